@@ -1,0 +1,262 @@
+"""experiment.toml -> one frozen Experiment, checked once at the door."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from study.errors import UsageError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$")]
+Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the image set lies; relative paths start at the experiment file's folder."""
+
+    __pydantic_config__ = _STRICT
+    index: Path
+    images: Path
+    split: Path | None = None
+    """The table patient -> part; by default beside the index."""
+    cache: Path | None = None
+    """Where each resolution's array is kept; by default the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and with how many trials."""
+
+    __pydantic_config__ = _STRICT
+    resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)]
+    architectures: Annotated[tuple[str, ...], Field(min_length=1)]
+    trials: PositiveInt
+    """Finished trials (complete and pruned) for each label."""
+    min_complete_per_resolution: PositiveInt = 6
+    learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
+    """Range at the reference batch of 128."""
+    batch: Literal["search", "largest"] | Annotated[int, Field(ge=2)] = "search"
+    min_batch_size: Annotated[int, Field(ge=2)] = 16
+    max_batch_size: Annotated[int, Field(ge=2)] = 1024
+    min_updates_per_epoch: PositiveInt = 20
+    pruner: Literal["median", "none"] = "median"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every trial's network is trained."""
+
+    __pydantic_config__ = _STRICT
+    epochs: PositiveInt
+    pretrained: bool = False
+    weights: Path | None = None
+    network_input: Resolution | None = None
+    """Enlarge every resolution to this input size, to separate lost information from lost geometry."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What the workers may use and how patient they are; may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    memory_budget_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one worker's training step; by default a share of the device's or the host's."""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """How often a trial whose worker died is taken up again."""
+    storage_patience_min: Annotated[float, Field(gt=0)] = 30.0
+    heartbeat_s: PositiveInt = 30
+    grace_s: PositiveInt = 180
+    """A running trial without a sign of life for this long is taken up by another worker."""
+    checkpoints: Path | None = None
+    """Folder that all workers see; by default beside the image cache."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named set of studies, one per label, over one image set."""
+
+    __pydantic_config__ = _STRICT
+    name: Name
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    data: Data
+    search: Search
+    training: Training
+    workers: Workers = field(default_factory=Workers)
+
+
+_ADAPTER = TypeAdapter(Experiment)
+
+# These may change under an old name: they say how much and where, never what a trial means.
+_FREE = ("data.index", "data.images", "data.split", "data.cache", "search.trials", "training.weights", "workers.")
+
+
+def load(path: Path) -> Experiment:
+    """Read and check an experiment file. UsageError names the file, the key, the value and the rule."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror or error}. `acuity new {path}` writes a template to start from"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text; an experiment file is TOML (`acuity new FILE` shows one)") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+    return resolve_paths(parse(table, source=str(path)), path.resolve().parent)
+
+
+def parse(table: dict[str, Any], *, source: str) -> Experiment:
+    """Check a table as read from TOML or from the database. Paths stay as written."""
+    try:
+        # Through JSON, since strict mode there takes lists for tuples and strings for paths, and nothing else.
+        experiment = _ADAPTER.validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_explain(error)}") from None
+    _check_together(experiment, source)
+    return experiment
+
+
+def to_table(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON's types, for the database; `parse` reads it back."""
+    table: dict[str, Any] = _ADAPTER.dump_python(experiment, mode="json")
+    return table
+
+
+def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """Make every relative path start at folder."""
+
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else folder / path.expanduser()
+
+    data, training, workers = experiment.data, experiment.training, experiment.workers
+    return dataclasses.replace(
+        experiment,
+        data=Data(
+            index=folder / data.index.expanduser(),
+            images=folder / data.images.expanduser(),
+            split=at(data.split),
+            cache=at(data.cache),
+        ),
+        training=dataclasses.replace(training, weights=at(training.weights)),
+        workers=dataclasses.replace(workers, checkpoints=at(workers.checkpoints)),
+    )
+
+
+def changes_of_meaning(old: Experiment, new: Experiment) -> list[str]:
+    """What differs between two experiments of one name that would change what a trial means: 'key: old -> new'."""
+    before, after = _flatten(to_table(old)), _flatten(to_table(new))
+    return [
+        f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_FREE)
+    ]
+
+
+def split_path(experiment: Experiment) -> Path:
+    """Where the split is kept: as the file says, else beside the index and shared by every experiment on it."""
+    index = experiment.data.index
+    return experiment.data.split or index.with_name(index.name.split(".")[0] + ".split.csv")
+
+
+def _check_together(experiment: Experiment, source: str) -> None:
+    search = experiment.search
+    for key, values in (("labels", experiment.labels), ("search.resolutions", search.resolutions)):
+        repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        if repeated:
+            raise UsageError(f"{source}: {key} has {', '.join(repeated)} more than once; name each once")
+    needed = len(search.resolutions) * search.min_complete_per_resolution
+    if search.trials < needed:
+        raise UsageError(
+            f"{source}: search.trials is {search.trials}, must be at least {needed}: {len(search.resolutions)} resolutions "
+            f"x min_complete_per_resolution = {search.min_complete_per_resolution}, so that each gets equal effort"
+        )
+    if len(search.architectures) > search.min_complete_per_resolution:
+        raise UsageError(
+            f"{source}: search.architectures has {len(search.architectures)} networks, must be at most "
+            f"min_complete_per_resolution = {search.min_complete_per_resolution}, so that each is tried at each resolution"
+        )
+    low, high = search.learning_rate
+    if not low < high:
+        raise UsageError(f"{source}: search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
+    if search.min_batch_size > search.max_batch_size:
+        raise UsageError(
+            f"{source}: search.min_batch_size is {search.min_batch_size}, must be at most max_batch_size = "
+            f"{search.max_batch_size}"
+        )
+    if experiment.training.pretrained and experiment.training.weights is not None:
+        raise UsageError(f"{source}: training.pretrained and training.weights are both given; keep one of the two")
+
+
+def _explain(error: ValidationError) -> str:
+    """One fault of a pydantic report as 'key has VALUE, RULE': a misspelt key before the one that it leaves missing."""
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] in unknown), faults[0])
+    location = [part for part in fault["loc"] if not _is_union_branch(part)]
+    key = ".".join(str(part) for part in location if isinstance(part, str))
+    kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if kind in unknown:
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_known_keys(location[:-1]))}"
+        return f"unknown key {key}{hint}"
+    if kind in ("missing", "missing_argument"):
+        return f"{key} is missing (`acuity new FILE` shows every key)"
+    if key.endswith("search.resolutions") and isinstance(given, int):
+        return f"{key} has {given}, must be a multiple of 8 between 16 and 2048"
+    if key == "search.batch":
+        return f'{key} is {_shown(given)}, must be "search", "largest" or a number from 2'
+    if kind == "string_pattern_mismatch":
+        allowed = {"name": "letters, digits, '.', '_' and '-' (64 at most)"}.get(key, "1 to 128 characters without '/'")
+        return f"{key} has {_shown(given)}, must be {allowed}"
+    if kind in ("too_short", "too_long"):
+        return f"{key} has {_shown(given)}, must be a list of at {'least' if kind == 'too_short' else 'most'} " + str(
+            context["min_length" if kind == "too_short" else "max_length"]
+        )
+    if kind in ("tuple_type", "list_type"):
+        return f"{key} has {_shown(given)}, must be a list in [ ]"
+    rule = str(context["error"]) if "error" in context else fault["msg"].removeprefix("Input should be ")
+    return f"{key} has {_shown(given)}, must be {rule[:1].lower()}{rule[1:]}"
+
+
+def _is_union_branch(part: object) -> bool:
+    """Pydantic puts the branch of a union, such as constrained-int or literal[...], into an error's location."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "constrained-int", "path", "str"))
+
+
+def _known_keys(location: list[Any]) -> list[str]:
+    table: Any = Experiment
+    for part in location:
+        table = {"data": Data, "search": Search, "training": Training, "workers": Workers}.get(str(part), table)
+    return [known.name for known in dataclasses.fields(table)]
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,108 @@
+"""What is searched and how: the static space, the first trials, the sampler and the pruner of an experiment."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, TPESampler
+
+from study.experiment import Experiment
+
+# Roberts 2018, the R2 sequence: additive recurrence by the inverse powers of the plastic number fills the unit square
+# evenly at every length, so that few first trials already spread over rates and batch sizes.
+_PLASTIC = 1.32471795724474602596
+_R2 = (1 / _PLASTIC, 1 / _PLASTIC**2)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One point of the search space."""
+
+    resolution: int
+    architecture: str
+    learning_rate: float
+    batch_size_exponent: int | None
+    """None where the batch policy leaves nothing to search."""
+
+
+def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[int, int]:
+    """Range of the exponent of two, fixed for the experiment: its top asks for the largest batch that any trial may run.
+
+    A range that depended on the other parameters would drop out of TPE's joint model.
+    """
+    search = experiment.search
+    largest = max(2, min(search.max_batch_size, training_images // search.min_updates_per_epoch))
+    high = math.ceil(math.log2(largest))
+    return min(math.floor(math.log2(search.min_batch_size)), high), high
+
+
+def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, int]) -> Configuration:
+    """Ask for all parameters at once: a trial that ended without some would leave TPE's joint space empty for good."""
+    search = experiment.search
+    return Configuration(
+        resolution=trial.suggest_categorical("resolution", search.resolutions),
+        architecture=trial.suggest_categorical("architecture", search.architectures),
+        learning_rate=trial.suggest_float("learning_rate", *search.learning_rate, log=True),
+        batch_size_exponent=(
+            trial.suggest_int("batch_size_exponent", *exponents) if search.batch == "search" else None
+        ),
+    )
+
+
+def choose_batch_size(configuration: Configuration, experiment: Experiment, *, feasible: int) -> int | None:
+    """The batch size that runs, or None where the experiment's fixed one is not feasible."""
+    policy = experiment.search.batch
+    if policy == "largest":
+        return feasible
+    if policy == "search":
+        assert configuration.batch_size_exponent is not None
+        return min(2**configuration.batch_size_exponent, feasible)
+    return policy if policy <= feasible else None
+
+
+def first_trials(experiment: Experiment, exponents: tuple[int, int]) -> list[dict[str, Any]]:
+    """Parameters of the trials that are enqueued first: every (resolution, architecture), then equal effort a resolution.
+
+    Round i holds the same rate, batch and architecture for every resolution, so that no resolution is judged by luck.
+    """
+    search = experiment.search
+    return [
+        first_trial(experiment, exponents, resolution=resolution, turn=turn)
+        for turn in range(search.min_complete_per_resolution)
+        for resolution in search.resolutions
+    ]
+
+
+def first_trial(
+    experiment: Experiment, exponents: tuple[int, int], *, resolution: int, turn: int
+) -> dict[str, Any]:
+    """Parameters of the first trial number `turn` of a resolution; turns beyond the minimum replace failed ones."""
+    search = experiment.search
+    rate_quantile, batch_quantile = ((0.5 + turn * step) % 1 for step in _R2)
+    low, high = (math.log(rate) for rate in search.learning_rate)
+    parameters: dict[str, Any] = {
+        "resolution": resolution,
+        "architecture": search.architectures[turn % len(search.architectures)],
+        "learning_rate": math.exp(low + rate_quantile * (high - low)),
+    }
+    if search.batch == "search":
+        lowest, highest = exponents
+        parameters["batch_size_exponent"] = lowest + int(batch_quantile * (highest - lowest + 1))
+    return parameters
+
+
+def make_sampler(seed: int) -> BaseSampler:
+    """Multivariate TPE with constant liar, Optuna 5's defaults; each worker passes another seed."""
+    return TPESampler(seed=seed)
+
+
+def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
+    """Median pruner, patient in the first fifth of the epochs and until as many trials are complete as run at once."""
+    if experiment.search.pruner == "none":
+        return NopPruner()
+    return MedianPruner(
+        n_startup_trials=max(8, running),
+        n_warmup_steps=math.ceil(0.2 * experiment.training.epochs),
+    )
