@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,7 +115,9 @@ def load(path: Path) -> Experiment:
             f"{path}: {error.strerror or error}. `acuity new {path}` writes a template to start from"
         ) from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8 text; an experiment file is TOML (`acuity new FILE` shows one)") from None
+        raise UsageError(
+            f"{path}: is not UTF-8 text; an experiment file is TOML (`acuity new FILE` shows one)"
+        ) from None
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -141,27 +144,36 @@ def to_table(experiment: Experiment) -> dict[str, Any]:
 
 def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     """Make every relative path start at folder."""
+    return _map_paths(experiment, lambda path: folder / path.expanduser())
 
-    def at(path: Path | None) -> Path | None:
-        return None if path is None else folder / path.expanduser()
 
-    data, training, workers = experiment.data, experiment.training, experiment.workers
+def move_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """The same experiment where the index's folder, with what lies in it, is at another place: on another host."""
+    old = experiment.data.index.parent
+    return _map_paths(experiment, lambda path: folder / path.relative_to(old) if path.is_relative_to(old) else path)
+
+
+def _map_paths(experiment: Experiment, function: Callable[[Path], Path]) -> Experiment:
+    def mapped(section: Any) -> Any:
+        paths = {known.name: getattr(section, known.name) for known in dataclasses.fields(section)}
+        return dataclasses.replace(
+            section, **{name: function(path) for name, path in paths.items() if isinstance(path, Path)}
+        )
+
     return dataclasses.replace(
         experiment,
-        data=Data(
-            index=folder / data.index.expanduser(),
-            images=folder / data.images.expanduser(),
-            split=at(data.split),
-            cache=at(data.cache),
-        ),
-        training=dataclasses.replace(training, weights=at(training.weights)),
-        workers=dataclasses.replace(workers, checkpoints=at(workers.checkpoints)),
+        data=mapped(experiment.data),
+        training=mapped(experiment.training),
+        workers=mapped(experiment.workers),
     )
 
 
 def changes_of_meaning(old: Experiment, new: Experiment) -> list[str]:
     """What differs between two experiments of one name that would change what a trial means: 'key: old -> new'."""
     before, after = _flatten(to_table(old)), _flatten(to_table(new))
+    if set(old.labels) <= set(new.labels):
+        # Another label is another study; it changes nothing of the trials that there are.
+        before["labels"] = after["labels"]
     return [
         f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())

@@ -75,9 +75,7 @@ def first_trials(experiment: Experiment, exponents: tuple[int, int]) -> list[dic
     ]
 
 
-def first_trial(
-    experiment: Experiment, exponents: tuple[int, int], *, resolution: int, turn: int
-) -> dict[str, Any]:
+def first_trial(experiment: Experiment, exponents: tuple[int, int], *, resolution: int, turn: int) -> dict[str, Any]:
     """Parameters of the first trial number `turn` of a resolution; turns beyond the minimum replace failed ones."""
     search = experiment.search
     rate_quantile, batch_quantile = ((0.5 + turn * step) % 1 for step in _R2)

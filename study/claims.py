@@ -1,0 +1,233 @@
+"""Which trial a worker runs next, and what becomes of trials whose worker is gone: exact budgets, nothing lost.
+
+Everything that changes how many trials a study has happens under the study's claim lock.
+"""
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+
+from storage.claim import claim_study
+from storage.database import Database
+from study.progress import read_progress
+from study.register import Registered, enqueue, study_name
+from study.search import first_trial, make_sampler
+
+logger = logging.getLogger(__name__)
+
+# What an attempt hands on, so that its successor ends with the value of the uninterrupted trial.
+_INHERITED = ("origin", "seed", "batch_size", "precision", "threads", "first", "retries", "attempt")
+
+CanHold = Callable[[dict[str, Any], int], bool]
+"""Whether this worker's device can train (parameters, batch size)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A trial that is this worker's to run."""
+
+    label: str
+    study: optuna.Study
+    trial_id: int
+    number: int
+    inherited: dict[str, Any]
+    running: int
+    """Trials of this study that were running when the claim was made."""
+
+    @property
+    def origin(self) -> int:
+        """Number of the trial's first attempt: its checkpoints carry it."""
+        return int(self.inherited.get("origin", self.number))
+
+    @property
+    def attempt(self) -> int:
+        return int(self.inherited.get("attempt", 1))
+
+    @property
+    def first(self) -> bool:
+        """One of the enqueued first trials, which are never pruned."""
+        return bool(self.inherited.get("first", False))
+
+    def training_seed(self, search_seed: int) -> int:
+        """From the experiment's seed, the study and the origin's number: the same on every worker."""
+        digest = hashlib.sha256(f"{search_seed}/{self.study.study_name}/{self.origin}".encode()).digest()
+        return int.from_bytes(digest[:4])
+
+
+def open_studies(database: Database, registered: Registered, *, sampler_seed: int) -> dict[str, optuna.Study]:
+    """The study of every label, with this worker's own sampler: workers with one seed would suggest the same."""
+    experiment = registered.experiment
+    return {
+        label: optuna.load_study(
+            storage=database.storage,
+            study_name=study_name(experiment.name, label),
+            sampler=make_sampler(sampler_seed + position),
+        )
+        for position, label in enumerate(experiment.labels)
+    }
+
+
+def claim_trial(
+    database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
+) -> Claim | None:
+    """Take a trial of the study that is furthest from its budget; None where every budget is spoken for."""
+    budget = registered.experiment.search.trials
+    open_labels = [
+        progress
+        for progress in read_progress(database, registered.experiment)
+        if progress.label in studies and progress.finished + progress.running < budget
+    ]
+    random.shuffle(open_labels)  # workers that start together do not all race for the first of equal labels
+    for progress in sorted(open_labels, key=lambda progress: progress.finished + progress.running):
+        claim = _claim_in(database, progress.label, studies[progress.label], budget=budget, can_hold=can_hold)
+        if claim is not None:
+            return claim
+    return None
+
+
+def _claim_in(database: Database, label: str, study: optuna.Study, *, budget: int, can_hold: CanHold) -> Claim | None:
+    study.get_trials(deepcopy=False)  # warms the cache, so that the lock is held for milliseconds
+    with claim_study(database, study._study_id):
+        finished, running = _count(database, study._study_id)
+        if finished + running >= budget:
+            return None
+        trial_id = _take_waiting(database, study, can_hold)
+        if trial_id is None:
+            trial_id = database.storage.create_new_trial(study._study_id)
+        # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
+        database.heartbeats.record_heartbeat(trial_id)
+    trial = database.storage.get_trial(trial_id)
+    inherited = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
+    return Claim(label, study, trial_id, trial.number, inherited, running)
+
+
+def _count(database: Database, study_id: int) -> tuple[int, int]:
+    query = text(
+        "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING') "
+        "from trials where study_id = :study_id"
+    )
+    with database.engine.connect() as connection:
+        finished, running = connection.execute(query, {"study_id": study_id}).one()
+    return int(finished), int(running)
+
+
+def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:
+    """Start the oldest waiting trial that this device can hold: interrupted ones before first ones."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for trial in sorted(waiting, key=lambda trial: ("origin" not in trial.user_attrs, trial.number)):
+        batch_size = trial.user_attrs.get("batch_size")
+        if batch_size is not None and not can_hold(trial.system_attrs["fixed_params"], batch_size):
+            continue
+        if database.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            return trial._trial_id
+    return None
+
+
+def hand_back(database: Database, claim: Claim, *, reason: str) -> None:
+    """Give a trial back at once, unfinished through no fault of its own: another worker goes on from its checkpoint."""
+    with claim_study(database, claim.study._study_id):
+        trial = database.storage.get_trial(claim.trial_id)
+        if trial.state is TrialState.RUNNING:
+            _requeue(database, claim.study, trial, reason=reason, retries=int(trial.user_attrs.get("retries", 0)))
+
+
+def reap(database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, grace_s: float) -> None:
+    """Requeue every trial of the experiment whose worker has shown no sign of life for grace_s, or give it up.
+
+    The caller must have been in touch with the database for as long: after an outage every heartbeat is old.
+    """
+    for study in studies.values():
+        if not _silent_trials(database, study._study_id, grace_s=grace_s, with_orphans=True):
+            continue
+        with claim_study(database, study._study_id):
+            for trial_id in _silent_trials(database, study._study_id, grace_s=grace_s, with_orphans=True):
+                _reap_trial(database, registered, study, database.storage.get_trial(trial_id))
+
+
+def _silent_trials(database: Database, study_id: int, *, grace_s: float, with_orphans: bool) -> list[int]:
+    query = text(
+        """
+        select t.trial_id from trials t left join trial_heartbeats h on h.trial_id = t.trial_id
+        where t.study_id = :study_id and t.state = 'RUNNING'
+            and ((h.trial_id is null and :with_orphans)
+                or h.heartbeat < (now() at time zone 'utc') - make_interval(secs => :grace_s))
+        order by t.trial_id
+        """
+    )
+    with database.engine.connect() as connection:
+        rows = connection.execute(
+            query, {"study_id": study_id, "grace_s": float(grace_s), "with_orphans": with_orphans}
+        )
+        return [int(row[0]) for row in rows]
+
+
+def _reap_trial(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial) -> None:
+    retries = int(trial.user_attrs.get("retries", 0)) + 1
+    limit = registered.experiment.workers.max_retries
+    if retries <= limit:
+        logger.warning("%s trial %d: its worker is gone; another one takes it up", study.study_name, trial.number)
+        _requeue(database, study, trial, reason="its worker is gone", retries=retries)
+        return
+    logger.error("%s trial %d: given up after %d workers died on it", study.study_name, trial.number, retries)
+    fail(database, registered, study, trial, reason=f"given up: {retries} workers died on it")
+
+
+def fail(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
+    """End a trial as FAILED for good, outside the budget; a first trial's resolution gets another one instead.
+
+    Called under the study's claim lock.
+    """
+    if trial.user_attrs.get("first"):
+        resolution = (trial.params or trial.system_attrs["fixed_params"])["resolution"]
+        turns = sum(
+            other.user_attrs.get("first", False)
+            and "origin" not in other.user_attrs
+            and other.system_attrs["fixed_params"]["resolution"] == resolution
+            for other in study.get_trials(deepcopy=False)
+        )
+        parameters = first_trial(registered.experiment, registered.exponents, resolution=resolution, turn=turns)
+        enqueue(database, study, parameters, attributes={"first": True})
+    _end(database, trial, {"reason": reason})
+
+
+def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str, retries: int) -> None:
+    """Enqueue the next attempt at a trial, then end this one. Called under the study's claim lock."""
+    origin = int(trial.user_attrs.get("origin", trial.number))
+    attempt = int(trial.user_attrs.get("attempt", 1)) + 1
+    known = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
+    successors = [
+        other._trial_id
+        for other in study.get_trials(deepcopy=False)
+        if other.user_attrs.get("origin") == origin and other.user_attrs.get("attempt") == attempt
+    ]
+    if not successors:  # else a worker that died between the two steps has enqueued it before
+        successors = [
+            enqueue(
+                database,
+                study,
+                trial.system_attrs.get("fixed_params", {}) | trial.params,
+                attributes=known | {"origin": origin, "attempt": attempt, "retries": retries},
+            )
+        ]
+    if not _end(database, trial, {"requeued": True, "reason": reason}):
+        # The worker came back and told its trial meanwhile; nobody can have taken the successor under our lock.
+        _end(database, database.storage.get_trial(successors[0]), {"requeued": True, "reason": "not needed after all"})
+
+
+def _end(database: Database, trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
+    """FAIL a trial, its attributes first, since a finished trial takes none. False where it had ended by itself."""
+    try:
+        for key, value in attributes.items():
+            database.storage.set_trial_user_attr(trial._trial_id, key, value)
+        database.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""The command `acuity`: each function parses, makes one call and prints.
+
+Heavy packages are imported inside the commands, so that help answers at once.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _ExampleCommand(click.Command):
+    """A command whose help ends with an example."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        super().__init__(*args, epilog=f"\b\nExample:\n  {example}", **kwargs)
+
+
+def _command(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with the options that every command has, and an example in its help."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for option in (
+            click.option("-v", "--verbose", is_flag=True, help="Log more, and show the traceback of an error."),
+            click.option(
+                "--storage",
+                metavar="URL",
+                help="postgresql://user@host/database; by default $ACUITY_STORAGE, else the embedded server.",
+            ),
+        ):
+            function = option(function)
+        command: click.Command = acuity.command(cls=_ExampleCommand, example=example)(function)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="acuity-hpo", prog_name="acuity")
+def acuity() -> None:
+    """Find the image resolution that each diagnosis needs."""
+
+
+@_command("acuity demo")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="By default one a GPU, else two.")
+def demo(folder: Path, workers: int | None, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Search synthetic radiographs whose needs are known, start to end in minutes."""
+    from study.demo import run_demo
+
+    run_demo(folder, storage_url=storage, workers=workers)
+
+
+@_command("acuity new nih.toml")
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Write a commented experiment file to start from."""
+    from study.template import write_template
+
+    write_template(file)
+    click.echo(f"wrote {file}: set labels, [data] and [search], then `acuity launch {file}`", err=True)
+
+
+@_command("acuity launch nih.toml --workers 2")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+def launch(file: Path, workers: int | None, device: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Run an experiment on this host until every label has its trials, then print the answer."""
+    from rich.console import Console
+
+    from storage.database import open_storage
+    from study import experiment as experiments
+    from study.answer import read_answer
+    from study.launch import launch as launch_experiment
+    from study.tables import answer_table
+
+    experiment = experiments.load(file)
+    with open_storage(storage) as database:
+        launch_experiment(database, experiment, workers=workers, device=device, console=Console(stderr=True))
+        Console().print(answer_table(read_answer(database, experiment.name)))
+
+
+@_command("acuity worker nih --data /data/nih")
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the index's folder lies on this host.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
+@click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
+def worker(
+    name: str, data: Path | None, device: str, workers: int, threads: int | None, storage: str | None, verbose: bool
+) -> None:
+    """Run one worker of an experiment that has been launched before, on this host or another."""
+    from study.worker import run_worker
+
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
+    grown = run_worker(name, storage_url=storage, folder=data, device=device, workers=workers, threads=threads)
+    if grown:
+        os.execv(sys.executable, [sys.executable, "-m", "study", *sys.argv[1:]])
+
+
+@_command("acuity status nih")
+@click.argument("name")
+def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Show how far each label of an experiment is."""
+    from rich.console import Console
+
+    from storage.database import open_storage
+    from study.progress import read_progress
+    from study.register import recall
+    from study.tables import progress_table
+
+    with open_storage(storage) as database:
+        experiment = recall(database, name).experiment
+        progress = read_progress(database, experiment)
+    Console().print(progress_table(progress, budget=experiment.search.trials, title=name))
+
+
+@_command("acuity dashboard --port 8080")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
+def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Serve optuna-dashboard on the storage, for this host alone and read-only."""
+    from storage.database import open_storage
+    from study.dashboard import serve_dashboard
+
+    with open_storage(storage) as database:
+        serve_dashboard(
+            database,
+            port=port,
+            writable=writable,
+            announce=lambda address: click.echo(f"{address}  (Ctrl-C ends it)", err=True),
+        )
+
+
+@_command("acuity best nih --format json")
+@click.argument("name")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def best(name: str, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Print the best resolution per label."""
+    from rich.console import Console
+
+    from storage.database import open_storage
+    from study.answer import read_answer
+    from study.tables import answer_table
+
+    with open_storage(storage) as database:
+        answer = read_answer(database, name)
+    if form == "json":
+        click.echo(json.dumps(answer.to_json(), indent=2))
+    else:
+        Console().print(answer_table(answer))
+
+
+@_command("acuity delete nih")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(name: str, yes: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Delete an experiment with all its trials; images, split and cache stay."""
+    from storage.database import open_storage
+    from storage.experiments import delete_experiment
+    from study.progress import read_progress
+    from study.register import recall
+
+    with open_storage(storage) as database:
+        progress = read_progress(database, recall(database, name).experiment)
+        trials = sum(entry.finished + entry.running for entry in progress)
+        if not yes:
+            click.confirm(f"Delete {name} with {trials} trials of {len(progress)} labels?", abort=True, err=True)
+        delete_experiment(database, name)
+    click.echo(f"deleted {name}", err=True)
+
+
+def main() -> None:
+    """Run a command; the user's mistakes become one line on stderr and exit status 1."""
+    verbose = bool({"-v", "--verbose"} & set(sys.argv))
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        acuity.main(prog_name="acuity")
+    except Exception as error:
+        if verbose or not _is_users(error):
+            raise
+        click.echo(f"acuity: {error}", err=True)
+        sys.exit(1)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether this is a mistake that the message itself explains."""
+    from objectives.errors import InputError
+    from storage.errors import StorageError
+    from study.errors import UsageError
+
+    return isinstance(error, InputError | StorageError | UsageError)

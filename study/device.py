@@ -1,0 +1,114 @@
+"""What this worker trains on, and the largest batch that it can hold there."""
+
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from objectives.batch_size import estimate_step_memory, largest_batch, memory_budget
+from storage.database import Database
+from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+from study.errors import UsageError
+from study.experiment import Experiment
+
+_SLACK_BYTES = 2**29  # thread stacks, images on their way to the network, the interpreter's own growth
+
+
+@dataclass(frozen=True)
+class Device:
+    """A worker's share of a device."""
+
+    torch_device: torch.device
+    name: str
+    threads: int
+    memory_budget_bytes: int
+
+
+def open_device(
+    choice: str, *, workers: int, threads: int | None = None, memory_budget_gib: float | None = None
+) -> Device:
+    """Take a share of a device: "auto", "cpu", "cuda" or "cuda:1"; workers is how many share it."""
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(choice)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {choice} cannot be used here ({reason}); use --device cpu or another one") from None
+    share = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    torch.set_num_threads(share)
+    return Device(
+        torch_device=device,
+        name=_device_name(device),
+        threads=share,
+        memory_budget_bytes=memory_budget(device, workers=workers, memory_gib=memory_budget_gib),
+    )
+
+
+def memory_limit(
+    database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int
+) -> int:
+    """The largest batch by memory alone, from the fleet's shared table or worked out here and put there."""
+    key = _key(device, experiment, architecture, resolution)
+    known = read_feasible_batch(database, key)
+    if known is not None:
+        return known
+    memory = estimate_step_memory(architecture, input_size=key.input_size, precision=key.precision)
+    limit = largest_batch(memory, device.memory_budget_bytes)
+    write_feasible_batch(database, key, limit)
+    return limit
+
+
+def lower_memory_limit(
+    database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int, limit: int
+) -> None:
+    """Tell the fleet that a real step ran out of memory above this limit."""
+    write_feasible_batch(database, _key(device, experiment, architecture, resolution), limit)
+
+
+def _key(device: Device, experiment: Experiment, architecture: str, resolution: int) -> FeasibleBatchKey:
+    training = experiment.training
+    return FeasibleBatchKey(
+        device=device.name,
+        memory_budget_bytes=device.memory_budget_bytes,
+        architecture=architecture,
+        input_size=training.network_input or resolution,
+        precision=training.precision,
+        channels_last=False,
+        torch_version=torch.__version__,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}"
+
+
+def limit_memory(device: Device) -> None:
+    """On a CPU, let an allocation beyond the budget fail with an error, where Linux would kill the process later."""
+    if device.torch_device.type != "cpu":
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, device.memory_budget_bytes / torch.cuda.get_device_properties(device.torch_device).total_memory),
+            device.torch_device,
+        )
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _status_bytes("VmData") + device.memory_budget_bytes + _SLACK_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"/proc/self/status has no {key}")

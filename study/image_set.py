@@ -1,0 +1,70 @@
+"""An experiment's image set, opened: index, split and cached pixels, checked against the experiment."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from objectives.image_cache import build_cache, open_cache
+from objectives.index import ImageIndex, read_index
+from objectives.split import Split, check_label, read_or_make_split
+from objectives.training import LabelledImages
+from study.experiment import Experiment, split_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """What a worker holds of an image set; the pixels stay on disk, mapped into memory."""
+
+    index: ImageIndex
+    split: Split
+    cache: Path
+
+
+def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
+    """Read the index, read or write the split, and build what is missing of the cache.
+
+    progress: called with (images done, images in all) while the cache is built.
+    """
+    index = read_index(experiment.data.index, images=experiment.data.images)
+    split = read_or_make_split(index, path=split_path(experiment))
+    for label in experiment.labels:
+        check_label(index, split, label)
+    cache = cache_folder(experiment, index)
+    build_cache(index, folder=cache, resolutions=experiment.search.resolutions, progress=progress)
+    return ImageSet(index=index, split=split, cache=cache)
+
+
+def cache_folder(experiment: Experiment, index: ImageIndex) -> Path:
+    """Where the arrays of this image set are kept: experiments on one index share them."""
+    return experiment.data.cache or Path(platformdirs.user_cache_dir("acuity")) / index.sha256[:16]
+
+
+def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
+    """Training images of the label that has most of them (labels may be missing for some images)."""
+    rows = image_set.split.rows("training")
+    return max(int(np.isfinite(image_set.index.target(label)[rows]).sum()) for label in labels)
+
+
+def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> LabelledImages:
+    """The images of one label at one resolution, with their training and validation rows."""
+    targets = image_set.index.target(label)
+    known = np.isfinite(targets)
+    patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
+
+    def rows(part: str) -> np.ndarray:
+        all_rows = image_set.split.rows(part)
+        return all_rows[known[all_rows]]
+
+    return LabelledImages(
+        images=open_cache(image_set.index, folder=image_set.cache, resolution=resolution),
+        targets=targets,
+        patients=patients,
+        training=rows("training"),
+        validation=rows("validation"),
+    )

@@ -1,0 +1,89 @@
+"""`acuity launch`: image set, registration, workers and live progress, from an experiment file to finished budgets."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from objectives.network import check_architecture
+from storage.database import Database
+from study.experiment import Experiment
+from study.fleet import run_fleet
+from study.image_set import ImageSet, open_image_set
+from study.progress import read_progress
+from study.register import Registered, register
+from study.tables import Pace, progress_line, progress_table
+
+_LINE_EVERY_S = 10.0
+
+
+def launch(
+    database: Database, experiment: Experiment, *, workers: int | None, device: str, console: Console
+) -> Registered:
+    """Run the experiment on this host until every label has its budget. workers: by default one a GPU, else one a core pair."""
+    for architecture in experiment.search.architectures:
+        check_architecture(architecture)
+    image_set = _open_with_progress(experiment, console)
+    registered = register(database, experiment, image_set)
+    workers = workers or default_workers(device)
+    budget = experiment.search.trials
+    before = read_progress(database, experiment)
+    missing = sum(max(0, budget - entry.finished) for entry in before)
+    if missing == 0:
+        console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
+        return registered
+    console.print(
+        f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels on {database.place}, "
+        f"{workers} worker{'s' if workers > 1 else ''}"
+    )
+    pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
+    with _live(database, experiment, pace, console) as refresh:
+        run_fleet(database, registered, workers=workers, device=device, refresh=refresh)
+    return registered
+
+
+def default_workers(device: str) -> int:
+    """One worker a GPU; on CPUs two, or one on a single core."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return min(2, len(os.sched_getaffinity(0)))
+
+
+def _open_with_progress(experiment: Experiment, console: Console) -> ImageSet:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("decoding images", total=None)
+        return open_image_set(experiment, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+@contextmanager
+def _live(database: Database, experiment: Experiment, pace: Pace, console: Console) -> Iterator[Callable[[int], None]]:
+    """A table that redraws itself on a terminal, a line every ten seconds elsewhere."""
+    budget = experiment.search.trials
+    last_line = 0.0
+
+    def line(alive: int) -> None:
+        nonlocal last_line
+        if alive and time.monotonic() - last_line < _LINE_EVERY_S:
+            return
+        last_line = time.monotonic()
+        progress = read_progress(database, experiment)
+        console.print(progress_line(progress, budget=budget, left=pace.left(progress, budget=budget)))
+
+    if not console.is_terminal:
+        yield line
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def redraw(alive: int) -> None:
+            progress = read_progress(database, experiment)
+            left = pace.left(progress, budget=budget)
+            title = f"{experiment.name}: {alive} worker{'s' if alive != 1 else ''}, time left: {left}"
+            live.update(progress_table(progress, budget=budget, title=title), refresh=True)
+
+        yield redraw

@@ -1,0 +1,124 @@
+"""An experiment's entry in the database: made at its first launch, checked by every later command and worker."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from storage.claim import claim_study
+from storage.database import Database
+from storage.experiments import StoredExperiment, find_experiment, read_experiment, save_experiment
+from study.errors import UsageError
+from study.experiment import Experiment, changes_of_meaning, move_paths, parse, to_table
+from study.image_set import ImageSet, training_images
+from study.search import batch_size_exponents, first_trials
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An experiment as its studies know it."""
+
+    experiment: Experiment
+    exponents: tuple[int, int]
+    """Range of the search's batch_size_exponent, fixed at the first launch."""
+    index_sha256: str
+    split_sha256: str
+
+
+def register(database: Database, experiment: Experiment, image_set: ImageSet) -> Registered:
+    """Write the experiment with its studies and first trials, or update what may change of it under its name.
+
+    UsageError where the file, the index or the split differ from the stored ones in a way that changes what a trial means.
+    """
+    registered = Registered(
+        experiment=experiment,
+        exponents=batch_size_exponents(experiment, training_images(image_set, experiment.labels)),
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+    )
+    stored = find_experiment(database, experiment.name)
+    if stored is not None:
+        earlier = _from_stored(stored)
+        differences = changes_of_meaning(earlier.experiment, experiment)
+        if differences:
+            raise UsageError(
+                f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both would "
+                f"not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
+            )
+        check_same_images(earlier, image_set)
+        registered = replace(registered, exponents=earlier.exponents)
+    save_experiment(
+        database,
+        experiment.name,
+        definition={"experiment": to_table(experiment), "batch_size_exponents": list(registered.exponents)},
+        index_sha256=registered.index_sha256,
+        split_sha256=registered.split_sha256,
+    )
+    for label in experiment.labels:
+        _make_study(database, registered, label)
+    return registered
+
+
+def recall(database: Database, name: str, *, folder: Path | None = None) -> Registered:
+    """Read a registered experiment; folder is where the index's folder lies on this host, if elsewhere."""
+    registered = _from_stored(read_experiment(database, name))
+    if folder is None:
+        return registered
+    return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+
+
+def check_same_images(registered: Registered, image_set: ImageSet) -> None:
+    """UsageError where this host's index or split is not the one that the experiment's trials were made with."""
+    name = registered.experiment.name
+    for what, mine, theirs in (
+        ("index", image_set.index.sha256, registered.index_sha256),
+        ("split", image_set.split.sha256, registered.split_sha256),
+    ):
+        if mine != theirs:
+            raise UsageError(
+                f"the {what} here (SHA-256 {mine[:12]}) is not the one of experiment {name} ({theirs[:12]}): AUCs of other "
+                f"patients do not compare. Copy that {what} here, or give the experiment another name"
+            )
+
+
+def study_name(experiment: str, label: str) -> str:
+    """The Optuna study of a label."""
+    return f"{experiment}/{label}"
+
+
+def _make_study(database: Database, registered: Registered, label: str) -> None:
+    experiment = registered.experiment
+    study = optuna.create_study(
+        storage=database.storage,
+        study_name=study_name(experiment.name, label),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    with claim_study(database, study._study_id):
+        if study.get_trials(deepcopy=False):
+            return
+        study.set_metric_names(["validation AUC"])
+        for parameters in first_trials(experiment, registered.exponents):
+            enqueue(database, study, parameters, attributes={"first": True})
+
+
+def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:
+    """Add a waiting trial whose parameters are given and return its id. Called under the study's claim lock."""
+    return database.storage.create_new_trial(
+        study._study_id,
+        template_trial=create_trial(
+            state=TrialState.WAITING, system_attrs={"fixed_params": parameters}, user_attrs=attributes
+        ),
+    )
+
+
+def _from_stored(stored: StoredExperiment) -> Registered:
+    low, high = stored.definition["batch_size_exponents"]
+    return Registered(
+        experiment=parse(stored.definition["experiment"], source="the stored experiment"),
+        exponents=(low, high),
+        index_sha256=stored.index_sha256,
+        split_sha256=stored.split_sha256,
+    )

@@ -1,0 +1,49 @@
+"""What a worker process holds for its whole life."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import optuna
+
+from storage.checkpoints import Checkpoints
+from storage.database import Database, patiently
+from study.device import Device
+from study.experiment import Experiment
+from study.heartbeat import Contact
+from study.image_set import ImageSet
+from study.register import Registered
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Station:
+    """A worker's place: the shared ground under it, its images, its device."""
+
+    database: Database
+    registered: Registered
+    studies: Mapping[str, optuna.Study]
+    image_set: ImageSet
+    device: Device
+    checkpoints: Checkpoints
+    contact: Contact
+    stop: threading.Event
+    """Set by SIGTERM and by Ctrl-C: the worker hands its trial back and leaves."""
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.registered.experiment
+
+    def patiently(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a storage function, waiting out an outage as long as the experiment's patience lasts."""
+        patience_s = 60 * self.experiment.workers.storage_patience_min
+
+        def call() -> T:
+            return function(*args, **kwargs)
+
+        result = patiently(call, patience_s=patience_s, give_up=self.stop.is_set, on_outage=self.contact.lost)
+        self.contact.seen()
+        return result

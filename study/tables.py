@@ -1,0 +1,118 @@
+"""What a person sees at the terminal: progress while workers run, and the answer as a table."""
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from study.answer import Answer, LabelAnswer
+from study.progress import Progress
+
+
+@dataclass
+class Pace:
+    """Estimates the time left from what has finished since the launch."""
+
+    began: float
+    finished_before: int
+
+    def left(self, progress: list[Progress], *, budget: int) -> str:
+        finished = sum(entry.finished for entry in progress)
+        remaining = sum(max(0, budget - entry.finished) for entry in progress)
+        since = finished - self.finished_before
+        if remaining == 0:
+            return "done"
+        if since < 2:
+            return "estimating"
+        return f"about {duration(remaining * (time.monotonic() - self.began) / since)}"
+
+
+def duration(seconds: float) -> str:
+    """A time span as a person says it: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def progress_table(progress: list[Progress], *, budget: int, title: str) -> Group:
+    """A bar per label with its trials by state and the best AUC so far."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("label", "", "finished", "pruned", "running", "failed", "best AUC so far"):
+        table.add_column(heading, justify="left" if heading in ("label", "") else "right")
+    for entry in progress:
+        table.add_row(
+            Text(entry.label),
+            ProgressBar(total=budget, completed=min(entry.finished, budget), width=24),
+            f"{entry.finished}/{budget}",
+            str(entry.pruned),
+            str(entry.running),
+            str(entry.failed),
+            "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
+        )
+    return Group(Text(title), table)
+
+
+def progress_line(progress: list[Progress], *, budget: int, left: str) -> str:
+    """The same in one line, for a log."""
+    parts = [
+        f"{entry.label} {entry.finished}/{budget}"
+        + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
+        for entry in progress
+    ]
+    return f"{'; '.join(parts)}; time left: {left}"
+
+
+def answer_table(answer: Answer) -> Group:
+    """One table: a row per label with its best configuration, then the AUC at each resolution."""
+    best = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, justify in (
+        ("label", "left"),
+        ("best px", "right"),
+        ("AUC (95 %)", "right"),
+        ("architecture", "left"),
+        ("batch", "right"),
+        ("feasible", "right"),
+        ("rate", "right"),
+        ("trials", "right"),
+    ):
+        best.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for entry in answer.labels:
+        best.add_row(*_best_row(entry))
+    resolutions = [at.resolution for at in answer.labels[0].by_resolution]
+    by_resolution = Table(box=None, pad_edge=False, header_style="bold")
+    by_resolution.add_column("AUC at")
+    for resolution in resolutions:
+        by_resolution.add_column(f"{resolution} px", justify="right")
+    for entry in answer.labels:
+        cells = [
+            "-" if at.auc is None else f"{at.auc:.3f} ({at.auc_low:.2f}-{at.auc_high:.2f})"
+            for at in entry.by_resolution
+        ]
+        by_resolution.add_row(Text(entry.label), *cells)
+    note = Text(
+        "AUC on validation patients, on which these configurations were chosen: optimistic, and no verdict on resolution.",
+        style="italic",
+    )
+    return Group(best, Text(), by_resolution, Text(), note)
+
+
+def _best_row(entry: LabelAnswer) -> list[Text | str]:
+    trials = f"{entry.trials['complete']} + {entry.trials['pruned']} pruned"
+    if entry.best is None:
+        return [Text(entry.label), "-", "no complete trial yet", "", "", "", "", trials]
+    best = entry.best
+    return [
+        Text(entry.label),
+        str(best.resolution),
+        f"{best.auc:.3f} ({best.auc_low:.2f}-{best.auc_high:.2f})",
+        best.architecture,
+        str(best.batch_size),
+        str(best.feasible_batch_size),
+        f"{best.learning_rate:.2g}",
+        trials,
+    ]

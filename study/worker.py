@@ -1,0 +1,137 @@
+"""The main path of a worker: pick the label furthest from its budget, ask, train, report, tell."""
+
+import logging
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from storage.checkpoints import open_checkpoints
+from storage.database import open_storage
+from study.attempt import run_attempt
+from study.claims import claim_trial, open_studies, reap
+from study.device import limit_memory, memory_limit, open_device, resident_bytes
+from study.errors import UsageError
+from study.heartbeat import Contact
+from study.image_set import cache_folder, open_image_set
+from study.progress import failed_trials, labels_that_fail, read_progress
+from study.register import check_same_images, recall
+from study.station import Station
+
+logger = logging.getLogger(__name__)
+
+_IDLE_S = 1.0
+_GROWTH_BYTES = 2**30
+
+
+def run_worker(
+    name: str,
+    *,
+    storage_url: str | None = None,
+    folder: Path | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    threads: int | None = None,
+) -> bool:
+    """Run trials of the experiment until every label has its budget, or until SIGTERM.
+
+    folder: where the index's folder lies on this host, if elsewhere. workers: how many share the device.
+    Returns True where the process has grown so much that a fresh one should go on in its place.
+    """
+    with _stop_signals() as stop, open_storage(storage_url) as database:
+        registered = recall(database, name, folder=folder)
+        experiment = registered.experiment
+        image_set = open_image_set(experiment)
+        check_same_images(registered, image_set)
+        share = open_device(
+            device, workers=workers, threads=threads, memory_budget_gib=experiment.workers.memory_budget_gib
+        )
+        limit_memory(share)
+        checkpoints = experiment.workers.checkpoints or cache_folder(experiment, image_set.index) / "checkpoints"
+        station = Station(
+            database=database,
+            registered=registered,
+            studies=open_studies(database, registered, sampler_seed=random.SystemRandom().randrange(2**31)),
+            image_set=image_set,
+            device=share,
+            checkpoints=open_checkpoints(str(checkpoints)),
+            contact=Contact(longest_gap_s=experiment.workers.grace_s / 2),
+            stop=stop,
+        )
+        return _work(station)
+
+
+def _work(station: Station) -> bool:
+    failed_before = station.patiently(failed_trials, station.database, station.experiment)
+    failing: dict[str, str] = {}
+    size_at_first: int | None = None
+    while not station.stop.is_set():
+        _reap(station)
+        failing |= station.patiently(labels_that_fail, station.database, station.experiment, except_for=failed_before)
+        studies = {label: study for label, study in station.studies.items() if label not in failing}
+        claim = station.patiently(
+            claim_trial,
+            station.database,
+            station.registered,
+            studies,
+            can_hold=lambda parameters, batch_size: _can_hold(station, parameters, batch_size),
+        )
+        if claim is not None:
+            run_attempt(station, claim)
+            size_at_first = size_at_first or resident_bytes()
+            if resident_bytes() - size_at_first > _GROWTH_BYTES:
+                logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
+                return True
+        elif _nothing_left(station, studies):
+            break
+        else:
+            # Others run the last trials; stay, in case one of them dies.
+            station.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
+    if failing:
+        raise UsageError(
+            "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
+        )
+    return False
+
+
+def _reap(station: Station) -> None:
+    """After an outage, or a pause of this process, everybody's heartbeat is old: wait a whole grace period first."""
+    grace_s = station.experiment.workers.grace_s
+    station.contact.seen()
+    if station.contact.unbroken_s() > grace_s:
+        station.patiently(reap, station.database, station.registered, station.studies, grace_s=grace_s)
+
+
+def _can_hold(station: Station, parameters: dict[str, Any], batch_size: int) -> bool:
+    if not {"architecture", "resolution"} <= parameters.keys():
+        return True
+    limit = memory_limit(
+        station.database,
+        station.device,
+        station.experiment,
+        architecture=parameters["architecture"],
+        resolution=parameters["resolution"],
+    )
+    return batch_size <= limit
+
+
+def _nothing_left(station: Station, labels: object) -> bool:
+    budget = station.experiment.search.trials
+    progress = station.patiently(read_progress, station.database, station.experiment)
+    return all(entry.finished >= budget for entry in progress if entry.label in labels)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM (preemption, docker stop) and Ctrl-C set."""
+    stop = threading.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    earlier = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, earlier, strict=True):
+            signal.signal(number, handler)
