@@ -1,1 +1,1 @@
-"""Composes objectives and storage: experiments, the search, workers, the answer. The only package that a person calls."""
+"""Composes objectives and storage: experiments, search, workers, answer. The one that a person calls."""

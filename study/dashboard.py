@@ -33,7 +33,7 @@ def serve_dashboard(
 
 
 def read_only(app: Wsgi) -> Wsgi:
-    """Let only requests through that change nothing: optuna-dashboard has no login, and would delete a study for anyone."""
+    """Let only requests through that change nothing: optuna-dashboard itself would delete a study for anyone."""
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):

@@ -196,13 +196,13 @@ def _check_together(experiment: Experiment, source: str) -> None:
     needed = len(search.resolutions) * search.min_complete_per_resolution
     if search.trials < needed:
         raise UsageError(
-            f"{source}: search.trials is {search.trials}, must be at least {needed}: {len(search.resolutions)} resolutions "
-            f"x min_complete_per_resolution = {search.min_complete_per_resolution}, so that each gets equal effort"
+            f"{source}: search.trials is {search.trials}, must be at least {needed}: {len(search.resolutions)} "
+            f"resolutions x min_complete_per_resolution = {search.min_complete_per_resolution}, equal effort for each"
         )
     if len(search.architectures) > search.min_complete_per_resolution:
         raise UsageError(
             f"{source}: search.architectures has {len(search.architectures)} networks, must be at most "
-            f"min_complete_per_resolution = {search.min_complete_per_resolution}, so that each is tried at each resolution"
+            f"min_complete_per_resolution = {search.min_complete_per_resolution}, to try each at each resolution"
         )
     low, high = search.learning_rate
     if not low < high:
@@ -228,6 +228,8 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_known_keys(location[:-1]))}"
         return f"unknown key {key}{hint}"
+    if kind in ("missing", "missing_argument") and isinstance(fault["loc"][-1], int):
+        return f"{key} has too few values; it takes two, the lowest and the highest"
     if kind in ("missing", "missing_argument"):
         return f"{key} is missing (`acuity new FILE` shows every key)"
     if key.endswith("search.resolutions") and isinstance(given, int):

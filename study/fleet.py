@@ -79,7 +79,7 @@ def run_fleet(
 
 
 def _alive(members: list[_Member]) -> bool:
-    """Restart who crashed; False once all have ended. UsageError with a worker's last words where that does not help."""
+    """Restart who crashed; False once all have ended. UsageError where that does not help."""
     for member in members:
         code = member.ended()
         if code in (None, 0):

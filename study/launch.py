@@ -25,7 +25,10 @@ _LINE_EVERY_S = 10.0
 def launch(
     database: Database, experiment: Experiment, *, workers: int | None, device: str, console: Console
 ) -> Registered:
-    """Run the experiment on this host until every label has its budget. workers: by default one a GPU, else one a core pair."""
+    """Run the experiment on this host until every label has its budget.
+
+    workers: by default one a GPU, else two.
+    """
     for architecture in experiment.search.architectures:
         check_architecture(architecture)
     image_set = _open_with_progress(experiment, console)

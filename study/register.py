@@ -30,7 +30,7 @@ class Registered:
 def register(database: Database, experiment: Experiment, image_set: ImageSet) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
-    UsageError where the file, the index or the split differ from the stored ones in a way that changes what a trial means.
+    UsageError where the file, the index or the split differ from the stored ones so that trials would not compare.
     """
     registered = Registered(
         experiment=experiment,
@@ -44,8 +44,8 @@ def register(database: Database, experiment: Experiment, image_set: ImageSet) ->
         differences = changes_of_meaning(earlier.experiment, experiment)
         if differences:
             raise UsageError(
-                f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both would "
-                f"not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
+                f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both "
+                f"would not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
             )
         check_same_images(earlier, image_set)
         registered = replace(registered, exponents=earlier.exponents)
@@ -78,8 +78,8 @@ def check_same_images(registered: Registered, image_set: ImageSet) -> None:
     ):
         if mine != theirs:
             raise UsageError(
-                f"the {what} here (SHA-256 {mine[:12]}) is not the one of experiment {name} ({theirs[:12]}): AUCs of other "
-                f"patients do not compare. Copy that {what} here, or give the experiment another name"
+                f"the {what} here (SHA-256 {mine[:12]}) is not the one of experiment {name} ({theirs[:12]}): AUCs of "
+                f"other patients do not compare. Copy that {what} here, or give the experiment another name"
             )
 
 

@@ -26,7 +26,7 @@ class Reporter:
         self._unsent.append((epoch, auc))
         try:
             self._send()
-            prune = self._prunable and self._trial.should_prune()
+            prune = self._prunable and bool(self._trial.should_prune())
         except OUTAGES as error:
             # Training is worth more than a report that is late; the storage is waited for when the trial ends.
             self._station.contact.lost()

@@ -4,16 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
+from scipy.stats.qmc import LatinHypercube
 
 from study.experiment import Experiment
-
-# Roberts 2018, the R2 sequence: additive recurrence by the inverse powers of the plastic number fills the unit square
-# evenly at every length, so that few first trials already spread over rates and batch sizes.
-_PLASTIC = 1.32471795724474602596
-_R2 = (1 / _PLASTIC, 1 / _PLASTIC**2)
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Configuration:
 
 
 def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[int, int]:
-    """Range of the exponent of two, fixed for the experiment: its top asks for the largest batch that any trial may run.
+    """Range of the exponent of two, fixed for the experiment: its top means the largest feasible batch.
 
     A range that depended on the other parameters would drop out of TPE's joint model.
     """
@@ -63,7 +61,7 @@ def choose_batch_size(configuration: Configuration, experiment: Experiment, *, f
 
 
 def first_trials(experiment: Experiment, exponents: tuple[int, int]) -> list[dict[str, Any]]:
-    """Parameters of the trials that are enqueued first: every (resolution, architecture), then equal effort a resolution.
+    """Parameters of the trials enqueued first: every (resolution, architecture), then equal effort a resolution.
 
     Round i holds the same rate, batch and architecture for every resolution, so that no resolution is judged by luck.
     """
@@ -78,7 +76,9 @@ def first_trials(experiment: Experiment, exponents: tuple[int, int]) -> list[dic
 def first_trial(experiment: Experiment, exponents: tuple[int, int], *, resolution: int, turn: int) -> dict[str, Any]:
     """Parameters of the first trial number `turn` of a resolution; turns beyond the minimum replace failed ones."""
     search = experiment.search
-    rate_quantile, batch_quantile = ((0.5 + turn * step) % 1 for step in _R2)
+    rate_quantile, batch_quantile = _spread(search.min_complete_per_resolution, search.seed)[
+        turn % search.min_complete_per_resolution
+    ]
     low, high = (math.log(rate) for rate in search.learning_rate)
     parameters: dict[str, Any] = {
         "resolution": resolution,
@@ -89,6 +89,11 @@ def first_trial(experiment: Experiment, exponents: tuple[int, int], *, resolutio
         lowest, highest = exponents
         parameters["batch_size_exponent"] = lowest + int(batch_quantile * (highest - lowest + 1))
     return parameters
+
+
+def _spread(points: int, seed: int) -> NDArray[np.float64]:
+    """Quantiles [points, 2] of rate and batch, each dimension's strata hit once (Latin hypercube, McKay 1979)."""
+    return LatinHypercube(d=2, scramble=False, rng=seed).random(points)
 
 
 def make_sampler(seed: int) -> BaseSampler:
@@ -102,5 +107,5 @@ def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
         return NopPruner()
     return MedianPruner(
         n_startup_trials=max(8, running),
-        n_warmup_steps=math.ceil(0.2 * experiment.training.epochs),
+        n_warmup_steps=math.ceil(0.2 * experiment.training.epochs) + 1,  # epochs count from 1
     )

@@ -95,7 +95,7 @@ def answer_table(answer: Answer) -> Group:
         ]
         by_resolution.add_row(Text(entry.label), *cells)
     note = Text(
-        "AUC on validation patients, on which these configurations were chosen: optimistic, and no verdict on resolution.",
+        "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution.",
         style="italic",
     )
     return Group(best, Text(), by_resolution, Text(), note)

@@ -1,0 +1,75 @@
+"""`acuity demo`: phantoms whose needs are known, searched by two workers, the answer beside the truth."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from objectives.phantom import TRUTH, write_phantoms
+from storage.database import open_storage
+from study.answer import Answer, read_answer
+from study.experiment import load
+from study.launch import launch
+from study.tables import answer_table
+
+_EXPERIMENT = """\
+# The demo's experiment: synthetic radiographs with findings of known size.   acuity launch {file}
+name = "demo"
+labels = [{labels}]
+
+[data]
+index = "Data_Entry.csv"
+images = "images"
+split = "Data_Entry.split.csv"
+cache = "cache"
+
+[search]
+resolutions = [32, 64, 128]
+architectures = ["test_resnet", "test_efficientnet"]
+trials = 15
+min_complete_per_resolution = 4
+learning_rate = [1e-3, 3e-2]
+
+[training]
+epochs = 6
+"""
+
+_IMAGES = 1500
+
+
+def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> None:
+    """Write the phantoms and the experiment into folder, run it, and print the answer beside what is known."""
+    console = Console(stderr=True)
+    file = folder / "experiment.toml"
+    if not file.exists():
+        console.print(f"Drawing {_IMAGES} synthetic radiographs into {folder}/images")
+        write_phantoms(folder, images=_IMAGES)
+        labels = ", ".join(f'"{label}"' for label in TRUTH)
+        file.write_text(_EXPERIMENT.format(file=file, labels=labels), encoding="utf-8")
+    console.print(f"The experiment is {file}")
+    experiment = load(file)
+    with open_storage(storage_url) as database:
+        launch(database, experiment, workers=workers, device="auto", console=console)
+        answer = read_answer(database, experiment.name)
+    results = Console()
+    results.print(answer_table(answer))
+    results.print()
+    results.print(_truth_table(answer))
+    console.print(
+        "\nNext:\n"
+        "  acuity dashboard                  look at every trial in optuna-dashboard\n"
+        "  acuity best demo --format json    the answer for a script\n"
+        "  acuity new nih.toml               an experiment on radiographs of your own",
+        highlight=False,
+    )
+
+
+def _truth_table(answer: Answer) -> Table:
+    """What the search found beside what the generator knows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("label", "search's best", "what the phantoms need"):
+        table.add_column(heading)
+    for entry in answer.labels:
+        found = "-" if entry.best is None else f"{entry.best.resolution} px"
+        table.add_row(entry.label, found, TRUTH[entry.label].words)
+    return table

@@ -1,0 +1,118 @@
+"""An experiment file is checked once, and each fault is named with its key, its value and the rule."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from study.errors import UsageError
+from study.experiment import changes_of_meaning, load, move_paths, parse, to_table
+from study.template import write_template
+
+GOOD = """
+name = "nih"
+labels = ["Effusion", "Nodule"]
+[data]
+index = "Data_Entry.csv"
+images = "images"
+[search]
+resolutions = [32, 64]
+architectures = ["test_resnet"]
+trials = 12
+[training]
+epochs = 5
+"""
+
+
+def read(text: str):
+    return parse(tomllib.loads(text), source="nih.toml")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("[32, 64]", "[30, 64]", r"search.resolutions has 30, must be a multiple of 8 between 16 and 2048"),
+        ("[32, 64]", "[64, 64]", r"search.resolutions has 64 more than once"),
+        ("trials = 12", 'trials = "12"', r'search.trials has "12", must be a valid integer'),
+        ("trials = 12", "trails = 12", r"unknown key search.trails; did you mean trials\?"),
+        ("trials = 12", "trials = 8", r"search.trials is 8, must be at least 12: 2 resolutions x"),
+        (
+            "trials = 12",
+            "trials = 12\nbatch = 'larg'",
+            r'search.batch is "larg", must be "search", "largest" or a number',
+        ),
+        ("trials = 12", "trials = 12\nlearning_rate = [0.1, 0.01]", r"the first must be below the second"),
+        ("trials = 12", "trials = 12\nlearning_rate = [0.1]", r"search.learning_rate has too few values"),
+        ("epochs = 5", "", r"training.epochs is missing"),
+        ("epochs = 5", "epochs = 5.5", r"training.epochs has 5.5, must be a valid integer"),
+        ("epochs = 5", 'epochs = 5\nprecision = "fp8"', r"training.precision has \"fp8\", must be 'fp32' or 'bf16'"),
+        ("epochs = 5", 'epochs = 5\npretrained = true\nweights = "w"', r"both given"),
+        ("[search]", "[serach]", r"unknown key serach; did you mean search\?"),
+        ('"nih"', '"n/h"', r'name has "n/h", must be letters'),
+        ('["Effusion", "Nodule"]', "[]", r"labels has \[\], must be a list of at least 1"),
+        ('["Effusion", "Nodule"]', '"Effusion"', r'labels has "Effusion", must be a list'),
+        ('["Effusion", "Nodule"]', '["Eff/usion"]', r"labels has \"Eff/usion\", must be 1 to 128 characters"),
+        ('["test_resnet"]', '["a", "b", "c", "d", "e", "f", "g"]', r"has 7 networks, must be at most"),
+    ],
+)
+def test_each_fault_names_key_value_and_rule(good: str, bad: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read(GOOD.replace(good, bad))
+    assert str(caught.value).startswith("nih.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_toml_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No such file .*acuity new"):
+        load(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = [")
+    with pytest.raises(UsageError, match=r"broken.toml: is not valid TOML"):
+        load(broken)
+    broken.write_bytes(b"name = '\xff\xfe'")
+    with pytest.raises(UsageError, match="UTF-8"):
+        load(broken)
+
+
+def test_the_database_gives_back_the_same_experiment() -> None:
+    experiment = read(GOOD)
+    assert parse(to_table(experiment), source="stored") == experiment
+
+
+def test_the_template_is_a_valid_experiment_and_is_never_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "nih.toml"
+    write_template(file)
+    experiment = load(file)
+    assert experiment.data.images == tmp_path / "images"
+    with pytest.raises(UsageError, match="exists and is not overwritten"):
+        write_template(file)
+
+
+def test_every_commented_default_of_the_template_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "nih.toml"
+    write_template(file)
+    lines = file.read_text().splitlines()
+    uncommented = [line.removeprefix("# ") if " = " in line else line for line in lines if "weights =" not in line]
+    file.write_text("\n".join(uncommented))
+    assert load(file).workers.max_retries == 5
+
+
+def test_only_what_changes_a_trials_meaning_is_refused_under_an_old_name() -> None:
+    old = read(GOOD)
+    assert changes_of_meaning(old, read(GOOD.replace("trials = 12", "trials = 99"))) == []
+    assert changes_of_meaning(old, read(GOOD + "[workers]\nmax_retries = 1")) == []
+    assert changes_of_meaning(old, read(GOOD.replace('"images"', '"elsewhere"'))) == []
+    assert changes_of_meaning(old, read(GOOD.replace('"Nodule"]', '"Nodule", "Mass"]'))) == []
+    assert changes_of_meaning(old, read(GOOD.replace("epochs = 5", "epochs = 6"))) == ["training.epochs: 5 -> 6"]
+    assert changes_of_meaning(old, read(GOOD.replace(', "Nodule"]', "]"))) == [
+        'labels: ["Effusion", "Nodule"] -> ["Effusion"]'
+    ]
+
+
+def test_another_host_finds_what_lies_with_the_index(tmp_path: Path) -> None:
+    file = tmp_path / "nih.toml"
+    file.write_text(GOOD.replace('images = "images"', 'images = "images"\ncache = "/fast/cache"'))
+    moved = move_paths(load(file), Path("/mnt/nih"))
+    assert moved.data.index == Path("/mnt/nih/Data_Entry.csv")
+    assert moved.data.images == Path("/mnt/nih/images")
+    assert moved.data.cache == Path("/fast/cache")
