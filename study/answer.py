@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from objectives.metrics import auc_interval
 from storage.database import Database
@@ -95,31 +94,30 @@ def read_answer(database: Database, name: str) -> Answer:
     """Read the best configuration of each label and resolution; StorageError where there is no such experiment."""
     experiment = recall(database, name).experiment
     with database.engine.connect() as connection:
-        best = pd.read_sql(_BEST_BY_RESOLUTION, connection, params={"name": name})
-        counts = pd.read_sql(_COUNTS, connection, params={"name": name})
+        best = connection.execute(_BEST_BY_RESOLUTION, {"name": name}).all()
+        counts = connection.execute(_COUNTS, {"name": name}).all()
+    best_at = {(row.label, row.resolution): row for row in best}
+    counts_at = {(row.label, row.resolution): row for row in counts}
     return Answer(
         experiment=name,
         labels=tuple(
-            _label_answer(
-                experiment, progress, best[best["label"] == progress.label], counts[counts["label"] == progress.label]
-            )
-            for progress in read_progress(database, experiment)
+            _label_answer(experiment, progress, best_at, counts_at) for progress in read_progress(database, experiment)
         ),
     )
 
 
-def _label_answer(experiment: Experiment, progress: Progress, best: pd.DataFrame, counts: pd.DataFrame) -> LabelAnswer:
-    rows = {int(row.resolution): row for row in best.itertuples()}
-    counted = counts.set_index("resolution")
-    top = max(rows.values(), key=lambda row: row.auc, default=None)
+_Rows = dict[tuple[str, int], Row[Any]]
+
+
+def _label_answer(experiment: Experiment, progress: Progress, best_at: _Rows, counts_at: _Rows) -> LabelAnswer:
+    keys = [(progress.label, resolution) for resolution in experiment.search.resolutions]
+    top = max((best_at[key] for key in keys if key in best_at), key=lambda row: float(row.auc), default=None)
     return LabelAnswer(
         label=progress.label,
         best=None if top is None else _best(top),
         reference=None,
         smallest_adequate=None,
-        by_resolution=tuple(
-            _at_resolution(resolution, rows.get(resolution), counted) for resolution in experiment.search.resolutions
-        ),
+        by_resolution=tuple(_at_resolution(key[1], best_at.get(key), counts_at.get(key)) for key in keys),
         trials={
             "complete": progress.complete,
             "pruned": progress.pruned,
@@ -130,13 +128,13 @@ def _label_answer(experiment: Experiment, progress: Progress, best: pd.DataFrame
     )
 
 
-def _best(row: Any) -> Best:
+def _best(row: Row[Any]) -> Best:
     low, high = auc_interval(row.auc, row.auc_se)
     return Best(
-        resolution=int(row.resolution),
+        resolution=row.resolution,
         architecture=row.architecture,
-        batch_size=int(row.batch_size),
-        feasible_batch_size=int(row.feasible_batch_size),
+        batch_size=row.batch_size,
+        feasible_batch_size=row.feasible_batch_size,
         learning_rate=row.learning_rate,
         auc=row.auc,
         auc_low=low,
@@ -146,18 +144,15 @@ def _best(row: Any) -> Best:
     )
 
 
-def _at_resolution(resolution: int, row: Any | None, counted: pd.DataFrame) -> AtResolution:
-    auc = low = high = None
-    if row is not None:
-        auc = float(row.auc)
-        low, high = auc_interval(row.auc, row.auc_se)
+def _at_resolution(resolution: int, row: Row[Any] | None, counts: Row[Any] | None) -> AtResolution:
+    low, high = (None, None) if row is None else auc_interval(row.auc, row.auc_se)
     return AtResolution(
         resolution=resolution,
-        auc=auc,
+        auc=None if row is None else row.auc,
         auc_low=low,
         auc_high=high,
         split="validation",
-        complete=int(counted["complete"].get(resolution, 0)),
-        pruned=int(counted["pruned"].get(resolution, 0)),
+        complete=0 if counts is None else counts.complete,
+        pruned=0 if counts is None else counts.pruned,
         seeds=0,
     )

@@ -47,10 +47,9 @@ def run_attempt(station: Station, claim: Claim) -> None:
         except UpdateFinishedTrialError:
             logger.warning("%s: another worker has taken it up; dropped", _name(claim))
         except Interrupted:
-            hand_back(station.database, claim, reason="its worker was told to stop")
-            logger.info("%s: handed back", _name(claim))
+            _hand_back(station, claim, "its worker was told to stop")
         except (InputError, UsageError) as error:
-            hand_back(station.database, claim, reason=str(error))
+            _hand_back(station, claim, str(error))
             raise
         except (StorageError, *OUTAGES):
             raise
@@ -230,6 +229,15 @@ def _note(station: Station, claim: Claim, attributes: dict[str, Any]) -> None:
     """Write user attributes; always before the trial is told, since a finished one takes none."""
     for key, value in attributes.items():
         station.patiently(station.database.storage.set_trial_user_attr, claim.trial_id, key, value)
+
+
+def _hand_back(station: Station, claim: Claim, reason: str) -> None:
+    """Requeue the trial at once; with the database away, its silence will tell the others as much."""
+    try:
+        hand_back(station.database, claim, reason=reason)
+        logger.info("%s: handed back", _name(claim))
+    except OUTAGES as error:
+        logger.warning("%s: not handed back, the database is away (%s)", _name(claim), type(error).__name__)
 
 
 def _tell_pruned(station: Station, claim: Claim, trial: optuna.Trial, reason: str) -> None:

@@ -9,18 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class _ExampleCommand(click.Command):
-    """A command whose help ends with an example."""
-
-    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
-        super().__init__(*args, epilog=f"\b\nExample:\n  {example}", **kwargs)
 
 
 def _command(example: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -36,7 +28,7 @@ def _command(example: str) -> Callable[[Callable[..., None]], click.Command]:
             ),
         ):
             function = option(function)
-        command: click.Command = acuity.command(cls=_ExampleCommand, example=example)(function)
+        command: click.Command = acuity.command(epilog=f"\b\nExample:\n  {example}")(function)
         return command
 
     return decorate
@@ -84,7 +76,14 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
 
     experiment = experiments.load(file)
     with open_storage(storage) as database:
-        launch_experiment(database, experiment, workers=workers, device=device, console=Console(stderr=True))
+        launch_experiment(
+            database,
+            experiment,
+            storage_url=storage,
+            workers=workers,
+            device=device,
+            console=Console(stderr=True),
+        )
         Console().print(answer_table(read_answer(database, experiment.name)))
 
 

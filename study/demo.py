@@ -49,7 +49,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
     console.print(f"The experiment is {file}")
     experiment = load(file)
     with open_storage(storage_url) as database:
-        launch(database, experiment, workers=workers, device="auto", console=console)
+        launch(database, experiment, storage_url=storage_url, workers=workers, device="auto", console=console)
         answer = read_answer(database, experiment.name)
     results = Console()
     results.print(answer_table(answer))

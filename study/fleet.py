@@ -13,7 +13,6 @@ from pathlib import Path
 
 import platformdirs
 
-from storage.database import STORAGE_VARIABLE, Database
 from study.errors import UsageError
 from study.register import Registered
 
@@ -57,7 +56,7 @@ def log_folder(experiment: str) -> Path:
 
 
 def run_fleet(
-    database: Database, registered: Registered, *, workers: int, device: str, refresh: Callable[[int], None]
+    registered: Registered, *, storage_url: str | None, workers: int, device: str, refresh: Callable[[int], None]
 ) -> None:
     """Run workers on this host until every budget is finished; refresh(workers alive) is called twice a second.
 
@@ -65,7 +64,8 @@ def run_fleet(
     """
     with _sigterm_as_interrupt():
         members = [
-            _member(database, registered, number=number, workers=workers, device=device) for number in range(workers)
+            _member(registered, number=number, storage_url=storage_url, workers=workers, device=device)
+            for number in range(workers)
         ]
         try:
             for member in members:
@@ -92,17 +92,16 @@ def _alive(members: list[_Member]) -> bool:
     return any(member.ended() is None for member in members)
 
 
-def _member(database: Database, registered: Registered, *, number: int, workers: int, device: str) -> _Member:
+def _member(registered: Registered, *, number: int, storage_url: str | None, workers: int, device: str) -> _Member:
     name = registered.experiment.name
     folder = log_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "study", "worker", name, "--device", device, "--workers", str(workers)]
     # The address goes by the environment: a command line, and a password in it, is everybody's to read.
-    address = database.url.render_as_string(hide_password=False)
     return _Member(
         command=command,
         log=folder / f"worker-{os.getpid()}-{number}.log",
-        environment=os.environ | ({} if database.embedded else {STORAGE_VARIABLE: address}),
+        environment=os.environ | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
     )
 
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objectives.network import check_architecture
 from storage.database import Database
+from storage.url import masked
 from study.experiment import Experiment
 from study.fleet import run_fleet
 from study.image_set import ImageSet, open_image_set
@@ -23,7 +24,13 @@ _LINE_EVERY_S = 10.0
 
 
 def launch(
-    database: Database, experiment: Experiment, *, workers: int | None, device: str, console: Console
+    database: Database,
+    experiment: Experiment,
+    *,
+    storage_url: str | None,
+    workers: int | None,
+    device: str,
+    console: Console,
 ) -> Registered:
     """Run the experiment on this host until every label has its budget.
 
@@ -41,12 +48,12 @@ def launch(
         console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
         return registered
     console.print(
-        f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels on {database.place}, "
-        f"{workers} worker{'s' if workers > 1 else ''}"
+        f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels, "
+        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}"
     )
     pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
     with _live(database, experiment, pace, console) as refresh:
-        run_fleet(database, registered, workers=workers, device=device, refresh=refresh)
+        run_fleet(registered, storage_url=storage_url, workers=workers, device=device, refresh=refresh)
     return registered
 
 

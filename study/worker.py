@@ -4,7 +4,7 @@ import logging
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def _can_hold(station: Station, parameters: dict[str, Any], batch_size: int) -> 
     return batch_size <= limit
 
 
-def _nothing_left(station: Station, labels: object) -> bool:
+def _nothing_left(station: Station, labels: Container[str]) -> bool:
     budget = station.experiment.search.trials
     progress = station.patiently(read_progress, station.database, station.experiment)
     return all(entry.finished >= budget for entry in progress if entry.label in labels)
