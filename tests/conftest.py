@@ -1,1 +1,78 @@
 """Fixtures that every test may use: a real Postgres with a fresh database a test, a small set of phantoms."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import URL
+
+from storage.database import Database, open_storage
+from storage.embedded import embedded_server
+
+_TEMPLATE = "acuity_template"
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_users() -> Iterator[Path]:
+    """No test may reach the user's own storage: the folder of an embedded server of our own, which starts at need."""
+    # Not pytest's own temporary folder: the account of root's server cannot reach it, and sockets' paths are short.
+    folder = Path(tempfile.mkdtemp(prefix="acuity-test-"))
+    folder.chmod(0o711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ACUITY_STORAGE", raising=False)
+        patch.setenv("ACUITY_EMBEDDED_DIR", str(folder / "server"))
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(nothing_of_the_users: Path) -> Iterator[URL]:
+    """A running Postgres with a template database that has all tables made."""
+    with embedded_server(nothing_of_the_users / "server") as url:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            _execute(url, f"alter system set {setting} = off")  # nothing here outlives the run
+        _execute(url, "select pg_reload_conf()")
+        _execute(url, f"create database {_TEMPLATE}")
+        with open_storage(url.set(database=_TEMPLATE).render_as_string(hide_password=False)):
+            pass
+        yield url
+
+
+@pytest.fixture
+def database_url(server: URL) -> Iterator[str]:
+    """The URL of a fresh database with all tables made, password and all."""
+    name = f"test_{next(_numbers)}"
+    _execute(server, f"create database {name} template {_TEMPLATE} strategy file_copy")
+    yield server.set(database=name).render_as_string(hide_password=False)
+    _execute(server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def empty_database_url(server: URL) -> Iterator[str]:
+    """The URL of a database without any table."""
+    name = f"test_{next(_numbers)}"
+    _execute(server, f"create database {name}")
+    yield server.set(database=name).render_as_string(hide_password=False)
+    _execute(server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh database, open."""
+    with open_storage(database_url) as opened:
+        yield opened
+
+
+def _execute(server: URL, statement: str) -> None:
+    connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()

@@ -1,0 +1,50 @@
+"""A study's claim: whoever holds it alone decides which trials the study gets."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, text
+
+from storage.database import Database
+from storage.errors import StorageError
+
+_CLAIMS = 0x4143_5543  # first half of the advisory lock's key, the second is the study; "ACUC"
+_LONGEST_WAIT_S = 120.0
+_LONGEST_IDLE_S = 60
+"""After this silence the server ends the holder's transaction: a stopped process must not stop the fleet."""
+
+
+@contextmanager
+def claim_study(database: Database, study_id: int) -> Iterator[None]:
+    """Hold the study's claim during the block. Not re-entrant.
+
+    Tried again and again, never waited for within the database: there a waiting worker keeps a connection that the
+    holder may need (12 workers on 5 connections froze so, and take 0.6 s this way). Raises what a lost connection
+    raises, at the end of the block too: the claim is gone then.
+    """
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    pause_s = 0.005
+    while True:
+        with database.engine.begin() as connection:
+            if _try_lock(connection, study_id):
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"study {study_id} has been claimed by others for {_LONGEST_WAIT_S:.0f} s: "
+                "see which of the fleet's processes hang, and end them"
+            )
+        time.sleep(random.uniform(0, pause_s))
+        pause_s = min(2 * pause_s, 0.2)
+
+
+def _try_lock(connection: Connection, study_id: int) -> bool:
+    query = text(
+        "select set_config('idle_in_transaction_session_timeout', :idle, true), "
+        "pg_try_advisory_xact_lock(:claims, :study_id)"
+    )
+    idle = f"{_LONGEST_IDLE_S}s"
+    _, locked = connection.execute(query, {"idle": idle, "claims": _CLAIMS, "study_id": study_id}).one()
+    return bool(locked)

@@ -1,0 +1,110 @@
+"""How we connect to Postgres, and what an error of a connection means: an outage, or something for the user to do."""
+
+import re
+from typing import Any
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import URL, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from storage.url import masked
+
+OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
+"""What a storage call raises while the database is away (and, seldom, for reasons of its own: see is_outage)."""
+
+_READ_ONLY = "25006"
+"""SQLSTATE of a write to a standby: where a failover has left us with the old server."""
+
+_DEFAULTS: dict[str, Any] = {
+    "application_name": "acuity",
+    "connect_timeout": 10,
+    # A server that vanishes without a word (a pulled cable, a dropped NAT entry) is noticed within a minute.
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+_EXPLANATIONS = (
+    (r"password authentication failed|no password supplied", "the server does not accept that user and password",
+     "Put them into the URL (postgresql://user:password@host/database; @ is written %40)"),
+    (r'database "[^"]*" does not exist', "there is no such database", "Make it (createdb), or name another one"),
+    (r'role "[^"]*" does not exist', "there is no such user", "Make it (createuser), or name another one"),
+    (r"could not translate host name", "no host of that name is known", "Check the host in the URL"),
+    (r"Connection refused|No such file or directory",
+     "nothing listens there", "Start it (docker compose up -d postgres) or drop --storage for the embedded one"),
+    (r"timeout expired|timed out|No route to host|Network is unreachable", "the host does not answer",
+     "Check host, port and firewall"),
+    (r"too many clients|remaining connection slots|too many connections", "the server has no connection left",
+     "Raise its max_connections, start fewer workers, or put PgBouncer between"),
+    (r"no pg_hba\.conf entry", "the server lets nobody in from here", "Add this host and user to its pg_hba.conf"),
+    (r"the database system is (starting up|shutting down|in recovery)", "the server is starting or stopping",
+     "Try again in a moment"),
+    (r"\bSSL\b|certificate", "the encrypted connection failed", "Check sslmode and its files in the URL"),
+    (r"invalid (connection option|URI query parameter|dsn)", "the URL has an option that Postgres does not know",
+     "Check what follows the ? in the URL"),
+)  # fmt: skip
+
+
+def connection_arguments(url: URL) -> dict[str, Any]:
+    """Arguments of every connection; what the URL's query says goes before.
+
+    The session's time zone is UTC: Optuna compares heartbeats in session-local time, and workers sit in several zones.
+    """
+    options = url.query.get("options", "")
+    given = options if isinstance(options, str) else " ".join(options)
+    arguments = {name: value for name, value in _DEFAULTS.items() if name not in url.query}
+    return arguments | {"options": f"{given} -c timezone=UTC".strip()}
+
+
+def engine_arguments(url: URL) -> dict[str, Any]:
+    """Arguments of a worker's engine: a modest pool, since a fleet has many workers and Postgres few connections.
+
+    A worker keeps 3 (its calls, its heartbeat, its claim) and may borrow more for a moment: with as many claims held at
+    once as there are connections, none of them could go on.
+    """
+    return {
+        "pool_pre_ping": True,
+        "pool_size": 3,
+        "max_overflow": 12,
+        "connect_args": connection_arguments(url),
+    }
+
+
+def leave_read_only_servers(engine: Engine) -> None:
+    """Drop the connections to a server that has become a standby: new ones reach its successor."""
+
+    def listen(context: ExceptionContext) -> None:
+        if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+            context.is_disconnect = True
+
+    event.listen(engine, "handle_error", listen)
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the same call may succeed later: the database is away, restarting, failing over or out of connections."""
+    if isinstance(error, StorageInternalError):
+        return is_outage(error.__cause__)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+
+
+def explain(error: DBAPIError, url: URL) -> str:
+    """One line on why no connection came about: the URL without its password, the reason, the next step."""
+    text = str(error.orig)
+    for pattern, reason, next_step in _EXPLANATIONS:
+        if re.search(pattern, text):
+            return f"{masked(url)}: {reason}. {next_step}"
+    return f"{masked(url)}: {first_line(error)}. Check the URL, and that the server runs"
+
+
+def first_line(error: BaseException) -> str:
+    """What the database itself said, in one line; Optuna's wrapping says nothing."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(said).strip().splitlines() or [type(said).__name__])[0]

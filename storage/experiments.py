@@ -1,0 +1,98 @@
+"""The experiments that a database knows: their definition, and the images that their trials were made with."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+from sqlalchemy import text
+
+from storage.database import Database
+from storage.errors import StorageError
+
+
+@dataclass(frozen=True)
+class StoredExperiment:
+    """An experiment's row; definition is whatever its study made of its file."""
+
+    name: str
+    definition: dict[str, Any]
+    index_sha256: str
+    split_sha256: str
+    created: datetime
+
+
+def save_experiment(
+    database: Database,
+    name: str,
+    *,
+    definition: dict[str, Any],
+    index_sha256: str,
+    split_sha256: str,
+    update: bool = True,
+) -> None:
+    """Write an experiment. One of that name takes the new definition, or is a StorageError unless update."""
+    statement = text(
+        "insert into acuity.experiments (name, definition, index_sha256, split_sha256) "
+        "values (:name, :definition, :index_sha256, :split_sha256) on conflict (name) "
+        + (
+            "do update set definition = excluded.definition, index_sha256 = excluded.index_sha256, "
+            "split_sha256 = excluded.split_sha256"
+            if update
+            else "do nothing"
+        )
+    )
+    row = {
+        "name": name,
+        "definition": json.dumps(definition, allow_nan=False),
+        "index_sha256": index_sha256,
+        "split_sha256": split_sha256,
+    }
+    with database.engine.begin() as connection:
+        written = connection.execute(statement, row).rowcount
+    if not written:
+        raise StorageError(
+            f'there is an experiment named "{name}" already: choose another name, or delete that one first'
+        )
+
+
+def find_experiment(database: Database, name: str) -> StoredExperiment | None:
+    """The experiment of that name, if there is one."""
+    query = text(
+        "select name, definition, index_sha256, split_sha256, created from acuity.experiments where name = :name"
+    )
+    with database.engine.connect() as connection:
+        row = connection.execute(query, {"name": name}).one_or_none()
+    return None if row is None else StoredExperiment(*row)
+
+
+def read_experiment(database: Database, name: str) -> StoredExperiment:
+    """The experiment of that name; StorageError with the names that there are otherwise."""
+    stored = find_experiment(database, name)
+    if stored is None:
+        names = list_experiments(database)
+        there_are = f"There are: {', '.join(names)}" if names else "There is none yet: acuity launch FILE makes one"
+        raise StorageError(f'no experiment named "{name}". {there_are}')
+    return stored
+
+
+def list_experiments(database: Database) -> list[str]:
+    """Their names, the oldest first."""
+    with database.engine.connect() as connection:
+        return list(connection.scalars(text("select name from acuity.experiments order by created, name")))
+
+
+def delete_experiment(database: Database, name: str) -> None:
+    """Delete an experiment with its studies and all their trials; the fleet's feasible batches stay.
+
+    Its row goes last, so that a deletion that was cut off can be repeated.
+    """
+    read_experiment(database, name)
+    query = text("select study_name from studies where starts_with(study_name, :prefix) order by study_id")
+    with database.engine.connect() as connection:
+        studies = list(connection.scalars(query, {"prefix": f"{name}/"}))
+    for study in studies:
+        optuna.delete_study(study_name=study, storage=database.storage)
+    with database.engine.begin() as connection:
+        connection.execute(text("delete from acuity.experiments where name = :name"), {"name": name})

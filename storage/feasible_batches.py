@@ -1,0 +1,88 @@
+"""The fleet's shared table of feasible batch sizes: what one worker has found out, the others read."""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+
+from sqlalchemy import text
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class FeasibleBatchKey:
+    """All that a training step's memory depends on; a trial's own caps are not part of it."""
+
+    device: str
+    memory_budget_bytes: int
+    architecture: str
+    input_size: int
+    precision: str
+    channels_last: bool
+    torch_version: str
+
+
+_WHERE_KEY = (
+    "where device = :device and memory_budget_bytes = :memory_budget_bytes and architecture = :architecture "
+    "and input_size = :input_size and precision = :precision and channels_last = :channels_last "
+    "and torch_version = :torch_version"
+)
+
+
+def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable[[], int]) -> int:
+    """The largest batch by memory alone: the fleet's, or what measure finds, for all to use.
+
+    Of workers that need one key at once a single one measures and the others wait: probing takes a device for seconds.
+    """
+    known = read_feasible_batch(database, key)
+    if known is not None:
+        return known
+    with _measuring(database, key) as known:
+        if known is not None:
+            return known
+        largest = measure()
+        write_feasible_batch(database, key, largest)
+        return largest
+
+
+def read_feasible_batch(database: Database, key: FeasibleBatchKey) -> int | None:
+    """The largest batch by memory alone, if anybody has found it out."""
+    with database.engine.connect() as connection:
+        query = text(f"select largest from acuity.feasible_batches {_WHERE_KEY}")
+        return connection.scalars(query, asdict(key)).one_or_none()
+
+
+def write_feasible_batch(database: Database, key: FeasibleBatchKey, largest: int) -> None:
+    """Tell the fleet; a later finding replaces an earlier one."""
+    columns = list(asdict(key))
+    statement = text(
+        f"insert into acuity.feasible_batches ({', '.join(columns)}, largest) "
+        f"values ({', '.join(f':{column}' for column in columns)}, :largest) "
+        f"on conflict ({', '.join(columns)}) do update set largest = excluded.largest, created = now()"
+    )
+    with database.engine.begin() as connection:
+        connection.execute(statement, asdict(key) | {"largest": largest})
+
+
+@contextmanager
+def _measuring(database: Database, key: FeasibleBatchKey) -> Iterator[int | None]:
+    """Wait until the key is known (yields it) or nobody else measures it (yields None, and nobody else will).
+
+    A worker that dies while measuring loses its connection, and with it the lock. Its transaction is idle for long by
+    design: no limit on that.
+    """
+    lock = int.from_bytes(hashlib.sha256(repr(astuple(key)).encode()).digest()[:8], signed=True)
+    query = text(
+        "select set_config('idle_in_transaction_session_timeout', '0', true), pg_try_advisory_xact_lock(:lock)"
+    )
+    while True:
+        with database.engine.begin() as connection:
+            _, locked = connection.execute(query, {"lock": lock}).one()
+            known = read_feasible_batch(database, key) if locked else None
+            if locked:
+                yield known
+                return
+        time.sleep(random.uniform(0.05, 0.5))

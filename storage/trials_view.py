@@ -1,0 +1,59 @@
+"""The view acuity.trials: a row a trial, with its parameters and attributes as columns, straight from Optuna's tables.
+
+Optuna's own API reads whole studies (2.9 s for 14 studies of 300 trials); this answers what is asked. Each column is a
+subquery over a unique index, so that columns that a query does not name cost nothing.
+"""
+
+# Optuna keeps a categorical parameter as its choice's position, the choices as JSON beside it.
+_PARAMETER = """(
+    select case when p.distribution_json like '%"choices"%'
+        then p.distribution_json::jsonb #>> array['attributes', 'choices', p.param_value::integer::text]
+        else p.param_value::text end
+    from trial_params p where p.trial_id = t.trial_id and p.param_name = '{name}'){cast} as {name}"""
+
+# json.dumps writes NaN and Infinity, which Postgres takes as numbers but not as JSON.
+_NUMBER = """(
+    select nullif(a.value_json, 'null')::double precision
+    from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}'){cast} as {name}"""
+
+# Escapes that Postgres's JSON refuses (NUL, half a surrogate pair) must not fail the whole view: shown as they are.
+_TEXT = r"""(
+    select case when a.value_json ~ '\\u(0000|[dD][89a-fA-F])' then a.value_json else a.value_json::jsonb #>> '{{}}' end
+    from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}') as {name}"""
+
+_COLUMNS = (
+    _PARAMETER.format(name="resolution", cast="::integer"),
+    _PARAMETER.format(name="architecture", cast=""),
+    _PARAMETER.format(name="batch_size_exponent", cast="::double precision::integer"),
+    _PARAMETER.format(name="learning_rate", cast="::double precision"),
+    _NUMBER.format(name="batch_size", cast="::integer"),
+    _NUMBER.format(name="feasible_batch_size", cast="::integer"),
+    _TEXT.format(name="batch_cap"),
+    _NUMBER.format(name="auc_se", cast=""),
+    _NUMBER.format(name="epochs", cast="::integer"),
+    _NUMBER.format(name="seconds", cast=""),
+    _NUMBER.format(name="images_per_second", cast=""),
+    _TEXT.format(name="device"),
+    _NUMBER.format(name="seed", cast="::bigint"),
+    _NUMBER.format(name="origin", cast="::integer"),
+    _TEXT.format(name="reason"),
+)
+
+TRIALS_VIEW = f"""
+create view acuity.trials as
+select
+    split_part(s.study_name, '/', 1) as experiment,
+    substring(s.study_name from '^[^/]+/(.+?)(?:/confirm)?$') as label,
+    s.study_name ~ '^[^/]+/.+/confirm$' as confirm,
+    t.study_id,
+    t.trial_id,
+    t.number,
+    t.state::text as state,
+    (select v.value from trial_values v where v.trial_id = t.trial_id and v.objective = 0) as value,
+    t.datetime_start at time zone 'utc' as started,
+    t.datetime_complete at time zone 'utc' as finished,
+    {",".join(_COLUMNS)},
+    exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued') as requeued
+from studies s join trials t on t.study_id = s.study_id
+where s.study_name like '%/%'
+"""

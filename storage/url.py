@@ -1,0 +1,62 @@
+"""Read, check and mask the storage URL: always Postgres through psycopg2, never with its password in sight."""
+
+import re
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from storage.errors import StorageError
+
+DRIVER = "postgresql+psycopg2"
+_NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
+
+
+def parse_url(text: str) -> URL:
+    """The URL of a Postgres, its driver written out: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
+
+    StorageError for anything else; of a text that cannot be read, a message quotes the scheme alone: the rest may be a
+    password.
+    """
+    scheme, separator, _ = text.strip().partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise StorageError(f"the storage URL has no scheme. {_NEXT_STEP}")
+    backend = scheme.lower().partition("+")[0]
+    if backend == "sqlite":
+        raise StorageError(
+            f"storage {scheme}://… cannot be used: several workers write at once, SQLite cannot. {_NEXT_STEP}"
+        )
+    if backend not in ("postgresql", "postgres"):
+        raise StorageError(f"storage {scheme}://… cannot be used, only Postgres can. {_NEXT_STEP}")
+    try:
+        url = make_url(text.strip())
+    except (ArgumentError, ValueError):
+        raise StorageError(f"the {scheme}:// URL cannot be read (is its port a number?). {_NEXT_STEP}") from None
+    if "@" in (url.host or ""):
+        raise StorageError(
+            f"the {scheme}:// URL has an @ too many: write a user's or password's @ as %40, / as %2F, : as %3A"
+        )
+    url = _gather_credentials(url.set(drivername=DRIVER))
+    if not url.database:
+        raise StorageError(f"storage {masked(url)} names no database: end it with /NAME, such as /acuity")
+    return url
+
+
+def masked(url: URL) -> str:
+    """The URL for messages and logs: `postgresql://user:***@host:5432/database`."""
+    secrets = {key: "***" for key in url.query if "password" in key.lower()}
+    shown = url.set(drivername="postgresql").update_query_dict(secrets)
+    return shown.render_as_string(hide_password=True)
+
+
+def _gather_credentials(url: URL) -> URL:
+    """Move `?user=…&password=…`, which libpq also knows, to where SQLAlchemy masks them itself."""
+
+    def last(key: str) -> str | None:
+        value = url.query.get(key)
+        return value[-1] if isinstance(value, tuple) else value
+
+    return url.set(
+        username=last("user") or url.username,
+        password=last("password") or url.password,
+        database=last("dbname") or url.database,
+    ).difference_update_query(["user", "password", "dbname"])
