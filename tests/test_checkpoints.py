@@ -1,0 +1,94 @@
+"""A trial's checkpoint reaches whoever resumes it, and nobody spoils another's."""
+
+from pathlib import Path
+
+import pytest
+
+from storage.checkpoints import Checkpoints, open_checkpoints
+from storage.errors import StorageError
+
+STUDY = "nih/Pleural Thickening"
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return open_checkpoints(str(tmp_path / "checkpoints"))
+
+
+def test_successor_reads_what_its_predecessor_wrote_last(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 1")
+    checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 2")
+    assert checkpoints.read(STUDY, 7, attempt=2) == b"epoch 2"
+
+
+def test_trial_without_checkpoint_reads_none(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"another trial's")
+    checkpoints.write("nih/Mass", 77, attempt=1, data=b"another study's")
+    assert checkpoints.read(STUDY, 77, attempt=9) is None
+
+
+def test_worker_woken_from_the_dead_does_not_overwrite_its_successors(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=2, data=b"the successor's epoch 5")
+    checkpoints.write(STUDY, 7, attempt=1, data=b"the dead one's epoch 3")
+    assert checkpoints.read(STUDY, 7, attempt=2) == b"the successor's epoch 5"
+    assert checkpoints.read(STUDY, 7, attempt=3) == b"the successor's epoch 5"
+
+
+def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=9, data=b"nine")
+    checkpoints.write(STUDY, 7, attempt=10, data=b"ten")
+    assert checkpoints.read(STUDY, 7, attempt=9) == b"nine"
+    assert checkpoints.read(STUDY, 7, attempt=11) == b"ten"
+    assert checkpoints.read(STUDY, 7, attempt=8) is None
+
+
+def test_removal_takes_every_attempt_of_this_trial_alone(checkpoints: Checkpoints) -> None:
+    for origin, attempt in ((7, 1), (7, 2), (70, 1)):
+        checkpoints.write(STUDY, origin, attempt=attempt, data=b"data")
+    checkpoints.remove(STUDY, 7)
+    checkpoints.remove(STUDY, 7)
+    assert checkpoints.read(STUDY, 7, attempt=9) is None
+    assert checkpoints.read(STUDY, 70, attempt=9) == b"data"
+
+
+def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"data")
+    checkpoints.write(f"{STUDY}/confirm", 7, attempt=1, data=b"data")
+    checkpoints.remove_study(STUDY)
+    checkpoints.remove_study(STUDY)
+    assert checkpoints.read(STUDY, 7, attempt=1) is None
+    assert checkpoints.read(f"{STUDY}/confirm", 7, attempt=1) == b"data"
+
+
+def test_interrupted_write_leaves_the_earlier_checkpoint(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"whole")
+    (path,) = checkpoints.folder.rglob("*.ckpt")
+    path.with_name(f"{path.name}.0a1b2c3d.tmp").write_bytes(b"ha")
+    assert checkpoints.read(STUDY, 7, attempt=1) == b"whole"
+    checkpoints.remove(STUDY, 7)
+    assert not [path for path in checkpoints.folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"earlier")
+    open_path = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r") -> object:
+        return open_path(Path("/dev/full"), "wb") if path.name.endswith(".tmp") else open_path(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    with pytest.raises(StorageError, match=r"No space left on device\): make room there") as caught:
+        checkpoints.write(STUDY, 7, attempt=1, data=b"x" * 10_000)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert checkpoints.read(STUDY, 7, attempt=1) == b"earlier"
+
+
+def test_addresses_are_folders_or_refused(tmp_path: Path) -> None:
+    assert open_checkpoints(f"file://{tmp_path}/with%20space").folder == tmp_path / "with space"
+    assert open_checkpoints("~/checkpoints").folder == Path.home() / "checkpoints"
+    with pytest.raises(StorageError, match="s3://… are not known"):
+        open_checkpoints("s3://key:secret@bucket/checkpoints")

@@ -1,0 +1,70 @@
+"""The storage URL is Postgres or refused, and its password is never shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import URL
+
+from storage.errors import StorageError
+from storage.url import masked, parse_url
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg", "POSTGRES"])
+def test_driver_is_written_out_for_every_spelling_of_postgres(scheme: str) -> None:
+    url = parse_url(f"{scheme}://anna:secret@db:5432/acuity?sslmode=require")
+    assert url.drivername == "postgresql+psycopg2"
+    assert (url.username, url.password, url.host, url.port, url.database) == ("anna", "secret", "db", 5432, "acuity")
+    assert url.query == {"sslmode": "require"}
+
+
+def test_socket_needs_no_host() -> None:
+    assert parse_url("postgresql:///acuity?host=/run/postgresql").query == {"host": "/run/postgresql"}
+
+
+def test_sqlite_is_refused_with_its_reason() -> None:
+    with pytest.raises(StorageError, match="SQLite cannot") as caught:
+        parse_url("sqlite:///study.db")
+    assert "drop --storage" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("mysql://anna:secret@db/acuity", "only Postgres"),
+        ("redis://:secret@db", "only Postgres"),
+        ("study.db", "no scheme"),
+        ("", "no scheme"),
+        ("postgresql://anna:secret@db:port/acuity", "port"),
+        ("postgresql://anna:se@secret@db/acuity", "%40"),
+        ("postgresql://anna:secret@db", "names no database"),
+    ],
+)
+def test_other_texts_are_refused_in_one_line_without_the_password(text: str, match: str) -> None:
+    with pytest.raises(StorageError, match=match) as caught:
+        parse_url(text)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "text", ["postgresql://anna:s%40crt@db/acuity", "postgresql://db/acuity?user=anna&password=s%40crt"]
+)
+def test_password_is_masked_wherever_the_url_has_it(text: str) -> None:
+    url = parse_url(text)
+    assert url.password == "s@crt"
+    assert masked(url) == "postgresql://anna:***@db/acuity"
+    assert "crt" not in repr(url) + str(url)
+
+
+def test_password_of_a_client_key_is_masked_too() -> None:
+    assert "opensesame" not in masked(parse_url("postgresql://db/acuity?sslpassword=opensesame"))
+
+
+@given(password=st.text(st.characters(exclude_categories=["Cs"]), min_size=8).filter(lambda text: text.strip("*")))
+def test_no_password_survives_masking(password: str) -> None:
+    url = URL.create("postgresql", username="anna", password=password, host="db", database="acuity")
+    read = parse_url(url.render_as_string(hide_password=False))
+    assert read.password == password
+    assert masked(read) == "postgresql://anna:***@db/acuity"
