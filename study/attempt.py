@@ -78,7 +78,7 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
     else:
         station.patiently(claim.study.tell, trial, outcome.auc, skip_if_finished=True)
     logger.info("%s: AUC %.3f after %d epochs", _name(claim), outcome.auc, outcome.epochs)
-    station.checkpoints.remove(claim.study.study_name, claim.origin)
+    station.checkpoints.remove(claim.checkpoint_study, claim.origin)
 
 
 def _train(
@@ -116,7 +116,7 @@ def _train(
 def _train_unless_out_of_memory(
     station: Station, claim: Claim, hyperparameters: Hyperparameters, data: LabelledImages, reporter: Reporter
 ) -> Outcome | None:
-    study_name, origin = claim.study.study_name, claim.origin
+    checkpoints, attempt = station.checkpoints, claim.attempt
     try:
         return train(
             hyperparameters,
@@ -125,9 +125,9 @@ def _train_unless_out_of_memory(
             device=station.device.torch_device,
             report=reporter,
             should_stop=station.stop.is_set,
-            load_checkpoint=lambda: station.checkpoints.read(study_name, origin, attempt=claim.attempt),
-            save_checkpoint=lambda data: station.checkpoints.write(
-                study_name, origin, attempt=claim.attempt, data=data
+            load_checkpoint=lambda: checkpoints.read(claim.checkpoint_study, claim.origin, attempt=attempt),
+            save_checkpoint=lambda data: checkpoints.write(
+                claim.checkpoint_study, claim.origin, attempt=attempt, data=data
             ),
         )
     except (torch.OutOfMemoryError, RuntimeError) as error:

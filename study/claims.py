@@ -52,6 +52,11 @@ class Claim:
         return int(self.inherited.get("attempt", 1))
 
     @property
+    def checkpoint_study(self) -> str:
+        """The study's name for its checkpoints: a later experiment of the same name must not find them."""
+        return f"{self.study.study_name} {self.study._study_id}"
+
+    @property
     def first(self) -> bool:
         """One of the enqueued first trials, which are never pruned."""
         return bool(self.inherited.get("first", False))

@@ -10,7 +10,7 @@ import torch
 
 from objectives.batch_size import estimate_step_memory, largest_batch, memory_budget
 from storage.database import Database
-from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+from storage.feasible_batches import FeasibleBatchKey, find_or_measure, write_feasible_batch
 from study.errors import UsageError
 from study.experiment import Experiment
 
@@ -54,13 +54,12 @@ def memory_limit(
 ) -> int:
     """The largest batch by memory alone, from the fleet's shared table or worked out here and put there."""
     key = _key(device, experiment, architecture, resolution)
-    known = read_feasible_batch(database, key)
-    if known is not None:
-        return known
-    memory = estimate_step_memory(architecture, input_size=key.input_size, precision=key.precision)
-    limit = largest_batch(memory, device.memory_budget_bytes)
-    write_feasible_batch(database, key, limit)
-    return limit
+
+    def measure() -> int:
+        memory = estimate_step_memory(architecture, input_size=key.input_size, precision=key.precision)
+        return largest_batch(memory, device.memory_budget_bytes)
+
+    return find_or_measure(database, key, measure)
 
 
 def lower_memory_limit(

@@ -1,5 +1,6 @@
 """An experiment's entry in the database: made at its first launch, checked by every later command and worker."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,7 @@ def register(database: Database, experiment: Experiment, image_set: ImageSet) ->
         index_sha256=registered.index_sha256,
         split_sha256=registered.split_sha256,
     )
-    for label in experiment.labels:
-        _make_study(database, registered, label)
+    make_studies(database, registered)
     return registered
 
 
@@ -88,6 +88,12 @@ def study_name(experiment: str, label: str) -> str:
     return f"{experiment}/{label}"
 
 
+def make_studies(database: Database, registered: Registered) -> None:
+    """Make the study of each label with its first trials, unless it is there."""
+    for label in registered.experiment.labels:
+        _make_study(database, registered, label)
+
+
 def _make_study(database: Database, registered: Registered, label: str) -> None:
     experiment = registered.experiment
     study = optuna.create_study(
@@ -99,7 +105,9 @@ def _make_study(database: Database, registered: Registered, label: str) -> None:
     with claim_study(database, study._study_id):
         if study.get_trials(deepcopy=False):
             return
-        study.set_metric_names(["validation AUC"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
+            study.set_metric_names(["validation AUC"])
         for parameters in first_trials(experiment, registered.exponents):
             enqueue(database, study, parameters, attributes={"first": True})
 
