@@ -56,7 +56,12 @@ def memory_limit(
     key = _key(device, experiment, architecture, resolution)
 
     def measure() -> int:
-        memory = estimate_step_memory(architecture, input_size=key.input_size, precision=key.precision)
+        memory = estimate_step_memory(
+            architecture,
+            input_size=key.input_size,
+            precision=key.precision,
+            device_type=device.torch_device.type,
+        )
         return largest_batch(memory, device.memory_budget_bytes)
 
     return find_or_measure(database, key, measure)

@@ -15,7 +15,7 @@ from storage.database import Database
 from storage.url import masked
 from study.experiment import Experiment
 from study.fleet import run_fleet
-from study.image_set import ImageSet, open_image_set
+from study.image_set import ImageSet, open_image_set, training_images
 from study.progress import read_progress
 from study.register import Registered, register
 from study.tables import Pace, progress_line, progress_table
@@ -39,7 +39,13 @@ def launch(
     for architecture in experiment.search.architectures:
         check_architecture(architecture)
     image_set = _open_with_progress(experiment, console)
-    registered = register(database, experiment, image_set)
+    registered = register(
+        database,
+        experiment,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, experiment.labels),
+    )
     workers = workers or default_workers(device)
     budget = experiment.search.trials
     before = read_progress(database, experiment)

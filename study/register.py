@@ -13,7 +13,6 @@ from storage.database import Database
 from storage.experiments import StoredExperiment, find_experiment, read_experiment, save_experiment
 from study.errors import UsageError
 from study.experiment import Experiment, changes_of_meaning, move_paths, parse, to_table
-from study.image_set import ImageSet, training_images
 from study.search import batch_size_exponents, first_trials
 
 
@@ -28,16 +27,18 @@ class Registered:
     split_sha256: str
 
 
-def register(database: Database, experiment: Experiment, image_set: ImageSet) -> Registered:
+def register(
+    database: Database, experiment: Experiment, *, index_sha256: str, split_sha256: str, training_images: int
+) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
     UsageError where the file, the index or the split differ from the stored ones so that trials would not compare.
     """
     registered = Registered(
         experiment=experiment,
-        exponents=batch_size_exponents(experiment, training_images(image_set, experiment.labels)),
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
+        exponents=batch_size_exponents(experiment, training_images),
+        index_sha256=index_sha256,
+        split_sha256=split_sha256,
     )
     stored = find_experiment(database, experiment.name)
     if stored is not None:
@@ -48,7 +49,7 @@ def register(database: Database, experiment: Experiment, image_set: ImageSet) ->
                 f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both "
                 f"would not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
             )
-        check_same_images(earlier, image_set)
+        check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
         registered = replace(registered, exponents=earlier.exponents)
     save_experiment(
         database,
@@ -69,12 +70,12 @@ def recall(database: Database, name: str, *, folder: Path | None = None) -> Regi
     return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
 
 
-def check_same_images(registered: Registered, image_set: ImageSet) -> None:
+def check_same_images(registered: Registered, *, index_sha256: str, split_sha256: str) -> None:
     """UsageError where this host's index or split is not the one that the experiment's trials were made with."""
     name = registered.experiment.name
     for what, mine, theirs in (
-        ("index", image_set.index.sha256, registered.index_sha256),
-        ("split", image_set.split.sha256, registered.split_sha256),
+        ("index", index_sha256, registered.index_sha256),
+        ("split", split_sha256, registered.split_sha256),
     ):
         if mine != theirs:
             raise UsageError(

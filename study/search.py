@@ -9,7 +9,6 @@ import optuna
 from numpy.typing import NDArray
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
-from scipy.stats.qmc import LatinHypercube
 
 from study.experiment import Experiment
 
@@ -93,7 +92,8 @@ def first_trial(experiment: Experiment, exponents: tuple[int, int], *, resolutio
 
 def _spread(points: int, seed: int) -> NDArray[np.float64]:
     """Quantiles [points, 2] of rate and batch, each dimension's strata hit once (Latin hypercube, McKay 1979)."""
-    return LatinHypercube(d=2, scramble=False, rng=seed).random(points)
+    generator = np.random.default_rng(seed)
+    return np.stack([(generator.permutation(points) + 0.5) / points for _ in range(2)], axis=1)
 
 
 def make_sampler(seed: int) -> BaseSampler:

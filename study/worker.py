@@ -45,7 +45,7 @@ def run_worker(
         registered = recall(database, name, folder=folder)
         experiment = registered.experiment
         image_set = open_image_set(experiment)
-        check_same_images(registered, image_set)
+        check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
         share = open_device(
             device, workers=workers, threads=threads, memory_budget_gib=experiment.workers.memory_budget_gib
         )

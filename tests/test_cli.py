@@ -1,0 +1,64 @@
+"""Every command helps with an example, answers at once, and turns mistakes into one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from study.cli import acuity
+
+COMMANDS = sorted(acuity.commands)
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "study", *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
+    shown = CliRunner().invoke(acuity, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"acuity {command}" in shown.output.split("Example:")[1]
+    assert "--storage" in shown.output
+    assert "--verbose" in shown.output
+
+
+def test_help_imports_neither_torch_nor_optuna() -> None:
+    script = (
+        "import sys\nfrom study.cli import acuity\n"
+        "try:\n    acuity.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'optuna', 'sqlalchemy', 'pandas', 'timm'} & set(sys.modules), 'heavy'"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "none.toml"], "none.toml: No such file"),
+        (["best", "nih", "--storage", "sqlite:///x.db"], "SQLite cannot"),
+        (["best", "nih", "--storage", "postgresql://me:secret@127.0.0.1:1/acuity"], "nothing listens there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("acuity: ")
+    assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stderr
+
+
+def test_wrong_usage_is_status_2() -> None:
+    assert run("launch").returncode == 2
+    assert run("best", "nih", "--format", "xml").returncode == 2

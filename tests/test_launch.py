@@ -1,0 +1,186 @@
+"""From an experiment file to the answer with real worker processes, and how a fleet ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from storage.url import parse_url
+
+ACUITY = [sys.executable, "-m", "study"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A user's home of its own, for caches and logs."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environment(home: Path, database_url: str) -> dict[str, str]:
+    return os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "ACUITY_STORAGE": database_url}
+
+
+@pytest.fixture
+def experiment(phantoms: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        f"""
+        name = "tiny"
+        labels = ["Cardiomegaly", "Nodule"]
+        [data]
+        index = "{phantoms}"
+        images = "{phantoms.parent / "images"}"
+        split = "tiny.split.csv"
+        [search]
+        resolutions = [16, 32]
+        architectures = ["test_resnet"]
+        trials = 5
+        min_complete_per_resolution = 2
+        min_batch_size = 4
+        min_updates_per_epoch = 5
+        [training]
+        epochs = 2
+        [workers]
+        heartbeat_s = 1
+        grace_s = 3
+        """
+    )
+    return file
+
+
+def acuity(*arguments: str, environment: dict[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def workers_alive(home: Path) -> list[int]:
+    """Processes of ours that run `acuity worker`, by the home that only this test has."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            variables = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"worker" in command and f"HOME={home}".encode() in variables:
+            found.append(int(process.name))
+    return found
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def count(database_url: str, where: str) -> int:
+    url = parse_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = psycopg2.connect(url)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"select count(*) from acuity.trials where {where}")
+            [[number]] = cursor.fetchall()
+            return int(number)
+    finally:
+        connection.close()
+
+
+def test_an_experiment_runs_from_its_file_to_the_answer(
+    experiment: Path, environment: dict[str, str], database_url: str
+) -> None:
+    launched = acuity("launch", str(experiment), "--workers", "2", environment=environment)
+    assert "Cardiomegaly 5/5" in launched.stderr
+    assert "best px" in launched.stdout
+
+    answer = json.loads(acuity("best", "tiny", "--format", "json", environment=environment).stdout)
+    assert answer["experiment"] == "tiny"
+    assert [entry["label"] for entry in answer["labels"]] == ["Cardiomegaly", "Nodule"]
+    for entry in answer["labels"]:
+        assert entry["trials"]["complete"] + entry["trials"]["pruned"] == 5
+        assert (entry["trials"]["running"], entry["trials"]["failed"]) == (0, 0)
+        assert entry["reference"] is entry["smallest_adequate"] is None
+        best = entry["best"]
+        assert set(best) == {
+            "resolution", "architecture", "batch_size", "feasible_batch_size", "learning_rate",
+            "auc", "auc_low", "auc_high", "split", "seeds",
+        }  # fmt: skip
+        assert best["auc_low"] < best["auc"] < best["auc_high"]
+        assert (best["split"], best["seeds"]) == ("validation", 0)
+        at_best = [at for at in entry["by_resolution"] if at["resolution"] == best["resolution"]]
+        assert at_best[0]["auc"] == best["auc"]
+        assert all(at["complete"] >= 2 for at in entry["by_resolution"])
+
+    again = acuity("launch", str(experiment), environment=environment)
+    assert "has its 5 trials" in again.stderr
+    assert count(database_url, "true") == 10
+
+    assert "Nodule" in acuity("status", "tiny", environment=environment).stdout
+    refused = acuity("delete", "tiny", environment=environment, status=1)
+    assert "10 trials" in refused.stderr
+    acuity("delete", "tiny", "--yes", environment=environment)
+    gone = acuity("best", "tiny", environment=environment, status=1)
+    assert 'no experiment named "tiny"' in gone.stderr
+
+
+def test_a_changed_file_under_an_old_name_is_refused_with_the_difference(
+    experiment: Path, environment: dict[str, str]
+) -> None:
+    acuity("launch", str(experiment), "--workers", "1", environment=environment)
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 3"))
+    refused = acuity("launch", str(experiment), environment=environment, status=1)
+    assert "training.epochs: 2 -> 3" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_fleet_and_leaves_nothing_running(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
+    launcher = subprocess.Popen(
+        [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
+    )
+    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(1)
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(timeout=15) != 0
+    assert workers_alive(home) == []
+    assert count(database_url, "state = 'RUNNING'") == 0
+    assert count(database_url, "requeued") == 2
+    assert count(database_url, "state = 'FAIL' and not requeued") == 0
+
+
+@pytest.mark.slow
+def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 40"))
+    launcher = subprocess.Popen([*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment)
+    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(1)
+    os.kill(workers_alive(home)[0], signal.SIGKILL)
+    assert launcher.wait(timeout=200) == 0
+    assert count(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
+    assert count(database_url, "state in ('RUNNING', 'WAITING')") == 0
+    assert count(database_url, "requeued") == 1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(home: Path) -> Iterator[None]:
+    yield
+    for process in workers_alive(home):
+        os.kill(process, signal.SIGKILL)
