@@ -1,0 +1,38 @@
+"""The most memory that a stretch of work held at once."""
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+def watch_peak_memory(device: torch.device) -> Callable[[], float]:
+    """Start watching; the function returned says the peak since then, in MiB.
+
+    On a GPU: what torch's allocator handed out at most, this process alone. On a CPU: how far the process's resident
+    memory rose above what it was at the start, so images read from the page cache count while they are mapped in.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device) / MIB
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: lowers the high-water mark to what is resident now
+    except OSError:
+        before = _resident_peak_mib()
+        return lambda: _resident_peak_mib() - before  # 0 where an earlier stretch of work held more
+    before = _linux_peak_mib()
+    return lambda: _linux_peak_mib() - before
+
+
+def _linux_peak_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _resident_peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (MIB if sys.platform == "darwin" else 1024)
