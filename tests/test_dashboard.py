@@ -1,0 +1,99 @@
+"""The dashboard: optuna-dashboard on the same storage, read-only, in a real browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from storage.database import Database
+
+
+@pytest.fixture
+def study(database: Database) -> optuna.Study:
+    study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
+    resolutions = optuna.distributions.CategoricalDistribution([32, 64])
+    for number in range(12):
+        trial = optuna.trial.create_trial(
+            params={"resolution": (32, 64)[number % 2]}, distributions={"resolution": resolutions}, value=0.6
+        )
+        study.add_trial(trial)
+    return study
+
+
+@pytest.fixture
+def address(study: optuna.Study, database_url: str) -> Iterator[str]:  # noqa: ARG001
+    """A running `acuity dashboard` on any free port."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "study", "dashboard", "--port", "0"],
+        env=os.environ | {"ACUITY_STORAGE": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    try:
+        yield server.stderr.readline().split()[0]
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+        server.stderr.close()
+
+
+def test_the_dashboard_answers_on_loopback_and_refuses_to_delete(address: str, study: optuna.Study) -> None:
+    assert address.startswith("http://127.0.0.1:")
+    base = address.removesuffix("/dashboard")
+    with urllib.request.urlopen(f"{base}/api/studies") as answer:
+        studies = json.load(answer)["study_summaries"]
+    assert [entry["study_name"] for entry in studies] == ["nih/Effusion"]
+    delete = urllib.request.Request(f"{base}/api/studies/{study._study_id}", method="DELETE")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(delete)
+    assert len(study.get_trials()) == 12
+
+
+def test_a_port_in_use_is_one_clear_line(address: str, database_url: str) -> None:
+    port = address.split(":")[2].split("/")[0]
+    second = subprocess.run(
+        [sys.executable, "-m", "study", "dashboard", "--port", port],
+        env=os.environ | {"ACUITY_STORAGE": database_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"port {port}" in second.stderr
+    assert "--port" in second.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_shows_the_studies_trials(address: str, study: optuna.Study, tmp_path: Path) -> None:
+    page = f"{address}/studies/{study._study_id}/trialTable"
+    shown = screenshot(page, tmp_path / "dashboard.png", dump=True)
+    assert "nih/Effusion" in shown
+    assert "Complete" in shown
+    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
+
+
+def screenshot(page: str, file: Path, *, dump: bool) -> str:
+    """The page's text after its scripts have run, and a picture of it."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={profile}", "--window-size=1400,1000", "--virtual-time-budget=15000",
+        ]  # fmt: skip
+        subprocess.run([*command, f"--screenshot={file}", page], check=True, capture_output=True, timeout=120)
+        if not dump:
+            return ""
+        return subprocess.run(
+            [*command, "--dump-dom", page], check=True, capture_output=True, timeout=120, text=True
+        ).stdout
