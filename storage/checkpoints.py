@@ -41,7 +41,7 @@ class Checkpoints:
                 continue
             except OSError as error:
                 raise StorageError(
-                    f"checkpoint {path} cannot be read ({error.strerror}): mend that, or delete it to start its trial anew"
+                    f"checkpoint {path} cannot be read ({error.strerror}): mend that, or delete it to restart its trial"
                 ) from None
         return None
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
-import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import URL
 
@@ -26,6 +25,7 @@ from storage.url import DRIVER
 _START_TIMEOUT_S = 120.0
 """For a start with recovery after a crash, or a stop with a last checkpoint, on a slow disk."""
 _STOP_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5
 _POLL_S = 0.02
 
 
@@ -64,9 +64,10 @@ def _ensure_running(folder: Path, account: str | None) -> URL:
             return url
     binaries = server_binaries(folder, account)
     fill_folder(folder, binaries=binaries, account=account)
-    # Nobody holds server.lock, so this can only be a crashed server's; Postgres would refuse to start where its process
-    # id is somebody else's by now.
-    (data / "postmaster.pid").unlink(missing_ok=True)
+    # Nobody holds server.lock, so these can only be a crashed server's; Postgres would refuse to start where the
+    # process id in them is somebody else's by now, or a zombie's.
+    for stale in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+        (data / stale).unlink(missing_ok=True)
     url = _url(folder)
     _start(folder, binaries, account)
     if not _wait_until_answers(url, folder):
@@ -102,7 +103,7 @@ def _wait_until_answers(url: URL, folder: Path) -> bool:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         lives = _is_held(folder, "server.lock")
-        if lives and (_answers(url) or _make_database(url)):
+        if lives and _answers(url):
             return True
         if not lives:
             return False
@@ -115,31 +116,31 @@ def _wait_until_answers(url: URL, folder: Path) -> bool:
 def _answers(url: URL) -> bool:
     try:
         _connect(url).close()
-    except psycopg2.OperationalError:
-        return False
+    except psycopg2.OperationalError as error:
+        if f'database "{DATABASE}" does not exist' not in str(error):
+            return False
+        _make_database(url)
     return True
 
 
-def _make_database(url: URL) -> bool:
-    """Make our database in a cluster that answers without it; False where the cluster does not answer either."""
-    try:
-        connection = _connect(url.set(database="postgres"))
-    except psycopg2.OperationalError:
-        return False
+def _make_database(url: URL) -> None:
+    """Make our database in a fresh cluster. Called under the start lock."""
+    connection = _connect(url.set(database="postgres"))
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(f"create database {DATABASE}")
-    except psycopg2.errors.DuplicateDatabase:
-        pass  # it answered between our two attempts
     finally:
         connection.close()
-    return True
 
 
 def _connect(url: URL) -> psycopg2.extensions.connection:
     return psycopg2.connect(
-        host=url.query["host"], user=url.username, password=url.password, dbname=url.database, connect_timeout=5
+        host=url.query["host"],
+        user=url.username,
+        password=url.password,
+        dbname=url.database,
+        connect_timeout=_CONNECT_TIMEOUT_S,
     )
 
 
