@@ -1,0 +1,104 @@
+"""AUCs of several networks on the same patients, and how they vary together from one draw of patients to another.
+
+Patients are the independent units: one patient's images share anatomy and often disease, so each patient's images are
+summed before anything is squared.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from objectives.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """AUCs of K networks and what each of P patients adds to them.
+
+    above, below: float64 [K, P], the deviation of a patient's DeLong components from the AUC, summed over its images
+    with the finding (above) or without (below) and divided by the number of all such images.
+    """
+
+    aucs: Floats
+    above: Floats
+    below: Floats
+    positive_patients: int
+    """Patients with at least one image with the finding; the same patient may also have images without."""
+    negative_patients: int
+
+
+def auc_components(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> Components:
+    """Exact AUCs and per-patient DeLong components of K networks that scored the same images.
+
+    targets: [N] of 1 and 0. scores: [K, N], higher = more likely, ties count half. patients: [N], anything that
+    tells patients apart. InputError with fewer than 2 patients with the finding or without.
+
+    Components: DeLong et al., Biometrics 1988;44:837-845; by midranks in O(N log N): Sun & Xu, IEEE Signal Process
+    Lett 2014;21:1389-1393; summed by patient: Obuchowski, Biometrics 1997;53:567-578.
+    """
+    labels, values = np.asarray(targets), np.asarray(scores, dtype=np.float64)
+    clusters, codes = np.unique(np.asarray(patients), return_inverse=True)
+    assert values.ndim == 2, "scores are [networks, images]"
+    assert labels.shape == codes.shape == values.shape[1:], "one target and one patient an image"
+    assert np.isin(labels, (0, 1)).all(), "targets must be 0 or 1: leave out images whose label is not known"
+    assert not np.isnan(values).any(), "a score is not a number"
+    positive = labels == 1
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    positive_patients, negative_patients = np.unique(codes[positive]).size, np.unique(codes[~positive]).size
+    if min(positive_patients, negative_patients) < 2:
+        raise InputError(
+            f"{positive_patients} patients with the finding and {negative_patients} without, need at least 2 of each "
+            "to know how an AUC varies: choose another label or more patients"
+        )
+    ranks = rankdata(values, axis=1)
+    above = (ranks[:, positive] - rankdata(values[:, positive], axis=1)) / negatives
+    below = 1 - (ranks[:, ~positive] - rankdata(values[:, ~positive], axis=1)) / positives
+    aucs: Floats = above.mean(axis=1)
+    return Components(
+        aucs=aucs,
+        above=_sum_by_patient(above - aucs[:, None], codes[positive], patients=clusters.size) / positives,
+        below=_sum_by_patient(below - aucs[:, None], codes[~positive], patients=clusters.size) / negatives,
+        positive_patients=positive_patients,
+        negative_patients=negative_patients,
+    )
+
+
+def combine(components: Components, weights: ArrayLike) -> Components:
+    """Components of weighted sums of the networks' AUCs: weights [G, K], for instance 1/S for each of S seeds."""
+    matrix = np.asarray(weights, dtype=np.float64)
+    return Components(
+        aucs=matrix @ components.aucs,
+        above=matrix @ components.above,
+        below=matrix @ components.below,
+        positive_patients=components.positive_patients,
+        negative_patients=components.negative_patients,
+    )
+
+
+def covariance(components: Components) -> Floats:
+    """Covariance [K, K] of the AUCs over draws of test patients, the networks as they are.
+
+    Obuchowski, Biometrics 1997;53:567-578; with one image a patient it is DeLong's own. Never indefinite: the factor
+    of the mixed term is the smallest of the three.
+    """
+    above, below = components.above, components.below
+    patients = above.shape[1]
+    mixed = above @ below.T
+    total: Floats = (
+        _unbias(components.positive_patients) * (above @ above.T)
+        + _unbias(components.negative_patients) * (below @ below.T)
+        + _unbias(patients) * (mixed + mixed.T)
+    )
+    return total
+
+
+def _unbias(count: int) -> float:
+    return count / (count - 1)
+
+
+def _sum_by_patient(values: Floats, codes: NDArray[np.intp], *, patients: int) -> Floats:
+    return np.stack([np.bincount(codes, weights=row, minlength=patients) for row in values])
