@@ -1,0 +1,357 @@
+"""The cache holds each image's own pixels, whole, or says by line which images it cannot hold."""
+
+import csv
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from objectives.errors import InputError
+from objectives.image_cache import UnreadableImagesError, build_cache, cache_bytes, open_cache
+from objectives.index import ImageIndex, read_index
+
+
+def write_set(folder: Path, images: list[Image.Image | bytes], kind: str = "png") -> ImageIndex:
+    """An image set in NIH's form: file names tell the patient, as NIH's do."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Image Index", "Finding Labels", "Patient ID"])
+        for number, image in enumerate(images):
+            name = f"{77_000_000 + number}_000.{kind}"
+            writer.writerow([name, "Mass" if number % 2 else "No Finding", 77_000_000 + number])
+            if isinstance(image, bytes):
+                (folder / "images" / name).write_bytes(image)
+            else:
+                image.save(folder / "images" / name)
+    return read_index(folder / "index.csv", images=folder / "images")
+
+
+def noise(side: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+
+
+def noises(count: int, side: int = 32) -> list[Image.Image | bytes]:
+    return [Image.fromarray(noise(side, seed)) for seed in range(count)]
+
+
+def block_mean(square: np.ndarray, resolution: int) -> np.ndarray:
+    ratio = len(square) // resolution
+    return square.reshape(resolution, ratio, resolution, ratio).mean(axis=(1, 3), dtype=np.float64)
+
+
+def refusal(index: ImageIndex, folder: Path, resolutions: list[int]) -> InputError:
+    with pytest.raises(InputError) as caught:
+        build_cache(index, folder=folder, resolutions=resolutions, processes=1)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "77000" not in message, "an error tells a patient"
+    assert caught.value.__cause__ is None
+    assert not folder.exists() or not [*folder.glob("*.npy"), *folder.glob("*.partial")], "a refused build left files"
+    return caught.value
+
+
+def test_every_resolution_holds_the_images_in_the_indexs_order(tmp_path: Path) -> None:
+    images = noises(150, side=96)  # more than one chunk for each of two processes
+    index = write_set(tmp_path, images)
+    seen: list[tuple[int, int]] = []
+    build_cache(
+        index,
+        folder=tmp_path / "cache",
+        resolutions=[96, 16, 48],
+        processes=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == (150, 150)
+    for resolution in (16, 48, 96):
+        pixels = open_cache(index, folder=tmp_path / "cache", resolution=resolution)
+        assert pixels.shape == (150, resolution, resolution)
+        assert pixels.dtype == np.uint8
+        for row in range(150):
+            assert np.abs(pixels[row] - block_mean(noise(96, row), resolution)).max() <= 1
+    files = list((tmp_path / "cache").glob("*.npy"))
+    assert sum(file.stat().st_size for file in files) == cache_bytes(index, [16, 48, 96])
+    assert len(files) == 3
+
+
+def test_sets_of_many_kinds_of_files_are_read_alike(tmp_path: Path) -> None:
+    grey = noise(64, 0)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    wide = np.zeros((64, 64), np.uint8)
+    wide[16:48] = grey[16:48]
+    index = write_set(
+        tmp_path,
+        [
+            Image.fromarray(grey),
+            Image.fromarray(grey).convert("RGBA"),
+            Image.fromarray(grey).convert("P"),
+            deep,
+            Image.fromarray(grey[16:48]),
+        ],
+    )
+    build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
+    pixels = open_cache(index, folder=tmp_path / "cache", resolution=32)
+    for row, square in enumerate((grey, grey, grey, grey, wide)):
+        assert np.abs(pixels[row] - block_mean(square, 32)).max() <= 1
+
+
+def test_arrays_are_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(3))
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
+    pixels = open_cache(index, folder=tmp_path / "cache", resolution=16)
+    assert isinstance(pixels, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        pixels[0, 0, 0] = 1
+
+
+def test_second_build_adds_only_what_is_missing(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(3))
+    folder = tmp_path / "cache"
+    build_cache(index, folder=folder, resolutions=[16], processes=1)
+    (old,) = folder.glob("*.npy")
+    before = old.stat()
+    calls: list[tuple[int, int]] = []
+    build_cache(index, folder=folder, resolutions=[16, 32], processes=1)
+    build_cache(index, folder=folder, resolutions=[16, 32], progress=lambda *told: calls.append(told))
+    assert calls == [], "a complete cache was built again"
+    assert (old.stat().st_ino, old.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert open_cache(index, folder=folder, resolution=32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:60], lambda _: b"", lambda data: data + b"x"]
+)
+def test_array_that_is_not_whole_is_built_again_and_never_read(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    index = write_set(tmp_path, noises(3))
+    folder = tmp_path / "cache"
+    build_cache(index, folder=folder, resolutions=[16], processes=1)
+    (path,) = folder.glob("*.npy")
+    whole = path.read_bytes()
+
+    path.write_bytes(damage(whole))
+    with pytest.raises(InputError, match="no whole array of these 3 images at 16 px"):
+        open_cache(index, folder=folder, resolution=16)
+    build_cache(index, folder=folder, resolutions=[16], processes=1)
+    assert path.read_bytes() == whole
+
+
+def test_unreadable_images_are_named_together_by_line(tmp_path: Path) -> None:
+    whole = cv2.imencode(".png", noise(64, 0))[1].tobytes()
+    images: list[Image.Image | bytes] = [whole] * 100
+    broken = [3, *range(70, 81)]
+    for row in broken:
+        images[row] = whole[:-400]
+    images[3] = b"a web page"
+    index = write_set(tmp_path, images)
+    error = refusal(index, tmp_path / "cache", [16])
+    assert str(error).startswith(
+        "12 of 100 images cannot be read: index line 5 (not a PNG or JPEG image), index line 72 (truncated), "
+        "index line 73 (truncated), "
+    )
+    assert "index line 80 (truncated), and 2 more. Put" in str(error)
+    assert isinstance(error, UnreadableImagesError)
+    assert error.files == tuple(index.table["file"].iloc[broken])
+
+
+def test_truncated_jpeg_is_not_filled_with_grey(tmp_path: Path) -> None:
+    whole = cv2.imencode(".jpg", noise(128, 0))[1].tobytes()
+    index = write_set(tmp_path, [whole, whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff\xd9"], kind="jpg")
+    message = str(refusal(index, tmp_path / "cache", [32]))
+    assert "2 of 3 images cannot be read: index line 3 (truncated), index line 4 (Corrupt JPEG data" in message
+
+
+def test_missing_images_are_refused_before_any_is_decoded(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(4))
+    index.image_path(2).unlink()
+    assert "index line 4: its file is not in" in str(refusal(index, tmp_path / "cache", [16]))
+    shutil.rmtree(tmp_path / "images")
+    assert "no such folder" in str(refusal(index, tmp_path / "cache", [16]))
+
+
+def test_resolution_above_the_images_is_refused_with_the_largest_allowed(tmp_path: Path) -> None:
+    index = write_set(tmp_path, [Image.new("L", (40, 64)), *noises(4, side=48), *noises(2, side=128)])
+    message = str(refusal(index, tmp_path / "cache", [16, 96]))
+    assert "5 of 7 images are smaller than 96 px (the first: index line 2)" in message
+    assert message.endswith("the largest resolution that all images allow is 48")
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16, 48], processes=1)
+
+
+def test_one_small_image_among_many_is_found(tmp_path: Path) -> None:
+    images = noises(130)
+    images[1] = Image.fromarray(noise(24, 0))  # not among the evenly spaced ones that are looked at first
+    index = write_set(tmp_path, images)
+    message = str(refusal(index, tmp_path / "cache", [32]))
+    assert "1 of 130 images are smaller than 32 px (the first: index line 3)" in message
+    assert message.endswith("all images allow is 24")
+
+
+def test_smaller_copy_of_a_set_under_the_same_names_gets_its_own_arrays(tmp_path: Path) -> None:
+    large = write_set(tmp_path / "large", noises(5, side=64))
+    small = write_set(tmp_path / "small", noises(5, side=32))
+    assert large.sha256 == small.sha256
+    build_cache(large, folder=tmp_path / "cache", resolutions=[32], processes=1)
+    with pytest.raises(InputError, match="no whole array"):
+        open_cache(small, folder=tmp_path / "cache", resolution=32)
+
+
+def test_full_disk_is_refused_with_figures_before_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_set(tmp_path, noises(100))
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 80_000, 80_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    message = str(refusal(index, tmp_path / "cache", [16, 32]))
+    assert "no room for the image cache: 100 images at 16, 32 px take 0.1 MiB, and 0.1 MiB are free" in message
+    assert message.endswith('name another folder with [data] cache = "PATH"')
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)  # 25 KB: there is room for that
+
+
+FULL_DISK = """
+import shutil, sys
+from collections.abc import Callable
+from pathlib import Path
+from objectives.errors import InputError
+from objectives.image_cache import build_cache
+from objectives.index import read_index
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    index = read_index(folder / "index.csv", images=folder / "images")
+    real = shutil.disk_usage
+    # Somebody else fills the disk after it was looked at.
+    answers = [shutil._ntuple_diskusage(10**9, 0, 10**9)]
+    shutil.disk_usage = lambda path: answers.pop() if answers else real(path)
+    try:
+        build_cache(index, folder=folder / "full", resolutions=[64])
+    except InputError as error:
+        print(error, [path.name for path in (folder / "full").iterdir() if path.suffix != ".lock"])
+"""
+
+
+def test_disk_that_fills_up_while_building_gives_the_same_error(tmp_path: Path) -> None:
+    write_set(tmp_path, noises(120, side=64))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    in_a_small_disk = 'mount -t tmpfs -o size=128k tmpfs "$1/full" && exec "$2" "$1/script.py" "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", in_a_small_disk, "sh"]
+    probe = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "full")]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("needs a kernel that lets users mount a small disk of their own")
+    done = subprocess.run(
+        [*command, str(tmp_path), sys.executable], capture_output=True, text=True, check=True, env=with_this_tree()
+    )
+    assert "no room for the image cache: 120 images at 64 px take 0.5 MiB" in done.stdout
+    assert done.stdout.endswith("[]\n"), "files were left on the full disk"
+
+
+def test_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(2))
+    for folder in (Path("/proc/cache"), tmp_path / "index.csv" / "cache"):  # neither can be made, not even by root
+        with pytest.raises(InputError, match=r'\[data\] cache = "PATH"'):
+            build_cache(index, folder=folder, resolutions=[16], processes=1)
+
+
+BUILD = """
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from objectives.image_cache import build_cache
+from objectives.index import read_index
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    index = read_index(folder / "index.csv", images=folder / "images")
+    told = []
+    build_cache(index, folder=folder / "cache", resolutions=[16, 64], progress=lambda done, total: told.append(done))
+    print(bool(told))
+"""
+
+
+def with_this_tree() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def start_build(folder: Path) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(BUILD)
+    command = [sys.executable, str(folder / "script.py"), str(folder)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=with_this_tree(), start_new_session=True
+    )
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Processes that a build started, and itself, as the kernel lists them; zombies are over."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
+    tmp_path: Path, ending: signal.Signals
+) -> None:
+    smooth = cv2.resize(noise(4, 0), (800, 800), interpolation=cv2.INTER_CUBIC)
+    index = write_set(tmp_path, [cv2.imencode(".png", smooth)[1].tobytes()] * 320)
+    cache = tmp_path / "cache"
+    build = start_build(tmp_path)
+    while not any(draft.stat().st_blocks > 16 for draft in cache.glob("*.partial")):
+        assert build.poll() is None, "the build ended before it could be interrupted"
+        time.sleep(0.01)
+    if ending == signal.SIGINT:
+        os.killpg(build.pid, ending)  # Ctrl-C reaches every process of the terminal
+    else:
+        build.send_signal(ending)
+    build.communicate(timeout=60)
+    assert build.returncode != 0
+    deadline = time.monotonic() + 20
+    while processes_of_session(build.pid):
+        assert time.monotonic() < deadline, "a decoding process outlived its parent"
+        time.sleep(0.05)
+    assert not list(cache.glob("*.npy"))
+    with pytest.raises(InputError, match="no whole array"):
+        open_cache(index, folder=cache, resolution=16)
+    if ending == signal.SIGINT:
+        assert {path.suffix for path in cache.iterdir()} == {".lock"}
+    else:
+        build_cache(index, folder=cache, resolutions=[16])
+        assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock"}
+
+
+def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(60, side=64))
+    builds = [start_build(tmp_path) for _ in range(2)]
+    told = [build.communicate(timeout=60)[0].strip() for build in builds]
+    assert [build.returncode for build in builds] == [0, 0]
+    assert sorted(told) == ["False", "True"], "both built, or none"
+    pixels = open_cache(index, folder=tmp_path / "cache", resolution=64)
+    np.testing.assert_array_equal(pixels[59], noise(64, 59))
+
+
+def test_decoding_process_that_dies_ends_the_build(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(400))
+
+    def kill_one(*_: int) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(InputError, match="a process that decodes images was killed"):
+        build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=2, progress=kill_one)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+    assert not list((tmp_path / "cache").glob("*.partial"))
