@@ -12,11 +12,11 @@ from objectives.errors import InputError
 from objectives.network import make_network
 
 GIB = 2**30
-# Beside what autograd saves, a step holds gradients of activations and the temporaries of single layers. Real steps on
-# a CPU (resnet34, densenet121, convnext_tiny, vit_small, test_resnet; 128 and 224 px) peaked at 0.92 to 1.07 of
-# parameters + optimiser + saved bytes where glibc gave freed tensors back at once (M_MMAP_THRESHOLD of 1 MiB); left to
-# adapt that threshold itself, it held on to 10 to 40 % more.
-TEMPORARIES = 1.07
+# Beside what autograd saves, a step holds gradients of activations, temporaries of single layers, and on a CPU what
+# glibc's allocator keeps back. Real steps on a CPU (resnet34, densenet121, convnext_tiny, vit_small, test_resnet; 128
+# and 224 px) took 1.10 to 1.39 of the saved bytes; with an allocator that gives everything back, which costs a third of
+# the speed, at most 1.07.
+TEMPORARIES = {"cpu": 1.4, "cuda": 1.07}
 PROBED_BATCH = 64  # what is saved once a batch (statistics of norms) is lost in it
 # Of a GPU: the driver's context, cuDNN's workspaces and fragmentation take what is left over by these two.
 CUDA_STEP_SHARE = 0.65
@@ -68,7 +68,7 @@ def estimate_step_memory(architecture: str, *, input_size: int, precision: str, 
     weight_copies = parameters // 2 if precision == "bf16" else 0  # autocast's, kept for the backward pass
     return StepMemory(
         fixed_bytes=4 * parameters + sum(b.nbytes for b in network.buffers()) + weight_copies,  # AdamW keeps two more
-        bytes_per_image=TEMPORARIES * (saved - weight_copies) / PROBED_BATCH,
+        bytes_per_image=TEMPORARIES[device_type] * (saved - weight_copies) / PROBED_BATCH,
     )
 
 
@@ -89,6 +89,11 @@ def memory_budget(device: torch.device, *, workers: int, memory_gib: float | Non
             f"{CPU_RESERVE_BYTES / GIB / CPU_SHARE:.2f} GiB before its first batch: launch fewer or set memory_gib"
         )
     return budget
+
+
+def resident_image_bytes(device: torch.device, *, workers: int) -> int:
+    """Bytes of a GPU that one of its workers may fill with images, beside its training step."""
+    return int(torch.cuda.get_device_properties(device).total_memory * CUDA_IMAGE_SHARE / workers)
 
 
 def largest_batch(memory: StepMemory, budget_bytes: int) -> int:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
+from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -58,6 +59,7 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
 
     url: a Postgres; None is what ACUITY_STORAGE names, else the embedded server. StorageError where it cannot be used.
     """
+    os.environ.pop("PGTZ", None)  # libpq would let it override the session's UTC
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE")
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())
@@ -144,6 +146,8 @@ def _make_tables(url: URL) -> None:
             _raw_storage(url, skip_table_creation=False).engine.dispose()
             migrate(connection)
     except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
         raise StorageError(
             f"{masked(url)}: its tables cannot be made ({first_line(error)}). "
             "Let its owner run a command of acuity first, or grant this user create on it and its schema public"
@@ -157,7 +161,7 @@ def _lock_making_tables(connection: Connection, url: URL) -> None:
     try:
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _MAKING_TABLES})
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) == "55P03":
+        if isinstance(error.orig, LockNotAvailable):
             raise StorageError(
                 f"{masked(url)}: another process has been making its tables for 60 s. Try again"
             ) from None

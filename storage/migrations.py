@@ -96,7 +96,9 @@ def set_search_path(connection: Connection) -> None:
 
 
 def _read_version(connection: Connection) -> int | None:
-    if connection.scalar(text("select to_regclass('acuity.version')")) is None:
+    # Not to_regclass, which answers from this session's cache: blind to a table made while we waited for the lock.
+    exists = "select exists (select from pg_tables where schemaname = 'acuity' and tablename = 'version')"
+    if not connection.scalar(text(exists)):
         return None
     return int(connection.scalars(text("select version from acuity.version")).one())
 

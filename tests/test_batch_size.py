@@ -41,22 +41,20 @@ def test_estimate_is_what_a_real_forward_pass_saves(architecture, input_size, pr
 
     parameters = sum(p.nbytes for p in network.parameters())
     weight_copies = parameters // 2 if precision == "bf16" else 0
-    assert memory.bytes_per_image * batch / batch_size.TEMPORARIES == pytest.approx(real - weight_copies, rel=0.02)
+    assert memory.bytes_per_image * batch / batch_size.TEMPORARIES["cpu"] == pytest.approx(real - weight_copies, rel=0.02)
     assert memory.fixed_bytes == pytest.approx(4 * parameters + weight_copies, rel=0.02)
 
 
 def test_estimate_for_resnet34_at_320_px_is_the_published_62_mib_a_sample():
     memory = estimate_step_memory("resnet34", input_size=320, precision="fp32")
-    assert memory.bytes_per_image / batch_size.TEMPORARIES / MIB == pytest.approx(62, abs=0.5)
+    assert memory.bytes_per_image / batch_size.TEMPORARIES["cpu"] / MIB == pytest.approx(62, abs=0.5)
     assert memory.fixed_bytes / MIB == pytest.approx(325, abs=1)  # 21.3 million parameters, four times 4 bytes each
 
 
 STEPS = """
-import ctypes
 import torch
 from objectives.network import make_network
 from objectives.peak_memory import watch_peak_memory
-ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: freed tensors go back at once
 network = make_network("test_resnet")
 optimiser = torch.optim.AdamW(network.parameters())
 def step(batch):
@@ -66,16 +64,16 @@ def step(batch):
     optimiser.zero_grad()
     return peak_mib()
 step(2)
-print(step(16), step(48))
+print(step(32), step(96))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's, the peak is read from /proc")
-def test_peak_memory_of_real_steps_grows_as_estimated():
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak that can be set back is Linux's")
+def test_estimate_covers_the_peak_memory_of_real_steps():
     run = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)
-    at_16, at_48 = (float(number) for number in run.stdout.split())
+    at_32, at_96 = (float(number) for number in run.stdout.split())
     memory = estimate_step_memory("test_resnet", input_size=128, precision="fp32")
-    assert (at_48 - at_16) / 32 == pytest.approx(memory.bytes_per_image / MIB, rel=0.1)
+    assert 0.6 < (at_96 - at_32) / 64 / (memory.bytes_per_image / MIB) <= 1
 
 
 def test_size_that_a_network_cannot_see_is_refused():

@@ -89,7 +89,7 @@ def screenshot(page: str, file: Path, *, dump: bool) -> str:
         command = [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={profile}", "--window-size=1400,1000", "--virtual-time-budget=15000",
+            f"--user-data-dir={profile}", "--window-size=1400,1000", "--timeout=8000",
         ]  # fmt: skip
         subprocess.run([*command, f"--screenshot={file}", page], check=True, capture_output=True, timeout=120)
         if not dump:

@@ -1,0 +1,46 @@
+"""Light changes of view and exposure, on the batch, in fractions of the side so that they mean the same at every size."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+ROTATION_DEGREES = 10.0
+TRANSLATION = 0.05  # of the side
+SCALE = 0.1
+BRIGHTNESS = 0.1  # of the full range from black to white
+CONTRAST = 0.2
+NUM_PARAMETERS = 6
+
+
+def draw_augmentation(num_images: int, *, generator: torch.Generator) -> torch.Tensor:
+    """One row of random numbers an image: float32 [N, 6] in [-1, 1], always drawn on the CPU."""
+    return torch.rand(num_images, NUM_PARAMETERS, generator=generator) * 2 - 1
+
+
+def augment(images: torch.Tensor, parameters: torch.Tensor, *, side: int) -> torch.Tensor:
+    """Turn, shift, scale and re-expose each image as its row says, and resample it to side x side pixels on the way.
+
+    images: float [B, 1, R, R] in [0, 1]; parameters: [B, 6] in [-1, 1]. No mirroring: hearts have a side. What comes in
+    from beyond the edge repeats the edge, so that no black wedge tells the network that it has seen an altered image.
+    """
+    angle = parameters[:, 0] * math.radians(ROTATION_DEGREES)
+    zoom = 1 + SCALE * parameters[:, 1]
+    shift = 2 * TRANSLATION * parameters[:, 2:4]  # grid_sample's sides run from -1 to 1
+    cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    transform = torch.stack(
+        [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)], dim=1
+    )
+    grid = F.affine_grid(transform, [len(images), 1, side, side], align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast = 1 + CONTRAST * parameters[:, 4].view(-1, 1, 1, 1)
+    brightness = BRIGHTNESS * parameters[:, 5].view(-1, 1, 1, 1)
+    mean = moved.mean(dim=(2, 3), keepdim=True)
+    return torch.addcmul(mean - mean * contrast + brightness, moved, contrast)
+
+
+def enlarge(images: torch.Tensor, *, side: int) -> torch.Tensor:
+    """Resample to side x side pixels (bilinear), as augment does with all its parameters at 0."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
