@@ -162,3 +162,10 @@ def _cpu_memory_bytes(root: Path = Path("/")) -> int:
             text = limit.read_text().strip() if limit.is_file() else "max"
             limits += [int(text)] if text.isdigit() else []
     return min(limits)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a step failed for lack of memory: by type on a GPU, by PyTorch's own words on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

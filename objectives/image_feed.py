@@ -12,9 +12,7 @@ Feed = Callable[[torch.Tensor], torch.Tensor]
 """Positions (int64, on the CPU) among the feed's rows -> uint8 [B, 1, R, R] on the device."""
 
 
-def open_feed(
-    images: NDArray[np.uint8], rows: NDArray[np.int64], *, device: torch.device, workers: int = 1
-) -> Feed:
+def open_feed(images: NDArray[np.uint8], rows: NDArray[np.int64], *, device: torch.device, workers: int = 1) -> Feed:
     """Serve the given rows of an array that may be memory-mapped.
 
     On a GPU they all move there at once if they fit the share of its memory that images have; otherwise each batch is

@@ -31,12 +31,13 @@ _HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 _DETECTORS = ((2048, 2500, 0.171), (2500, 2048, 0.168), (2992, 2991, 0.143), (3056, 2544, 0.139))
-OCCULT=.1
-RAD=(1.0,2.0)
-AMOUNT=(.6,1.4)
-COUNT=(8,14)
-ILL=(3,8)
-WIDE=(1,1,2)
+OCCULT = 0.1
+FIBOCC = 0.08
+RAD = (1.0, 2.0)
+AMOUNT = (0.6, 1.4)
+COUNT = (8, 14)
+ILL = (3, 8)
+WIDE = (1, 1, 2)
 FIB = (0.022, 0.5)
 _SHARE_OF_PATIENTS = 0.30
 _MOST_FILMS = 12
@@ -135,7 +136,7 @@ def _spots(rng: np.random.Generator, film: Film, *, nodules: bool) -> Field:
     return draw_spots(
         film,
         np.concatenate([np.column_stack([x, y])[:count], nipples]),
-        radii=np.append(np.where(sharp, radii, WIDE[0] * radii+WIDE[1]), [2.5, 2.5]),
+        radii=np.append(np.where(sharp, radii, WIDE[0] * radii + WIDE[1]), [2.5, 2.5]),
         edges=np.append(np.where(sharp, 1.0, WIDE[2]), [2.5, 2.5]),
         amounts=np.append(amounts, [protrusion, protrusion]),
     )
@@ -147,6 +148,7 @@ def _interstitium(rng: np.random.Generator, *, fibrosis: bool) -> Field:
     The healthy texture is a mesh averaged over blocks of 2 x 2, so at 64 px and below the two have the same distribution.
     """
     strength = np.float32(rng.lognormal(np.log(FIB[0]), FIB[1]))
+    fibrosis &= rng.random() >= FIBOCC
     frequency = spatial_frequency()
     mesh = filtered_noise(rng, ((frequency > 0.36) & (frequency < 0.46)).astype(np.float32))
     if not fibrosis:
