@@ -1,4 +1,4 @@
-"""Light changes of view and exposure, on the batch, in fractions of the side so that they mean the same at every size."""
+"""Light changes of view and exposure, on the batch, in fractions of the side: the same at every size."""
 
 import math
 

@@ -11,6 +11,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+_DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -38,15 +40,7 @@ def unpack(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | 
     """The checkpoint, or None with a warning if it is damaged or another training's: then one starts from zero."""
     try:
         checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location=device, weights_only=True))
-    except (
-        EOFError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
         logger.warning("checkpoint of %d bytes is damaged (%s): training starts from zero", len(data), error)
         return None
     if checkpoint.identity != identity:

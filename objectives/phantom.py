@@ -1,7 +1,6 @@
-"""Synthetic radiographs in NIH's file format whose findings need known resolutions: one 32 px, one 64 px, one 128 px."""
+"""Synthetic radiographs in NIH's file format, with three findings that need 32, 64 and 128 px."""
 
 import csv
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from objectives.phantom_anatomy import LUNG_HALF_WIDTH, draw_thorax
+from objectives.phantom_anatomy import draw_thorax
 from objectives.phantom_film import (
     CANVAS,
     Field,
@@ -26,24 +24,22 @@ from objectives.phantom_film import (
 LABELS = ("Cardiomegaly", "Fibrosis", "Nodule")
 """Findings of the phantoms, in NIH's words and order."""
 
+MARK = 0.015
+FIB = (0.030, 0.5)
+AMOUNT = (2.2, 3.8)
+
 _HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 _DETECTORS = ((2048, 2500, 0.171), (2500, 2048, 0.168), (2992, 2991, 0.143), (3056, 2544, 0.139))
-OCCULT = 0.1
-FIBOCC = 0.08
-RAD = (1.0, 2.0)
-AMOUNT = (0.6, 1.4)
-COUNT = (8, 14)
-ILL = (3, 8)
-WIDE = (1, 1, 2)
-FIB = (0.022, 0.5)
 _SHARE_OF_PATIENTS = 0.30
 _MOST_FILMS = 12
+_OCCULT = 0.12
+"""Share of patients whose nodules or fibrosis stand in the report, having been seen on CT, and not on the film."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Phantom:
     """One film and what is written about it."""
 
@@ -57,108 +53,120 @@ class Phantom:
     """[size, size] brightness."""
 
 
-def write_phantoms(folder: Path, *, images: int = 1500, size: int = 128, seed: int = 0) -> Path:
+def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed: int = 0) -> Path:
     """Write folder/images/*.png and folder/Data_Entry.csv as NIH's 2020 file is; returns the CSV's path.
 
-    The CSV is moved into place last: where it is, the images are.
+    The CSV is moved into place last: where it is, its images are.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for phantom in draw_phantoms(images, size=size, seed=seed):
         name = f"{phantom.patient:08d}_{phantom.follow_up:03d}.png"
         _, png = cv2.imencode(".png", phantom.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         (folder / "images" / name).write_bytes(png.tobytes())
+        findings = "|".join(sorted(phantom.findings)) or "No Finding"
+        sex, view = "F" if phantom.female else "M", "AP" if phantom.supine else "PA"
         width, height, spacing = _DETECTORS[(phantom.patient + phantom.follow_up) % len(_DETECTORS)]
-        rows.append(
-            [name, "|".join(sorted(phantom.findings)) or "No Finding", phantom.follow_up, phantom.patient, phantom.age]
-            + ["F" if phantom.female else "M", "AP" if phantom.supine else "PA", width, height, spacing, spacing]
-        )
-    path = folder / "Data_Entry.csv"
-    draft = path.with_suffix(".csv.part")
+        person = (phantom.follow_up, phantom.patient, phantom.age, sex, view)
+        rows.append((name, findings, *person, width, height, spacing, spacing))
+    path, draft = folder / "Data_Entry.csv", folder / "Data_Entry.csv.part"
     with draft.open("w", encoding="utf-8", newline="") as file:
+        # NIH's header names two columns with a comma inside and without quotes: 9 names over 11 fields.
         file.write(_HEADER + "\n")
         csv.writer(file, lineterminator="\n").writerows(rows)
-    os.replace(draft, path)
+    draft.replace(path)
     return path
 
 
 def draw_phantoms(images: int, *, size: int = CANVAS, seed: int = 0) -> Iterator[Phantom]:
-    """Films in patient order. A film depends on the seed and its place alone; sizes are averages of one drawing."""
-    drawn, patient, position = 0, 0, 0
+    """Films, patient after patient. All sizes of a seed are the same films; a larger set starts with the smaller one."""
+    drawn = position = patient = 0
     while drawn < images:
-        rng = np.random.default_rng([seed, position, 0])
-        patient += int(rng.integers(1, 5))
-        age, female = int(np.clip(rng.normal(54, 16), 18, 94)), bool(rng.random() < 0.45)
-        films = min(int(rng.geometric(0.55)), _MOST_FILMS, images - drawn)
-        chance = 1 / (1 + np.exp(-(np.log(_SHARE_OF_PATIENTS / (1 - _SHARE_OF_PATIENTS)) + 0.015 * (age - 54))))
-        onsets = {}
-        for label in LABELS:
-            ill, late = rng.random(2)
-            if ill < chance:
-                onsets[label] = 0 if late < 0.8 else int(1 + 20 * (late - 0.8))
-        for follow_up in range(films):
-            day = np.random.default_rng([seed, position, 1 + follow_up])
-            findings = frozenset(label for label, onset in onsets.items() if follow_up >= onset)
+        person = np.random.default_rng([seed, position])
+        patient += int(person.integers(1, 5))
+        age, female = int(np.clip(person.normal(54, 16), 18, 94)), bool(person.random() < 0.45)
+        films = min(int(person.geometric(0.55)), _MOST_FILMS)
+        onset = _onsets(person, age)
+        for follow_up in range(min(films, images - drawn)):
+            body = np.random.default_rng([seed, position, 0])
+            day = np.random.default_rng([seed, position, 1, follow_up])
+            findings = frozenset(label for label in onset if follow_up >= onset[label])
             supine = bool(day.random() < (0.40 if findings else 0.32))
-            body = np.random.default_rng([seed, position, 100])
-            canvas = _draw(body, day, female=female, supine=supine, findings=findings)
-            yield Phantom(patient, follow_up, age + follow_up // 3, female, supine, findings, _at_size(canvas, size))
-        drawn += films
+            canvas = _draw_film(body, day, female=female, supine=supine, findings=findings)
+            pixels = _at_size(canvas, size)
+            yield Phantom(patient, follow_up, age + follow_up // 3, female, supine, findings, pixels)
+            drawn += 1
         position += 1
 
 
-def _draw(
+def _onsets(rng: np.random.Generator, age: int) -> dict[str, int]:
+    """For each finding that the patient gets, the follow-up at which it is there; older patients get more."""
+    odds = _SHARE_OF_PATIENTS / (1 - _SHARE_OF_PATIENTS) * np.exp(0.015 * (age - 54))
+    ill, late = rng.random((2, len(LABELS)))
+    onset = np.where(late < 0.8, 0, 1 + (20 * (late - 0.8)).astype(int))
+    return {label: int(onset[i]) for i, label in enumerate(LABELS) if ill[i] < odds / (1 + odds)}
+
+
+def _draw_film(
     body: np.random.Generator, day: np.random.Generator, *, female: bool, supine: bool, findings: frozenset[str]
 ) -> Field:
+    """Brightness of one film: body is the same generator on all of a patient's films, day another on each."""
+    anatomy, focal, interstitial = body.spawn(3)
     film = take_film(day, supine=supine)
-    healthy, enlargement = body.normal(0.445, 0.028), body.normal(0.085, 0.025)
-    # The heart lies in front, further from the film where the tube is: supine films magnify it a little.
+    # Sick and healthy hearts overlap, and a tube at the bedside magnifies them: that, not resolution, limits their AUC.
+    healthy, enlargement = anatomy.normal([0.445, 0.085], [0.028, 0.025])
     ratio = (healthy + ("Cardiomegaly" in findings) * enlargement) * (1.03 if supine else 1.0)
-    focal, texture = body.spawn(2)
-    density, clear = draw_thorax(body, film, female=female, cardiothoracic_ratio=ratio)
+    density, clear = draw_thorax(anatomy, film, female=female, cardiothoracic_ratio=float(ratio))
     density += clear * _spots(focal, film, nodules="Nodule" in findings)
-    density += clear * _interstitium(texture, fibrosis="Fibrosis" in findings)
+    density += clear * _markings(interstitial, fibrosis="Fibrosis" in findings)
     return expose(density, day, supine=supine)
 
 
 def _spots(rng: np.random.Generator, film: Film, *, nodules: bool) -> Field:
-    """Small round shadows in the lungs: nodules are dense and sharp, the vessels that everyone has end-on are soft."""
-    column, row = np.divmod(rng.permutation(48), 6)
-    count, ill = int(rng.integers(*COUNT)), int(rng.integers(*ILL))
-    occult = rng.random() < OCCULT  # seen on CT only, yet in the report
-    x = np.where(column < 4, -1, 1) * (0.21 + 0.10 * (column % 4)) + rng.uniform(-0.02, 0.02, 48)
-    y = -0.46 + 0.13 * row + rng.uniform(-0.03, 0.03, 48)
-    radii = rng.uniform(*RAD, count)
-    amounts = rng.uniform(*AMOUNT, count)
-    sharp = np.arange(count) < (ill if nodules and not occult else 0)
-    nipples = np.array([(-0.42, 0.24), (0.42, 0.24)]) + rng.normal(0, 0.02, 2)
-    protrusion = (rng.random() < 0.3) * rng.uniform(*AMOUNT)
+    """Small round shadows in the lungs: in some patients nodules, in all of them vessels seen end-on and at times nipples.
+
+    A nodule is 3 to 4 px wide at 128, with a sharp edge. A vessel is about twice as wide and soft, and adds up to the same: at
+    32 px both are one brighter pixel, and there are as many of the two together in the sick as in the healthy.
+    """
+    count, ill = int(rng.integers(11, 17)), int(rng.integers(4, 10))
+    seen = rng.random() >= _OCCULT
+    column, row = np.divmod(rng.permutation(48)[:count], 6)
+    x = np.where(column < 4, -1, 1) * (0.21 + 0.10 * (column % 4)) + rng.uniform(-0.02, 0.02, count)
+    y = -0.46 + 0.13 * row + rng.uniform(-0.03, 0.03, count)
+    radii, amounts = rng.uniform(1.5, 2.0, count), rng.uniform(*AMOUNT, count)
+    sharp = np.arange(count) < (ill if nodules and seen else 0)
+    nipples = rng.normal([(-0.42, 0.24), (0.42, 0.24)], 0.02)
+    protrusion = np.repeat(rng.uniform(*AMOUNT) * (rng.random() < 0.3), 2)
     return draw_spots(
         film,
-        np.concatenate([np.column_stack([x, y])[:count], nipples]),
-        radii=np.append(np.where(sharp, radii, WIDE[0] * radii + WIDE[1]), [2.5, 2.5]),
-        edges=np.append(np.where(sharp, 1.0, WIDE[2]), [2.5, 2.5]),
-        amounts=np.append(amounts, [protrusion, protrusion]),
+        np.concatenate([np.column_stack([x, y]), nipples]),
+        radii=np.append(np.where(sharp, radii, radii + 1.5), [3.2, 3.2]),
+        edges=np.append(np.where(sharp, 1.0, 3.0), [3.0, 3.0]),
+        amounts=np.append(amounts, protrusion),
     )
 
 
-def _interstitium(rng: np.random.Generator, *, fibrosis: bool) -> Field:
-    """Fine markings in the lower lungs: fibrosis is a mesh of 2.2 to 2.8 px at 128; healthy lungs have what 64 px leaves of one.
+def _markings(rng: np.random.Generator, *, fibrosis: bool) -> Field:
+    """Fine texture of the lungs, all of it between the lines that other people's lungs have too.
 
-    The healthy texture is a mesh averaged over blocks of 2 x 2, so at 64 px and below the two have the same distribution.
+    Fibrosis is a mesh of lines 2.2 to 2.8 px apart at 128, in the lower lungs. Healthy lungs have there what is left of a mesh
+    averaged over blocks of 2 x 2, so at 64 px and below the two look the same and vary alike. Markings of every lung, from 3 px
+    upwards, hide what a resolution in between turns the mesh into.
     """
-    strength = np.float32(rng.lognormal(np.log(FIB[0]), FIB[1]))
-    fibrosis &= rng.random() >= FIBOCC
     frequency = spatial_frequency()
     mesh = filtered_noise(rng, ((frequency > 0.36) & (frequency < 0.46)).astype(np.float32))
-    if not fibrosis:
+    common = filtered_noise(rng, (frequency < 0.33).astype(np.float32))
+    strength, commons = rng.lognormal(np.log([FIB[0], max(MARK,1e-9)]), [FIB[1], 0.3]).astype(np.float32)
+    if not (fibrosis and rng.random() >= _OCCULT):
         mesh = cv2.resize(mesh, (CANVAS // 2, CANVAS // 2), interpolation=cv2.INTER_AREA).repeat(2, 0).repeat(2, 1)
     rows = np.linspace(-1, 1, CANVAS, dtype=np.float32)[:, None]
     basal = 1 / (1 + np.exp(-(rows + 0.15) / 0.12))
-    return strength * basal * mesh
+    texture: Field = strength * basal * mesh + commons * common
+    return texture
 
 
 def _at_size(canvas: Field, size: int) -> NDArray[np.uint8]:
+    """8-bit pixels; sizes above the canvas are enlarged and show nothing more."""
     way = cv2.INTER_AREA if size <= CANVAS else cv2.INTER_CUBIC
     resized = canvas if size == CANVAS else cv2.resize(canvas, (size, size), interpolation=way)
     return np.rint(255 * np.clip(resized, 0, 1)).astype(np.uint8)

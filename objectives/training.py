@@ -1,102 +1,30 @@
-"""Train one network for one label: epochs of AdamW on a one-cycle schedule, validated and checkpointed after each."""
+"""Train one network for one label: epochs that end in a validation AUC, a checkpoint and a report."""
 
-import hashlib
-import math
+import json
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
-import timm.optim
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from objectives.augmentation import augment, draw_augmentation, enlarge
+from objectives.augmentation import draw_augmentation
 from objectives.checkpoint import Checkpoint, pack, unpack
-from objectives.errors import InputError
 from objectives.image_feed import Feed, open_feed
+from objectives.learner import Learner, make_learner, predict_batches, train_batches
 from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
-from objectives.network import make_network, normalisation
 from objectives.peak_memory import watch_peak_memory
+from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome, check_task
 
-REFERENCE_BATCH = 128  # at which learning_rate is stated; AdamW's optimum grows with the square root of the batch
+__all__ = ["Diverged", "Hyperparameters", "Interrupted", "LabelledImages", "Outcome", "train"]
+
 # A positive of a rare label would otherwise outweigh whole batches of negatives, and one image would steer each step.
 MAX_POSITIVE_WEIGHT = 20.0
-_PREDICTED_PIXELS = 2**21  # of a batch without gradients: 512 images of 64 px, 20 of 320 px
+PREDICTED_PIXELS = 2**21  # of a batch that keeps nothing for a backward pass: 512 images of 64 px, 20 of 320 px
 
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What decides a training, apart from data and seed."""
-
-    architecture: str
-    resolution: int  # pixels a side of the stored images
-    batch_size: int
-    learning_rate: float  # peak of the schedule at REFERENCE_BATCH
-    epochs: int
-    network_input: int | None = None  # pixels a side that images are enlarged to for the network; None: as stored
-    pretrained: bool = False
-    weights: Path | None = None
-    precision: str = "fp32"  # or "bf16", autocast
-    weight_decay: float = 0.05
-    augment: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """Images of one resolution, what is known of one label, and which rows are for training and validation."""
-
-    images: NDArray[np.uint8]  # [N, R, R], may be memory-mapped
-    targets: NDArray[np.float32]  # [N], 1 or 0; NaN (not known) only outside training and validation
-    patients: NDArray[np.int64]  # [N]
-    training: NDArray[np.int64]
-    validation: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Metrics of the validation images after the last epoch, and what it took to get there."""
-
-    auc: float
-    auc_se: float  # clustered by patient
-    accuracy: float  # at the threshold that suits these same images best (Youden's)
-    average_precision: float
-    epochs: int  # finished, those of earlier processes included
-    seconds: float  # likewise
-    images_per_second: float  # training steps of this process; 0 if none was left to do
-    peak_memory_mib: float  # as watch_peak_memory says
-    stopped: bool  # report asked to stop before the last epoch
-    scores: NDArray[np.float32]  # [len(validation)] probabilities
-
-
-class Interrupted(Exception):
-    """should_stop() said so; the last finished epoch is checkpointed."""
-
-
-class Diverged(Exception):
-    """The loss or a prediction became NaN or infinite."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Learner:
-    """A network on its device with what trains it."""
-
-    network: torch.nn.Module
-    optimiser: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    device: torch.device
-    side: int
-    mean: float
-    std: float
-    precision: str
-
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [B] from images in [0, 1] of the network's own side."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: torch.Tensor = self.network((images - self.mean) / self.std)
-        return logits.float().flatten()
+logger = logging.getLogger(__name__)
 
 
 def never() -> bool:
@@ -118,129 +46,87 @@ def train(
 ) -> Outcome:
     """Train and validate; report(epoch, validation AUC) after each epoch, counted from 1, ends it by returning True.
 
-    A training resumed from its checkpoint reports its finished epochs again first, and heeds the answer to the last of
+    A training resumed from its checkpoint reports its finished epochs again first and heeds the answer to the last of
     them alone (the others are paid for). On a CPU with as many threads it ends bit for bit as if never interrupted.
     workers: how many share the device. Raises Interrupted within a batch of should_stop(), Diverged, InputError.
     """
     started = time.perf_counter()
     peak_memory_mib = watch_peak_memory(device)
-    batches = _check(hyperparameters, data)
+    check_task(hyperparameters, data)
+    batches = len(data.training) // hyperparameters.batch_size  # an incomplete last one is dropped
     identity = _identity(hyperparameters, data, seed)
-    learner = _start(hyperparameters, batches=batches, seed=seed, device=device)
-    checkpoint = _resume(learner, load_checkpoint, identity=identity)
-    aucs = list(checkpoint.aucs) if checkpoint else []
-    seconds_before = checkpoint.seconds if checkpoint else 0.0
-    training_feed, validation_feed = (
+    learner, checkpoint = _start(
+        hyperparameters, batches=batches, seed=seed, device=device, identity=identity, load_checkpoint=load_checkpoint
+    )
+    aucs, seconds_before = (checkpoint.aucs, checkpoint.seconds) if checkpoint else ([], 0.0)
+    training, validation = (
         open_feed(data.images, rows, device=device, workers=workers) for rows in (data.training, data.validation)
     )
-    targets = torch.from_numpy(data.targets[data.training]).to(device)
-    known = data.targets[data.validation]
+    targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
 
     answers = [report(epoch, area) for epoch, area in enumerate(aucs, start=1)]
-    stopped = bool(answers and answers[-1] and len(aucs) < hyperparameters.epochs)
-    epochs_here, training_seconds = 0, 0.0
-    scores: NDArray[np.float32] | None = None
+    stopped = bool(answers) and answers[-1] and len(aucs) < hyperparameters.epochs
+    steps, steps_s, scores = 0, 0.0, None
     while len(aucs) < hyperparameters.epochs and not stopped:
         epoch = len(aucs) + 1
         epoch_started = time.perf_counter()
-        _train_one_epoch(
-            learner, training_feed, targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop
-        )
-        training_seconds += time.perf_counter() - epoch_started
-        epochs_here += 1
-        scores = _predict(learner, validation_feed, len(known), should_stop=should_stop)
-        if not np.isfinite(scores).all():
-            raise Diverged(f"a prediction became NaN or infinite in epoch {epoch}: lower the learning rate")
+        _train_one_epoch(learner, training, targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop)
+        steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
+        scores = _predict(learner, validation, num_images=len(known), epoch=epoch, should_stop=should_stop)
         aucs.append(auc(known, scores))
-        if save_checkpoint is not None:
+        if save_checkpoint:
             seconds = seconds_before + time.perf_counter() - started
-            save_checkpoint(pack(_checkpoint(learner, identity=identity, aucs=aucs, seconds=seconds)))
+            save_checkpoint(pack(_checkpoint(learner, aucs, seconds, identity=identity)))
         stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
-    if scores is None:  # all epochs had been trained before
-        scores = _predict(learner, validation_feed, len(known), should_stop=should_stop)
-    trained = epochs_here * batches * hyperparameters.batch_size
+
+    if scores is None:  # all that was to train is in the checkpoint
+        scores = _predict(learner, validation, num_images=len(known), epoch=len(aucs), should_stop=should_stop)
     return Outcome(
-        auc=aucs[-1],
+        auc=auc(known, scores),
         auc_se=auc_standard_error(known, scores, data.patients[data.validation]),
         accuracy=accuracy(known, scores, threshold=youden_threshold(known, scores)),
         average_precision=average_precision(known, scores),
         epochs=len(aucs),
         seconds=seconds_before + time.perf_counter() - started,
-        images_per_second=trained / training_seconds if trained else 0.0,
+        images_per_second=steps * hyperparameters.batch_size / steps_s if steps else 0.0,
         peak_memory_mib=peak_memory_mib(),
         stopped=stopped,
         scores=scores,
     )
 
 
-def _check(hyperparameters: Hyperparameters, data: LabelledImages) -> int:
-    """The optimiser steps of an epoch: incomplete batches are dropped."""
-    assert np.isfinite(data.targets[data.training]).all(), "training rows have known targets"
-    assert np.isfinite(data.targets[data.validation]).all(), "validation rows have known targets"
-    assert data.images.shape[1:] == (hyperparameters.resolution, hyperparameters.resolution)
-    batches = len(data.training) // hyperparameters.batch_size
-    if batches == 0:
-        raise InputError(
-            f"{len(data.training)} training images do not fill one batch of {hyperparameters.batch_size}: "
-            "lower the batch size or add images"
-        )
-    return batches
+def _start(
+    hyperparameters: Hyperparameters,
+    *,
+    batches: int,
+    seed: int,
+    device: torch.device,
+    identity: str,
+    load_checkpoint: Callable[[], bytes | None] | None,
+) -> tuple[Learner, Checkpoint | None]:
+    """A new learner, or the one of a checkpoint that is whole and this training's own."""
 
+    def begin() -> Learner:
+        torch.manual_seed(_derive_seed(seed, epoch=0))
+        return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
 
-def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:
-    """What a checkpoint must have in common with the training that it continues."""
-    facts = repr((hyperparameters, seed, len(data.training), float(data.targets[data.training].sum())))
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def _start(hyperparameters: Hyperparameters, *, batches: int, seed: int, device: torch.device) -> _Learner:
-    torch.manual_seed(seed)
-    side = hyperparameters.network_input or hyperparameters.resolution
-    network = make_network(
-        hyperparameters.architecture,
-        input_size=side,
-        pretrained=hyperparameters.pretrained,
-        weights=hyperparameters.weights,
-    ).to(device)
-    mean, std = normalisation(network)
-    rate = hyperparameters.learning_rate * math.sqrt(hyperparameters.batch_size / REFERENCE_BATCH)
-    optimiser = torch.optim.AdamW(
-        # Biases and norms are not decayed, as is usual; timm knows which they are.
-        timm.optim.param_groups_weight_decay(network, hyperparameters.weight_decay),
-        lr=rate,
-        fused=True,
-    )
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=rate, total_steps=hyperparameters.epochs * batches
-    )
-    return _Learner(network, optimiser, scheduler, device, side, mean, std, hyperparameters.precision)
-
-
-def _resume(
-    learner: _Learner, load_checkpoint: Callable[[], bytes | None] | None, *, identity: str
-) -> Checkpoint | None:
-    data = load_checkpoint() if load_checkpoint is not None else None
-    checkpoint = unpack(data, identity=identity, device=learner.device) if data is not None else None
-    if checkpoint is not None:
+    learner = begin()
+    saved = load_checkpoint() if load_checkpoint else None
+    checkpoint = unpack(saved, identity=identity, device=device) if saved is not None else None
+    if checkpoint is None:
+        return learner, None
+    try:
         learner.network.load_state_dict(checkpoint.network)
         learner.optimiser.load_state_dict(checkpoint.optimiser)
         learner.scheduler.load_state_dict(checkpoint.scheduler)
-    return checkpoint
-
-
-def _checkpoint(learner: _Learner, *, identity: str, aucs: list[float], seconds: float) -> Checkpoint:
-    return Checkpoint(
-        identity=identity,
-        aucs=list(aucs),
-        seconds=seconds,
-        network=learner.network.state_dict(),
-        optimiser=learner.optimiser.state_dict(),
-        scheduler=learner.scheduler.state_dict(),
-    )
+    except (KeyError, RuntimeError, ValueError) as error:
+        logger.warning("checkpoint of other library versions (%s): training starts from zero", error)
+        return begin(), None
+    return learner, checkpoint
 
 
 def _train_one_epoch(
-    learner: _Learner,
+    learner: Learner,
     feed: Feed,
     targets: torch.Tensor,
     hyperparameters: Hyperparameters,
@@ -250,49 +136,66 @@ def _train_one_epoch(
     should_stop: Callable[[], bool],
 ) -> None:
     """Every training image at most once, in an order and with changes that depend on (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(seed * 1009 + epoch)
-    torch.manual_seed(seed * 1009 + epoch)  # dropout and stochastic depth
+    torch.manual_seed(_derive_seed(seed, epoch=epoch))  # dropout and stochastic depth
+    generator = torch.Generator().manual_seed(_derive_seed(seed, epoch=epoch))
     order = torch.randperm(len(targets), generator=generator)
-    batch_size = hyperparameters.batch_size
-    changes = draw_augmentation(len(targets), generator=generator).to(learner.device)
-    positives = targets.sum()
-    positive_weight = ((len(targets) - positives) / positives.clamp(min=1)).clamp(max=MAX_POSITIVE_WEIGHT)
-    learner.network.train()
-    total = torch.zeros((), device=learner.device)
-    for start in range(0, len(targets) - batch_size + 1, batch_size):
+    whole = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
+    # In a batch the order is of no account: ascending, a memory-mapped file is read forwards.
+    batches = order[:whole].view(-1, hyperparameters.batch_size).sort(dim=1).values
+    positives = float(targets.sum())
+    finite = torch.ones((), dtype=torch.bool, device=learner.device)
+    for loss in train_batches(
+        learner,
+        feed,
+        targets=targets.to(learner.device),
+        batches=batches,
+        augmentation=draw_augmentation(len(targets), generator=generator) if hyperparameters.augment else None,
+        positive_weight=min((len(targets) - positives) / positives, MAX_POSITIVE_WEIGHT),
+    ):
+        finite &= loss.isfinite()
+        if learner.device.type == "cpu" and not finite:  # to ask a GPU is to wait for it, so once an epoch there
+            break
         if should_stop():
             raise Interrupted
-        # Ascending, so that a memory-mapped array is read forwards; a batch has no order.
-        positions = order[start : start + batch_size].sort().values
-        images = feed(positions).float() / 255
-        if hyperparameters.augment:
-            images = augment(images, changes[start : start + batch_size], side=learner.side)
-        else:
-            images = enlarge(images, side=learner.side)
-        loss = F.binary_cross_entropy_with_logits(
-            learner.logits(images), targets[positions.to(learner.device)], pos_weight=positive_weight
-        )
-        if learner.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise Diverged(f"the loss became {loss.item()} in epoch {epoch}: lower the learning rate")
-        loss.backward()
-        learner.optimiser.step()
-        learner.optimiser.zero_grad(set_to_none=True)
-        learner.scheduler.step()
-        total += loss.detach()
-    if not math.isfinite(total.item()):  # on a GPU the only look at it, since each one waits for the device
-        raise Diverged(f"the loss became {total.item()} in epoch {epoch}: lower the learning rate")
+    if not finite:
+        raise Diverged(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate")
 
 
-@torch.inference_mode()
-def _predict(learner: _Learner, feed: Feed, count: int, *, should_stop: Callable[[], bool]) -> NDArray[np.float32]:
-    """Probability of the finding for each of the feed's images, float32 [count]; leaves the network in eval mode."""
-    learner.network.eval()
-    batch = max(16, _PREDICTED_PIXELS // learner.side**2)
+def _predict(
+    learner: Learner, feed: Feed, *, num_images: int, epoch: int, should_stop: Callable[[], bool]
+) -> NDArray[np.float64]:
+    """Probability of the finding for each of the feed's images."""
     logits = []
-    for start in range(0, count, batch):
+    batch_size = max(16, PREDICTED_PIXELS // learner.side**2)
+    for batch in predict_batches(learner, feed, num_images=num_images, batch_size=batch_size):
+        logits.append(batch)
         if should_stop():
             raise Interrupted
-        images = feed(torch.arange(start, min(start + batch, count))).float() / 255
-        logits.append(learner.logits(enlarge(images, side=learner.side)))
-    scores: NDArray[np.float32] = torch.sigmoid(torch.cat(logits)).cpu().numpy()
-    return scores
+    # In float64, where probabilities close to 1 keep their order.
+    probabilities: NDArray[np.float64] = torch.cat(logits).double().sigmoid().cpu().numpy()
+    if np.isnan(probabilities).any():
+        raise Diverged(f"a prediction became NaN after epoch {epoch}: lower the learning rate")
+    return probabilities
+
+
+def _checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
+    return Checkpoint(
+        identity=identity,
+        aucs=aucs,
+        seconds=seconds,
+        network=learner.network.state_dict(),
+        optimiser=learner.optimiser.state_dict(),
+        scheduler=learner.scheduler.state_dict(),
+    )
+
+
+def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:
+    """What must be equal for a checkpoint to be continued; a file of weights may lie elsewhere on another host."""
+    settings = {name: value for name, value in asdict(hyperparameters).items() if name != "weights"}
+    positives = [int(data.targets[rows].sum()) for rows in (data.training, data.validation)]
+    return json.dumps({**settings, "seed": seed, "images": [len(data.training), len(data.validation), *positives]})
+
+
+def _derive_seed(seed: int, *, epoch: int) -> int:
+    """A seed of each epoch's own (0: the network's), so that a resumed training needs no generator's state."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

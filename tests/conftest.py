@@ -10,6 +10,7 @@ import psycopg2
 import pytest
 from sqlalchemy import URL
 
+from objectives.phantom import write_phantoms
 from storage.database import Database, open_storage
 from storage.embedded import embedded_server
 
@@ -67,6 +68,12 @@ def database(database_url: str) -> Iterator[Database]:
     """A fresh database, open."""
     with open_storage(database_url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of a small set of synthetic radiographs of 64 px."""
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), images=240, size=64)
 
 
 def _has_room(folder: Path) -> bool:

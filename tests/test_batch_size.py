@@ -41,7 +41,9 @@ def test_estimate_is_what_a_real_forward_pass_saves(architecture, input_size, pr
 
     parameters = sum(p.nbytes for p in network.parameters())
     weight_copies = parameters // 2 if precision == "bf16" else 0
-    assert memory.bytes_per_image * batch / batch_size.TEMPORARIES["cpu"] == pytest.approx(real - weight_copies, rel=0.02)
+    assert memory.bytes_per_image * batch / batch_size.TEMPORARIES["cpu"] == pytest.approx(
+        real - weight_copies, rel=0.02
+    )
     assert memory.fixed_bytes == pytest.approx(4 * parameters + weight_copies, rel=0.02)
 
 

@@ -318,7 +318,8 @@ def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
         os.killpg(build.pid, ending)  # Ctrl-C reaches every process of the terminal
     else:
         build.send_signal(ending)
-    build.communicate(timeout=60)
+    said = build.communicate(timeout=60)[1]
+    assert "_write_chunk" not in said, "a decoding process took Ctrl-C for its own"
     assert build.returncode != 0
     deadline = time.monotonic() + 20
     while processes_of_session(build.pid):

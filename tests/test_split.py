@@ -2,9 +2,9 @@
 
 import csv
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from objectives import split as split_module
 from objectives.errors import InputError
 from objectives.index import ImageIndex, read_index
 from objectives.split import PARTS, check_label, read_or_make_split
@@ -230,20 +231,18 @@ def test_written_split_needs_no_writing(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_or_make_split(index, path=path).sha256 == split.sha256
 
 
-def test_processes_that_start_together_agree(tmp_path: Path) -> None:
-    write_index(tmp_path, random_rows(0, 300))
-    script = (
-        "import sys; from pathlib import Path; from objectives.index import read_index; "
-        "from objectives.split import read_or_make_split; folder = Path(sys.argv[1]); "
-        "index = read_index(folder / 'index.csv', images=folder); "
-        "print(read_or_make_split(index, path=folder / 'split.csv', seed=int(sys.argv[2])).sha256)"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(seed)], stdout=subprocess.PIPE, text=True)
-        for seed in range(4)
-    ]
-    assert len({process.communicate()[0] for process in started}) == 1
-    assert [process.returncode for process in started] == [0] * 4
+def test_workers_that_start_together_make_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_index(tmp_path, random_rows(0, 100))
+
+    def assign_slowly(index: ImageIndex, written: split_module._SplitFile) -> dict[str, int]:
+        time.sleep(0.1)  # long enough for the others to come to the lock
+        return assign(index, written)
+
+    assign = split_module._assign_new_patients
+    monkeypatch.setattr(split_module, "_assign_new_patients", assign_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        splits = pool.map(lambda seed: read_or_make_split(index, path=tmp_path / "split.csv", seed=seed), range(4))
+    assert len({split.sha256 for split in splits}) == 1
 
 
 def test_label_with_too_few_patients_is_refused_with_the_counts(tmp_path: Path) -> None:
