@@ -1,12 +1,12 @@
 """Claim: Acuity's intervals and its non-inferiority test keep their promises on AUCs that are known.
 
-Scores are drawn from a binormal model, so that each resolution's AUC is known exactly: several correlated images a patient
-(NIH's 3.6 on average), images shared by all networks, some score variance of a resolution's own and of each seed's own,
-and seeds of different skill. 5,000 repetitions a scenario:
+Scores are drawn from a binormal model, so that each resolution's AUC is known exactly: several correlated images a
+patient (NIH's 3.6 on average), images shared by all networks, some score variance of a resolution's own and of each
+seed's own, and seeds of different skill. 5,000 repetitions a scenario:
 
 - the 95 % intervals of an AUC and of a difference cover the truth in 93 to 97 %;
-- a resolution that loses exactly the margin is shown not inferior in at most 5 % (+ two Monte Carlo standard errors), and
-  the step-down names a resolution that is too small no more often;
+- a resolution that loses exactly the margin is shown not inferior in at most 5 % (+ two Monte Carlo standard errors),
+  and the step-down names a resolution that is too small no more often;
 - intervals that ignore that images share patients, or that networks differ by seed, fail.
 
 Beside them, for the choices made: the variance without the chance that seed and patients have together (Obuchowski &
@@ -129,7 +129,7 @@ def simulate(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str
         counts["plain_t_wrongly_shown"] += _plain_t_shows(contrast, margin=margin)
         counts["obuchowski_rockette_covered"] += _covers(narrower, value=-margin)
         counts["obuchowski_rockette_wrongly_shown"] += _shows(narrower, margin=margin)
-    return {name: count / repetitions for name, count in counts.items()}
+    return {name: float(count / repetitions) for name, count in counts.items()}
 
 
 def simulate_step_down(

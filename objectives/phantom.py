@@ -156,7 +156,7 @@ def _markings(rng: np.random.Generator, *, fibrosis: bool) -> Field:
     frequency = spatial_frequency()
     mesh = filtered_noise(rng, ((frequency > 0.36) & (frequency < 0.46)).astype(np.float32))
     common = filtered_noise(rng, (frequency < 0.33).astype(np.float32))
-    strength, commons = rng.lognormal(np.log([FIB[0], max(MARK,1e-9)]), [FIB[1], 0.3]).astype(np.float32)
+    strength, commons = rng.lognormal(np.log([FIB[0], max(MARK, 1e-9)]), [FIB[1], 0.3]).astype(np.float32)
     if not (fibrosis and rng.random() >= _OCCULT):
         mesh = cv2.resize(mesh, (CANVAS // 2, CANVAS // 2), interpolation=cv2.INTER_AREA).repeat(2, 0).repeat(2, 1)
     rows = np.linspace(-1, 1, CANVAS, dtype=np.float32)[:, None]

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from sqlalchemy import text
+from optuna.storages._rdb.models import BaseModel
+from sqlalchemy import delete, select, text
 
 from storage.database import Database
 from storage.errors import StorageError
@@ -89,10 +90,22 @@ def delete_experiment(database: Database, name: str) -> None:
     Its row goes last, so that a deletion that was cut off can be repeated.
     """
     read_experiment(database, name)
-    query = text("select study_name from studies where starts_with(study_name, :prefix) order by study_id")
+    query = text("select study_id, study_name from studies where starts_with(study_name, :prefix) order by study_id")
     with database.engine.connect() as connection:
-        studies = list(connection.scalars(query, {"prefix": f"{name}/"}))
-    for study in studies:
-        optuna.delete_study(study_name=study, storage=database.storage)
+        studies = connection.execute(query, {"prefix": f"{name}/"}).all()
+    for study_id, study_name in studies:
+        _delete_trials(database, study_id)
+        optuna.delete_study(study_name=study_name, storage=database.storage)
     with database.engine.begin() as connection:
         connection.execute(text("delete from acuity.experiments where name = :name"), {"name": name})
+
+
+def _delete_trials(database: Database, study_id: int) -> None:
+    """Empty a study by SQL: Optuna reads every row that it deletes (112 s for 10,000 trials)."""
+    trials = BaseModel.metadata.tables["trials"]
+    of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    with database.engine.begin() as connection:
+        for table in BaseModel.metadata.tables.values():
+            if any(key.column is trials.c.trial_id for key in table.foreign_keys):
+                connection.execute(delete(table).where(table.c.trial_id.in_(of_study)))
+        connection.execute(delete(trials).where(trials.c.study_id == study_id))

@@ -5,7 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from objectives.phantom import TRUTH, write_phantoms
+from objectives.phantom import write_phantoms
+from objectives.phantom_truth import TRUTH
 from storage.database import open_storage
 from study.answer import Answer, read_answer
 from study.experiment import load
