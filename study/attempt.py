@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 from objectives.batch_size import FeasibleBatch, cap_batch, is_out_of_memory
 from objectives.errors import InputError
-from objectives.training import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome, train
+from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome
+from objectives.training import train
 from storage.claim import claim_study
 from storage.database import OUTAGES
 from storage.errors import StorageError
@@ -51,9 +52,9 @@ def run_attempt(station: Station, claim: Claim) -> None:
         except (InputError, UsageError) as error:
             _hand_back(station, claim, str(error))
             raise
-        except (StorageError, *OUTAGES):
-            raise
         except Exception as error:
+            if isinstance(error, (StorageError, *OUTAGES)):
+                raise
             # A bad trial fails alone, whatever it raised; the reason is kept with it.
             logger.exception("%s failed", _name(claim))
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from objectives.image_cache import build_cache, open_cache
 from objectives.index import ImageIndex, read_index
 from objectives.split import Split, check_label, read_or_make_split
-from objectives.training import LabelledImages
+from objectives.task import LabelledImages
 from study.experiment import Experiment, split_path
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,10 @@ def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> Labe
     known = np.isfinite(targets)
     patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
 
-    def rows(part: str) -> np.ndarray:
-        all_rows = image_set.split.rows(part)
-        return all_rows[known[all_rows]]
+    def rows(part: str) -> NDArray[np.int64]:
+        all_rows: NDArray[np.int64] = image_set.split.rows(part)
+        of_label: NDArray[np.int64] = all_rows[known[all_rows]]
+        return of_label
 
     return LabelledImages(
         images=open_cache(image_set.index, folder=image_set.cache, resolution=resolution),

@@ -50,12 +50,13 @@ def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, i
 
 def choose_batch_size(configuration: Configuration, experiment: Experiment, *, feasible: int) -> int | None:
     """The batch size that runs, or None where the experiment's fixed one is not feasible."""
-    policy = experiment.search.batch
+    policy: int | str = experiment.search.batch
     if policy == "largest":
         return feasible
     if policy == "search":
         assert configuration.batch_size_exponent is not None
-        return min(2**configuration.batch_size_exponent, feasible)
+        return min(1 << configuration.batch_size_exponent, feasible)
+    assert isinstance(policy, int)
     return policy if policy <= feasible else None
 
 
