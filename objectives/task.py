@@ -78,8 +78,8 @@ def check_task(hyperparameters: Hyperparameters, data: LabelledImages) -> None:
         )
     if not 2 <= batch_size <= len(data.training):
         raise InputError(
-            f"batch size is {batch_size}, must be 2 (batch normalisation) to {len(data.training)} (the training images): "
-            "choose another or add images"
+            f"batch size is {batch_size}, must be 2 (for batch normalisation) to {len(data.training)} (the training "
+            "images): choose another or add images"
         )
     for part, rows in (("training", data.training), ("validation", data.validation)):
         targets = data.targets[rows]
