@@ -181,8 +181,7 @@ def _raw_storage(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, since Optuna 2.9
         return RDBStorage(
-            # Optuna runs str.format over the URL.
-            url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
+            url.render_as_string(hide_password=False),
             engine_kwargs=engine_arguments(url),
             heartbeat_interval=heartbeat_s,
             grace_period=grace_s,
