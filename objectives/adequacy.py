@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from scipy.special import stdtrit
 from scipy.stats import t as student
 
 from objectives.contrast import Contrast, difference_limits, difference_spread, t_statistic
@@ -63,13 +64,13 @@ def check_non_inferiority(
         raise InputError(f"margin is {margin}, must be between 0 and 0.5 AUC: 0.02 is usual")
     contrast = contrast_of(measured, resolution, reference=reference)
     se, degrees = difference_spread(contrast)
-    p_value = float(student.sf(t_statistic(contrast, value=-margin), degrees))
+    p_value = float(student.sf(*t_statistic(contrast, value=-margin)))
     undecided = level < p_value < 1 - level
     return NonInferiority(
         resolution=resolution,
         reference=reference,
         difference=contrast.difference,
-        difference_low=difference_limits(contrast, quantile=float(student.ppf(1 - level, degrees)))[0],
+        difference_low=difference_limits(contrast, level=1 - 2 * level)[0],
         margin=margin,
         se=se,
         degrees_of_freedom=degrees,
@@ -135,10 +136,8 @@ def _patients_lacking(contrast: Contrast, *, margin: float, level: float, power:
     """The fewest more positive patients with which a difference as seen is decided, one way or the other."""
 
     def decided(more: int) -> bool:
-        larger = _with_more_patients(contrast, more)
-        _, degrees = difference_spread(larger)
-        needed = float(student.ppf(1 - level, degrees) + student.ppf(power, degrees))
-        return abs(t_statistic(larger, value=-margin)) >= needed
+        statistic, degrees = t_statistic(_with_more_patients(contrast, more), value=-margin)
+        return abs(statistic) >= float(stdtrit(degrees, 1 - level) + stdtrit(degrees, power))
 
     enough = 1
     while not decided(enough):
@@ -160,6 +159,7 @@ def _with_more_patients(contrast: Contrast, more: int) -> Contrast:
         contrast,
         patient_variances=(first / growth, second / growth),
         patient_covariance=contrast.patient_covariance / growth,
+        patient_degrees=contrast.patient_degrees * growth,
         positive_patients=contrast.positive_patients + more,
         negative_patients=math.floor(contrast.negative_patients * growth),
     )

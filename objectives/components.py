@@ -96,6 +96,21 @@ def covariance(components: Components) -> Floats:
     return total
 
 
+def degrees_of_freedom(components: Components) -> Floats:
+    """How well each variance [K] in `covariance` is known: 2 V^2 / var(V), from how unevenly the patients make it up.
+
+    Satterthwaite, Biometrics Bulletin 1946;2:110-114. At a high AUC a few patients make up most of it, and counting
+    patients would promise too much: with 34 positive patients and an AUC of .98 the interval then covers 93 %.
+    """
+    squares = (components.above + components.below) ** 2
+    total, patients = squares.sum(axis=1), squares.shape[1]
+    uncertainty = (squares**2).sum(axis=1) - total**2 / patients
+    most = min(components.positive_patients, components.negative_patients) - 1.0
+    degrees = np.full(total.shape, most)
+    np.divide(2 * total**2, uncertainty, out=degrees, where=uncertainty > 0)
+    return np.minimum(degrees, most)
+
+
 def _unbias(count: int) -> float:
     return count / (count - 1)
 

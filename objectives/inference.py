@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from objectives.components import auc_components, combine, covariance
+from objectives.components import Components, auc_components, combine, covariance, degrees_of_freedom
 from objectives.contrast import Contrast, difference_limits, difference_spread, t_statistic
 from objectives.errors import InputError
 from objectives.limits import auc_limits, satterthwaite
@@ -35,6 +35,8 @@ class Measured:
     """For each resolution the AUC of each seed."""
     patient_covariance: Floats
     """[R, R], of the AUCs averaged over seeds, over draws of test patients."""
+    patient_degrees: Floats
+    """[R, R], degrees of freedom of variances over draws of test patients: of the AUCs (diagonal) and differences."""
     positive_patients: int
     negative_patients: int
 
@@ -107,10 +109,12 @@ def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], pat
     each = auc_components(targets, np.concatenate(networks), patients)
     averaging = (owner == np.arange(len(networks))[:, None]).astype(np.float64)
     averaging /= averaging.sum(axis=1, keepdims=True)
+    averaged = combine(each, averaging)
     return Measured(
         resolutions=resolutions,
         seed_aucs=tuple(tuple(map(float, each.aucs[owner == position])) for position in range(len(networks))),
-        patient_covariance=covariance(combine(each, averaging)),
+        patient_covariance=covariance(averaged),
+        patient_degrees=_patient_degrees(averaged),
         positive_patients=each.positive_patients,
         negative_patients=each.negative_patients,
     )
@@ -119,15 +123,14 @@ def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], pat
 def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) -> AucEstimate:
     """The AUC of a resolution with the interval that holds for other test patients and other seeds.
 
-    Degrees of freedom: Satterthwaite's, with S - 1 for the seeds and one less than the
-    patients of the rarer kind. The interval is symmetric on the logit scale.
+    The degrees of freedom are Satterthwaite's, with S - 1 for the seeds. The interval is symmetric on the logit scale.
     """
     position = measured.position(resolution)
     aucs = measured.seed_aucs[position]
     auc = measured.auc(resolution)
     patient_variance, seed_variance = float(measured.patient_covariance[position, position]), _seed_variance(aucs)
     degrees = satterthwaite(
-        (patient_variance, min(measured.positive_patients, measured.negative_patients) - 1),
+        (patient_variance, float(measured.patient_degrees[position, position])),
         (seed_variance, len(aucs) - 1),
     )
     se = math.sqrt(patient_variance + seed_variance)
@@ -154,7 +157,8 @@ def estimate_difference(measured: Measured, resolution: int, *, reference: int, 
     """How much better or worse a resolution is than the reference on the same test patients, with its interval."""
     contrast = contrast_of(measured, resolution, reference=reference)
     se, degrees = difference_spread(contrast)
-    low, high = difference_limits(contrast, quantile=float(student.ppf((1 + level) / 2, degrees)))
+    low, high = difference_limits(contrast, level=level)
+    statistic, logit_degrees = t_statistic(contrast, value=0.0)
     return Difference(
         resolution=resolution,
         reference=reference,
@@ -163,7 +167,7 @@ def estimate_difference(measured: Measured, resolution: int, *, reference: int, 
         difference_high=high,
         se=se,
         degrees_of_freedom=degrees,
-        p_value=float(2 * student.sf(abs(t_statistic(contrast, value=0.0)), degrees)),
+        p_value=float(2 * student.sf(abs(statistic), logit_degrees)),
     )
 
 
@@ -187,11 +191,21 @@ def contrast_of(measured: Measured, resolution: int, *, reference: int) -> Contr
         aucs=(measured.auc(resolution), measured.auc(reference)),
         patient_variances=(float(matrix[ours, ours]), float(matrix[theirs, theirs])),
         patient_covariance=float(matrix[ours, theirs]),
+        patient_degrees=float(measured.patient_degrees[ours, theirs]),
         seed_variances=(_seed_variance(aucs[0]), _seed_variance(aucs[1])),
         seeds=(len(aucs[0]), len(aucs[1])),
         positive_patients=measured.positive_patients,
         negative_patients=measured.negative_patients,
     )
+
+
+def _patient_degrees(averaged: Components) -> Floats:
+    count = len(averaged.aucs)
+    rows, columns = np.triu_indices(count, 1)
+    differences = np.eye(count)[rows] - np.eye(count)[columns]
+    table = np.diag(degrees_of_freedom(averaged))
+    table[rows, columns] = table[columns, rows] = degrees_of_freedom(combine(averaged, differences))
+    return table
 
 
 def _seed_variance(aucs: tuple[float, ...]) -> float:
