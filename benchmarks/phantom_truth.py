@@ -1,7 +1,7 @@
 """Claim: at a margin of 0.02 AUC, phantoms' Cardiomegaly needs 32 px, Nodule 64 px and Fibrosis 128 px.
 
 Trains one small network a resolution (all three findings at once, one logit each) and tests it on phantoms of other
-patients; the same phantoms at every resolution. The table is what `objectives/phantom_truth.py` records.
+patients; the same phantoms at every resolution. `objectives/phantom_truth.py` holds what is expected.
 Without arguments: 20,000 phantoms to train and 20,000 to test, about half an hour on two cores. With IMAGES, that many.
 """
 

@@ -24,7 +24,7 @@ from objectives.phantom_film import (
 LABELS = ("Cardiomegaly", "Fibrosis", "Nodule")
 """Findings of the phantoms, in NIH's words and order."""
 
-MARK = 0.015
+BAND = (0.40, 0.50)
 FIB = (0.030, 0.5)
 AMOUNT = (2.2, 3.8)
 
@@ -79,7 +79,9 @@ def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed
 
 
 def draw_phantoms(images: int, *, size: int = CANVAS, seed: int = 0) -> Iterator[Phantom]:
-    """Films, patient after patient. All sizes of a seed are the same films; a larger set starts with the smaller one."""
+    """Films, patient after patient. All sizes of a seed are the same films; a larger set starts with the smaller
+    one.
+    """
     drawn = position = patient = 0
     while drawn < images:
         person = np.random.default_rng([seed, position])
@@ -123,9 +125,11 @@ def _draw_film(
 
 
 def _spots(rng: np.random.Generator, film: Film, *, nodules: bool) -> Field:
-    """Small round shadows in the lungs: in some patients nodules, in all of them vessels seen end-on and at times nipples.
+    """Small round shadows in the lungs: in some patients nodules, in all of them vessels seen end-on and at times
+    nipples.
 
-    A nodule is 3 to 4 px wide at 128, with a sharp edge. A vessel is about twice as wide and soft, and adds up to the same: at
+    A nodule is 3 to 4 px wide at 128, with a sharp edge. A vessel is about twice as wide and soft, and adds up to the
+    same: at
     32 px both are one brighter pixel, and there are as many of the two together in the sick as in the healthy.
     """
     count, ill = int(rng.integers(11, 17)), int(rng.integers(4, 10))
@@ -147,22 +151,25 @@ def _spots(rng: np.random.Generator, film: Film, *, nodules: bool) -> Field:
 
 
 def _markings(rng: np.random.Generator, *, fibrosis: bool) -> Field:
-    """Fine texture of the lungs, all of it between the lines that other people's lungs have too.
+    """Fine texture in the lower lungs: fibrosis is a mesh of lines 2 to 2.5 px apart at 128.
 
-    Fibrosis is a mesh of lines 2.2 to 2.8 px apart at 128, in the lower lungs. Healthy lungs have there what is left of a mesh
-    averaged over blocks of 2 x 2, so at 64 px and below the two look the same and vary alike. Markings of every lung, from 3 px
-    upwards, hide what a resolution in between turns the mesh into.
+    Healthy lungs have there what 96 px can show of such a mesh, as strong: at 96 px and at 32 px the two look and
+    vary alike, at 64 px nearly so, and neither brightness nor contrast gives the mesh away.
     """
     frequency = spatial_frequency()
-    mesh = filtered_noise(rng, ((frequency > 0.36) & (frequency < 0.46)).astype(np.float32))
-    common = filtered_noise(rng, (frequency < 0.33).astype(np.float32))
-    strength, commons = rng.lognormal(np.log([FIB[0], max(MARK, 1e-9)]), [FIB[1], 0.3]).astype(np.float32)
+    mesh = filtered_noise(rng, ((frequency > BAND[0]) & (frequency < BAND[1])).astype(np.float32))
+    strength = np.float32(rng.lognormal(np.log(FIB[0]), FIB[1]))
     if not (fibrosis and rng.random() >= _OCCULT):
-        mesh = cv2.resize(mesh, (CANVAS // 2, CANVAS // 2), interpolation=cv2.INTER_AREA).repeat(2, 0).repeat(2, 1)
+        mesh = np.asarray(_SEEN_AT_96 @ mesh @ _SEEN_AT_96, dtype=np.float32)
     rows = np.linspace(-1, 1, CANVAS, dtype=np.float32)[:, None]
     basal = 1 / (1 + np.exp(-(rows + 0.15) / 0.12))
-    texture: Field = strength * basal * mesh + commons * common
+    texture: Field = strength * basal * mesh
     return texture
+
+
+# Averaging four pixels into three loses one pattern of the four, and only that: (-1, 3, -3, 1).
+_LOST_AT_96 = np.outer([-1, 3, -3, 1], [-1, 3, -3, 1]) / 20
+_SEEN_AT_96 = np.kron(np.eye(CANVAS // 4), np.eye(4) - _LOST_AT_96).astype(np.float32)
 
 
 def _at_size(canvas: Field, size: int) -> NDArray[np.uint8]:

@@ -162,7 +162,10 @@ def _bones(rng: np.random.Generator, film: Film, width: float, height: float) ->
     blades = np.stack([blade * [-width, 1], blade * [width, 1]])
     cv2.polylines(anterior, list(grid(film, blades)), True, 110, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     spine = soften(_spine(film, bend=float(rng.normal(0, 0.03))), 0.5)
-    return 0.15 * soften(posterior, 0.4) + 0.13 * soften(anterior, 0.5) + 0.16 * soften(shoulder, 0.5) + 0.11 * spine
+    bones: Field = (
+        0.15 * soften(posterior, 0.4) + 0.13 * soften(anterior, 0.5) + 0.16 * soften(shoulder, 0.5) + 0.11 * spine
+    )
+    return bones
 
 
 def _spine(film: Film, *, bend: float) -> Mask:

@@ -1,7 +1,8 @@
 """A synthetic film: how the patient stood before it, what is drawn on it, and how it was exposed.
 
 Everything is laid out in fractions of the image's side and drawn anti-aliased on one canvas, which smaller phantoms
-average, so that a phantom of 64 px is what one of 128 px becomes when it is reduced. Density is what a film shows white;
+average, so that a phantom of 64 px is what one of 128 px becomes when it is reduced. Density is what a film shows
+white;
 air is black.
 """
 
@@ -76,7 +77,8 @@ def filtered_noise(rng: np.random.Generator, amplitude: Field) -> Field:
     """Gaussian noise of unit variance whose spectrum has this amplitude at each spatial frequency."""
     white = rng.standard_normal((CANVAS, CANVAS), dtype=np.float32)
     noise: Field = fft.irfft2(fft.rfft2(white) * amplitude)
-    return noise / noise.std()
+    unit: Field = noise / noise.std()
+    return unit
 
 
 def draw_spots(
@@ -131,7 +133,8 @@ def fill(film: Film, *outlines: Points) -> Mask:
 
 def soften(mask: Mask, sigma: float) -> Field:
     """The mask in [0, 1], its edges blurred by sigma canvas pixels."""
-    return cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), sigma)
+    blurred: Field = np.asarray(cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), sigma), dtype=np.float32)
+    return blurred
 
 
 def blank() -> Mask:

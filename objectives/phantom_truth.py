@@ -1,6 +1,6 @@
-"""What is known of the phantoms' findings: which resolution each needs, by their geometry and as measured.
+"""What the phantoms' findings need by their geometry; `benchmarks/phantom_truth.py` is the script that measures it.
 
-`benchmarks/phantom_truth.py` measures it.
+The full measurement (20,000 phantoms to train, 20,000 to test, a resolution) has not been run yet.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,6 @@ TRUTH = {
     "Cardiomegaly": Truth("enlarged heart: any from 32 px", 32),
     # Nodules of 2 to 4 px at 128 px are at most one faint pixel at 32 px, among vessels seen end-on.
     "Nodule": Truth("small nodules: any from 64 px", 64),
-    # A mesh of 2.2 to 2.8 px at 128 px; healthy lungs have its average over 2 x 2 px, so that 64 px cannot tell.
+    # A mesh of lines 2 to 2.5 px apart at 128 px; healthy lungs have what 96 px can show of one, so 64 px cannot tell.
     "Fibrosis": Truth("fine mesh in the lower lungs: 128 px", 128),
 }

@@ -27,15 +27,15 @@ cache = "cache"
 [search]
 resolutions = [32, 64, 128]
 architectures = ["test_resnet", "test_efficientnet"]
-trials = 15
+trials = 12
 min_complete_per_resolution = 4
 learning_rate = [1e-3, 3e-2]
 
 [training]
-epochs = 6
+epochs = 5
 """
 
-_IMAGES = 1500
+_IMAGES = 1200
 
 
 def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> None:

@@ -2,14 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import pytest
@@ -71,29 +68,3 @@ def test_a_port_in_use_is_one_clear_line(address: str, database_url: str) -> Non
     assert second.returncode == 1
     assert f"port {port}" in second.stderr
     assert "--port" in second.stderr
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_a_browser_shows_the_studies_trials(address: str, study: optuna.Study, tmp_path: Path) -> None:
-    page = f"{address}/studies/{study._study_id}/trialTable"
-    shown = screenshot(page, tmp_path / "dashboard.png", dump=True)
-    assert "nih/Effusion" in shown
-    assert "Complete" in shown
-    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
-
-
-def screenshot(page: str, file: Path, *, dump: bool) -> str:
-    """The page's text after its scripts have run, and a picture of it."""
-    with tempfile.TemporaryDirectory() as profile:
-        command = [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={profile}", "--window-size=1400,1000", "--timeout=8000",
-        ]  # fmt: skip
-        subprocess.run([*command, f"--screenshot={file}", page], check=True, capture_output=True, timeout=120)
-        if not dump:
-            return ""
-        return subprocess.run(
-            [*command, "--dump-dom", page], check=True, capture_output=True, timeout=120, text=True
-        ).stdout
