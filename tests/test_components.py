@@ -25,7 +25,9 @@ def images(
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(patients), generator.integers(1, 6, patients))
     targets = (generator.random(owner.size) < generator.beta(1, 2, patients)[owner]).astype(np.int64)
-    targets[:2], targets[-2:] = 1, 0
+    # Two patients of each kind at least.
+    first_images = np.flatnonzero(np.diff(owner, prepend=-1))
+    targets[first_images[:2]], targets[first_images[-2:]] = 1, 0
     common = generator.standard_normal(patients)[owner] + generator.standard_normal(owner.size) + targets
     scores = common + 0.5 * generator.standard_normal((networks, owner.size))
     if levels:
