@@ -23,7 +23,7 @@ from objectives.metrics import auc, auc_standard_error
 from objectives.phantom import LABELS, draw_phantoms
 from objectives.phantom_truth import MARGIN, TRUTH
 
-RESOLUTIONS = (32, 64, 96, 128)
+RESOLUTIONS = (32, 64, 128)
 EPOCHS = 6
 BATCH = 64
 RATE = 4e-3

@@ -24,10 +24,6 @@ from objectives.phantom_film import (
 LABELS = ("Cardiomegaly", "Fibrosis", "Nodule")
 """Findings of the phantoms, in NIH's words and order."""
 
-BAND = (0.40, 0.50)
-FIB = (0.030, 0.5)
-AMOUNT = (2.2, 3.8)
-
 _HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
@@ -35,6 +31,14 @@ _HEADER = (
 _DETECTORS = ((2048, 2500, 0.171), (2500, 2048, 0.168), (2992, 2991, 0.143), (3056, 2544, 0.139))
 _SHARE_OF_PATIENTS = 0.30
 _MOST_FILMS = 12
+_SPOT_AMOUNT = (2.2, 3.8)
+"""Density of a nodule or vessel, summed over its pixels at 128."""
+_VESSEL_RADIUS, _VESSEL_EDGE = 2.0, 4.0
+"""Canvas pixels: how much wider a vessel seen end-on is than a nodule, and how softly it ends."""
+_MARKINGS = (0.032, 0.022)
+"""Median density of the lower lungs' mesh and of every lung's markings."""
+_SPREAD = (0.5, 0.4)
+"""Standard deviations of those densities' logarithms over patients."""
 _OCCULT = 0.12
 """Share of patients whose nodules or fibrosis stand in the report, having been seen on CT, and not on the film."""
 
@@ -79,9 +83,7 @@ def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed
 
 
 def draw_phantoms(images: int, *, size: int = CANVAS, seed: int = 0) -> Iterator[Phantom]:
-    """Films, patient after patient. All sizes of a seed are the same films; a larger set starts with the smaller
-    one.
-    """
+    """Films, patient after patient: at every size the same ones, and a larger set starts with the smaller."""
     drawn = position = patient = 0
     while drawn < images:
         person = np.random.default_rng([seed, position])
@@ -94,7 +96,7 @@ def draw_phantoms(images: int, *, size: int = CANVAS, seed: int = 0) -> Iterator
             day = np.random.default_rng([seed, position, 1, follow_up])
             findings = frozenset(label for label in onset if follow_up >= onset[label])
             supine = bool(day.random() < (0.40 if findings else 0.32))
-            canvas = _draw_film(body, day, female=female, supine=supine, findings=findings)
+            canvas = draw_film(body, day, female=female, supine=supine, findings=findings)
             pixels = _at_size(canvas, size)
             yield Phantom(patient, follow_up, age + follow_up // 3, female, supine, findings, pixels)
             drawn += 1
@@ -109,10 +111,12 @@ def _onsets(rng: np.random.Generator, age: int) -> dict[str, int]:
     return {label: int(onset[i]) for i, label in enumerate(LABELS) if ill[i] < odds / (1 + odds)}
 
 
-def _draw_film(
+def draw_film(
     body: np.random.Generator, day: np.random.Generator, *, female: bool, supine: bool, findings: frozenset[str]
 ) -> Field:
-    """Brightness of one film: body is the same generator on all of a patient's films, day another on each."""
+    """Brightness of one film, [CANVAS, CANVAS] in [0, 1]: body is the same generator on all of a patient's films, day
+    another on each.
+    """
     anatomy, focal, interstitial = body.spawn(3)
     film = take_film(day, supine=supine)
     # Sick and healthy hearts overlap, and a tube at the bedside magnifies them: that, not resolution, limits their AUC.
@@ -125,51 +129,47 @@ def _draw_film(
 
 
 def _spots(rng: np.random.Generator, film: Film, *, nodules: bool) -> Field:
-    """Small round shadows in the lungs: in some patients nodules, in all of them vessels seen end-on and at times
-    nipples.
+    """Small round shadows in the lungs: in some patients nodules, in everyone vessels seen end-on, at times nipples.
 
     A nodule is 3 to 4 px wide at 128, with a sharp edge. A vessel is about twice as wide and soft, and adds up to the
-    same: at
-    32 px both are one brighter pixel, and there are as many of the two together in the sick as in the healthy.
+    same: at 32 px both are one brighter pixel, and the sick have as many of the two together as the healthy.
     """
     count, ill = int(rng.integers(11, 17)), int(rng.integers(4, 10))
     seen = rng.random() >= _OCCULT
     column, row = np.divmod(rng.permutation(48)[:count], 6)
     x = np.where(column < 4, -1, 1) * (0.21 + 0.10 * (column % 4)) + rng.uniform(-0.02, 0.02, count)
     y = -0.46 + 0.13 * row + rng.uniform(-0.03, 0.03, count)
-    radii, amounts = rng.uniform(1.5, 2.0, count), rng.uniform(*AMOUNT, count)
+    radii, amounts = rng.uniform(1.5, 2.0, count), rng.uniform(*_SPOT_AMOUNT, count)
     sharp = np.arange(count) < (ill if nodules and seen else 0)
     nipples = rng.normal([(-0.42, 0.24), (0.42, 0.24)], 0.02)
-    protrusion = np.repeat(rng.uniform(*AMOUNT) * (rng.random() < 0.3), 2)
+    protrusion = np.repeat(rng.uniform(*_SPOT_AMOUNT) * (rng.random() < 0.3), 2)
     return draw_spots(
         film,
         np.concatenate([np.column_stack([x, y]), nipples]),
-        radii=np.append(np.where(sharp, radii, radii + 1.5), [3.2, 3.2]),
-        edges=np.append(np.where(sharp, 1.0, 3.0), [3.0, 3.0]),
+        radii=np.append(np.where(sharp, radii, radii + _VESSEL_RADIUS), [3.2, 3.2]),
+        edges=np.append(np.where(sharp, 1.0, _VESSEL_EDGE), [3.0, 3.0]),
         amounts=np.append(amounts, protrusion),
     )
 
 
 def _markings(rng: np.random.Generator, *, fibrosis: bool) -> Field:
-    """Fine texture in the lower lungs: fibrosis is a mesh of lines 2 to 2.5 px apart at 128.
+    """Fine texture of the lungs; fibrosis is a mesh of lines 2.1 to 2.6 px apart at 128, in the lower lungs.
 
-    Healthy lungs have there what 96 px can show of such a mesh, as strong: at 96 px and at 32 px the two look and
-    vary alike, at 64 px nearly so, and neither brightness nor contrast gives the mesh away.
+    Healthy lungs have there what is left of such a mesh averaged over blocks of 2 x 2, as strong: at 64 px and below
+    the two look and vary alike, and neither brightness nor contrast gives the mesh away. Markings of every lung, 3 to
+    5 px apart, cover what sizes in between make of it.
     """
     frequency = spatial_frequency()
-    mesh = filtered_noise(rng, ((frequency > BAND[0]) & (frequency < BAND[1])).astype(np.float32))
-    strength = np.float32(rng.lognormal(np.log(FIB[0]), FIB[1]))
+    mesh = filtered_noise(rng, ((frequency > 0.38) & (frequency < 0.47)).astype(np.float32))
+    common = filtered_noise(rng, ((frequency > 0.20) & (frequency < 0.34)).astype(np.float32))
+    strength, commons = (rng.lognormal(np.log(_MARKINGS), _SPREAD)).astype(np.float32)
     if not (fibrosis and rng.random() >= _OCCULT):
-        mesh = np.asarray(_SEEN_AT_96 @ mesh @ _SEEN_AT_96, dtype=np.float32)
+        halved = cv2.resize(mesh, (CANVAS // 2, CANVAS // 2), interpolation=cv2.INTER_AREA)
+        mesh = np.asarray(halved, dtype=np.float32).repeat(2, 0).repeat(2, 1)
     rows = np.linspace(-1, 1, CANVAS, dtype=np.float32)[:, None]
     basal = 1 / (1 + np.exp(-(rows + 0.15) / 0.12))
-    texture: Field = strength * basal * mesh
+    texture: Field = strength * basal * mesh + commons * common
     return texture
-
-
-# Averaging four pixels into three loses one pattern of the four, and only that: (-1, 3, -3, 1).
-_LOST_AT_96 = np.outer([-1, 3, -3, 1], [-1, 3, -3, 1]) / 20
-_SEEN_AT_96 = np.kron(np.eye(CANVAS // 4), np.eye(4) - _LOST_AT_96).astype(np.float32)
 
 
 def _at_size(canvas: Field, size: int) -> NDArray[np.uint8]:

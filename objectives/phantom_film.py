@@ -2,8 +2,7 @@
 
 Everything is laid out in fractions of the image's side and drawn anti-aliased on one canvas, which smaller phantoms
 average, so that a phantom of 64 px is what one of 128 px becomes when it is reduced. Density is what a film shows
-white;
-air is black.
+white; air is black.
 """
 
 from dataclasses import dataclass
@@ -70,15 +69,15 @@ def expose(density: Field, rng: np.random.Generator, *, supine: bool) -> Field:
 
 def spatial_frequency() -> Field:
     """Cycles a canvas pixel of each term of a real Fourier transform: [CANVAS, CANVAS // 2 + 1]."""
-    return np.hypot(fft.fftfreq(CANVAS)[:, None], fft.rfftfreq(CANVAS)).astype(np.float32)
+    radius: Field = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS)).astype(np.float32)
+    return radius
 
 
 def filtered_noise(rng: np.random.Generator, amplitude: Field) -> Field:
     """Gaussian noise of unit variance whose spectrum has this amplitude at each spatial frequency."""
     white = rng.standard_normal((CANVAS, CANVAS), dtype=np.float32)
-    noise: Field = fft.irfft2(fft.rfft2(white) * amplitude)
-    unit: Field = noise / noise.std()
-    return unit
+    noise = np.asarray(fft.irfft2(fft.rfft2(white) * amplitude), dtype=np.float32)
+    return np.asarray(noise / noise.std(), dtype=np.float32)
 
 
 def draw_spots(

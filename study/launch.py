@@ -55,7 +55,8 @@ def launch(
         return registered
     console.print(
         f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels, "
-        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}"
+        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}",
+        soft_wrap=True,
     )
     pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
     with _live(database, experiment, pace, console) as refresh:
@@ -89,7 +90,7 @@ def _live(database: Database, experiment: Experiment, pace: Pace, console: Conso
             return
         last_line = time.monotonic()
         progress = read_progress(database, experiment)
-        console.print(progress_line(progress, budget=budget, left=pace.left(progress, budget=budget)))
+        console.print(progress_line(progress, budget=budget, left=pace.left(progress, budget=budget)), soft_wrap=True)
 
     if not console.is_terminal:
         yield line
