@@ -23,6 +23,19 @@ def check_architecture(name: str) -> None:
     raise InputError(f'architecture "{name}" is not a timm network: {hint}')
 
 
+def check_input_size(architecture: str, input_size: int) -> None:
+    """Refuse images that the network cannot take, without computing anything."""
+    with torch.device("meta"):
+        network = make_network(architecture, input_size=input_size)
+        try:
+            network(torch.empty(2, 1, input_size, input_size))
+        except Exception as error:  # each architecture fails in its own way at a size that it was not made for
+            raise InputError(
+                f"architecture {architecture} takes no images of {input_size} px ({_first_line(error)}): "
+                "choose another architecture or resolution, or enlarge every image with [training] network_input"
+            ) from error
+
+
 def make_network(
     architecture: str, *, input_size: int | None = None, pretrained: bool = False, weights: Path | None = None
 ) -> torch.nn.Module:

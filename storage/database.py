@@ -60,6 +60,7 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
     url: a Postgres; None is what ACUITY_STORAGE names, else the embedded server. StorageError where it cannot be used.
     """
     os.environ.pop("PGTZ", None)  # libpq would let it override the session's UTC
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of every study and trial
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE")
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())

@@ -84,9 +84,10 @@ def list_experiments(database: Database) -> list[str]:
         return list(connection.scalars(text("select name from acuity.experiments order by created, name")))
 
 
-def delete_experiment(database: Database, name: str) -> None:
-    """Delete an experiment with its studies and all their trials; the fleet's feasible batches stay.
+def delete_experiment(database: Database, name: str) -> list[tuple[str, int]]:
+    """Delete an experiment with its studies and all their trials, and return those studies' names and ids.
 
+    The fleet's feasible batches stay.
     Its row goes last, so that a deletion that was cut off can be repeated.
     """
     read_experiment(database, name)
@@ -98,6 +99,7 @@ def delete_experiment(database: Database, name: str) -> None:
         optuna.delete_study(study_name=study_name, storage=database.storage)
     with database.engine.begin() as connection:
         connection.execute(text("delete from acuity.experiments where name = :name"), {"name": name})
+    return [(study_name, study_id) for study_id, study_name in studies]
 
 
 def _delete_trials(database: Database, study_id: int) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from storage.claim import claim_study
 from storage.database import Database
 from study.progress import read_progress
-from study.register import Registered, enqueue, study_name
+from study.register import Registered, checkpoint_name, enqueue, study_name
 from study.search import first_trial, make_sampler
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ class Claim:
 
     @property
     def checkpoint_study(self) -> str:
-        """The study's name for its checkpoints: a later experiment of the same name must not find them."""
-        return f"{self.study.study_name} {self.study._study_id}"
+        return checkpoint_name(self.study.study_name, self.study._study_id)
 
     @property
     def first(self) -> bool:

@@ -72,7 +72,7 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
     from study import experiment as experiments
     from study.answer import read_answer
     from study.launch import launch as launch_experiment
-    from study.tables import answer_table
+    from study.tables import answer_table, results_console
 
     experiment = experiments.load(file)
     with open_storage(storage) as database:
@@ -84,7 +84,7 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
             device=device,
             console=Console(stderr=True),
         )
-        Console().print(answer_table(read_answer(database, experiment.name)))
+        results_console().print(answer_table(read_answer(database, experiment.name)))
 
 
 @_command("acuity worker nih --data /data/nih")
@@ -109,17 +109,15 @@ def worker(
 @click.argument("name")
 def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     """Show how far each label of an experiment is."""
-    from rich.console import Console
-
     from storage.database import open_storage
     from study.progress import read_progress
     from study.register import recall
-    from study.tables import progress_table
+    from study.tables import progress_table, results_console
 
     with open_storage(storage) as database:
         experiment = recall(database, name).experiment
         progress = read_progress(database, experiment)
-    Console().print(progress_table(progress, budget=experiment.search.trials, title=name))
+    results_console().print(progress_table(progress, budget=experiment.search.trials, title=name))
 
 
 @_command("acuity dashboard --port 8080")
@@ -144,18 +142,16 @@ def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> 
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def best(name: str, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     """Print the best resolution per label."""
-    from rich.console import Console
-
     from storage.database import open_storage
     from study.answer import read_answer
-    from study.tables import answer_table
+    from study.tables import answer_table, results_console
 
     with open_storage(storage) as database:
         answer = read_answer(database, name)
     if form == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
     else:
-        Console().print(answer_table(answer))
+        results_console().print(answer_table(answer))
 
 
 @_command("acuity delete nih")
@@ -164,16 +160,16 @@ def best(name: str, form: str, storage: str | None, verbose: bool) -> None:  # n
 def delete(name: str, yes: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     """Delete an experiment with all its trials; images, split and cache stay."""
     from storage.database import open_storage
-    from storage.experiments import delete_experiment
     from study.progress import read_progress
-    from study.register import recall
+    from study.register import forget, recall
 
     with open_storage(storage) as database:
-        progress = read_progress(database, recall(database, name).experiment)
+        registered = recall(database, name)
+        progress = read_progress(database, registered.experiment)
         trials = sum(entry.finished + entry.running for entry in progress)
         if not yes:
             click.confirm(f"Delete {name} with {trials} trials of {len(progress)} labels?", abort=True, err=True)
-        delete_experiment(database, name)
+        forget(database, registered)
     click.echo(f"deleted {name}", err=True)
 
 

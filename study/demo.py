@@ -11,7 +11,7 @@ from storage.database import open_storage
 from study.answer import Answer, read_answer
 from study.experiment import load
 from study.launch import launch
-from study.tables import answer_table
+from study.tables import answer_table, results_console
 
 _EXPERIMENT = """\
 # The demo's experiment: synthetic radiographs with findings of known size.   acuity launch {file}
@@ -52,7 +52,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
     with open_storage(storage_url) as database:
         launch(database, experiment, storage_url=storage_url, workers=workers, device="auto", console=console)
         answer = read_answer(database, experiment.name)
-    results = Console()
+    results = results_console()
     results.print(answer_table(answer))
     results.print()
     results.print(_truth_table(answer))

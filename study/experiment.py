@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from study.errors import UsageError
@@ -185,6 +186,11 @@ def split_path(experiment: Experiment) -> Path:
     """Where the split is kept: as the file says, else beside the index and shared by every experiment on it."""
     index = experiment.data.index
     return experiment.data.split or index.with_name(index.name.split(".")[0] + ".split.csv")
+
+
+def cache_folder(experiment: Experiment, index_sha256: str) -> Path:
+    """Where the arrays of this image set are kept: experiments on one index share them."""
+    return experiment.data.cache or Path(platformdirs.user_cache_dir("acuity")) / index_sha256[:16]
 
 
 def _check_together(experiment: Experiment, source: str) -> None:

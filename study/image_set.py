@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from objectives.image_cache import build_cache, open_cache
 from objectives.index import ImageIndex, read_index
 from objectives.split import Split, check_label, read_or_make_split
 from objectives.task import LabelledImages
-from study.experiment import Experiment, split_path
+from study.experiment import Experiment, cache_folder, split_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,9 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
     split = read_or_make_split(index, path=split_path(experiment))
     for label in experiment.labels:
         check_label(index, split, label)
-    cache = cache_folder(experiment, index)
+    cache = cache_folder(experiment, index.sha256)
     build_cache(index, folder=cache, resolutions=experiment.search.resolutions, progress=progress)
     return ImageSet(index=index, split=split, cache=cache)
-
-
-def cache_folder(experiment: Experiment, index: ImageIndex) -> Path:
-    """Where the arrays of this image set are kept: experiments on one index share them."""
-    return experiment.data.cache or Path(platformdirs.user_cache_dir("acuity")) / index.sha256[:16]
 
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:

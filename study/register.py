@@ -8,11 +8,12 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState, create_trial
 
+from storage.checkpoints import Checkpoints, open_checkpoints
 from storage.claim import claim_study
 from storage.database import Database
-from storage.experiments import StoredExperiment, find_experiment, read_experiment, save_experiment
+from storage.experiments import StoredExperiment, delete_experiment, find_experiment, read_experiment, save_experiment
 from study.errors import UsageError
-from study.experiment import Experiment, changes_of_meaning, move_paths, parse, to_table
+from study.experiment import Experiment, cache_folder, changes_of_meaning, move_paths, parse, to_table
 from study.search import batch_size_exponents, first_trials
 
 
@@ -87,6 +88,25 @@ def check_same_images(registered: Registered, *, index_sha256: str, split_sha256
 def study_name(experiment: str, label: str) -> str:
     """The Optuna study of a label."""
     return f"{experiment}/{label}"
+
+
+def checkpoints_of(registered: Registered) -> Checkpoints:
+    """Where the experiment's trials keep their checkpoints, as this host sees it."""
+    experiment = registered.experiment
+    beside_the_cache = cache_folder(experiment, registered.index_sha256) / "checkpoints"
+    return open_checkpoints(str(experiment.workers.checkpoints or beside_the_cache))
+
+
+def checkpoint_name(study_name: str, study_id: int) -> str:
+    """A study's name for its checkpoints: a later experiment of the same name must not find them."""
+    return f"{study_name} {study_id}"
+
+
+def forget(database: Database, registered: Registered) -> None:
+    """Delete the experiment with its studies and trials, and the checkpoints that this host sees."""
+    checkpoints = checkpoints_of(registered)
+    for name, study_id in delete_experiment(database, registered.experiment.name):
+        checkpoints.remove_study(checkpoint_name(name, study_id))
 
 
 def make_studies(database: Database, registered: Registered) -> None:

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.checkpoints import open_checkpoints
 from storage.database import open_storage
 from study.attempt import run_attempt
 from study.claims import claim_trial, open_studies, reap
 from study.device import limit_memory, memory_limit, open_device, resident_bytes
 from study.errors import UsageError
 from study.heartbeat import Contact
-from study.image_set import cache_folder, open_image_set
+from study.image_set import open_image_set
 from study.progress import failed_trials, labels_that_fail, read_progress
-from study.register import check_same_images, recall
+from study.register import check_same_images, checkpoints_of, recall
 from study.station import Station
 
 logger = logging.getLogger(__name__)
@@ -50,14 +49,13 @@ def run_worker(
             device, workers=workers, threads=threads, memory_budget_gib=experiment.workers.memory_budget_gib
         )
         limit_memory(share)
-        checkpoints = experiment.workers.checkpoints or cache_folder(experiment, image_set.index) / "checkpoints"
         station = Station(
             database=database,
             registered=registered,
             studies=open_studies(database, registered, sampler_seed=random.SystemRandom().randrange(2**31)),
             image_set=image_set,
             device=share,
-            checkpoints=open_checkpoints(str(checkpoints)),
+            checkpoints=checkpoints_of(registered),
             contact=Contact(longest_gap_s=experiment.workers.grace_s / 2),
             stop=stop,
         )

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import optuna
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
 from storage.database import Database
 
@@ -53,6 +56,41 @@ def test_the_dashboard_answers_on_loopback_and_refuses_to_delete(address: str, s
     delete = urllib.request.Request(f"{base}/api/studies/{study._study_id}", method="DELETE")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(delete)
+    assert len(study.get_trials()) == 12
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    """A page of Debian's Chromium, without a screen."""
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
+        page = browser.new_page()
+        yield page
+        page.screenshot(path=tmp_path / "dashboard.png")
+        browser.close()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_studies_the_history_and_the_trials(address: str, page: Page) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.get_by_text("1. nih/Effusion").click()
+    expect(page.get_by_text("Hyperparameter Importance")).to_be_visible()
+    expect(page.locator("#plot-history .scatterlayer").first).to_be_attached()
+    page.locator("a[href$='/trials']").first.click()
+    expect(page.get_by_text("12 Trials")).to_be_visible()
+    expect(page.get_by_text("resolution 32")).to_be_visible()
+    assert errors == []
+
+
+@pytest.mark.browser
+def test_a_browser_cannot_delete_a_study(address: str, page: Page, study: optuna.Study) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="delete").first.click()
+    page.get_by_role("button", name="Yes").or_(page.get_by_role("button", name="Delete")).last.click()
+    expect(page.get_by_text("Failed to delete study").first).to_be_visible()
     assert len(study.get_trials()) == 12
 
 
