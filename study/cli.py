@@ -60,6 +60,27 @@ def new(file: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     click.echo(f"wrote {file}: set labels, [data] and [search], then `acuity launch {file}`", err=True)
 
 
+@_command("acuity prepare nih.toml")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Check an experiment's images, labels, networks and disk, and decode the images, before any GPU time is spent."""
+    from rich.console import Console
+
+    from study import experiment as experiments
+    from study.cohort_table import preparation_table
+    from study.prepare import prepare as prepare_experiment
+    from study.terminal import decoding_bar, results_console
+
+    experiment = experiments.load(file)
+    with decoding_bar(Console(stderr=True)) as progress:
+        preparation = prepare_experiment(experiment, progress=progress)
+    if as_json:
+        click.echo(json.dumps(preparation.to_json(), indent=2))
+    else:
+        results_console().print(preparation_table(preparation))
+
+
 @_command("acuity launch nih.toml --workers 2")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
@@ -72,7 +93,8 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
     from study import experiment as experiments
     from study.answer import read_answer
     from study.launch import launch as launch_experiment
-    from study.tables import answer_table, results_console
+    from study.tables import answer_table
+    from study.terminal import results_console
 
     experiment = experiments.load(file)
     with open_storage(storage) as database:
@@ -112,7 +134,8 @@ def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG0
     from storage.database import open_storage
     from study.progress import read_progress
     from study.register import recall
-    from study.tables import progress_table, results_console
+    from study.tables import progress_table
+    from study.terminal import results_console
 
     with open_storage(storage) as database:
         experiment = recall(database, name).experiment
@@ -144,7 +167,8 @@ def best(name: str, form: str, storage: str | None, verbose: bool) -> None:  # n
     """Print the best resolution per label."""
     from storage.database import open_storage
     from study.answer import read_answer
-    from study.tables import answer_table, results_console
+    from study.tables import answer_table
+    from study.terminal import results_console
 
     with open_storage(storage) as database:
         answer = read_answer(database, name)

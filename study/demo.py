@@ -11,7 +11,8 @@ from storage.database import open_storage
 from study.answer import Answer, read_answer
 from study.experiment import load
 from study.launch import launch
-from study.tables import answer_table, results_console
+from study.tables import answer_table
+from study.terminal import results_console
 
 _EXPERIMENT = """\
 # The demo's experiment: synthetic radiographs with findings of known size.   acuity launch {file}

@@ -1,6 +1,5 @@
 """`acuity launch`: image set, registration, workers and live progress, from an experiment file to finished budgets."""
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,17 +8,17 @@ from contextlib import contextmanager
 import torch
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from objectives.network import check_architecture, check_input_size, make_network
 from storage.database import Database
 from storage.url import masked
 from study.experiment import Experiment
 from study.fleet import run_fleet
-from study.image_set import ImageSet, open_image_set, training_images
+from study.image_set import open_image_set, training_images
+from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, register
 from study.tables import Pace, progress_line, progress_table
+from study.terminal import decoding_bar
 
 _LINE_EVERY_S = 10.0
 
@@ -38,7 +37,8 @@ def launch(
     workers: by default one a GPU, else two.
     """
     check_networks(experiment)
-    image_set = _open_with_progress(experiment, console)
+    with decoding_bar(console) as progress:
+        image_set = open_image_set(experiment, progress=progress)
     registered = register(
         database,
         experiment,
@@ -64,35 +64,11 @@ def launch(
     return registered
 
 
-def check_networks(experiment: Experiment) -> None:
-    """InputError where an architecture of the experiment is unknown, cannot be built, or has no weights to be had."""
-    training = experiment.training
-    for architecture in experiment.search.architectures:
-        check_architecture(architecture)
-        if training.pretrained or training.weights:
-            make_network(
-                architecture,
-                input_size=training.network_input or experiment.search.resolutions[0],
-                pretrained=training.pretrained,
-                weights=training.weights,
-            )
-    inputs = {training.network_input} if training.network_input else set(experiment.search.resolutions)
-    for architecture, side in itertools.product(experiment.search.architectures, sorted(inputs)):
-        check_input_size(architecture, side)
-
-
 def default_workers(device: str) -> int:
     """One worker a GPU; on CPUs two, or one on a single core."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
     return min(2, len(os.sched_getaffinity(0)))
-
-
-def _open_with_progress(experiment: Experiment, console: Console) -> ImageSet:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding images", total=None)
-        return open_image_set(experiment, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 @contextmanager

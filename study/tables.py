@@ -1,16 +1,16 @@
 """What a person sees at the terminal: progress while workers run, and the answer as a table."""
 
-import sys
 import time
 from dataclasses import dataclass
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from study.answer import Answer, AtResolution, LabelAnswer
 from study.progress import Progress
+from study.terminal import duration
 
 
 @dataclass
@@ -29,15 +29,6 @@ class Pace:
         if since < 2:
             return "estimating"
         return f"about {duration(remaining * (time.monotonic() - self.began) / since)}"
-
-
-def duration(seconds: float) -> str:
-    """A time span as a person says it: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def progress_table(progress: list[Progress], *, budget: int, title: str) -> Group:
@@ -66,11 +57,6 @@ def progress_line(progress: list[Progress], *, budget: int, left: str) -> str:
         for entry in progress
     ]
     return f"{'; '.join(parts)}; time left: {left}"
-
-
-def results_console() -> Console:
-    """Standard output; in a file or a pipe tables may be wider than a narrow terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def answer_table(answer: Answer) -> Group:

@@ -1,0 +1,53 @@
+"""`acuity prepare`: everything that can go wrong or be known before a network is trained."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from objectives.image_cache import cache_bytes
+from study.cohort import LabelCohort, count_cohort
+from study.experiment import Experiment, cache_folder
+from study.image_set import open_image_set
+from study.networks import check_networks_once
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What an experiment's images are, where their arrays lie, and what its test patients can decide."""
+
+    experiment: str
+    images: int
+    patients: int
+    cohort: tuple[LabelCohort, ...]
+    cache: Path
+    cache_bytes: int
+    free_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        table = asdict(self) | {"cache": str(self.cache)}
+        for label, known in zip(table["cohort"], self.cohort, strict=True):
+            for part, counts in known.parts.items():
+                label["parts"][part]["prevalence"] = counts.prevalence
+        return table
+
+
+def prepare(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> Preparation:
+    """Check index, images, labels, disk and networks, write the split, build the cache.
+
+    A second call finds all of it done. InputError names what is wrong. progress: called with (images done, images in
+    all).
+    """
+    image_set = open_image_set(experiment, progress=progress)
+    folder = cache_folder(experiment, image_set.index.sha256)
+    check_networks_once(experiment, folder)
+    return Preparation(
+        experiment=experiment.name,
+        images=len(image_set.index.table),
+        patients=int(image_set.index.table["patient"].nunique()),
+        cohort=count_cohort(image_set, experiment.labels),
+        cache=folder,
+        cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
+        free_bytes=shutil.disk_usage(folder).free,
+    )

@@ -1,0 +1,36 @@
+"""How things are said at the terminal: where results go, bars, spans of time, bytes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def results_console() -> Console:
+    """Standard output; in a file or a pipe tables may be wider than a narrow terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+@contextmanager
+def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar while images are decoded, on a terminal; what it yields is called with (images done, images in all)."""
+    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def duration(seconds: float) -> str:
+    """A time span as a person says it: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes as a person says them."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
