@@ -141,3 +141,31 @@ def test_workers_share_the_machine_and_each_keeps_its_reserve(monkeypatch):
     assert memory_budget(device, workers=2, memory_gib=0.5) == batch_size.GIB // 2
     with pytest.raises(InputError, match=r"10\.0 GiB of memory are too few for 8 workers, each needs 1\.25 GiB"):
         memory_budget(device, workers=8)
+
+
+STEP_BEYOND_THE_LIMIT = """
+import resource, sys, torch
+from pathlib import Path
+from objectives.batch_size import is_out_of_memory
+from objectives.network import make_network
+network = make_network(sys.argv[1])
+network(torch.rand(2, 1, 64, 64)).mean().backward()
+data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (data + 2**27, -1))
+for batch in range(16, 1024, 16):
+    try:
+        network(torch.rand(batch, 1, 64, 64)).mean().backward()
+    except RuntimeError as error:
+        print(is_out_of_memory(error))
+        break
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA covers allocations on Linux alone")
+@pytest.mark.parametrize("architecture", ["test_resnet", "mobilenetv3_small_050"])
+def test_running_into_the_limit_is_told_from_other_errors(architecture):
+    run = subprocess.run(
+        [sys.executable, "-c", STEP_BEYOND_THE_LIMIT, architecture], check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "True\n"
+    assert not batch_size.is_out_of_memory(RuntimeError("Kernel size can't be greater than actual input size"))
