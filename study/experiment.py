@@ -72,6 +72,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """What is confirmed on the test patients; may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
+    """By default those within 0.05 AUC of the search's best, and the smallest."""
+    margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """AUC by which a resolution may fall short of the reference and still be adequate."""
+    seeds: Annotated[int, Field(ge=3)] = 5
+    """Trainings of each finalist; its spread is part of every interval."""
+
+
+@dataclass(frozen=True)
 class Workers:
     """What the workers may use and how patient they are; may change under the same name."""
 
@@ -98,13 +111,23 @@ class Experiment:
     data: Data
     search: Search
     training: Training
+    confirm: Confirm = field(default_factory=Confirm)
     workers: Workers = field(default_factory=Workers)
 
 
 _ADAPTER = TypeAdapter(Experiment)
 
 # These may change under an old name: they say how much and where, never what a trial means.
-_FREE = ("data.index", "data.images", "data.split", "data.cache", "search.trials", "training.weights", "workers.")
+_FREE = (
+    "data.index",
+    "data.images",
+    "data.split",
+    "data.cache",
+    "search.trials",
+    "training.weights",
+    "confirm.",
+    "workers.",
+)
 
 
 def load(path: Path) -> Experiment:
@@ -195,10 +218,21 @@ def cache_folder(experiment: Experiment, index_sha256: str) -> Path:
 
 def _check_together(experiment: Experiment, source: str) -> None:
     search = experiment.search
-    for key, values in (("labels", experiment.labels), ("search.resolutions", search.resolutions)):
+    lists = {
+        "labels": experiment.labels,
+        "search.resolutions": search.resolutions,
+        "confirm.resolutions": experiment.confirm.resolutions or (),
+    }
+    for key, values in lists.items():
         repeated = sorted({str(value) for value in values if values.count(value) > 1})
         if repeated:
             raise UsageError(f"{source}: {key} has {', '.join(repeated)} more than once; name each once")
+    for resolution in experiment.confirm.resolutions or ():
+        if resolution not in search.resolutions:
+            raise UsageError(
+                f"{source}: confirm.resolutions has {resolution}, must be among search.resolutions: only what was "
+                "searched has configurations to confirm"
+            )
     needed = len(search.resolutions) * search.min_complete_per_resolution
     if search.trials < needed:
         raise UsageError(
@@ -263,7 +297,9 @@ def _is_union_branch(part: object) -> bool:
 def _known_keys(location: list[Any]) -> list[str]:
     table: Any = Experiment
     for part in location:
-        table = {"data": Data, "search": Search, "training": Training, "workers": Workers}.get(str(part), table)
+        table = {"data": Data, "search": Search, "training": Training, "confirm": Confirm, "workers": Workers}.get(
+            str(part), table
+        )
     return [known.name for known in dataclasses.fields(table)]
 
 

@@ -52,6 +52,13 @@ def read(text: str):
         ('["Effusion", "Nodule"]', "[]", r"labels has \[\], must be a list of at least 1"),
         ('["Effusion", "Nodule"]', '"Effusion"', r'labels has "Effusion", must be a list'),
         ('["Effusion", "Nodule"]', '["Eff/usion"]', r"labels has \"Eff/usion\", must be 1 to 128 characters"),
+        ("epochs = 5", "epochs = 5\n[confirm]\nseeds = 2", r"confirm.seeds has 2, must be greater than or equal to 3"),
+        (
+            "epochs = 5",
+            "epochs = 5\n[confirm]\nresolutions = [48]",
+            r"confirm.resolutions has 48, must be among search",
+        ),
+        ("epochs = 5", "epochs = 5\n[confirm]\nmargins = 0.1", r"unknown key confirm.margins; did you mean margin\?"),
         ('["test_resnet"]', '["a", "b", "c", "d", "e", "f", "g"]', r"has 7 networks, must be at most"),
     ],
 )
@@ -101,6 +108,7 @@ def test_only_what_changes_a_trials_meaning_is_refused_under_an_old_name() -> No
     old = read(GOOD)
     assert changes_of_meaning(old, read(GOOD.replace("trials = 12", "trials = 99"))) == []
     assert changes_of_meaning(old, read(GOOD + "[workers]\nmax_retries = 1")) == []
+    assert changes_of_meaning(old, read(GOOD + "[confirm]\nmargin = 0.05")) == []
     assert changes_of_meaning(old, read(GOOD.replace('"images"', '"elsewhere"'))) == []
     assert changes_of_meaning(old, read(GOOD.replace('"Nodule"]', '"Nodule", "Mass"]'))) == []
     assert changes_of_meaning(old, read(GOOD.replace("epochs = 5", "epochs = 6"))) == ["training.epochs: 5 -> 6"]
