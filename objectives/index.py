@@ -6,14 +6,18 @@ Patient identifiers stay here: what is said about an image anywhere else is its 
 import hashlib
 import os
 import posixpath
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from objectives.errors import InputError
-from objectives.index_formats import Findings, nearest, read_findings
+from objectives.image_folders import place_files
+from objectives.index_cells import Reading
+from objectives.index_formats import FormatName, nearest, read_findings
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +27,37 @@ class ImageIndex:
     path: Path
     images: Path
     table: pd.DataFrame
-    """line (in the file; the header is line 1), file (relative to images), patient, view, age (years), sex (M, F)."""
+    """line (in the file; the header is line 1), file (relative to images), patient, view, age (years), sex (M, F),
+    site, split (the part that the index itself names), no_finding (bool: known to show nothing). "" and NaN: not known.
+    """
     labels: tuple[str, ...]
     targets: np.ndarray
     """float32 [N, len(labels)]: 1 present, 0 absent, NaN not known."""
-    sha256: str
-    """Of file names, patients, labels and targets, in order; the same wherever the folder lies."""
+    names: Sequence[str]
+    """The files as the index names them, wherever they lie below images."""
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    """Columns that are no label, and why not."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of file names, patients, labels and targets, in order; the same wherever the folder lies."""
+        known = np.isfinite(self.targets)
+        digest = _digest(self.labels, self.names, self.table["patient"])
+        digest.update(np.where(known, self.targets, -1).astype(np.int8).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def files_sha256(self) -> str:
+        """Of file names alone, in order: the same pixels, whatever is said about them."""
+        return _digest(self.names).hexdigest()
 
     def target(self, label: str) -> np.ndarray:
         """float32 [N] of one label. InputError for one that the index does not have."""
+        if label in self.set_aside:
+            raise InputError(
+                f'"{label}" is a column of {self.path} but no label: {self.set_aside[label]}. A label\'s column has 1 '
+                "(present), 0 (absent), -1 (uncertain) or nothing in each line"
+            )
         if label not in self.labels:
             raise InputError(f'"{label}" is not a label of {self.path}. {nearest(label, self.labels)}')
         return np.ascontiguousarray(self.targets[:, self.labels.index(label)])
@@ -45,20 +71,43 @@ class ImageIndex:
         return f"index line {self.table['line'].iat[row]:,}"
 
 
-def read_index(path: Path, *, images: Path) -> ImageIndex:
-    """Read and check the table of an image set (.csv, also gzipped); the images themselves are not touched.
+def read_index(
+    path: Path,
+    *,
+    images: Path,
+    format_name: FormatName | None = None,
+    reading: Reading | None = None,
+) -> ImageIndex:
+    """Read and check the table of an image set (.csv, also gzipped, or Parquet); no image is opened.
 
-    InputError names the line and the rule where a row has no patient, repeats a file or leaves the folder.
+    format_name: told by the columns if None. InputError names the line and the rule where a row has no patient, repeats
+    a file or leaves the folder.
     """
-    findings = read_findings(path)
-    _check_rows(path, findings.table)
+    findings = read_findings(path, format_name=format_name, reading=reading)
+    table = findings.table
+    _check_rows(path, table)
+    table["file"] = [_normal(file) for file in table["file"]]
+    _check_repeats(path, table)
+    names = tuple(table["file"])
+    root, table["file"] = place_files(images, names, folder=findings.folder)
     return ImageIndex(
         path=path,
-        images=images,
-        table=findings.table,
+        images=root,
+        table=table,
         labels=findings.labels,
         targets=findings.targets,
-        sha256=_digest(findings),
+        names=names,
+        set_aside=findings.set_aside,
+    )
+
+
+def take_rows(index: ImageIndex, rows: np.ndarray) -> ImageIndex:
+    """The index with these rows alone: int [M], positions."""
+    return replace(
+        index,
+        table=index.table.iloc[rows].reset_index(drop=True),
+        targets=index.targets[rows],
+        names=tuple(index.names[row] for row in rows),
     )
 
 
@@ -88,7 +137,7 @@ def check_images_present(index: ImageIndex) -> None:
 
 
 def _check_rows(path: Path, table: pd.DataFrame) -> None:
-    """InputError for rows without file or patient, with a path that leaves the folder, or with a repeated file."""
+    """InputError for rows without file or patient, or with a path that leaves the folder."""
     file, patient = table["file"].astype(object), table["patient"]
     _refuse(path, table, file == "", "names no file", "give it its image's name, or take the line out")
     _refuse(path, table, patient == "", "has no patient id", "training and test are kept apart by patient: fill it in")
@@ -96,6 +145,10 @@ def _check_rows(path: Path, table: pd.DataFrame) -> None:
     _refuse(path, table, absolute, "has an absolute path", "image paths start at the folder of [data] images")
     upward = file.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f]", regex=True)
     _refuse(path, table, upward, "has a path with `..` or a control character in it", "images lie below [data] images")
+
+
+def _check_repeats(path: Path, table: pd.DataFrame) -> None:
+    file = table["file"].astype(object)
     repeated = file.duplicated()
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
@@ -121,11 +174,13 @@ def _names_in(folder: Path) -> set[str]:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); the images must be readable here") from None
 
 
-def _digest(findings: Findings) -> str:
+def _normal(file: str) -> str:
+    return posixpath.normpath(file) if "/" in file else file
+
+
+def _digest(*columns: Iterable[str]) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    for column in (findings.labels, findings.table["file"], findings.table["patient"]):
+    for column in columns:
         digest.update("\0".join(column).encode())
         digest.update(b"\n")
-    known = np.isfinite(findings.targets)
-    digest.update(np.where(known, findings.targets, -1).astype(np.int8).tobytes())
-    return digest.hexdigest()
+    return digest
