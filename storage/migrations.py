@@ -1,7 +1,10 @@
 """Our own tables and views in the schema `acuity`, brought up to date on open; a newer schema is refused."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, text
 
+from storage.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
 from storage.errors import StorageError
 from storage.trials_view import TRIALS_VIEW
 
@@ -31,7 +34,40 @@ STEPS: tuple[str, ...] = (
         primary key (device, memory_budget_bytes, architecture, input_size, precision, channels_last, torch_version)
     )
     """,
+    """
+    create table acuity.confirmations (
+        id bigint generated always as identity primary key,
+        experiment text not null references acuity.experiments on delete cascade,
+        protocol jsonb not null,
+        protocol_sha256 text not null,
+        split_sha256 text not null,
+        frozen timestamptz not null default now(),
+        asked timestamptz not null default now(),
+        results jsonb,
+        unique (experiment, protocol_sha256)
+    );
+    create table acuity.test_uses (
+        id bigint generated always as identity primary key,
+        split_sha256 text not null,
+        experiment text not null,
+        protocol_sha256 text not null,
+        margin double precision not null,
+        labels text[] not null,
+        used timestamptz not null default now()
+    );
+    create table acuity.scores (
+        experiment text not null references acuity.experiments on delete cascade,
+        trial_id integer,
+        index_sha256 text,
+        scored timestamptz not null default now(),
+        parquet bytea not null,
+        primary key (trial_id, index_sha256)
+    )
+    """,
 )
+
+# Each may build on those before it.
+VIEWS: tuple[str, ...] = (TRIALS_VIEW, AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW)
 
 _VERSION_ROW = """
 create schema if not exists acuity;
@@ -65,7 +101,7 @@ def is_current(connection: Connection) -> bool:
     return version == len(STEPS)
 
 
-def migrate(connection: Connection, *, steps: tuple[str, ...] = STEPS) -> None:
+def migrate(connection: Connection, *, steps: tuple[str, ...] = STEPS, views: Sequence[str] = VIEWS) -> None:
     """Bring the schema up to date within the caller's transaction, which holds a lock and has Optuna's tables made.
 
     Views hold nothing: they are dropped first, so that no step trips over them, and made anew.
@@ -74,10 +110,12 @@ def migrate(connection: Connection, *, steps: tuple[str, ...] = STEPS) -> None:
     if version is None:
         _run(connection, _VERSION_ROW)
         version = 0
-    _run(connection, "drop view if exists acuity.trials")
+    for view in connection.scalars(text("select viewname from pg_views where schemaname = 'acuity'")).all():
+        _run(connection, f"drop view if exists acuity.{view} cascade")
     for step in steps[version:]:
         _run(connection, step)
-    _run(connection, TRIALS_VIEW)
+    for view in views:
+        _run(connection, view)
     connection.execute(text("update acuity.version set version = :version"), {"version": len(steps)})
 
 

@@ -132,7 +132,7 @@ def test_upgrade_from_the_version_before_keeps_every_row(empty_database_url: str
 def _go_back(connection: Connection, version: int) -> None:
     """The schema as the program of that version made it."""
     connection.execute(text("drop schema acuity cascade"))
-    migrations.migrate(connection, steps=migrations.STEPS[:version])
+    migrations.migrate(connection, steps=migrations.STEPS[:version], views=[migrations.TRIALS_VIEW])
 
 
 def test_every_earlier_version_is_upgraded(empty_database_url: str) -> None:
@@ -144,10 +144,10 @@ def test_every_earlier_version_is_upgraded(empty_database_url: str) -> None:
             assert migrations.is_current(connection)
 
 
-def test_step_may_change_what_the_view_shows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "TRIALS_VIEW", "create view acuity.trials as select 'new' as shape")
+def test_step_may_change_what_the_view_shows(database: Database) -> None:
+    steps = (*migrations.STEPS, "alter table acuity.experiments add notes text")
     with database.engine.begin() as connection:
-        migrations.migrate(connection, steps=(*migrations.STEPS, "alter table acuity.experiments add notes text"))
+        migrations.migrate(connection, steps=steps, views=["create view acuity.trials as select 'new' as shape"])
         assert connection.scalar(text("select shape from acuity.trials")) == "new"
         assert not connection.scalar(text("select count(notes) from acuity.experiments"))
 

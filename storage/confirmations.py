@@ -1,0 +1,122 @@
+"""What was frozen before test patients were read, how often they have been used, and the score of every image.
+
+Uses are counted by the split's SHA-256 over all experiments, and stay when an experiment is deleted.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from storage.database import Database
+
+
+@dataclass(frozen=True)
+class StoredConfirmation:
+    """A frozen protocol and, once the test patients are scored, what came of it."""
+
+    id: int
+    protocol: dict[str, Any]
+    protocol_sha256: str
+    split_sha256: str
+    frozen: datetime
+    results: dict[str, Any] | None
+
+
+_COLUMNS = "id, protocol, protocol_sha256, split_sha256, frozen, results"
+
+
+def freeze_protocol(
+    database: Database,
+    experiment: str,
+    protocol: dict[str, Any],
+    *,
+    split_sha256: str,
+    margin: float,
+    labels: Sequence[str],
+) -> StoredConfirmation:
+    """Store a protocol and count one use of the split's test patients; committed before a test patient is read.
+
+    A protocol that was frozen before, to the letter, is taken up again and counts no further use; either way it is the
+    experiment's answer from now on.
+    """
+    canonical = json.dumps(protocol, sort_keys=True, allow_nan=False)
+    row = {
+        "experiment": experiment,
+        "protocol": canonical,
+        "protocol_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
+        "split_sha256": split_sha256,
+    }
+    with database.engine.begin() as connection:
+        is_new = connection.execute(
+            text(
+                "insert into acuity.confirmations (experiment, protocol, protocol_sha256, split_sha256) "
+                "values (:experiment, :protocol, :protocol_sha256, :split_sha256) "
+                "on conflict (experiment, protocol_sha256) do nothing"
+            ),
+            row,
+        ).rowcount
+        if is_new:
+            connection.execute(
+                text(
+                    "insert into acuity.test_uses (split_sha256, experiment, protocol_sha256, margin, labels) "
+                    "values (:split_sha256, :experiment, :protocol_sha256, :margin, :labels)"
+                ),
+                row | {"margin": margin, "labels": list(labels)},
+            )
+        stored = connection.execute(
+            text(
+                "update acuity.confirmations set asked = clock_timestamp() "
+                f"where experiment = :experiment and protocol_sha256 = :protocol_sha256 returning {_COLUMNS}"
+            ),
+            row,
+        ).one()
+    return StoredConfirmation(*stored)
+
+
+def count_test_uses(database: Database, split_sha256: str) -> int:
+    """How many protocols of any experiment, deleted ones too, were frozen for these test patients."""
+    query = text("select count(*) from acuity.test_uses where split_sha256 = :split_sha256")
+    with database.engine.connect() as connection:
+        return int(connection.scalars(query, {"split_sha256": split_sha256}).one())
+
+
+def save_results(database: Database, confirmation_id: int, results: dict[str, Any]) -> None:
+    """Keep what a confirmation found."""
+    statement = text("update acuity.confirmations set results = :results where id = :id")
+    with database.engine.begin() as connection:
+        connection.execute(statement, {"id": confirmation_id, "results": json.dumps(results, allow_nan=False)})
+
+
+def find_confirmation(database: Database, experiment: str) -> StoredConfirmation | None:
+    """The confirmation of an experiment that was asked for last and has its results, if there is one."""
+    query = text(
+        f"select {_COLUMNS} from acuity.confirmations where experiment = :experiment and results is not null "
+        "order by asked desc, id desc limit 1"
+    )
+    with database.engine.connect() as connection:
+        row = connection.execute(query, {"experiment": experiment}).one_or_none()
+    return None if row is None else StoredConfirmation(*row)
+
+
+def save_scores(database: Database, experiment: str, *, trial_id: int, index_sha256: str, parquet: bytes) -> None:
+    """Keep one network's scores of one image set; those that are there already stay."""
+    statement = text(
+        "insert into acuity.scores (experiment, trial_id, index_sha256, parquet) "
+        "values (:experiment, :trial_id, :index_sha256, :parquet) on conflict do nothing"
+    )
+    row = {"experiment": experiment, "trial_id": trial_id, "index_sha256": index_sha256, "parquet": parquet}
+    with database.engine.begin() as connection:
+        connection.execute(statement, row)
+
+
+def find_scores(database: Database, *, trial_id: int, index_sha256: str) -> bytes | None:
+    """One network's scores of one image set as Parquet, if it has scored it."""
+    query = text("select parquet from acuity.scores where trial_id = :trial_id and index_sha256 = :index_sha256")
+    with database.engine.connect() as connection:
+        found = connection.scalars(query, {"trial_id": trial_id, "index_sha256": index_sha256}).one_or_none()
+    return None if found is None else bytes(found)
