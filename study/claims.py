@@ -24,7 +24,18 @@ from study.search import first_trial, make_sampler
 logger = logging.getLogger(__name__)
 
 # What an attempt hands on, so that its successor ends with the value of the uninterrupted trial.
-_INHERITED = ("origin", "seed", "batch_size", "precision", "threads", "first", "retries", "attempt")
+_INHERITED = (
+    "origin",
+    "seed",
+    "batch_size",
+    "precision",
+    "threads",
+    "first",
+    "retries",
+    "attempt",
+    "nominee",
+    "repeat",
+)
 
 CanHold = Callable[[dict[str, Any], int], bool]
 """Whether this worker's device can train (parameters, batch size)."""
@@ -59,6 +70,11 @@ class Claim:
     def first(self) -> bool:
         """One of the enqueued first trials, which are never pruned."""
         return bool(self.inherited.get("first", False))
+
+    @property
+    def confirms(self) -> bool:
+        """A nominee's retraining: never pruned, at its own batch size, its network kept."""
+        return "nominee" in self.inherited
 
     def training_seed(self, search_seed: int) -> int:
         """From the experiment's seed, the study and the origin's number: the same on every worker."""
@@ -108,6 +124,19 @@ def _claim_in(database: Database, label: str, study: optuna.Study, *, budget: in
             trial_id = database.storage.create_new_trial(study._study_id)
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
         database.heartbeats.record_heartbeat(trial_id)
+    return _claim(database, label, study, trial_id, running=running)
+
+
+def start_waiting(database: Database, label: str, study: optuna.Study, can_hold: CanHold) -> Claim | None:
+    """Take a waiting trial of the study, and make none. Called under the study's claim lock."""
+    trial_id = _take_waiting(database, study, can_hold)
+    if trial_id is None:
+        return None
+    database.heartbeats.record_heartbeat(trial_id)
+    return _claim(database, label, study, trial_id, running=0)
+
+
+def _claim(database: Database, label: str, study: optuna.Study, trial_id: int, *, running: int) -> Claim:
     trial = database.storage.get_trial(trial_id)
     inherited = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
     return Claim(label, study, trial_id, trial.number, inherited, running)

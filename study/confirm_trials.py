@@ -1,0 +1,208 @@
+"""Trials of the studies `<experiment>/<label>/confirm`: nominees retrained, then each resolution's finalist.
+
+Any worker that finds none waiting works out which trainings are missing and enqueues them, under the study's claim
+lock, so that a fleet on many hosts goes from nominees to finalists without anybody to direct it.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
+
+from storage.claim import claim_study
+from storage.database import Database
+from study.claims import CanHold, Claim, start_waiting
+from study.errors import UsageError
+from study.experiment import Experiment
+from study.nominate import Nomination, Nominee
+from study.register import Registered, enqueue, study_name
+
+REPEATS = 2
+"""Trainings of each nominee before one is the finalist."""
+_MOST_FAILURES = 3
+"""After so many trainings that diverged or failed for good a nominee is out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a label's confirm study is to train; kept with the study, for every worker to read."""
+
+    seeds: int
+    nominees: tuple[Nominee, ...]
+
+    def resolutions(self) -> dict[int, list[Nominee]]:
+        """The nominees of each resolution, ascending."""
+        return {
+            resolution: [nominee for nominee in self.nominees if nominee.resolution == resolution]
+            for resolution in sorted({nominee.resolution for nominee in self.nominees})
+        }
+
+    def trainings(self) -> int:
+        """How many trainings it takes if none fails."""
+        return len(self.nominees) * REPEATS + len(self.resolutions()) * (self.seeds - REPEATS)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A resolution's finalist with its trainings, in the order of their seeds."""
+
+    nominee: Nominee
+    runs: tuple[FrozenTrial, ...]
+
+
+def confirm_study_name(experiment: str, label: str) -> str:
+    """The Optuna study of a label's confirmation."""
+    return f"{study_name(experiment, label)}/confirm"
+
+
+def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Plan:
+    """Make a label's confirm study and write what it is to train; trainings that are there already count."""
+    plan = Plan(seeds=seeds, nominees=nomination.nominees)
+    study = optuna.create_study(
+        storage=database.storage,
+        study_name=confirm_study_name(experiment.name, nomination.label),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
+        study.set_metric_names(["validation AUC"])
+    study.set_user_attr("plan", asdict(plan))
+    return plan
+
+
+def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str, optuna.Study]:
+    """The confirm studies that there are, by label."""
+    names = {confirm_study_name(experiment.name, label): label for label in experiment.labels}
+    query = text(
+        "select s.study_name from studies s join study_user_attributes a on a.study_id = s.study_id "
+        "where s.study_name = any(:names) and a.key = 'plan' order by s.study_id"
+    )
+    with database.engine.connect() as connection:
+        there = connection.scalars(query, {"names": list(names)}).all()
+    return {names[name]: optuna.load_study(storage=database.storage, study_name=name) for name in there}
+
+
+def claim_confirm_trial(
+    database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
+) -> Claim | None:
+    """Take a training that this device can hold, enqueuing what is missing first; None where there is none."""
+    for label, study in studies.items():
+        plan = read_plan(study)
+        if not _is_there_work(plan, study.get_trials(deepcopy=False)):  # asked without the lock, which warms the cache
+            continue
+        with claim_study(database, study._study_id):
+            for nominee, repeat in missing_runs(plan, study.get_trials(deepcopy=False)):
+                _enqueue_run(database, registered, study, nominee, repeat)
+            claim = start_waiting(database, label, study, can_hold)
+        if claim is not None:
+            return claim
+    return None
+
+
+def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
+    """Whether another worker trains for a confirmation: it may die, and what it finishes may call for more."""
+    return any(
+        study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        or next(missing_runs(read_plan(study), study.get_trials(deepcopy=False)), None)
+        for study in studies.values()
+    )
+
+
+def read_plan(study: optuna.Study) -> Plan:
+    """What the study is to train."""
+    plan = study.user_attrs["plan"]
+    return Plan(seeds=plan["seeds"], nominees=tuple(Nominee(**nominee) for nominee in plan["nominees"]))
+
+
+def missing_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> Iterator[tuple[Nominee, int]]:
+    """Trainings still to be enqueued, as (nominee, repeat): two of each nominee, all seeds of a finalist.
+
+    A training that diverged or failed is replaced by one of another seed.
+    """
+    runs = _Runs(trials)
+    for nominees in plan.resolutions().values():
+        finalist = _finalist(nominees, runs)
+        wanted = [(finalist, plan.seeds)] if finalist else [(nominee, REPEATS) for nominee in runs.left_of(nominees)]
+        for nominee, count in wanted:
+            there = runs.of(nominee)
+            alive = sum(run.state is not TrialState.PRUNED and run.state is not TrialState.FAIL for run in there)
+            last = max((run.user_attrs["repeat"] for run in there), default=0)
+            for repeat in range(last + 1, last + 1 + count - alive):
+                yield nominee, repeat
+
+
+def finalists(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[int, Chosen]:
+    """The finalist of each resolution that has all its trainings, by mean validation AUC of the nominees' first two."""
+    runs = _Runs(trials)
+    chosen = {}
+    for resolution, nominees in plan.resolutions().items():
+        finalist = _finalist(nominees, runs)
+        complete = runs.complete(finalist)[: plan.seeds] if finalist else []
+        if finalist and len(complete) == plan.seeds:
+            chosen[resolution] = Chosen(finalist, tuple(complete))
+    return chosen
+
+
+def _finalist(nominees: list[Nominee], runs: "_Runs") -> Nominee | None:
+    """The best of the nominees once each has its repeats; None before. UsageError where all of them fail."""
+    left = runs.left_of(nominees)
+    if not left:
+        reason = next((run.user_attrs.get("reason") for run in runs.of(nominees[0])[::-1]), "no reason is known")
+        raise UsageError(
+            f"no nominee at {nominees[0].resolution} px could be retrained ({reason}): leave that resolution out of "
+            "[confirm] resolutions, or widen the search"
+        )
+    first = {nominee.number: runs.complete(nominee)[:REPEATS] for nominee in left}
+    if any(len(complete) < REPEATS for complete in first.values()):
+        return None
+
+    def mean_auc(nominee: Nominee) -> float:
+        return sum(run.value or 0.0 for run in first[nominee.number]) / REPEATS
+
+    return max(left, key=lambda nominee: (mean_auc(nominee), -nominee.number))
+
+
+class _Runs:
+    """A confirm study's trials by nominee; attempts that were taken up again by another worker count once."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        self._by_nominee: dict[int, list[FrozenTrial]] = {}
+        for trial in sorted(trials, key=lambda trial: (trial.user_attrs.get("repeat", 0), trial.number)):
+            if "nominee" in trial.user_attrs and "requeued" not in trial.user_attrs:
+                self._by_nominee.setdefault(trial.user_attrs["nominee"], []).append(trial)
+
+    def of(self, nominee: Nominee) -> list[FrozenTrial]:
+        return self._by_nominee.get(nominee.number, [])
+
+    def complete(self, nominee: Nominee) -> list[FrozenTrial]:
+        return [run for run in self.of(nominee) if run.state is TrialState.COMPLETE]
+
+    def left_of(self, nominees: list[Nominee]) -> list[Nominee]:
+        def failures(nominee: Nominee) -> int:
+            return sum(run.state in (TrialState.PRUNED, TrialState.FAIL) for run in self.of(nominee))
+
+        return [nominee for nominee in nominees if failures(nominee) < _MOST_FAILURES]
+
+
+def _is_there_work(plan: Plan, trials: Sequence[FrozenTrial]) -> bool:
+    return any(trial.state is TrialState.WAITING for trial in trials) or bool(next(missing_runs(plan, trials), None))
+
+
+def _enqueue_run(
+    database: Database, registered: Registered, study: optuna.Study, nominee: Nominee, repeat: int
+) -> None:
+    """The nominee's own batch size goes along: a device that cannot hold it leaves the training to others."""
+    identity = f"{registered.experiment.search.seed}/{study.study_name}/{nominee.number}/{repeat}"
+    attributes: dict[str, Any] = {
+        "nominee": nominee.number,
+        "repeat": repeat,
+        "seed": int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]),
+        "batch_size": nominee.batch_size,
+    }
+    enqueue(database, study, nominee.parameters, attributes=attributes)
