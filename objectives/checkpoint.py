@@ -47,3 +47,15 @@ def unpack(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | 
         logger.warning("checkpoint belongs to %s, not to %s: training starts from zero", checkpoint.identity, identity)
         return None
     return checkpoint
+
+
+def network_alone(data: bytes) -> bytes:
+    """The same checkpoint without what only training needs, a third of its size: what is kept of a finalist."""
+    saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return pack(Checkpoint(**(saved | {"optimiser": {}, "scheduler": {}})))
+
+
+def read_network(data: bytes, *, device: torch.device) -> dict[str, Any]:
+    """The network's state in a packed checkpoint; RuntimeError and the like where it is damaged."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)["network"]
+    return state

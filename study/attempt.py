@@ -11,6 +11,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from objectives.batch_size import FeasibleBatch, cap_batch, is_out_of_memory
+from objectives.checkpoint import network_alone
 from objectives.errors import InputError
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome
 from objectives.training import train
@@ -34,6 +35,10 @@ class _InfeasibleError(Exception):
     """The trial's batch cannot run, by the search's own rules: it ends PRUNED, so that the sampler learns of it."""
 
 
+class _TooLargeError(Exception):
+    """A nominee's own batch does not run here: another device's turn."""
+
+
 def run_attempt(station: Station, claim: Claim) -> None:
     """Train the claimed trial to its end and tell its value, or hand it back where this worker has to stop.
 
@@ -47,6 +52,8 @@ def run_attempt(station: Station, claim: Claim) -> None:
             _train_and_tell(station, claim)
         except UpdateFinishedTrialError:
             logger.warning("%s: another worker has taken it up; dropped", _name(claim))
+        except _TooLargeError as error:
+            _hand_back(station, claim, str(error))
         except Interrupted:
             _hand_back(station, claim, "its worker was told to stop")
         except (InputError, UsageError) as error:
@@ -66,7 +73,7 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
     trial = station.patiently(optuna.Trial, claim.study, claim.trial_id)
     configuration = station.patiently(suggest, trial, station.experiment, station.registered.exponents)
     data = labelled_images(station.image_set, label=claim.label, resolution=configuration.resolution)
-    reporter = Reporter(station, trial, prunable=not claim.first)
+    reporter = Reporter(station, trial, prunable=not (claim.first or claim.confirms))
     try:
         outcome = _train(station, claim, configuration, data, reporter)
         reporter.send_rest()
@@ -79,7 +86,10 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
     else:
         station.patiently(claim.study.tell, trial, outcome.auc, skip_if_finished=True)
     logger.info("%s: AUC %.3f after %d epochs", _name(claim), outcome.auc, outcome.epochs)
-    station.checkpoints.remove(claim.checkpoint_study, claim.origin)
+    if claim.confirms:
+        _keep_network(station, claim)
+    else:
+        station.checkpoints.remove(claim.checkpoint_study, claim.origin)
 
 
 def _train(
@@ -110,6 +120,8 @@ def _train(
             resolution=configuration.resolution,
             limit=batch_size,
         )
+        if claim.confirms:
+            raise _TooLargeError(f"out of memory on {station.device.name} at the nominee's own batch")
         out_of_memory += 1
         _note(station, claim, {"out_of_memory": out_of_memory})
 
@@ -212,6 +224,13 @@ def _plan(station: Station, claim: Claim, batch: FeasibleBatch, batch_size: int)
         "split_sha256": station.registered.split_sha256,
         "index_sha256": station.registered.index_sha256,
     }
+
+
+def _keep_network(station: Station, claim: Claim) -> None:
+    """Leave the network alone in the trial's last checkpoint: the test patients are scored with it."""
+    data = station.checkpoints.read(claim.checkpoint_study, claim.origin, attempt=claim.attempt)
+    if data is not None:
+        station.checkpoints.write(claim.checkpoint_study, claim.origin, attempt=claim.attempt, data=network_alone(data))
 
 
 def _measured(outcome: Outcome) -> dict[str, Any]:

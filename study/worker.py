@@ -4,14 +4,18 @@ import logging
 import random
 import signal
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import optuna
 
 from storage.database import open_storage
 from study.attempt import run_attempt
 from study.claims import claim_trial, open_studies, reap
+from study.confirm_trials import claim_confirm_trial, is_running_elsewhere, open_confirm_studies
 from study.device import limit_memory, memory_limit, open_device, resident_bytes
 from study.errors import UsageError
 from study.heartbeat import Contact
@@ -67,23 +71,21 @@ def _work(station: Station) -> bool:
     failing: dict[str, str] = {}
     size_at_first: int | None = None
     while not station.stop.is_set():
-        _reap(station)
+        confirming = station.patiently(open_confirm_studies, station.database, station.experiment)
+        _reap(station, confirming)
         failing |= station.patiently(labels_that_fail, station.database, station.experiment, except_for=failed_before)
         studies = {label: study for label, study in station.studies.items() if label not in failing}
+        can_hold = partial(_can_hold, station)
         claim = station.patiently(
-            claim_trial,
-            station.database,
-            station.registered,
-            studies,
-            can_hold=lambda parameters, batch_size: _can_hold(station, parameters, batch_size),
-        )
+            claim_trial, station.database, station.registered, studies, can_hold=can_hold
+        ) or station.patiently(claim_confirm_trial, station.database, station.registered, confirming, can_hold=can_hold)
         if claim is not None:
             run_attempt(station, claim)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
                 logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
                 return True
-        elif _nothing_left(station, studies):
+        elif _nothing_left(station, studies) and not station.patiently(is_running_elsewhere, confirming):
             break
         else:
             # Others run the last trials; stay, in case one of them dies.
@@ -95,12 +97,13 @@ def _work(station: Station) -> bool:
     return False
 
 
-def _reap(station: Station) -> None:
+def _reap(station: Station, confirming: Mapping[str, optuna.Study]) -> None:
     """After an outage, or a pause of this process, everybody's heartbeat is old: wait a whole grace period first."""
     grace_s = station.experiment.workers.grace_s
     station.contact.seen()
     if station.contact.unbroken_s() > grace_s:
-        station.patiently(reap, station.database, station.registered, station.studies, grace_s=grace_s)
+        for studies in (station.studies, confirming):
+            station.patiently(reap, station.database, station.registered, studies, grace_s=grace_s)
 
 
 def _can_hold(station: Station, parameters: dict[str, Any], batch_size: int) -> bool:
