@@ -89,7 +89,8 @@ def factorize(cells: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray
 def by_value(cells: Sequence[str] | np.ndarray, read: Callable[[str], object]) -> np.ndarray:
     """read(cell) for every cell, called once for each distinct one."""
     codes, distinct = factorize(cells)
-    return np.array([read(cell) for cell in distinct], dtype=object)[codes]
+    values: np.ndarray = np.array([read(cell) for cell in distinct], dtype=object)[codes]
+    return values
 
 
 def age_years(cell: str) -> float:

@@ -75,9 +75,10 @@ def apply_no_finding(columns: Columns, labels: tuple[str, ...], targets: np.ndar
     every label is known to be absent.
     """
     if NO_FINDING not in columns.text:
-        return (targets == 0).all(axis=1) & bool(labels)
+        absent: np.ndarray = (targets == 0).all(axis=1) & bool(labels)
+        return absent
     (_, flags, _) = label_columns(columns, [NO_FINDING], Reading())
-    healthy = (flags == 1).any(axis=1)
+    healthy: np.ndarray = (flags == 1).any(axis=1)
     for position, label in enumerate(labels):
         if label != SUPPORT_DEVICES:
             targets[healthy & np.isnan(targets[:, position]), position] = 0

@@ -4,14 +4,8 @@ Kept in a table beside the index, so that a label, a filter or new images that c
 """
 
 import contextlib
-import csv
-import fcntl
-import hashlib
-import io
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +13,13 @@ import pandas as pd
 
 from objectives.errors import InputError
 from objectives.index import ImageIndex
+from objectives.published_split import TRAIN_VAL
+from objectives.split_file import PARTS as PARTS
+from objectives.split_file import SplitFile, parts_digest, read_split_file, sole_writer, write_split_file
 from objectives.stratify import stratify
 
-PARTS = ("training", "validation", "test")
-
-_FIRST_WORDS = "# acuity split 1"
-_FIRST_LINE = re.compile(
-    rf"{_FIRST_WORDS}: .*seed (?P<seed>\d+); "
-    r"fractions (?P<fractions>\d\.\d+ \d\.\d+ \d\.\d+); sha256 (?P<sha256>[0-9a-f]{64})"
-)
-_WAY_OUT = 'Name another file with [data] split = "PATH" (a folder that you may write to)'
-_DAMAGED = "Put back the file as it was: with another split, earlier results do not compare"
+LEFT_OUT = len(PARTS)
+"""In the place of a part: an image that no part uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +28,7 @@ class Split:
 
     path: Path
     part: np.ndarray
-    """uint8 [N]: position in PARTS, in the index's order."""
+    """uint8 [N]: position in PARTS or LEFT_OUT, in the index's order."""
     sha256: str
     """Of this index's patients and their parts, in the patients' order: the same for every index of these patients."""
 
@@ -47,34 +37,50 @@ class Split:
         return np.flatnonzero(self.part == PARTS.index(part)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _SplitFile:
-    """What stands in the file. Seed and fractions are kept, since patients appended later need the same ones."""
-
-    seed: int
-    fractions: tuple[float, ...]
-    parts: dict[str, int]
-
-
 def read_or_make_split(
-    index: ImageIndex, *, path: Path, seed: int = 0, fractions: Sequence[float] = (0.64, 0.16, 0.20)
+    index: ImageIndex,
+    *,
+    path: Path,
+    published: Mapping[str, str] | None = None,
+    together: Sequence[Collection[str]] = (),
+    seed: int = 0,
+    fractions: Sequence[float] = (0.64, 0.16, 0.20),
+    write: bool = True,
 ) -> Split:
     """The split of an index's patients, from the file at path; made if there is none, lengthened by patients not in it.
 
     seed and fractions count when the file is made; afterwards the file's own hold. All labels of the index are
-    stratified together, whatever label asked first. InputError if the file is damaged or cannot be written.
+    stratified together, whatever label asked first. published: from `published_parts`. together: patients who share a
+    picture; those whom the file does not have yet come into one part. write=False: what it would be, without a file.
+    InputError if the file is damaged, cannot be written or contradicts what is published.
     """
     patients = index.table["patient"]
-    written = _read(path)
-    if written is None or not set(patients.unique()) <= written.parts.keys():
-        with _sole_writer(path):
-            written = _read(path) or _SplitFile(seed=seed, fractions=tuple(fractions), parts={})
-            new = _assign_new_patients(index, written)
+    names = patients.unique()
+    published = published or {}
+    written = _read(path, published)
+    if written is None or not set(names) <= written.parts.keys():
+        with sole_writer(path) if write else contextlib.nullcontext():
+            written = _read(path, published) or SplitFile(seed, tuple(fractions), parts={})
+            new = _assign_new_patients(index, written, published, together)
             if new:
-                written = _SplitFile(written.seed, written.fractions, written.parts | new)
-                _write(path, written)
-    mine = {patient: written.parts[patient] for patient in patients.unique()}
-    return Split(path=path, part=patients.map(mine).to_numpy(np.uint8), sha256=_digest(mine))
+                written = SplitFile(written.seed, written.fractions, written.parts | new)
+                if write:
+                    write_split_file(path, written)
+    mine = {patient: written.parts[patient] for patient in names}
+    return Split(path=path, part=patients.map(mine).to_numpy(np.uint8), sha256=parts_digest(mine))
+
+
+def take_split(split: Split, index: ImageIndex, rows: np.ndarray) -> Split:
+    """The split of an index that has only these rows of the one that was split."""
+    part = split.part[rows]
+    return Split(split.path, part, parts_digest(dict(zip(index.table["patient"], part.tolist(), strict=True))))
+
+
+def leave_out(split: Split, rows: np.ndarray) -> Split:
+    """The same split without these images; their patients stay where they are."""
+    part = split.part.copy()
+    part[rows] = LEFT_OUT
+    return replace(split, part=part)
 
 
 def check_label(index: ImageIndex, split: Split, label: str, *, least_patients: int = 5) -> None:
@@ -86,93 +92,75 @@ def check_label(index: ImageIndex, split: Split, label: str, *, least_patients: 
             told = ", ".join(f"{count:,} in {part}" for count, part in zip(counts, PARTS, strict=True))
             raise InputError(
                 f"label {label}: patients with a {what} image: {told}; each part needs at least {least_patients}. "
-                "Leave the label out, or use an index with more such patients"
+                "Leave the label out, widen [data]'s filters, or use an index with more such patients"
             )
 
 
-def _assign_new_patients(index: ImageIndex, written: _SplitFile) -> dict[str, int]:
+def _read(path: Path, published: Mapping[str, str]) -> SplitFile | None:
+    """The file, if there is one. InputError if a patient of it is elsewhere than published."""
+    written = read_split_file(path)
+    if written is None:
+        return None
+    parts = written.parts
+    wrong = sum(not _agrees(PARTS[parts[name]], word) for name, word in published.items() if name in parts)
+    if wrong:
+        raise InputError(
+            f"{path}: has {wrong:,} of {len(published):,} patients in other parts than the published split. It was "
+            'made before, and moves nobody; name another file with [data] split = "PATH"'
+        )
+    return written
+
+
+def _agrees(part: str, word: str) -> bool:
+    return part == word or (word == TRAIN_VAL and part != "test")
+
+
+def _assign_new_patients(
+    index: ImageIndex, written: SplitFile, published: Mapping[str, str], together: Sequence[Collection[str]]
+) -> dict[str, int]:
     """The part of each patient of the index whom the file does not have yet."""
     positive = np.nan_to_num(index.targets)
     # Sorted by patient, so that the split depends on what the index says and not on the order in which it says it.
     images = pd.DataFrame(positive).assign(images=1.0).groupby(index.table["patient"], sort=True).sum()
     names = images.index.to_list()
-    known = np.array([written.parts.get(name, -1) for name in names])
-    parts = stratify(
-        images.to_numpy(),
-        fractions=written.fractions,
-        known=known,
+    decided = {name: PARTS.index(word) for name, word in published.items() if word in PARTS} | written.parts
+    known = np.array([decided.get(name, -1) for name in names])
+    fractions, free = written.fractions, np.arange(len(names))
+    if published:  # the publisher's test patients are all of them: only training and validation are shared out
+        fractions, free = fractions[:-1], np.flatnonzero(known != PARTS.index("test"))
+    unit = _units([names[i] for i in free], together)
+    parts = known.copy()
+    parts[free] = stratify(
+        _sums(images.to_numpy()[free], unit),
+        fractions=fractions,
+        known=_known_units(known[free], unit),
         seed=np.random.SeedSequence([written.seed, len(written.parts)]),
-    )
-    return {names[i]: int(parts[i]) for i in np.flatnonzero(known < 0)}
+    )[unit]
+    return {
+        names[i]: int(known[i] if known[i] >= 0 else parts[i])
+        for i in range(len(names))
+        if names[i] not in written.parts
+    }
 
 
-def _read(path: Path) -> _SplitFile | None:
-    """The file's content, None if there is no file. InputError for one that is damaged or something else."""
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
-    except FileNotFoundError:
-        return None
-    except (UnicodeDecodeError, csv.Error):
-        rows = []
-    except OSError as error:
-        raise InputError(f"{path}: the split cannot be read ({error.strerror}). {_WAY_OUT}") from None
-    first = _FIRST_LINE.fullmatch(",".join(rows[0])) if rows else None
-    if first is None:
-        raise InputError(
-            f'{path}: is not a split that this version of Acuity wrote (first line "{_FIRST_WORDS}: ..."). {_WAY_OUT}'
-        )
-    parts: dict[str, int] = {}
-    for number, row in enumerate(rows[2:], start=3):
-        if not row:
-            continue
-        if len(row) != 2 or row[1] not in PARTS or row[0] in parts:
-            raise InputError(
-                f"{path}: line {number:,} must be a patient not named before, a comma, and one of {', '.join(PARTS)}. "
-                f"{_DAMAGED}"
-            )
-        parts[row[0]] = PARTS.index(row[1])
-    if _digest(parts) != first["sha256"]:
-        raise InputError(f"{path}: its patients are not those that were written (SHA-256 differs). {_DAMAGED}")
-    return _SplitFile(int(first["seed"]), tuple(float(share) for share in first["fractions"].split()), parts)
+def _units(names: Sequence[str], together: Sequence[Collection[str]]) -> np.ndarray:
+    """int [P]: patients with the same number are shared out as one."""
+    place = {name: i for i, name in enumerate(names)}
+    unit = np.arange(len(names))
+    for group in together:
+        joined = np.unique(unit[[place[name] for name in group if name in place]])
+        unit[np.isin(unit, joined)] = joined.min(initial=len(names))
+    return np.unique(unit, return_inverse=True)[1]
 
 
-def _write(path: Path, split: _SplitFile) -> None:
-    """Write the whole file under another name, then move it: a reader sees the old one or the new one."""
-    text = io.StringIO()
-    fractions = " ".join(f"{fraction}" for fraction in split.fractions)
-    text.write(f"{_FIRST_WORDS}: each patient's part; do not edit; seed {split.seed}; fractions {fractions}; ")
-    text.write(f"sha256 {_digest(split.parts)}\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("patient", "part"))
-    writer.writerows((patient, PARTS[part]) for patient, part in split.parts.items())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_WAY_OUT}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def _sums(images: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    sums = np.zeros((unit.max(initial=-1) + 1, images.shape[1]))
+    np.add.at(sums, unit, images)
+    return sums
 
 
-@contextlib.contextmanager
-def _sole_writer(path: Path) -> Iterator[None]:
-    """Hold the file's lock, which a killed process gives back: workers that start together make one split."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_WAY_OUT}") from None
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _digest(parts: dict[str, int]) -> str:
-    text = "".join(f"{patient}\0{PARTS[part]}\n" for patient, part in sorted(parts.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _known_units(known: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """The part of each unit: the first one that a patient of it has already, -1 if none has."""
+    parts = np.full(unit.max(initial=-1) + 1, LEFT_OUT)
+    np.minimum.at(parts, unit, np.where(known < 0, LEFT_OUT, known))
+    return np.where(parts == LEFT_OUT, -1, parts)

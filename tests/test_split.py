@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,16 +228,16 @@ def test_written_split_needs_no_writing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise AssertionError("took the lock of a file that holds every patient")
 
-    monkeypatch.setattr("objectives.split._sole_writer", refuse)
+    monkeypatch.setattr("objectives.split.sole_writer", refuse)
     assert read_or_make_split(index, path=path).sha256 == split.sha256
 
 
 def test_workers_that_start_together_make_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = write_index(tmp_path, random_rows(0, 100))
 
-    def assign_slowly(index: ImageIndex, written: split_module._SplitFile) -> dict[str, int]:
+    def assign_slowly(*arguments: Any) -> dict[str, int]:
         time.sleep(0.1)  # long enough for the others to come to the lock
-        return assign(index, written)
+        return assign(*arguments)
 
     assign = split_module._assign_new_patients
     monkeypatch.setattr(split_module, "_assign_new_patients", assign_slowly)
