@@ -19,13 +19,14 @@ Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$")]
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Age = Annotated[float, Field(ge=0, le=120)]
 
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the image set lies; relative paths start at the experiment file's folder."""
+    """Where the image set lies and which of its images count; relative paths start at the experiment file's folder."""
 
     __pydantic_config__ = _STRICT
     index: Path
@@ -34,6 +35,22 @@ class Data:
     """The table patient -> part; by default beside the index."""
     cache: Path | None = None
     """Where each resolution's array is kept; by default the user's cache folder."""
+    format: Literal["nih", "chexpert", "padchest", "table"] | None = None
+    """By default told by the index's columns."""
+    train_val_list: Path | None = None
+    """A published split: a list of images whose patients are cut into training and validation."""
+    test_list: Path | None = None
+    """A published split: a list of the test images."""
+    uncertain: Literal["positive", "negative", "leave_out"] = "leave_out"
+    """What -1 means in a label's column."""
+    blank: Literal["negative", "leave_out"] = "leave_out"
+    """What an empty cell means in a label's column."""
+    views: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    ages: tuple[Age, Age] | None = None
+    """Years, both ends included."""
+    no_finding: Literal["keep", "leave_out", "only_negatives"] = "keep"
+    """Images that are known to show nothing: negatives like others, none at all, or the only negatives."""
+    one_image_per_patient: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,10 @@ _ADAPTER = TypeAdapter(Experiment)
 _FREE = (
     "data.index",
     "data.images",
+    "data.format",
     "data.split",
+    "data.train_val_list",
+    "data.test_list",
     "data.cache",
     "search.trials",
     "training.weights",
@@ -207,13 +227,14 @@ def changes_of_meaning(old: Experiment, new: Experiment) -> list[str]:
 
 def split_path(experiment: Experiment) -> Path:
     """Where the split is kept: as the file says, else beside the index and shared by every experiment on it."""
-    index = experiment.data.index
-    return experiment.data.split or index.with_name(index.name.split(".")[0] + ".split.csv")
+    data = experiment.data
+    published = ".published" if data.train_val_list or data.test_list else ""
+    return data.split or data.index.with_name(f"{data.index.name.split('.')[0]}{published}.split.csv")
 
 
-def cache_folder(experiment: Experiment, index_sha256: str) -> Path:
-    """Where the arrays of this image set are kept: experiments on one index share them."""
-    return experiment.data.cache or Path(platformdirs.user_cache_dir("acuity")) / index_sha256[:16]
+def cache_folder(experiment: Experiment, sha256: str) -> Path:
+    """Where the arrays of these images are kept: experiments on the same ones share them."""
+    return experiment.data.cache or Path(platformdirs.user_cache_dir("acuity")) / sha256[:16]
 
 
 def _check_together(experiment: Experiment, source: str) -> None:
@@ -247,6 +268,9 @@ def _check_together(experiment: Experiment, source: str) -> None:
     low, high = search.learning_rate
     if not low < high:
         raise UsageError(f"{source}: search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
+    ages = experiment.data.ages
+    if ages is not None and not ages[0] <= ages[1]:
+        raise UsageError(f"{source}: data.ages is [{ages[0]:g}, {ages[1]:g}], the first must be at most the second")
     if search.min_batch_size > search.max_batch_size:
         raise UsageError(
             f"{source}: search.min_batch_size is {search.min_batch_size}, must be at most max_batch_size = "
