@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from objectives.augmentation import draw_augmentation
 from objectives.checkpoint import Checkpoint, pack, unpack
 from objectives.image_feed import Feed, open_feed
-from objectives.learner import Learner, make_learner, predict_batches, train_batches
+from objectives.learner import Learner, make_learner, train_batches
 from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
 from objectives.peak_memory import watch_peak_memory
+from objectives.prediction import predict_batches, probabilities
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome, check_task
 
 __all__ = ["Diverged", "Hyperparameters", "Interrupted", "LabelledImages", "Outcome", "train"]
 
 # A positive of a rare label would otherwise outweigh whole batches of negatives, and one image would steer each step.
 MAX_POSITIVE_WEIGHT = 20.0
-PREDICTED_PIXELS = 2**21  # of a batch that keeps nothing for a backward pass: 512 images of 64 px, 20 of 320 px
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def train(
     )
     targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
 
+    resumed_epochs = len(aucs)
     answers = [report(epoch, area) for epoch, area in enumerate(aucs, start=1)]
     stopped = bool(answers) and answers[-1] and len(aucs) < hyperparameters.epochs
     steps, steps_s, scores = 0, 0.0, None
@@ -87,6 +88,7 @@ def train(
         accuracy=accuracy(known, scores, threshold=youden_threshold(known, scores)),
         average_precision=average_precision(known, scores),
         epochs=len(aucs),
+        resumed_epochs=resumed_epochs,
         seconds=seconds_before + time.perf_counter() - started,
         images_per_second=steps * hyperparameters.batch_size / steps_s if steps else 0.0,
         peak_memory_mib=peak_memory_mib(),
@@ -166,16 +168,14 @@ def _predict(
 ) -> NDArray[np.float64]:
     """Probability of the finding for each of the feed's images."""
     logits = []
-    batch_size = max(16, PREDICTED_PIXELS // learner.side**2)
-    for batch in predict_batches(learner, feed, num_images=num_images, batch_size=batch_size):
+    for batch in predict_batches(learner, feed, num_images=num_images):
         logits.append(batch)
         if should_stop():
             raise Interrupted
-    # In float64, where probabilities close to 1 keep their order.
-    probabilities: NDArray[np.float64] = torch.cat(logits).double().sigmoid().cpu().numpy()
-    if np.isnan(probabilities).any():
+    scores = probabilities(logits)
+    if np.isnan(scores).any():
         raise Diverged(f"a prediction became NaN after epoch {epoch}: lower the learning rate")
-    return probabilities
+    return scores
 
 
 def _checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
