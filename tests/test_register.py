@@ -1,31 +1,54 @@
-"""An experiment's entry in the database goes with everything that belongs to it alone."""
+"""An experiment's entry in the database: true to its images, and gone with everything that belongs to it alone."""
 
 from pathlib import Path
 
+import pytest
+
 from storage.database import Database
-from study.experiment import parse
-from study.register import checkpoint_name, checkpoints_of, forget, register, study_name
+from study.errors import UsageError
+from study.experiment import Experiment, parse
+from study.register import Registered, checkpoint_name, checkpoints_of, forget, recall, register, study_name
 
 
-def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database: Database, tmp_path: Path) -> None:
-    def registered(name: str):
-        table = {
+def experiment(name: str, folder: Path) -> Experiment:
+    return parse(
+        {
             "name": name,
             "labels": ["Nodule"],
             "data": {"index": "/nih/Data_Entry.csv", "images": "/nih/images"},
             "search": {"resolutions": [32], "architectures": ["test_resnet"], "trials": 6},
             "training": {"epochs": 1},
-            "workers": {"checkpoints": str(tmp_path)},
-        }
-        made = register(
-            database, parse(table, source=name), index_sha256="a" * 64, split_sha256="b" * 64, training_images=1000
-        )
+            "workers": {"checkpoints": str(folder)},
+        },
+        source=name,
+    )
+
+
+def make(database: Database, name: str, folder: Path, *, index: str = "a", split: str = "b") -> Registered:
+    return register(
+        database, experiment(name, folder), index_sha256=index * 64, split_sha256=split * 64, training_images=1000
+    )
+
+
+@pytest.mark.parametrize(("what", "other"), [("index", {"index": "c"}), ("split", {"split": "c"})])
+def test_another_index_or_split_under_an_old_name_is_refused_and_nothing_changes(
+    database: Database, tmp_path: Path, what: str, other: dict[str, str]
+) -> None:
+    before = make(database, "nih", tmp_path)
+    with pytest.raises(UsageError, match=rf"the {what} here \(SHA-256 cccccccccccc\) is not the one of experiment nih"):
+        make(database, "nih", tmp_path, **other)
+    assert recall(database, "nih") == before
+
+
+def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database: Database, tmp_path: Path) -> None:
+    def with_checkpoint(name: str) -> tuple[Registered, int]:
+        made = make(database, name, tmp_path)
         study_id = database.storage.get_study_id_from_name(study_name(name, "Nodule"))
         checkpoints_of(made).write(checkpoint_name(f"{name}/Nodule", study_id), 0, attempt=1, data=b"weights")
         return made, study_id
 
-    first, first_id = registered("nih")
-    second, second_id = registered("nih2")
+    first, first_id = with_checkpoint("nih")
+    second, second_id = with_checkpoint("nih2")
     forget(database, first)
     assert checkpoints_of(first).read(checkpoint_name("nih/Nodule", first_id), 0, attempt=1) is None
     assert checkpoints_of(second).read(checkpoint_name("nih2/Nodule", second_id), 0, attempt=1) == b"weights"
