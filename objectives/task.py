@@ -56,6 +56,7 @@ class Outcome:
     peak_memory_mib: float  # as watch_peak_memory defines it
     stopped: bool  # report asked to stop before the last epoch
     scores: NDArray[np.float64]  # [len(validation)] probabilities, which all metrics above are of
+    resumed_epochs: int = 0  # taken over from a checkpoint
 
 
 class Interrupted(Exception):  # noqa: N818  it ends a training, it is no error

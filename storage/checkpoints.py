@@ -1,79 +1,141 @@
-"""Where a trial's checkpoint lives, for whichever worker resumes it."""
+"""Where a trial's checkpoint lives, for whichever worker resumes it: a folder, or any address that fsspec knows."""
 
 import os
 import secrets
-import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import StorageError
 
 
 def open_checkpoints(address: str) -> "Checkpoints":
-    """The checkpoints at an address: a folder, which all workers of the fleet have to see, as a path or as file:///path."""
-    scheme, _, _ = address.partition("://")
-    if scheme == address:
-        return Checkpoints(Path(address).expanduser())
-    if scheme == "file":
-        return Checkpoints(Path(unquote(urlsplit(address).path)))
-    raise StorageError(
-        f"checkpoints at {scheme}://… are not known: name a folder that all workers see (/path, file:///path)"
-    )
+    """The checkpoints at an address that all workers of the fleet see: a folder, or such as s3://bucket/checkpoints.
+
+    StorageError where the address' protocol is unknown, or its package is not installed; that names what is missing.
+    """
+    if address.startswith("file://"):
+        address = unquote(urlsplit(address).path)
+    try:
+        files, folder = fsspec.url_to_fs(os.path.expanduser(address))  # noqa: PTH111  # an address is no path
+    except (ImportError, ValueError, OSError) as error:
+        raise StorageError(
+            f"checkpoints at {_without_secrets(address)} cannot be used ({error}): name a folder that all workers see, "
+            "or install what its protocol needs"
+        ) from None
+    return Checkpoints(files, folder)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoints:
     """One file per attempt at a trial, so that a worker woken from the dead never overwrites its successor's.
 
     origin is the number of the trial's first attempt, attempt counts from 1.
     """
 
-    folder: Path
+    files: AbstractFileSystem
+    folder: str
 
     def read(self, study: str, origin: int, *, attempt: int) -> bytes | None:
         """The newest checkpoint of this attempt or an earlier one; None where there is none, or no longer."""
-        found = [(int(path.name.split(".")[1]), path) for path in self._of_study(study).glob(f"{origin}.*.ckpt")]
-        for _, path in sorted((pair for pair in found if pair[0] <= attempt), reverse=True):
+        found = [(int(name.split(".")[1]), name) for name in self._names(study) if _is_of(name, origin)]
+        for _, name in sorted((pair for pair in found if pair[0] <= attempt), reverse=True):
+            path = f"{self._of_study(study)}/{name}"
             try:
-                return path.read_bytes()
+                data: bytes = self.files.cat_file(path)
             except FileNotFoundError:
                 continue
-            except OSError as error:
+            except Exception as error:  # each file system has its own errors
                 raise StorageError(
-                    f"checkpoint {path} cannot be read ({error.strerror}): mend that, or delete it to restart its trial"
+                    f"checkpoint {_without_secrets(path)} cannot be read ({_reason(error)}): "
+                    "mend that, or delete it to restart its trial"
                 ) from None
+            return data
         return None
 
     def write(self, study: str, origin: int, *, attempt: int, data: bytes) -> None:
         """Keep an attempt's newest checkpoint; where the disk is full a StorageError, and the earlier one stays."""
         folder = self._of_study(study)
-        path = folder / f"{origin}.{attempt}.ckpt"
-        unfinished = folder / f"{path.name}.{secrets.token_hex(4)}.tmp"
+        path = f"{folder}/{origin}.{attempt}.ckpt"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with unfinished.open("xb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-        except OSError as error:
+            self.files.makedirs(folder, exist_ok=True)
+            if isinstance(self.files, LocalFileSystem):
+                _write_whole(path, data)
+            else:
+                self.files.pipe_file(path, data)  # seen by others when it is whole, as object stores have it
+        except Exception as error:
             raise StorageError(
-                f"a checkpoint of {len(data) / 2**20:.0f} MiB cannot be written to {folder} ({error.strerror}): "
-                "make room there, or name another folder (checkpoints under [workers])"
+                f"a checkpoint of {len(data) / 2**20:.0f} MiB cannot be written to {_without_secrets(folder)} "
+                f"({_reason(error)}): make room there, or name another folder (checkpoints under [workers])"
             ) from None
 
-    def remove(self, study: str, origin: int) -> None:
-        """Remove the checkpoints of every attempt at a trial, with what an interrupted write has left."""
-        for path in self._of_study(study).glob(f"{origin}.*"):
-            path.unlink(missing_ok=True)
+    def origins(self, study: str) -> set[int]:
+        """The trials, by their first attempts' numbers, that have files of a study here."""
+        return {int(name.split(".")[0]) for name in self._names(study)}
+
+    def remove(self, study: str, origins: Container[int]) -> None:
+        """Remove the checkpoints of every attempt at these trials, with what an interrupted write has left."""
+        for name in self._names(study):
+            if int(name.split(".")[0]) in origins:
+                try:
+                    self.files.rm_file(f"{self._of_study(study)}/{name}")
+                except FileNotFoundError:  # another worker was there first
+                    continue
 
     def remove_study(self, study: str) -> None:
         """Remove all of a study's: another study of its name counts its trials from 0 again."""
-        shutil.rmtree(self._of_study(study), ignore_errors=True)
+        try:
+            self.files.rm(self._of_study(study), recursive=True)
+        except FileNotFoundError:
+            return
 
-    def _of_study(self, study: str) -> Path:
-        return self.folder / quote(study, safe=" ")
+    def _names(self, study: str) -> list[str]:
+        folder = self._of_study(study)
+        self.files.invalidate_cache()  # other workers write there too
+        try:
+            entries: list[Any] = self.files.ls(folder, detail=False)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise StorageError(
+                f"the checkpoints in {_without_secrets(folder)} cannot be listed ({_reason(error)}): mend that"
+            ) from None
+        names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
+        return [name for name in names if name.split(".")[0].isdecimal()]
+
+    def _of_study(self, study: str) -> str:
+        return f"{self.folder.rstrip('/')}/{quote(study, safe=' ')}"
+
+
+def _is_of(name: str, origin: int) -> bool:
+    return name.startswith(f"{origin}.") and name.endswith(".ckpt")
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    """To a local disk or a shared one: under a temporary name, then moved, so that nobody reads half of it."""
+    unfinished = Path(f"{path}.{secrets.token_hex(4)}.tmp")
+    try:
+        with unfinished.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _without_secrets(address: str) -> str:
+    """An address may hold a key: scheme://key:secret@bucket/…"""
+    scheme, separator, rest = address.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2] if separator else address

@@ -9,6 +9,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from storage.errors import OutageError, StorageError
 from storage.url import masked
 
 OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
@@ -47,6 +48,14 @@ _EXPLANATIONS = (
     (r"invalid (connection option|URI query parameter|dsn)", "the URL has an option that Postgres does not know",
      "Check what follows the ? in the URL"),
 )  # fmt: skip
+
+
+_PASSING = (
+    r"Connection refused|No such file or directory|timeout expired|timed out|No route to host|Network is unreachable"
+    r"|too many clients|remaining connection slots|too many connections|terminat|closed the connection|reset by peer"
+    r"|the database system is|not currently accepting connections"
+)
+"""What passes once the server is back: a worker that starts meanwhile is to be started again."""
 
 
 def connection_arguments(url: URL) -> dict[str, Any]:
@@ -93,13 +102,14 @@ def is_outage(error: BaseException | None) -> bool:
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
 
 
-def explain(error: DBAPIError, url: URL) -> str:
-    """One line on why no connection came about: the URL without its password, the reason, the next step."""
-    text = str(error.orig)
+def explain(error: DBAPIError, url: URL) -> StorageError:
+    """Why no connection came about, in one line: the URL without its password, the reason, the next step."""
+    said = str(error.orig)
+    kind = OutageError if re.search(_PASSING, said) else StorageError
     for pattern, reason, next_step in _EXPLANATIONS:
-        if re.search(pattern, text):
-            return f"{masked(url)}: {reason}. {next_step}"
-    return f"{masked(url)}: {first_line(error)}. Check the URL, and that the server runs"
+        if re.search(pattern, said):
+            return kind(f"{masked(url)}: {reason}. {next_step}")
+    return kind(f"{masked(url)}: {first_line(error)}. Check the URL, and that the server runs")
 
 
 def first_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from storage.connection import (
     leave_read_only_servers,
 )
 from storage.embedded import embedded_server
-from storage.errors import StorageError
+from storage.errors import OutageError, StorageError
 from storage.migrations import is_current, migrate, needs_search_path, set_search_path
 from storage.url import masked, parse_url
 
@@ -68,7 +68,7 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
             _make_tables(parsed)
             storage = _optuna_storage(parsed, heartbeat_s=heartbeat_s, grace_s=grace_s)
         except DBAPIError as error:
-            raise StorageError(explain(error, parsed)) from None
+            raise explain(error, parsed) from None
         leave_read_only_servers(storage.engine)
         stack.callback(storage.engine.dispose)
         stack.callback(storage.remove_session)
@@ -92,7 +92,7 @@ def patiently(
     give_up: Callable[[], bool] = _never,
     on_outage: Callable[[], None] = _nothing,
 ) -> T:
-    """Call a storage function, again and again while the database is away, for patience_s at least; then StorageError.
+    """Call a storage function, again and again while the database is away, for patience_s at least; then OutageError.
 
     give_up: asked several times a second, so that a worker told to stop does not sit an outage out. on_outage: called
     after every attempt that failed by it. A call that was cut off may have been carried out: function must bear being
@@ -124,7 +124,7 @@ def patiently(
         cause = error.last_attempt.exception()
         assert cause is not None
         waited = "told to stop meanwhile" if give_up() else f"waited {patience_s:.0f} s, which is the limit"
-        raise StorageError(
+        raise OutageError(
             f"the database is away ({first_line(cause)}); {waited}. "
             "Bring it back and launch again: nothing stored is lost"
         ) from cause

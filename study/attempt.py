@@ -15,20 +15,25 @@ from objectives.checkpoint import network_alone
 from objectives.errors import InputError
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome
 from objectives.training import train
+from storage.attributes import write_attributes
 from storage.claim import claim_study
 from storage.database import OUTAGES
-from storage.errors import StorageError
+from storage.errors import OutageError, StorageError
 from study.claims import Claim, fail, hand_back
 from study.device import lower_memory_limit, memory_limit
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.heartbeat import beating
 from study.image_set import labelled_images
+from study.kept_checkpoints import remove_spent_checkpoints
 from study.reporter import Reporter
 from study.search import Configuration, choose_batch_size, make_pruner, suggest
 from study.station import Station
 
 logger = logging.getLogger(__name__)
+
+_AWAY: tuple[type[Exception], ...] = (OutageError, *OUTAGES)
+_STORAGE: tuple[type[Exception], ...] = (StorageError, *OUTAGES)
 
 
 class _InfeasibleError(Exception):
@@ -56,16 +61,17 @@ def run_attempt(station: Station, claim: Claim) -> None:
             _hand_back(station, claim, str(error))
         except Interrupted:
             _hand_back(station, claim, "its worker was told to stop")
-        except (InputError, UsageError) as error:
+        except _AWAY:
+            raise  # the trial's silence will tell the others
+        except (InputError, UsageError, StorageError) as error:
             _hand_back(station, claim, str(error))
             raise
         except Exception as error:
-            if isinstance(error, (StorageError, *OUTAGES)):
-                raise
             # A bad trial fails alone, whatever it raised; the reason is kept with it.
             logger.exception("%s failed", _name(claim))
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"
             station.patiently(_fail, station, claim, reason)
+    _tidy(station, claim)
 
 
 def _train_and_tell(station: Station, claim: Claim) -> None:
@@ -80,16 +86,14 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
     except (_InfeasibleError, Diverged) as error:
         _tell_pruned(station, claim, trial, str(error))
         return
-    _note(station, claim, _measured(outcome))
+    _note(station, claim, _measured(outcome) | _resumption(claim, outcome))
     if outcome.stopped:
         _tell_pruned(station, claim, trial, "below the median of earlier trials at this epoch")
     else:
-        station.patiently(claim.study.tell, trial, outcome.auc, skip_if_finished=True)
+        _tell(station, claim, trial, value=outcome.auc)
     logger.info("%s: AUC %.3f after %d epochs", _name(claim), outcome.auc, outcome.epochs)
     if claim.confirms:
         _keep_network(station, claim)
-    else:
-        station.checkpoints.remove(claim.checkpoint_study, claim.origin)
 
 
 def _train(
@@ -98,6 +102,7 @@ def _train(
     """Train at the batch that fits; where memory runs out all the same, note it and try again at half the batch."""
     batch = _feasible(station, configuration, data)
     batch_size = _batch_size(station, claim, configuration, batch)
+    torch.set_num_threads(_threads(station, claim))
     out_of_memory = 0
     while True:
         _note(station, claim, _plan(station, claim, batch, batch_size))
@@ -208,6 +213,11 @@ def _seed(station: Station, claim: Claim) -> int:
     return int(claim.inherited.get("seed", claim.training_seed(station.experiment.search.seed)))
 
 
+def _threads(station: Station, claim: Claim) -> int:
+    """Those of the first attempt: sums by another number of threads differ in their last digits."""
+    return int(claim.inherited.get("threads", station.device.threads))
+
+
 def _plan(station: Station, claim: Claim, batch: FeasibleBatch, batch_size: int) -> dict[str, Any]:
     """What is known of the trial before it trains; a successor inherits what decides its value."""
     return {
@@ -216,7 +226,7 @@ def _plan(station: Station, claim: Claim, batch: FeasibleBatch, batch_size: int)
         "batch_cap": batch.cap,
         "device": station.device.name,
         "precision": station.experiment.training.precision,
-        "threads": station.device.threads,
+        "threads": _threads(station, claim),
         "seed": _seed(station, claim),
         "origin": claim.origin,
         "attempt": claim.attempt,
@@ -245,10 +255,14 @@ def _measured(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _resumption(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+    """Where a later attempt went on, so that one that had to start from zero is on record."""
+    return {} if claim.attempt == 1 else {"resumed_epochs": outcome.resumed_epochs}
+
+
 def _note(station: Station, claim: Claim, attributes: dict[str, Any]) -> None:
     """Write user attributes; always before the trial is told, since a finished one takes none."""
-    for key, value in attributes.items():
-        station.patiently(station.database.storage.set_trial_user_attr, claim.trial_id, key, value)
+    station.patiently(write_attributes, station.database, claim.trial_id, attributes)
 
 
 def _hand_back(station: Station, claim: Claim, reason: str) -> None:
@@ -262,7 +276,30 @@ def _hand_back(station: Station, claim: Claim, reason: str) -> None:
 
 def _tell_pruned(station: Station, claim: Claim, trial: optuna.Trial, reason: str) -> None:
     _note(station, claim, {"reason": reason})
-    station.patiently(claim.study.tell, trial, state=TrialState.PRUNED, skip_if_finished=True)
+    _tell(station, claim, trial, state=TrialState.PRUNED)
+
+
+def _tell(
+    station: Station, claim: Claim, trial: optuna.Trial, *, value: float | None = None, state: TrialState | None = None
+) -> None:
+    """End the trial, once: where an outage cut off the answer it is told already, where another has it it is lost."""
+    told = station.patiently(claim.study.tell, trial, value, state=state, skip_if_finished=True)
+    if told.state is TrialState.FAIL:
+        raise UpdateFinishedTrialError
+
+
+def _tidy(station: Station, claim: Claim) -> None:
+    """What is not removed now, the next trial of the study will remove."""
+    try:
+        remove_spent_checkpoints(
+            station.database,
+            station.checkpoints,
+            study_id=claim.study._study_id,
+            folder=claim.checkpoint_study,
+            all_complete=claim.confirms,
+        )
+    except _STORAGE as error:
+        logger.warning("%s: spent checkpoints stay for now: %s", _name(claim), error)
 
 
 def _fail(station: Station, claim: Claim, reason: str) -> None:

@@ -15,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
+from storage.attributes import write_attributes
 from storage.claim import claim_study
 from storage.database import Database
 from study.progress import read_progress
@@ -218,6 +219,8 @@ def fail(database: Database, registered: Registered, study: optuna.Study, trial:
 
     Called under the study's claim lock.
     """
+    if trial.state.is_finished():
+        return
     if trial.user_attrs.get("first"):
         resolution = (trial.params or trial.system_attrs["fixed_params"])["resolution"]
         turns = sum(
@@ -258,8 +261,7 @@ def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, rea
 def _end(database: Database, trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
     """FAIL a trial, its attributes first, since a finished trial takes none. False where it had ended by itself."""
     try:
-        for key, value in attributes.items():
-            database.storage.set_trial_user_attr(trial._trial_id, key, value)
+        write_attributes(database, trial._trial_id, attributes)
         database.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     except UpdateFinishedTrialError:
         return False

@@ -51,6 +51,10 @@ class Data:
     no_finding: Literal["keep", "leave_out", "only_negatives"] = "keep"
     """Images that are known to show nothing: negatives like others, none at all, or the only negatives."""
     one_image_per_patient: bool = False
+    fit: Literal["pad", "stretch"] = "pad"
+    """What becomes of images that are not square."""
+    on_bad_image: Literal["refuse", "drop"] = "refuse"
+    """Whether images that cannot be read stop the experiment or are left out of it."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ class Workers:
     heartbeat_s: PositiveInt = 30
     grace_s: PositiveInt = 180
     """A running trial without a sign of life for this long is taken up by another worker."""
-    checkpoints: Path | None = None
-    """Folder that all workers see; by default beside the image cache."""
+    checkpoints: str | None = None
+    """Folder that all workers see, or any address that fsspec knows; by default beside the image cache."""
 
 
 @dataclass(frozen=True)
@@ -204,11 +208,11 @@ def _map_paths(experiment: Experiment, function: Callable[[Path], Path]) -> Expe
             section, **{name: function(path) for name, path in paths.items() if isinstance(path, Path)}
         )
 
+    workers, at = experiment.workers, experiment.workers.checkpoints
+    if at is not None and "://" not in at:
+        workers = dataclasses.replace(workers, checkpoints=str(function(Path(at))))
     return dataclasses.replace(
-        experiment,
-        data=mapped(experiment.data),
-        training=mapped(experiment.training),
-        workers=mapped(experiment.workers),
+        experiment, data=mapped(experiment.data), training=mapped(experiment.training), workers=workers
     )
 
 

@@ -10,8 +10,15 @@ from storage.errors import StorageError
 STUDY = "nih/Pleural Thickening"
 
 
+@pytest.fixture(params=["folder", "memory"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
+    """On a local disk, and on fsspec's memory as an example of a file system that is none."""
+    at = {"folder": str(tmp_path / "checkpoints"), "memory": f"memory://{tmp_path.name}/checkpoints"}
+    return open_checkpoints(at[request.param])
+
+
 @pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
+def on_disk(tmp_path: Path) -> Checkpoints:
     return open_checkpoints(str(tmp_path / "checkpoints"))
 
 
@@ -45,10 +52,12 @@ def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
 def test_removal_takes_every_attempt_of_this_trial_alone(checkpoints: Checkpoints) -> None:
     for origin, attempt in ((7, 1), (7, 2), (70, 1)):
         checkpoints.write(STUDY, origin, attempt=attempt, data=b"data")
-    checkpoints.remove(STUDY, 7)
-    checkpoints.remove(STUDY, 7)
+    assert checkpoints.origins(STUDY) == {7, 70}
+    checkpoints.remove(STUDY, {7})
+    checkpoints.remove(STUDY, {7})
     assert checkpoints.read(STUDY, 7, attempt=9) is None
     assert checkpoints.read(STUDY, 70, attempt=9) == b"data"
+    assert checkpoints.origins(STUDY) == {70}
 
 
 def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Checkpoints) -> None:
@@ -60,20 +69,21 @@ def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Ch
     assert checkpoints.read(f"{STUDY}/confirm", 7, attempt=1) == b"data"
 
 
-def test_interrupted_write_leaves_the_earlier_checkpoint(checkpoints: Checkpoints) -> None:
-    checkpoints.write(STUDY, 7, attempt=1, data=b"whole")
-    (path,) = checkpoints.folder.rglob("*.ckpt")
+def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"whole")
+    folder = Path(on_disk.folder)
+    (path,) = folder.rglob("*.ckpt")
     path.with_name(f"{path.name}.0a1b2c3d.tmp").write_bytes(b"ha")
-    assert checkpoints.read(STUDY, 7, attempt=1) == b"whole"
-    checkpoints.remove(STUDY, 7)
-    assert not [path for path in checkpoints.folder.rglob("*") if path.is_file()]
+    assert on_disk.read(STUDY, 7, attempt=1) == b"whole"
+    on_disk.remove(STUDY, {7})
+    assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
 def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+    on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints.write(STUDY, 7, attempt=1, data=b"earlier")
+    on_disk.write(STUDY, 7, attempt=1, data=b"earlier")
     open_path = Path.open
 
     def open_on_full_disk(path: Path, mode: str = "r") -> object:
@@ -81,14 +91,15 @@ def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
 
     monkeypatch.setattr(Path, "open", open_on_full_disk)
     with pytest.raises(StorageError, match=r"No space left on device\): make room there") as caught:
-        checkpoints.write(STUDY, 7, attempt=1, data=b"x" * 10_000)
+        on_disk.write(STUDY, 7, attempt=1, data=b"x" * 10_000)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert checkpoints.read(STUDY, 7, attempt=1) == b"earlier"
+    assert on_disk.read(STUDY, 7, attempt=1) == b"earlier"
 
 
-def test_addresses_are_folders_or_refused(tmp_path: Path) -> None:
-    assert open_checkpoints(f"file://{tmp_path}/with%20space").folder == tmp_path / "with space"
-    assert open_checkpoints("~/checkpoints").folder == Path.home() / "checkpoints"
-    with pytest.raises(StorageError, match="s3://… are not known"):
-        open_checkpoints("s3://key:secret@bucket/checkpoints")
+def test_addresses_are_folders_or_what_fsspec_knows_or_refused_without_their_secrets(tmp_path: Path) -> None:
+    assert open_checkpoints(f"file://{tmp_path}/with%20space").folder == str(tmp_path / "with space")
+    assert open_checkpoints("~/checkpoints").folder == str(Path.home() / "checkpoints")
+    with pytest.raises(StorageError, match=r"wasabi://bucket/checkpoints cannot be used .*name a folder") as caught:
+        open_checkpoints("wasabi://key:secret@bucket/checkpoints")
+    assert "secret" not in str(caught.value)

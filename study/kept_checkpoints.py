@@ -1,0 +1,39 @@
+"""Which checkpoints outlive their trials: those of the best trial at each resolution; the others are removed."""
+
+from sqlalchemy import text
+
+from storage.checkpoints import Checkpoints
+from storage.database import Database
+
+_KEPT = text(
+    """
+    with kept as (
+        select trial_id, number from trials where study_id = :study_id and state in ('RUNNING', 'WAITING')
+        union
+        (select distinct on (p.param_value) t.trial_id, t.number
+        from trials t
+        join trial_values v on v.trial_id = t.trial_id
+        join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
+        where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
+        order by p.param_value, v.value desc, t.number)
+        union
+        select trial_id, number from trials where study_id = :study_id and state = 'COMPLETE' and :all_complete
+    )
+    select coalesce(a.value_json::integer, k.number)
+    from kept k left join trial_user_attributes a on a.trial_id = k.trial_id and a.key = 'origin'
+    """
+)
+
+
+def remove_spent_checkpoints(
+    database: Database, checkpoints: Checkpoints, *, study_id: int, folder: str, all_complete: bool
+) -> None:
+    """Remove what a study's trials no longer need, whoever left it: a worker that died, or one woken from the dead.
+
+    folder: the study's name among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
+    """
+    # Files first: one that is listed now belongs to a trial that the database knows by the next line.
+    there = checkpoints.origins(folder)
+    with database.engine.connect() as connection:
+        kept = set(connection.scalars(_KEPT, {"study_id": study_id, "all_complete": all_complete}))
+    checkpoints.remove(folder, there - kept)
