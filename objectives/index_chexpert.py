@@ -10,7 +10,8 @@ _NO_LABEL = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING)
 
 
 def read_chexpert(columns: Columns, reading: Reading) -> Findings:
-    """The patient is in the path, which starts with the release's folder; laterals have the view `L`."""
+    """The patient is in the path, which starts with the release's folder; laterals have the view `L`. Its patients are
+    adults: an age of 0 is not known."""
     paths = columns.text["Path"]
     folder = re.match(r"CheXpert[^/]*", paths[0])
     prefix = f"{folder[0]}/" if folder else ""
@@ -23,7 +24,7 @@ def read_chexpert(columns: Columns, reading: Reading) -> Findings:
         file=[path.removeprefix(prefix) for path in paths],
         patient=[_patient(path) for path in paths],
         view=["L" if side == "Lateral" else view for side, view in zip(frontal, position, strict=True)],
-        age=by_value(columns.any_of("Age"), age_years),
+        age=by_value(columns.any_of("Age"), lambda cell: age_years(cell) or float("nan")),
         sex=columns.any_of("Sex"),
         no_finding=no_finding,
     )

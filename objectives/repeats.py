@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,25 +31,28 @@ class RepeatCounts:
     """Copies that would have been in a later part than another copy."""
 
 
-def find_repeats(pixels: np.ndarray) -> list[list[int]]:
-    """The rows of each picture that occurs more than once, ascending; pixels: uint8 [N, R, R]."""
+def find_repeats(pixels: np.ndarray, *, bad: Collection[int] = ()) -> list[list[int]]:
+    """The rows of each picture that occurs more than once, ascending.
+
+    pixels: uint8 [N, R, R]; bad: rows without a picture.
+    """
     flat = pixels.reshape(len(pixels), -1)
     start = max(0, (flat.shape[1] - _MIDDLE_BYTES) // 2)
-    alike = _groups(flat[:, start : start + _MIDDLE_BYTES], range(len(flat)))
+    alike = _groups(flat[:, start : start + _MIDDLE_BYTES], sorted(set(range(len(flat))).difference(bad)))
     return sorted(group for rows in alike for group in _groups(flat, rows))
 
 
-def find_repeats_once(pixels: np.memmap) -> list[list[int]]:
+def find_repeats_once(pixels: np.memmap, *, bad: Collection[int] = ()) -> list[list[int]]:
     """The repeats of a cached array, kept beside it, so that the next process need not read the array."""
     array = Path(str(pixels.filename))
     known = array.with_suffix(".repeats.json")
     status = array.stat()
-    of_array = [status.st_size, status.st_mtime_ns]
+    of_array = [status.st_size, status.st_mtime_ns, *sorted(bad)]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(known.read_text())
         if kept["array"] == of_array:
             return [[int(row) for row in rows] for rows in kept["repeats"]]
-    repeats = find_repeats(pixels)
+    repeats = find_repeats(pixels, bad=bad)
     temporary = known.with_name(f".{known.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # a folder that may only be read: the next one looks again
         temporary.write_text(json.dumps({"array": of_array, "repeats": repeats}))
@@ -82,7 +86,7 @@ def count_repeats(index: ImageIndex, split: Split, repeats: list[list[int]]) -> 
     )
 
 
-def _groups(flat: np.ndarray, rows: "list[int] | range") -> list[list[int]]:
+def _groups(flat: np.ndarray, rows: Iterable[int]) -> list[list[int]]:
     """Those of the rows that have an equal one, together."""
     by_digest: dict[bytes, list[int]] = {}
     for row in rows:
