@@ -17,7 +17,7 @@ from objectives.index_cells import Reading
 
 CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Support Devices"
 CHEXPERT_ROWS = (
-    "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,1.0",
+    "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,",
     "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Male,87,Frontal,PA,,-1.0,",
     "CheXpert-v1.0-small/train/patient00002/study2/view2_lateral.jpg,Male,87,Lateral,,,1.0,0.0",
     "CheXpert-v1.0-small/train/patient00003/study1/view1_frontal.jpg,Unknown,0,Frontal,AP,,0.0,-1.0",
@@ -58,7 +58,7 @@ def test_chexpert_blank_and_uncertain_are_left_out_of_that_label_alone(tmp_path:
     assert index.labels == ("Edema", "Support Devices")
     # No finding says that Edema is absent, and nothing of support devices.
     np.testing.assert_array_equal(index.target("Edema"), [0, np.nan, 1, 0])
-    np.testing.assert_array_equal(index.target("Support Devices"), [1, np.nan, 0, np.nan])
+    np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, np.nan])
     assert index.table["no_finding"].tolist() == [True, False, False, False]
     assert index.table["patient"].tolist() == ["patient00001", "patient00002", "patient00002", "patient00003"]
     assert index.table["view"].tolist() == ["AP", "PA", "L", "AP"]
@@ -70,12 +70,12 @@ def test_chexpert_blank_and_uncertain_are_left_out_of_that_label_alone(tmp_path:
 def test_uncertain_cells_count_as_the_experiment_says(tmp_path: Path, uncertain: str, means: float) -> None:
     index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(uncertain=uncertain))
     np.testing.assert_array_equal(index.target("Edema"), [0, means, 1, 0])
-    np.testing.assert_array_equal(index.target("Support Devices"), [1, np.nan, 0, means])
+    np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, means])
 
 
 def test_blank_cells_count_as_negatives_where_the_experiment_says_so(tmp_path: Path) -> None:
     index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(blank="negative"))
-    np.testing.assert_array_equal(index.target("Support Devices"), [1, 0, 0, np.nan])
+    np.testing.assert_array_equal(index.target("Support Devices"), [0, 0, 0, np.nan])
 
 
 @pytest.mark.parametrize("inside", [True, False])
