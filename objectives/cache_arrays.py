@@ -3,6 +3,7 @@
 A resolution's array is a .npy file. While it is built it has another name, and each process writes its own rows of it.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -16,12 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from objectives.errors import InputError
-from objectives.pixels import UnreadableImageError, area_average, read_square
+from objectives.errors import InputError, UnreadableImageError
+from objectives.pixels import Fit, area_average, fit_square, read_grey, usable_side
 
 _HEADER_BYTES = 128
-_CHUNK_BYTES = 16 << 20
-_MOST_IN_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,21 @@ class CacheArray:
 
 
 @dataclass(frozen=True)
-class Faults:
-    """By row: why an image cannot be read; the longer side of one that is smaller than a resolution."""
+class Job:
+    """Images for one process to decode, and the arrays it writes them to, each in the file given with it."""
 
-    unreadable: dict[int, str] = field(default_factory=dict)
-    small: dict[int, int] = field(default_factory=dict)
+    rows: tuple[int, ...]
+    files: tuple[str, ...]
+    targets: tuple[tuple[CacheArray, Path], ...]
+    fit: Fit
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Consecutive images for one process to decode, and the arrays it writes them to, the largest last."""
+class Faults:
+    """By row: why an image cannot be read; the largest resolution of one that is smaller than an array."""
 
-    first: int
-    files: tuple[Path, ...]
-    arrays: tuple[CacheArray, ...]
+    unreadable: dict[int, str] = field(default_factory=dict)
+    small: dict[int, int] = field(default_factory=dict)
 
 
 def open_whole(array: CacheArray) -> np.ndarray | None:
@@ -82,26 +82,29 @@ def open_whole(array: CacheArray) -> np.ndarray | None:
     return pixels if alike and array.path.stat().st_size == array.size else None
 
 
-def decode_into_drafts(
-    arrays: Sequence[CacheArray], files: Sequence[Path], *, processes: int
-) -> Iterator[tuple[int, Faults]]:
-    """Decode each file once and write its row of every draft; yields (images done since the last time, their faults).
+def begin(array: CacheArray) -> None:
+    """Make an empty draft of the array's full size."""
+    with array.draft.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
+        assert file.tell() == _HEADER_BYTES
+        file.truncate(array.size)
+
+
+def run_jobs(jobs: Sequence[Job], *, processes: int) -> Iterator[tuple[Job, Faults]]:
+    """Decode each job's files and write their rows; yields the jobs as they are finished.
 
     In processes of their own, since a damaged file may crash a decoder. OSError if the disk has no room.
     """
-    for array in arrays:
-        _begin(array)
-    largest_last = tuple(sorted(arrays, key=lambda array: array.resolution))
-    length = _chunk_length(largest_last)
-    chunks = [_Chunk(i, tuple(files[i : i + length]), largest_last) for i in range(0, len(files), length)]
+    if not jobs:
+        return
     # Spawned, not forked: the caller may hold CUDA, threads and database connections.
     pool = ProcessPoolExecutor(
-        min(processes, len(chunks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
+        min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
     )
     try:
-        futures = {pool.submit(_write_chunk, chunk): chunk for chunk in chunks}
+        futures = {pool.submit(_decode, job): job for job in jobs}
         for future in as_completed(futures):
-            yield len(futures[future].files), future.result()
+            yield futures[future], future.result()
     except BrokenProcessPool:
         raise InputError(
             "a process that decodes images was killed, most likely for lack of memory: free some, and start again"
@@ -115,19 +118,6 @@ def publish(array: CacheArray) -> None:
     with array.draft.open("rb") as file:
         os.fsync(file.fileno())
     array.draft.replace(array.path)
-
-
-def _begin(array: CacheArray) -> None:
-    with array.draft.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
-        assert file.tell() == _HEADER_BYTES
-        file.truncate(array.size)
-
-
-def _chunk_length(arrays: Sequence[CacheArray]) -> int:
-    """Images a chunk: few enough for a process's memory and a smooth progress bar, enough to keep it busy."""
-    image_bytes = sum(array.resolution**2 for array in arrays)
-    return min(max(_CHUNK_BYTES // image_bytes, 1), _MOST_IN_CHUNK)
 
 
 def _start_process() -> None:
@@ -144,24 +134,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write_chunk(chunk: _Chunk) -> Faults:
-    """Decode a chunk's images and write them to their place in each draft."""
+def _decode(job: Job) -> Faults:
+    """Decode a job's images and write each to its place in every target."""
     faults = Faults()
-    blocks = [np.zeros((len(chunk.files), *array.shape[1:]), dtype=np.uint8) for array in chunk.arrays]
-    for position, path in enumerate(chunk.files):
-        try:
-            square = read_square(path)
-        except UnreadableImageError as error:
-            faults.unreadable[chunk.first + position] = str(error)
-            continue
-        if len(square) < chunk.arrays[-1].resolution:
-            faults.small[chunk.first + position] = len(square)
-            continue
-        for array, block in zip(chunk.arrays, blocks, strict=True):
-            block[position] = area_average(square, array.resolution)
-    for array, block in zip(chunk.arrays, blocks, strict=True):
+    largest = max(array.resolution for array, _ in job.targets)
+    with contextlib.ExitStack() as stack:
         # Written, not mapped: on a full disk a mapped page ends the process, a write says so.
-        with array.draft.open("r+b") as file:
-            file.seek(array.offset(chunk.first))
-            file.write(block.data)
+        files = [(array, stack.enter_context(path.open("r+b"))) for array, path in job.targets]
+        for row, path in zip(job.rows, job.files, strict=True):
+            try:
+                image = read_grey(Path(path))
+            except UnreadableImageError as error:
+                faults.unreadable[row] = str(error)
+                continue
+            side = usable_side((image.shape[0], image.shape[1]), job.fit)
+            if side < largest:
+                faults.small[row] = side
+                continue
+            square = fit_square(image, job.fit)
+            for array, file in files:
+                file.seek(array.offset(row))
+                file.write(area_average(square, array.resolution).data)
     return faults

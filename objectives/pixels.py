@@ -1,8 +1,9 @@
-"""One image file -> one grey square, and its area average at any smaller resolution.
+"""One image file -> grey pixels, and their area average at any smaller resolution.
 
-OpenCV decodes: measured on 1024 px radiographs it takes 8.3 ms a PNG and 1.5 ms a JPEG where Pillow takes 10.8 and 1.7,
-and torchvision's decoder crashes on damaged PNGs. OpenCV's INTER_AREA is a true area average; Pillow's BOX, which
-counts no pixel in part, is one at whole ratios only (elsewhere 4 to 40 grey levels off on radiographs).
+OpenCV decodes: measured on 1024 px radiographs (benchmarks/prepare.py) it takes 8.3 ms a PNG where Pillow takes 10.8, a
+JPEG 1.1 as simplejpeg does, and torchvision's decoder crashes on damaged PNGs. OpenCV's INTER_AREA is a true area
+average; Pillow's BOX, which counts no pixel in part, is one at whole ratios only (elsewhere 4 to 40 grey levels off on
+radiographs).
 """
 
 import contextlib
@@ -14,39 +15,45 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FIT = "pad"
-"""Images that are not square get black bands left and right or above and below, so that nothing is cut or stretched."""
+from objectives.dicom import dicom_grey, dicom_size, is_dicom, open_dicom
+from objectives.errors import UnreadableImageError
 
-FORMATS = ("PNG", "JPEG")
+Fit = Literal["pad", "stretch"]
+"""What becomes of an image that is not square: it gets black bands at two sides, or its longer side is shrunk more."""
+
+_FORMATS = ("PNG", "JPEG")
 LARGEST_PIXELS = 1 << 27
 """No radiograph is larger; a few kilobytes that unpack to more than this are an attack or damage."""
 
 _TOO_LARGE = f"more than {LARGEST_PIXELS:,} pixels"
+_HEAD_BYTES = 132
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = b"\xff\xda"
 _LOST_PIXELS = re.compile(r"Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression sequence.*")
 
 
-class UnreadableImageError(Exception):
-    """Why a file gives no whole image; without its name, which may identify a patient."""
+def read_grey(path: Path) -> np.ndarray:
+    """Decode an image: uint8 [H, W], or float32 [H, W] in [0, 255] where the file has more than 8 bits.
 
-
-def read_square(path: Path) -> np.ndarray:
-    """Decode an image to grey and pad it to a square: uint8 or uint16 [S, S], S its longer side.
-
-    An alpha channel is ignored (NIH's are opaque), EXIF rotation is applied. UnreadableImageError if the file is no PNG
-    or JPEG, or lacks any of its pixels. Takes over standard error meanwhile: for a process of its own.
+    Of a PNG or JPEG, an alpha channel is ignored (NIH's are opaque), EXIF rotation is applied, and 16 bits are scaled
+    from the least depth (8, 10, 12, 14, 16) that holds them: a 12-bit radiograph in a 16-bit file would else be black.
+    UnreadableImageError if the file is nothing of the kind or lacks any of its pixels; InputError if a DICOM file needs
+    a package that is not there. Takes over standard error meanwhile: for a process of its own.
     """
     data = _read(path)
-    _check_header(data)
     with _decoder_messages() as messages:
+        if is_dicom(data):
+            dataset = open_dicom(io.BytesIO(data))
+            _check_area(dicom_size(dataset))
+            return dicom_grey(dataset)
+        _check_area(_header_size(data))
         image = _decode(data)
         lost = _LOST_PIXELS.search(messages())
     if image is None:
@@ -57,32 +64,43 @@ def read_square(path: Path) -> np.ndarray:
             raise UnreadableImageError("truncated")
         if lost:
             raise UnreadableImageError(lost[0])
-    return _pad(image)
+    return image if image.dtype == np.uint8 else _scale_deep(image)
 
 
-def longer_side(path: Path) -> int:
-    """The side of the square that read_square makes, from the file's header alone."""
+def image_side(path: Path, fit: Fit) -> int:
+    """The largest resolution that an image allows without being enlarged, from the file's header alone."""
     try:
         with path.open("rb") as file:
-            return max(_open(file).size)
+            head = file.read(_HEAD_BYTES)
+            file.seek(0)
+            size = dicom_size(open_dicom(file, header_only=True)) if is_dicom(head) else _open(file).size
     except OSError as error:
         raise UnreadableImageError(_without_name(error)) from None
+    return usable_side(size, fit)
 
 
-def area_average(square: np.ndarray, resolution: int) -> np.ndarray:
-    """Each pixel the mean of the area it covers: uint8 [R, R], within half a grey level of the exact value.
+def usable_side(size: tuple[int, int], fit: Fit) -> int:
+    """The largest resolution of an image of this height and width, in either order, that enlarges nothing."""
+    return max(size) if fit == "pad" else min(size)
 
-    16-bit images are scaled from the least bit depth (8, 10, 12, 14, 16) that holds them: a 12-bit radiograph in a
-    16-bit file would else be black.
-    """
-    averaged = square
-    if square.shape[0] != resolution:
-        averaged = cv2.resize(square, (resolution, resolution), interpolation=cv2.INTER_AREA)
-    if square.dtype == np.uint8:
-        return averaged
-    largest = int(square.max())
-    bits = next(bits for bits in _BIT_DEPTHS if largest < 1 << bits)
-    return np.rint(averaged * (255.0 / ((1 << bits) - 1))).astype(np.uint8)
+
+def fit_square(image: np.ndarray, fit: Fit) -> np.ndarray:
+    """Pad [H, W] to a square of its longer side, or leave it as it is for area_average to stretch."""
+    height, width = image.shape
+    if height == width or fit == "stretch":
+        return image
+    side = max(height, width)
+    square = np.zeros((side, side), dtype=image.dtype)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def area_average(image: np.ndarray, resolution: int) -> np.ndarray:
+    """Each pixel the mean of the area that it covers: [H, W] -> uint8 [R, R], half a grey level off at most."""
+    if image.shape != (resolution, resolution):
+        image = cv2.resize(image, (resolution, resolution), interpolation=cv2.INTER_AREA)
+    return image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
 
 
 def _read(path: Path) -> bytes:
@@ -97,21 +115,30 @@ def _open(file: IO[bytes]) -> Image.Image:
         # Pillow's own limit on pixels warns; ours is the one that counts.
         warnings.simplefilter("ignore")
         try:
-            return Image.open(file, formats=FORMATS)
+            return Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
-            raise UnreadableImageError(f"not a {' or '.join(FORMATS)} image") from None
+            raise UnreadableImageError("not a PNG, JPEG or DICOM image") from None
         except Image.DecompressionBombError:
             raise UnreadableImageError(_TOO_LARGE) from None
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImageError(_without_name(error)) from None
 
 
-def _check_header(data: bytes) -> None:
+def _header_size(data: bytes) -> tuple[int, int]:
     if not data:
         raise UnreadableImageError("empty file")
-    width, height = _open(io.BytesIO(data)).size
-    if width * height > LARGEST_PIXELS:
+    return _open(io.BytesIO(data)).size
+
+
+def _check_area(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > LARGEST_PIXELS:
         raise UnreadableImageError(_TOO_LARGE)
+
+
+def _scale_deep(image: np.ndarray) -> np.ndarray:
+    largest = int(image.max())
+    bits = next(bits for bits in _BIT_DEPTHS if largest < 1 << bits)
+    return image.astype(np.float32) * np.float32(255 / ((1 << bits) - 1))
 
 
 def _reason(data: bytes) -> str:
@@ -129,17 +156,6 @@ def _without_name(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "truncated" if "truncated" in str(error).lower() else "damaged"
-
-
-def _pad(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape
-    if height == width:
-        return image
-    side = max(height, width)
-    square = np.zeros((side, side), dtype=image.dtype)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = image
-    return square
 
 
 def _decode(data: bytes) -> np.ndarray | None:

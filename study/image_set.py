@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.image_cache import build_cache, open_cache
+from objectives.image_cache import ImageCache, build_cache
 from objectives.index import ImageIndex, read_index
-from objectives.split import Split, check_label, read_or_make_split
+from objectives.split import Split, check_label, leave_out, read_or_make_split
 from objectives.task import LabelledImages
 from study.experiment import Experiment, cache_folder, split_path
 
@@ -23,11 +22,11 @@ class ImageSet:
 
     index: ImageIndex
     split: Split
-    cache: Path
+    cache: ImageCache
 
 
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """Read the index, read or write the split, and build what is missing of the cache.
+    """Read the index, read or write the split, and build what is missing of the cache; bad images are in no part.
 
     progress: called with (images done, images in all) while the cache is built.
     """
@@ -35,8 +34,19 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
     split = read_or_make_split(index, path=split_path(experiment))
     for label in experiment.labels:
         check_label(index, split, label)
-    cache = cache_folder(experiment, index.sha256)
-    build_cache(index, folder=cache, resolutions=experiment.search.resolutions, progress=progress)
+    cache = build_cache(
+        index,
+        folder=cache_folder(experiment, index.sha256),
+        resolutions=experiment.search.resolutions,
+        fit=experiment.data.fit,
+        on_bad_image=experiment.data.on_bad_image,
+        progress=progress,
+    )
+    if cache.bad:
+        logger.warning("%d of %d images are bad and left out of everything", len(cache.bad), cache.count)
+        split = leave_out(split, np.array([image.row for image in cache.bad]))
+        for label in experiment.labels:
+            check_label(index, split, label)
     return ImageSet(index=index, split=split, cache=cache)
 
 
@@ -58,7 +68,7 @@ def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> Labe
         return of_label
 
     return LabelledImages(
-        images=open_cache(image_set.index, folder=image_set.cache, resolution=resolution),
+        images=image_set.cache.open(resolution),
         targets=targets,
         patients=patients,
         training=rows("training"),

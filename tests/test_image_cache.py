@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from objectives.errors import InputError
-from objectives.image_cache import UnreadableImagesError, build_cache, cache_bytes, open_cache
+from objectives.image_cache import BadImage, UnreadableImagesError, build_cache, cache_bytes
 from objectives.index import ImageIndex, read_index
 
 
@@ -57,7 +58,7 @@ def refusal(index: ImageIndex, folder: Path, resolutions: list[int]) -> InputErr
     assert "\n" not in message
     assert "77000" not in message, "an error tells a patient"
     assert caught.value.__cause__ is None
-    assert not folder.exists() or not [*folder.glob("*.npy"), *folder.glob("*.partial")], "a refused build left files"
+    assert not list(folder.glob("*.npy")), "a refused build left an array"
     return caught.value
 
 
@@ -65,7 +66,7 @@ def test_every_resolution_holds_the_images_in_the_indexs_order(tmp_path: Path) -
     images = noises(150, side=96)  # more than one chunk for each of two processes
     index = write_set(tmp_path, images)
     seen: list[tuple[int, int]] = []
-    build_cache(
+    cache = build_cache(
         index,
         folder=tmp_path / "cache",
         resolutions=[96, 16, 48],
@@ -75,7 +76,7 @@ def test_every_resolution_holds_the_images_in_the_indexs_order(tmp_path: Path) -
     assert seen == sorted(seen)
     assert seen[-1] == (150, 150)
     for resolution in (16, 48, 96):
-        pixels = open_cache(index, folder=tmp_path / "cache", resolution=resolution)
+        pixels = cache.open(resolution)
         assert pixels.shape == (150, resolution, resolution)
         assert pixels.dtype == np.uint8
         for row in range(150):
@@ -83,6 +84,8 @@ def test_every_resolution_holds_the_images_in_the_indexs_order(tmp_path: Path) -
     files = list((tmp_path / "cache").glob("*.npy"))
     assert sum(file.stat().st_size for file in files) == cache_bytes(index, [16, 48, 96])
     assert len(files) == 3
+    assert cache.written_bytes == cache_bytes(index, [16, 48, 96])
+    assert cache.bad == ()
 
 
 def test_sets_of_many_kinds_of_files_are_read_alike(tmp_path: Path) -> None:
@@ -100,16 +103,14 @@ def test_sets_of_many_kinds_of_files_are_read_alike(tmp_path: Path) -> None:
             Image.fromarray(grey[16:48]),
         ],
     )
-    build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
-    pixels = open_cache(index, folder=tmp_path / "cache", resolution=32)
+    pixels = build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1).open(32)
     for row, square in enumerate((grey, grey, grey, grey, wide)):
         assert np.abs(pixels[row] - block_mean(square, 32)).max() <= 1
 
 
 def test_arrays_are_mapped_and_cannot_be_written(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(3))
-    build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
-    pixels = open_cache(index, folder=tmp_path / "cache", resolution=16)
+    pixels = build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1).open(16)
     assert isinstance(pixels, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         pixels[0, 0, 0] = 1
@@ -123,10 +124,11 @@ def test_second_build_adds_only_what_is_missing(tmp_path: Path) -> None:
     before = old.stat()
     calls: list[tuple[int, int]] = []
     build_cache(index, folder=folder, resolutions=[16, 32], processes=1)
-    build_cache(index, folder=folder, resolutions=[16, 32], progress=lambda *told: calls.append(told))
+    cache = build_cache(index, folder=folder, resolutions=[16, 32], progress=lambda *told: calls.append(told))
     assert calls == [], "a complete cache was built again"
+    assert cache.written_bytes == 0
     assert (old.stat().st_ino, old.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert open_cache(index, folder=folder, resolution=32).shape == (3, 32, 32)
+    assert cache.open(32).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +139,13 @@ def test_array_that_is_not_whole_is_built_again_and_never_read(
 ) -> None:
     index = write_set(tmp_path, noises(3))
     folder = tmp_path / "cache"
-    build_cache(index, folder=folder, resolutions=[16], processes=1)
+    cache = build_cache(index, folder=folder, resolutions=[16], processes=1)
     (path,) = folder.glob("*.npy")
     whole = path.read_bytes()
 
     path.write_bytes(damage(whole))
     with pytest.raises(InputError, match="no whole array of these 3 images at 16 px"):
-        open_cache(index, folder=folder, resolution=16)
+        cache.open(16)
     build_cache(index, folder=folder, resolutions=[16], processes=1)
     assert path.read_bytes() == whole
 
@@ -158,7 +160,7 @@ def test_unreadable_images_are_named_together_by_line(tmp_path: Path) -> None:
     index = write_set(tmp_path, images)
     error = refusal(index, tmp_path / "cache", [16])
     assert str(error).startswith(
-        "12 of 100 images cannot be read: index line 5 (not a PNG or JPEG image), index line 72 (truncated), "
+        "12 of 100 images cannot be read: index line 5 (not a PNG, JPEG or DICOM image), index line 72 (truncated), "
         "index line 73 (truncated), "
     )
     assert "index line 80 (truncated), and 2 more. Put" in str(error)
@@ -202,9 +204,44 @@ def test_smaller_copy_of_a_set_under_the_same_names_gets_its_own_arrays(tmp_path
     large = write_set(tmp_path / "large", noises(5, side=64))
     small = write_set(tmp_path / "small", noises(5, side=32))
     assert large.sha256 == small.sha256
-    build_cache(large, folder=tmp_path / "cache", resolutions=[32], processes=1)
-    with pytest.raises(InputError, match="no whole array"):
-        open_cache(small, folder=tmp_path / "cache", resolution=32)
+    caches = [build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1) for index in (large, small)]
+    assert np.abs(caches[0].open(32)[2] - block_mean(noise(64, 2), 32)).max() <= 1
+    np.testing.assert_array_equal(caches[1].open(32)[2], noise(32, 2))
+
+
+def test_other_images_of_the_same_names_and_sizes_get_their_own_arrays(tmp_path: Path) -> None:
+    keys = set()
+    for seed in range(2):
+        data = np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)
+        picture = cv2.imencode(".png", data, [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+        index = write_set(tmp_path, [picture] * 3)
+        keys.add(build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1).key)
+    assert len(keys) == 2
+
+
+def test_labels_that_are_read_otherwise_need_no_other_pixels(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(3))
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
+    table = tmp_path / "index.csv"
+    table.write_text(table.read_text().replace("Mass", "Nodule"))
+    again = read_index(table, images=tmp_path / "images")
+    assert again.sha256 != index.sha256
+    assert build_cache(again, folder=tmp_path / "cache", resolutions=[16]).written_bytes == 0
+
+
+def test_each_fit_has_its_own_arrays(tmp_path: Path) -> None:
+    wide = noise(64, 0)[:32]
+    index = write_set(tmp_path, [Image.fromarray(wide)] * 2)
+    padded, stretched = (
+        build_cache(index, folder=tmp_path / "cache", resolutions=[32], fit=fit, processes=1).open(32)
+        for fit in ("pad", "stretch")
+    )
+    assert (padded[:, :8] == 0).all()
+    expected = wide.reshape(32, 32, 2).mean(axis=2)
+    assert np.abs(stretched[0] - expected).max() <= 1
+    with pytest.raises(InputError, match="the largest resolution that all images allow is 32"):
+        build_cache(index, folder=tmp_path / "cache", resolutions=[64], fit="stretch", processes=1)
+    build_cache(index, folder=tmp_path / "cache", resolutions=[64], processes=1)
 
 
 def test_full_disk_is_refused_with_figures_before_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +272,7 @@ if __name__ == "__main__":
     try:
         build_cache(index, folder=folder / "full", resolutions=[64])
     except InputError as error:
-        print(error, [path.name for path in (folder / "full").iterdir() if path.suffix != ".lock"])
+        print(error, [path.name for path in (folder / "full").iterdir() if path.suffix == ".partial"])
 """
 
 
@@ -311,7 +348,7 @@ def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
     index = write_set(tmp_path, [cv2.imencode(".png", smooth)[1].tobytes()] * 320)
     cache = tmp_path / "cache"
     build = start_build(tmp_path)
-    while not any(draft.stat().st_blocks > 16 for draft in cache.glob("*.partial")):
+    while not (done := re.findall(r'"16": \[(\d+)', "".join(record.read_text() for record in cache.glob("*.json")))):
         assert build.poll() is None, "the build ended before it could be interrupted"
         time.sleep(0.01)
     if ending == signal.SIGINT:
@@ -319,20 +356,22 @@ def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
     else:
         build.send_signal(ending)
     said = build.communicate(timeout=60)[1]
-    assert "_write_chunk" not in said, "a decoding process took Ctrl-C for its own"
+    assert "_decode(job" not in said, "a decoding process took Ctrl-C for its own"
     assert build.returncode != 0
     deadline = time.monotonic() + 20
     while processes_of_session(build.pid):
         assert time.monotonic() < deadline, "a decoding process outlived its parent"
         time.sleep(0.05)
     assert not list(cache.glob("*.npy"))
-    with pytest.raises(InputError, match="no whole array"):
-        open_cache(index, folder=cache, resolution=16)
-    if ending == signal.SIGINT:
-        assert {path.suffix for path in cache.iterdir()} == {".lock"}
-    else:
-        build_cache(index, folder=cache, resolutions=[16])
-        assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock"}
+    index.image_path(int(done[0]) * 32 + 2).write_bytes(b"never read again")
+    told: list[int] = []
+    built = build_cache(index, folder=cache, resolutions=[16, 64], progress=lambda done, _: told.append(done))
+    assert told[0] > 32, "the build began anew"
+    assert told[-1] == 320
+    assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock", ".json"}
+    for resolution in (16, 64):
+        assert (built.open(resolution) == built.open(resolution)[0]).all(), "a row was lost"
+    assert built.bad == ()
 
 
 def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
@@ -341,7 +380,7 @@ def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
     told = [build.communicate(timeout=60)[0].strip() for build in builds]
     assert [build.returncode for build in builds] == [0, 0]
     assert sorted(told) == ["False", "True"], "both built, or none"
-    pixels = open_cache(index, folder=tmp_path / "cache", resolution=64)
+    pixels = build_cache(index, folder=tmp_path / "cache", resolutions=[64]).open(64)
     np.testing.assert_array_equal(pixels[59], noise(64, 59))
 
 
@@ -355,4 +394,106 @@ def test_decoding_process_that_dies_ends_the_build(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a process that decodes images was killed"):
         build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=2, progress=kill_one)
     assert not list((tmp_path / "cache").glob("*.npy"))
-    assert not list((tmp_path / "cache").glob("*.partial"))
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
+    assert np.abs(cache.open(16)[399] - block_mean(noise(32, 399), 16)).max() <= 1
+
+
+def broken_set(folder: Path, count: int = 70, broken: tuple[int, ...] = (3, 40, 41)) -> ImageIndex:
+    images = noises(count)
+    for row in broken:
+        images[row] = b"a web page"
+    return write_set(folder, images)
+
+
+def test_bad_images_may_be_dropped_and_are_counted(tmp_path: Path) -> None:
+    index = broken_set(tmp_path)
+    index.image_path(5).unlink()
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16, 32], on_bad_image="drop", processes=1)
+    assert cache.bad == (
+        BadImage(row=3, line=5, reason="not a PNG, JPEG or DICOM image"),
+        BadImage(row=5, line=7, reason="no such file or directory"),
+        BadImage(row=40, line=42, reason="not a PNG, JPEG or DICOM image"),
+        BadImage(row=41, line=43, reason="not a PNG, JPEG or DICOM image"),
+    )
+    for row in range(70):
+        if row not in (3, 5, 40, 41):
+            np.testing.assert_array_equal(cache.open(32)[row], noise(32, row))
+    again = build_cache(index, folder=tmp_path / "cache", resolutions=[32], on_bad_image="drop")
+    assert again.bad == cache.bad
+    assert again.written_bytes == 0
+    with pytest.raises(InputError, match="1 of 70 files missing in all"):
+        build_cache(index, folder=tmp_path / "cache", resolutions=[32])
+
+
+def test_arrays_without_their_record_are_not_trusted(tmp_path: Path) -> None:
+    index = broken_set(tmp_path)
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+    (record,) = (tmp_path / "cache").glob("*.json")
+    for damage in (record.unlink, lambda: record.write_text('{"bad": {')):
+        damage()
+        cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+        assert [image.row for image in cache.bad] == [3, 40, 41]
+        assert cache.written_bytes
+
+
+def test_repaired_images_are_taken_up_and_the_others_not_decoded_again(tmp_path: Path) -> None:
+    """After a refusal, and after they had been dropped: in every array, also those of other experiments."""
+    index = broken_set(tmp_path, count=200, broken=(4, 40))  # neither is among those that tell sets apart
+    folder = tmp_path / "cache"
+    refusal(index, folder, [16])
+    dropped = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop", processes=1)
+    assert len(dropped.bad) == 2
+    for row in (4, 40):
+        Image.fromarray(noise(32, row)).save(index.image_path(row))
+    index.image_path(100).write_bytes(b"never read again")
+    kept = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop")
+    assert kept.bad == dropped.bad, "an experiment's images changed while it ran"
+    cache = build_cache(index, folder=folder, resolutions=[16], processes=1)
+    assert cache.bad == ()
+    for row in (4, 40, 100):
+        assert np.abs(cache.open(16)[row] - block_mean(noise(32, row), 16)).max() <= 1
+
+
+def test_image_that_went_bad_is_bad_at_every_resolution(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(200))
+    build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
+    index.image_path(4).write_bytes(b"a web page")
+    with pytest.raises(UnreadableImagesError):
+        build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[32], on_bad_image="drop", processes=1)
+    alike = build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+    assert [image.row for image in cache.bad] == [image.row for image in alike.bad] == [4]
+
+
+def test_set_of_bad_images_alone_is_refused(tmp_path: Path) -> None:
+    index = broken_set(tmp_path, count=3, broken=(0, 1, 2))
+    with pytest.raises(UnreadableImagesError, match="3 of 3 images cannot be read"):
+        build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+
+
+def test_dicom_without_pydicom_is_refused_and_not_dropped(tmp_path: Path) -> None:
+    index = write_set(tmp_path, [bytes(128) + b"DICM" + bytes(100)] * 3)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "pydicom.py").write_text("raise ImportError")
+    script = (
+        "from pathlib import Path; import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from objectives.image_cache import build_cache; from objectives.index import read_index\n"
+        "folder = Path(sys.argv[1]); index = read_index(folder / 'index.csv', images=folder / 'images')\n"
+        "build_cache(index, folder=folder / 'cache', resolutions=[16], on_bad_image='drop', processes=1)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "without")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=with_this_tree())
+    assert "need pydicom to be read: pip install 'acuity-hpo[dicom]'" in done.stderr
+    assert len(index.table) == 3
+
+
+def test_nihs_folders_are_found(tmp_path: Path) -> None:
+    flat = write_set(tmp_path, noises(6))
+    for row in range(6):
+        folder = tmp_path / "images" / f"images_{row % 3 + 1:03d}" / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        flat.image_path(row).rename(folder / flat.image_path(row).name)
+    index = read_index(tmp_path / "index.csv", images=tmp_path / "images")
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
+    for row in range(6):
+        np.testing.assert_array_equal(cache.open(32)[row], noise(32, row))
