@@ -42,8 +42,9 @@ def find_repeats(pixels: np.ndarray, *, bad: Collection[int] = ()) -> list[list[
     return sorted(group for rows in alike for group in _groups(flat, rows))
 
 
-def find_repeats_once(pixels: np.memmap, *, bad: Collection[int] = ()) -> list[list[int]]:
-    """The repeats of a cached array, kept beside it, so that the next process need not read the array."""
+def find_repeats_once(pixels: np.ndarray, *, bad: Collection[int] = ()) -> list[list[int]]:
+    """The repeats of a cached array, kept beside its file, so that the next process need not read the array."""
+    assert isinstance(pixels, np.memmap)
     array = Path(str(pixels.filename))
     known = array.with_suffix(".repeats.json")
     status = array.stat()

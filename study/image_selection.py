@@ -1,0 +1,56 @@
+"""Which images an experiment is about: its index, read as the file says, filtered, and split by patient."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from objectives.filters import Filtered, Filters, apply_filters
+from objectives.index import ImageIndex, read_index
+from objectives.index_cells import Reading
+from objectives.published_split import published_parts
+from objectives.split import Split, read_or_make_split, take_split
+from study.experiment import Experiment, split_path
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSelection:
+    """The images that are left of an index; the split is of the whole index, so that no filter moves a patient."""
+
+    whole: ImageIndex
+    left: Filtered
+    published: Mapping[str, str]
+    split_path: Path
+
+    @property
+    def index(self) -> ImageIndex:
+        """Of the images that are left."""
+        return self.left.index
+
+    def split(self, *, together: Sequence[Collection[str]] = (), write: bool = True) -> Split:
+        """Their parts; the split is made if there is none. Keywords as in `read_or_make_split`."""
+        split = read_or_make_split(
+            self.whole, path=self.split_path, published=self.published, together=together, write=write
+        )
+        return take_split(split, self.index, self.left.rows)
+
+
+def select_images(experiment: Experiment) -> ImageSelection:
+    """Read the index and filter it. InputError names what is wrong with the index, a list or a filter."""
+    data = experiment.data
+    whole = read_index(
+        data.index,
+        images=data.images,
+        format_name=data.format,
+        reading=Reading(uncertain=data.uncertain, blank=data.blank),
+    )
+    published = published_parts(whole, train_val_list=data.train_val_list, test_list=data.test_list)
+    left = apply_filters(
+        whole,
+        Filters(
+            views=data.views,
+            ages=data.ages,
+            no_finding=data.no_finding,
+            one_image_per_patient=data.one_image_per_patient,
+        ),
+    )
+    return ImageSelection(whole=whole, left=left, published=published, split_path=split_path(experiment))
