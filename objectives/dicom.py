@@ -171,7 +171,8 @@ def _check_coded_size(dataset: "Dataset") -> None:
     size = _coded_size(frame)
     if size is not None and size != dicom_size(dataset):
         raise ValueError("another size")
-    if size is not None and not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # decoders fill what is missing with grey
+    # Decoders fill what is missing with grey.
+    if size is not None and not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise ValueError("truncated")
 
 

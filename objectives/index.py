@@ -132,7 +132,8 @@ def check_images_present(index: ImageIndex) -> None:
     if missing:
         raise InputError(
             f"{index.place(missing[0])}: its file is not in {index.images} ({len(missing):,} of {len(index.table):,} "
-            f"files missing in all): complete the folder, or take these lines out of {index.path}"
+            f"files missing in all): complete the folder, take these lines out of {index.path}, or leave such images "
+            'out with [data] on_bad_image = "drop"'
         )
 
 
