@@ -1,17 +1,25 @@
 """An experiment's image set, opened: index, split and cached pixels, checked against the experiment."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from objectives.image_cache import ImageCache, build_cache
-from objectives.index import ImageIndex, read_index
-from objectives.split import Split, check_label, leave_out, read_or_make_split
+from objectives.index import ImageIndex
+from objectives.repeats import (
+    RepeatCounts,
+    count_repeats,
+    find_repeats_once,
+    patients_together,
+    repeats_across_parts,
+)
+from objectives.split import Split, check_label, leave_out
 from objectives.task import LabelledImages
-from study.experiment import Experiment, cache_folder, split_path
+from study.experiment import Experiment, cache_folder
+from study.image_selection import select_images
 
 logger = logging.getLogger(__name__)
 
@@ -23,31 +31,49 @@ class ImageSet:
     index: ImageIndex
     split: Split
     cache: ImageCache
+    left_out: Mapping[str, int]
+    """Images of the index by the filter that they did not pass."""
+    repeats: RepeatCounts
 
 
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """Read the index, read or write the split, and build what is missing of the cache; bad images are in no part.
+    """Read and filter the index, read or write the split, and build what is missing of the cache.
 
-    progress: called with (images done, images in all) while the cache is built.
+    In no part are bad images and copies of a picture that is in an earlier part. progress: called with (images done,
+    images in all) while the cache is built.
     """
-    index = read_index(experiment.data.index, images=experiment.data.images)
-    split = read_or_make_split(index, path=split_path(experiment))
-    for label in experiment.labels:
-        check_label(index, split, label)
+    selection = select_images(experiment)
+    index = selection.index
+    # Pictures that patients share are known only once there are pixels; what is wrong with a label is told before.
+    _check_labels(experiment, index, selection.split(write=False))
     cache = build_cache(
         index,
-        folder=cache_folder(experiment, index.sha256),
+        folder=cache_folder(experiment, index.files_sha256),
         resolutions=experiment.search.resolutions,
         fit=experiment.data.fit,
         on_bad_image=experiment.data.on_bad_image,
         progress=progress,
     )
-    if cache.bad:
-        logger.warning("%d of %d images are bad and left out of everything", len(cache.bad), cache.count)
-        split = leave_out(split, np.array([image.row for image in cache.bad]))
-        for label in experiment.labels:
-            check_label(index, split, label)
-    return ImageSet(index=index, split=split, cache=cache)
+    bad = [image.row for image in cache.bad]
+    repeats = find_repeats_once(cache.open(max(experiment.search.resolutions)), bad=bad)
+    split = selection.split(together=patients_together(index, repeats))
+    counts = count_repeats(index, split, repeats)
+    unused = np.union1d(repeats_across_parts(split, repeats), np.array(bad, dtype=np.int64))
+    if len(unused):
+        logger.warning(
+            "of %s images %s are bad and %s repeat a picture of an earlier part: left out of everything",
+            f"{cache.count:,}",
+            f"{len(bad):,}",
+            f"{counts.left_out:,}",
+        )
+        split = leave_out(split, unused)
+        _check_labels(experiment, index, split)
+    return ImageSet(index=index, split=split, cache=cache, left_out=selection.left.left_out, repeats=counts)
+
+
+def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> None:
+    for label in experiment.labels:
+        check_label(index, split, label)
 
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:

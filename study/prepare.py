@@ -8,7 +8,7 @@ from typing import Any
 
 from objectives.image_cache import cache_bytes
 from study.cohort import LabelCohort, count_cohort
-from study.experiment import Experiment, cache_folder
+from study.experiment import Experiment
 from study.image_set import open_image_set
 from study.networks import check_networks_once
 
@@ -40,7 +40,7 @@ def prepare(experiment: Experiment, *, progress: Callable[[int, int], None] | No
     all).
     """
     image_set = open_image_set(experiment, progress=progress)
-    folder = cache_folder(experiment, image_set.index.sha256)
+    folder = image_set.cache.folder
     check_networks_once(experiment, folder)
     return Preparation(
         experiment=experiment.name,
