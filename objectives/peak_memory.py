@@ -28,6 +28,16 @@ def watch_peak_memory(device: torch.device) -> Callable[[], float]:
     return lambda: _linux_peak_mib() - before
 
 
+def held_memory_mib(device: torch.device) -> float:
+    """What is held now, in MiB: of a GPU by torch's allocator for this process, on a CPU by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / MIB
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return _resident_peak_mib()
+    return int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
 def _linux_peak_mib() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

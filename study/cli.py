@@ -143,6 +143,50 @@ def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG0
     results_console().print(progress_table(progress, budget=experiment.search.trials, title=name))
 
 
+@_command("acuity fit resnet34 448 --device cuda:0")
+@click.argument("architecture", required=False)
+@click.argument("resolution", type=click.IntRange(min=16), required=False)
+@click.option("--all", "file", type=click.Path(path_type=Path), help="Every network and resolution of this experiment.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option(
+    "--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Budget of a step; default as a worker."
+)
+@click.option("--most", type=click.IntRange(min=2), default=1024, show_default=True, help="Try no larger batch.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def fit(
+    architecture: str | None,
+    resolution: int | None,
+    file: Path | None,
+    precision: str,
+    device: str,
+    memory_gib: float | None,
+    most: int,
+    as_json: bool,
+    storage: str | None,  # noqa: ARG001
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Find the largest batch that fits, by an estimate and a few real training steps."""
+    from study import experiment as experiments
+    from study.feasible_table import Cell, cells_of, fit_cells, fit_table, fits_to_json
+    from study.terminal import results_console
+
+    if (file is None) == (architecture is None or resolution is None):
+        raise click.UsageError("name ARCHITECTURE and RESOLUTION, or --all EXPERIMENT.toml")
+    if file is not None:
+        experiment = experiments.load(file)
+        cells, memory_gib = cells_of(experiment), memory_gib or experiment.workers.memory_budget_gib
+    else:
+        assert architecture is not None
+        assert resolution is not None
+        cells = [Cell(architecture, resolution, resolution, precision, most)]
+    share, fits = fit_cells(cells, choice=device, memory_gib=memory_gib)
+    if as_json:
+        click.echo(json.dumps(fits_to_json(fits, share), indent=2))
+    else:
+        results_console().print(fit_table(fits, share))
+
+
 @_command("acuity dashboard --port 8080")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")

@@ -1,0 +1,115 @@
+"""The largest batch, estimated and then held against real training steps near the edge."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from objectives.augmentation import draw_augmentation
+from objectives.batch_size import StepMemory, estimate_step_memory, is_out_of_memory, largest_batch
+from objectives.learner import Learner, make_learner, train_batches
+from objectives.peak_memory import MIB, held_memory_mib, watch_peak_memory
+from objectives.task import Hyperparameters
+
+MOST_STEPS = 3  # once a batch has fitted
+# A step's peak varies from one to the next, on a CPU by a tenth (what the allocator keeps depends on what it was asked
+# for before), so the next guess stays this far below.
+_MARGIN = 0.98
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one training step takes, and the largest batch whose step stays within the budget."""
+
+    architecture: str
+    input_size: int
+    precision: str
+    budget_mib: float
+    estimate: int
+    """Largest batch by the estimate alone, up to the most that was asked for."""
+    verified: int
+    """Largest batch whose real step fitted; 0 if none did."""
+    steps: int
+    """Real steps that this took."""
+    peak_memory_mib: float
+    """Of the verified batch's step."""
+    images_per_second: float
+    """Of the verified batch's step; a first step warms up, so a training is faster."""
+
+
+def fit_batch(
+    architecture: str, *, input_size: int, precision: str, device: torch.device, budget_bytes: int, most: int = 1024
+) -> Fit:
+    """Find the largest batch, at most `most`, whose training step peaks within budget_bytes on the device.
+
+    One step at the estimate, one where its measured peak says the edge is, seldom more; sizes are multiples of 8 (of 1
+    below 8). InputError for an architecture that is unknown or takes no such images.
+    """
+    memory = estimate_step_memory(architecture, input_size=input_size, precision=precision, device_type=device.type)
+    estimate = min(largest_batch(memory, budget_bytes), most)
+    held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device)
+    learner = make_learner(
+        Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision), total_steps=1000, device=device
+    )
+    fitting, too_large, steps = 0, most + 1, 0
+    peak_mib = seconds = 0.0
+    guess = estimate or 2
+    while fitting < guess < too_large and not (fitting and steps >= MOST_STEPS):
+        steps += 1
+        taken = _take_step(learner, guess, device, held_mib=held_mib)
+        if taken is not None and taken[0] * MIB <= budget_bytes:
+            fitting, (peak_mib, seconds) = guess, taken
+        else:
+            too_large = guess
+        guess = _next_guess(memory, budget_bytes, fitting=fitting, too_large=too_large, peak_mib=peak_mib, most=most)
+    return Fit(
+        architecture=architecture,
+        input_size=input_size,
+        precision=precision,
+        budget_mib=budget_bytes / MIB,
+        estimate=estimate,
+        verified=fitting,
+        steps=steps,
+        peak_memory_mib=peak_mib,
+        images_per_second=fitting / seconds if fitting else 0.0,
+    )
+
+
+def _next_guess(
+    memory: StepMemory, budget_bytes: int, *, fitting: int, too_large: int, peak_mib: float, most: int
+) -> int:
+    """Where the peak measured at the batch that fitted puts the edge, or halfway down to what is known not to fit."""
+    if not fitting:
+        return largest_batch(StepMemory(0, 1), too_large // 2)
+    measured = StepMemory(memory.fixed_bytes, max(peak_mib * MIB - memory.fixed_bytes, 1) / fitting)
+    edge = min(largest_batch(measured, int(budget_bytes * _MARGIN)), most)
+    if edge >= too_large:
+        edge = largest_batch(StepMemory(0, 1), (fitting + too_large) // 2)
+    return edge
+
+
+def _take_step(
+    learner: Learner, batch_size: int, device: torch.device, *, held_mib: float
+) -> tuple[float, float] | None:
+    """One training step on random images: its peak in MiB above held_mib, and seconds; None where memory ran out."""
+    images = torch.randint(0, 256, (batch_size, 1, learner.side, learner.side), dtype=torch.uint8).to(device)
+    # On a CPU the allocator keeps much of an earlier step's memory, which this one uses again.
+    kept_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - held_mib
+    peak_memory_mib = watch_peak_memory(device)
+    began = time.perf_counter()
+    try:
+        for loss in train_batches(
+            learner,
+            lambda positions: images[positions.to(device)],
+            targets=(torch.arange(batch_size, device=device) % 2).float(),
+            batches=torch.arange(batch_size).unsqueeze(0),
+            augmentation=draw_augmentation(batch_size, generator=torch.Generator().manual_seed(0)),
+            positive_weight=1.0,
+        ):
+            loss.item()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        learner.optimiser.zero_grad()
+        return None
+    return kept_mib + peak_memory_mib(), time.perf_counter() - began
