@@ -57,7 +57,8 @@ class Database:
 def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int = 180) -> Iterator[Database]:
     """Open the storage, its tables made or brought up to date, and close it at the end of the block.
 
-    url: a Postgres; None is what ACUITY_STORAGE names, else the embedded server. StorageError where it cannot be used.
+    url: a Postgres; None is what ACUITY_STORAGE names, else the embedded server. StorageError where it cannot be used,
+    OutageError where it is away, or went away within the block.
     """
     os.environ.pop("PGTZ", None)  # libpq would let it override the session's UTC
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of every study and trial
@@ -74,7 +75,14 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
         stack.callback(storage.remove_session)
         cached = optuna.storages.get_storage(storage)
         assert isinstance(cached, BaseHeartbeat)
-        yield Database(url=parsed, engine=storage.engine, storage=cached, heartbeats=cached)
+        try:
+            yield Database(url=parsed, engine=storage.engine, storage=cached, heartbeats=cached)
+        except OUTAGES as error:
+            if not is_outage(error):
+                raise
+            raise OutageError(
+                f"{masked(parsed)}: the database is away ({first_line(error)}). Bring it back, then run this again"
+            ) from error
 
 
 def _never() -> bool:

@@ -1,6 +1,7 @@
 """Start workers on this host, watch them, restart one that crashes, and end them all together."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,15 +13,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
+import torch
 
+from storage.connection import first_line
+from storage.database import OUTAGES, Database
+from storage.errors import OutageError
 from study.errors import UsageError
+from study.launches import registered_launch
 from study.register import Registered
 
 logger = logging.getLogger(__name__)
 
-_EXIT_S = 10.0
-_MAX_RESTARTS = 3
+_EXIT_S = 12.0
+_MOST_CRASHES = 3
+_CRASHES_COUNT_FOR_S = 15 * 60
+_OUTAGE_PAUSE_S = 5.0
 _REFRESH_S = 0.5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker runs: its device, how many share that, and its share of the host's cores."""
+
+    device: str
+    sharing: int
+    threads: int
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -31,7 +49,8 @@ class _Member:
     log: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
-    restarts: int = field(default=0)
+    not_before: float = 0.0
+    crashes: list[float] = field(default_factory=list)
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -46,8 +65,26 @@ class _Member:
             )
 
     def ended(self) -> int | None:
-        assert self.process is not None
-        return self.process.poll()
+        return None if self.process is None else self.process.poll()
+
+
+def place_workers(device: str, *, workers: int | None, workers_per_gpu: int | None) -> list[Place]:
+    """Spread workers over this host's GPUs, by default one each; where there is none over its cores, by default two."""
+    cores = len(os.sched_getaffinity(0))
+    gpus = _visible_gpus(device)
+    if not gpus:
+        if workers_per_gpu is not None:
+            raise UsageError(
+                f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; say --workers for CPU workers"
+            )
+        count = workers or min(2, cores)
+        return [Place(device=device, sharing=count, threads=max(1, cores // count))] * count
+    count = workers or len(gpus) * (workers_per_gpu or 1)
+    sharing, threads = math.ceil(count / len(gpus)), max(1, cores // count)
+    return [
+        Place("cuda", sharing, threads, environment={"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
+        for number in range(count)
+    ]
 
 
 def log_folder(experiment: str) -> Path:
@@ -56,52 +93,103 @@ def log_folder(experiment: str) -> Path:
 
 
 def run_fleet(
-    registered: Registered, *, storage_url: str | None, workers: int, device: str, refresh: Callable[[int], None]
+    database: Database,
+    registered: Registered,
+    *,
+    places: list[Place],
+    storage_url: str | None,
+    refresh: Callable[[int], None],
 ) -> None:
-    """Run workers on this host until every budget is finished; refresh(workers alive) is called twice a second.
+    """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
-    Ctrl-C and SIGTERM end the workers first: each hands its trial back. UsageError where workers keep crashing.
+    An outage of the database is sat out, as the workers do. Ctrl-C and SIGTERM end the workers first: each hands its
+    trial back. UsageError where workers keep crashing, OutageError where the experiment's patience has ended.
     """
-    with _sigterm_as_interrupt():
-        members = [
-            _member(registered, number=number, storage_url=storage_url, workers=workers, device=device)
-            for number in range(workers)
-        ]
+    name = registered.experiment.name
+    with _sigterm_as_interrupt(), registered_launch(name, storage=database.url):
+        members = [_member(name, place, number=number, storage_url=storage_url) for number, place in enumerate(places)]
+        patience = _Patience(60 * registered.experiment.workers.storage_patience_min)
         try:
             for member in members:
                 member.start()
             while _alive(members):
-                refresh(sum(member.ended() is None for member in members))
+                with patience.through_outages():
+                    refresh(sum(member.ended() is None for member in members))
                 time.sleep(_REFRESH_S)
         finally:
             _end(members)
         refresh(0)
 
 
+@dataclass
+class _Patience:
+    """With a database that is away: the workers' own, so that launcher and workers give up together."""
+
+    limit_s: float
+    away_since: float | None = None
+
+    @contextmanager
+    def through_outages(self) -> Iterator[None]:
+        try:
+            yield
+        except OUTAGES as error:
+            now = time.monotonic()
+            if self.away_since is None:
+                self.away_since = now
+                logger.warning("the database is away (%s); training goes on", first_line(error))
+            if now - self.away_since > self.limit_s:
+                raise OutageError(
+                    f"the database has been away for {self.limit_s:.0f} s ({first_line(error)}), which is the limit. "
+                    "Bring it back and launch again: nothing stored is lost"
+                ) from None
+        else:
+            self.away_since = None
+
+
+def _visible_gpus(device: str) -> list[str]:
+    """The GPUs that "auto", "cuda" or "cuda:1" means, as CUDA_VISIBLE_DEVICES names them."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    _, separator, number = device.partition(":")
+    if not separator:
+        return gpus
+    if not number.isdecimal() or int(number) >= len(gpus):
+        raise UsageError(f"device {device} cannot be used here: there are {len(gpus)}, from cuda:0")
+    return [gpus[int(number)]]
+
+
 def _alive(members: list[_Member]) -> bool:
-    """Restart who crashed; False once all have ended. UsageError where that does not help."""
+    """Start again who crashed; False once all have ended. UsageError where that does not help."""
+    now = time.monotonic()
     for member in members:
+        if member.process is None and now >= member.not_before:
+            member.start()
         code = member.ended()
         if code in (None, 0):
             continue
-        if code == 2 or member.restarts >= _MAX_RESTARTS or code == 1:
+        if code == os.EX_TEMPFAIL:  # the database is away; refresh() knows for how long it may be
+            member.process, member.not_before = None, now + _OUTAGE_PAUSE_S
+            continue
+        member.crashes = [crash for crash in member.crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]
+        if code in (1, 2) or len(member.crashes) > _MOST_CRASHES:
             raise UsageError(f"a worker ended with an error: {_last_words(member.log)} (log: {member.log})")
         logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
-        member.restarts += 1
         member.start()
     return any(member.ended() is None for member in members)
 
 
-def _member(registered: Registered, *, number: int, storage_url: str | None, workers: int, device: str) -> _Member:
-    name = registered.experiment.name
-    folder = log_folder(name)
+def _member(experiment: str, place: Place, *, number: int, storage_url: str | None) -> _Member:
+    folder = log_folder(experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "study", "worker", name, "--device", device, "--workers", str(workers)]
+    command = [sys.executable, "-m", "study", "worker", experiment, "--device", place.device]
+    command += ["--workers", str(place.sharing), "--threads", str(place.threads)]
     # The address goes by the environment: a command line, and a password in it, is everybody's to read.
     return _Member(
         command=command,
         log=folder / f"worker-{os.getpid()}-{number}.log",
-        environment=os.environ | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
+        environment=os.environ | place.environment | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
     )
 
 

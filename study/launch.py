@@ -1,18 +1,16 @@
 """`acuity launch`: image set, registration, workers and live progress, from an experiment file to finished budgets."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from rich.console import Console
 from rich.live import Live
 
 from storage.database import Database
 from storage.url import masked
 from study.experiment import Experiment
-from study.fleet import run_fleet
+from study.fleet import place_workers, run_fleet
 from study.image_set import open_image_set, training_images
 from study.networks import check_networks
 from study.progress import read_progress
@@ -31,11 +29,13 @@ def launch(
     workers: int | None,
     device: str,
     console: Console,
+    workers_per_gpu: int | None = None,
 ) -> Registered:
     """Run the experiment on this host until every label has its budget.
 
     workers: by default one a GPU, else two.
     """
+    places = place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
     check_networks(experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
@@ -46,7 +46,6 @@ def launch(
         split_sha256=image_set.split.sha256,
         training_images=training_images(image_set, experiment.labels),
     )
-    workers = workers or default_workers(device)
     budget = experiment.search.trials
     before = read_progress(database, experiment)
     missing = sum(max(0, budget - entry.finished) for entry in before)
@@ -55,20 +54,13 @@ def launch(
         return registered
     console.print(
         f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels, "
-        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}",
+        f"{len(places)} worker{'s' if len(places) > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
     pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
     with _live(database, experiment, pace, console) as refresh:
-        run_fleet(registered, storage_url=storage_url, workers=workers, device=device, refresh=refresh)
+        run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
     return registered
-
-
-def default_workers(device: str) -> int:
-    """One worker a GPU; on CPUs two, or one on a single core."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return min(2, len(os.sched_getaffinity(0)))
 
 
 @contextmanager

@@ -2,10 +2,7 @@
 
 import logging
 import random
-import signal
-import threading
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from study.image_set import open_image_set
 from study.progress import failed_trials, labels_that_fail, read_progress
 from study.register import check_same_images, checkpoints_of, recall
 from study.station import Station
+from study.stop_signals import stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ def run_worker(
     folder: where the index's folder lies on this host, if elsewhere. workers: how many share the device.
     Returns True where the process has grown so much that a fresh one should go on in its place.
     """
-    with _stop_signals() as stop, open_storage(storage_url) as database:
+    with stop_signals() as stop, open_storage(storage_url) as database:
         registered = recall(database, name, folder=folder)
         experiment = registered.experiment
         image_set = open_image_set(experiment)
@@ -123,16 +121,3 @@ def _nothing_left(station: Station, labels: Container[str]) -> bool:
     budget = station.experiment.search.trials
     progress = station.patiently(read_progress, station.database, station.experiment)
     return all(entry.finished >= budget for entry in progress if entry.label in labels)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM (preemption, docker stop) and Ctrl-C set."""
-    stop = threading.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    earlier = [signal.signal(number, lambda *_: stop.set()) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, earlier, strict=True):
-            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""The launches of an experiment on this host, found by locks that they hold: a process id may be recycled."""
+
+import fcntl
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from sqlalchemy import URL
+
+from storage.url import masked, parse_url
+from study.errors import UsageError
+
+_STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that lives: its process, and the lock file that it holds."""
+
+    process: int
+    lock: Path
+
+
+def launch_folder() -> Path:
+    """Where this user's launches hold their locks; hosts may share it."""
+    return Path(platformdirs.user_state_dir("acuity")) / "launches" / (platform.node() or "localhost")
+
+
+@contextmanager
+def registered_launch(experiment: str, *, storage: URL) -> Iterator[None]:
+    """Let `find_launches` find this process during the block."""
+    folder = launch_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{experiment}.{os.getpid()}.launch"
+    unfinished = lock.with_suffix(".new")
+    with unfinished.open("w", encoding="utf-8") as stream:  # closed, hence not held, in every process that we start
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        json.dump({"process": os.getpid(), "experiment": experiment, "storage": masked(storage)}, stream)
+        stream.flush()
+        unfinished.replace(lock)  # under its name only once it is held: a free one is swept away
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
+    """The launches of an experiment that live on this host; storage_url: None for every storage's."""
+    wanted = masked(parse_url(storage_url)) if storage_url else None
+    found = []
+    for lock in sorted(launch_folder().glob("*.launch")):
+        if not _is_held(lock):
+            lock.unlink(missing_ok=True)  # killed before it could
+            continue
+        entry = json.loads(lock.read_text(encoding="utf-8"))
+        if entry["experiment"] == experiment and wanted in (None, entry["storage"]):
+            found.append(Launch(process=entry["process"], lock=lock))
+    return found
+
+
+def stop_launches(experiment: str, *, storage_url: str | None) -> int:
+    """End the experiment's launches on this host with their workers, which hand their trials back; returns how many."""
+    launches = find_launches(experiment, storage_url=storage_url)
+    if not launches:
+        raise UsageError(
+            f"no launch of {experiment} runs on {platform.node()} as this user. A worker that was started by itself "
+            "(`acuity worker`) ends by Ctrl-C or SIGTERM"
+        )
+    for launch in launches:
+        os.kill(launch.process, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    for launch in launches:
+        while _is_held(launch.lock):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"the launch of {experiment} (process {launch.process}) has not ended in {_STOP_S:.0f} s: "
+                    "see what it waits for, or kill it; its trials are taken up again all the same"
+                )
+            time.sleep(0.1)
+    return len(launches)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
