@@ -1,15 +1,20 @@
 """The best resolution per label, read from the database: what the search has found, with its uncertainty."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, text
 
 from objectives.metrics import auc_interval
-from storage.database import Database
+from storage.confirmations import count_test_uses, find_confirmation
+from storage.database import Database, open_storage
+from study.errors import UsageError
 from study.experiment import Experiment
 from study.progress import Progress, read_progress
 from study.register import recall
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,14 @@ class LabelAnswer:
 
     label: str
     best: Best | None
-    reference: None
-    smallest_adequate: None
+    reference: dict[str, Any] | None
+    """Resolution and AUC of the reference; None, like all but the search's numbers, until confirmed."""
+    smallest_adequate: dict[str, Any] | None
+    """The verdict: verdict, resolution, auc_difference, margin, p_value, patients, and a sentence."""
     by_resolution: tuple[AtResolution, ...]
     trials: dict[str, int]
+    confirmation: dict[str, Any] | None
+    """Everything that study.verdicts.conclude_label found."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,13 @@ class Answer:
 
     experiment: str
     labels: tuple[LabelAnswer, ...]
+    test_uses: int
+    """How often the split's test patients have been used, over all experiments."""
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON of `acuity best --format json`."""
         table = asdict(self)
-        return {"experiment": table["experiment"], "labels": list(table["labels"])}
+        return table | {"labels": list(table["labels"])}
 
 
 _BEST_BY_RESOLUTION = text(
@@ -90,9 +101,40 @@ _COUNTS = text(
 )
 
 
-def read_answer(database: Database, name: str) -> Answer:
-    """Read the best configuration of each label and resolution; StorageError where there is no such experiment."""
-    experiment = recall(database, name).experiment
+def best_resolution(name: str, *, storage: str | None = None, label: str | None = None) -> "DataFrame":
+    """The answer as a table, a row a label, for notebooks: the view acuity.best_resolution.
+
+    Columns: experiment, label; resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
+    auc_low, auc_high, split and seeds of the best configuration (the reference once confirmed); reference (px), verdict
+    (shown, undecided, not_estimable), smallest_adequate (px), auc_difference, margin, p_value, sentence: missing until
+    the experiment is confirmed. storage: as --storage. StorageError where there is no such experiment.
+    """
+    with open_storage(storage) as database:
+        return read_best_resolution(database, name, label=label)
+
+
+def read_best_resolution(database: Database, name: str, *, label: str | None = None) -> "DataFrame":
+    """The same from an open storage."""
+    import pandas as pd
+
+    labels = _chosen_labels(recall(database, name).experiment, label)
+    query = text(
+        "select * from acuity.best_resolution where experiment = :name and label = any(:labels) order by label"
+    )
+    with database.engine.connect() as connection:
+        return pd.read_sql(query, connection, params={"name": name, "labels": list(labels)})
+
+
+def read_answer(database: Database, name: str, *, label: str | None = None) -> Answer:
+    """Read the best configuration of each label and resolution, confirmed where it is.
+
+    label: of this one alone. StorageError where there is no such experiment, UsageError for a label it does not have.
+    """
+    registered = recall(database, name)
+    experiment = registered.experiment
+    labels = _chosen_labels(experiment, label)
+    stored = find_confirmation(database, name)
+    confirmed = {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
     with database.engine.connect() as connection:
         best = connection.execute(_BEST_BY_RESOLUTION, {"name": name}).all()
         counts = connection.execute(_COUNTS, {"name": name}).all()
@@ -101,23 +143,41 @@ def read_answer(database: Database, name: str) -> Answer:
     return Answer(
         experiment=name,
         labels=tuple(
-            _label_answer(experiment, progress, best_at, counts_at) for progress in read_progress(database, experiment)
+            _label_answer(experiment, progress, best_at, counts_at, confirmed.get(progress.label))
+            for progress in read_progress(database, experiment)
+            if progress.label in labels
         ),
+        test_uses=count_test_uses(database, registered.split_sha256),
     )
+
+
+def _chosen_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
+    if label is None:
+        return experiment.labels
+    if label not in experiment.labels:
+        raise UsageError(f'{experiment.name} has no label "{label}". There are: {", ".join(experiment.labels)}')
+    return (label,)
 
 
 _Rows = dict[tuple[str, int], Row[Any]]
 
 
-def _label_answer(experiment: Experiment, progress: Progress, best_at: _Rows, counts_at: _Rows) -> LabelAnswer:
+def _label_answer(
+    experiment: Experiment,
+    progress: Progress,
+    best_at: _Rows,
+    counts_at: _Rows,
+    confirmed: dict[str, Any] | None,
+) -> LabelAnswer:
     keys = [(progress.label, resolution) for resolution in experiment.search.resolutions]
     top = max((best_at[key] for key in keys if key in best_at), key=lambda row: float(row.auc), default=None)
-    return LabelAnswer(
+    searched = tuple(_at_resolution(key[1], best_at.get(key), counts_at.get(key)) for key in keys)
+    answer = LabelAnswer(
         label=progress.label,
         best=None if top is None else _best(top),
         reference=None,
         smallest_adequate=None,
-        by_resolution=tuple(_at_resolution(key[1], best_at.get(key), counts_at.get(key)) for key in keys),
+        by_resolution=searched,
         trials={
             "complete": progress.complete,
             "pruned": progress.pruned,
@@ -125,6 +185,26 @@ def _label_answer(experiment: Experiment, progress: Progress, best_at: _Rows, co
             "failed": progress.failed,
             "waiting": progress.waiting,
         },
+        confirmation=confirmed,
+    )
+    return answer if confirmed is None else _confirmed(answer, confirmed)
+
+
+def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
+    """The same with the test patients' numbers wherever there are such."""
+    tested = {each["resolution"]: each for each in confirmed["by_resolution"]}
+    numbers = ("auc", "auc_low", "auc_high", "seeds")
+    return replace(
+        answer,
+        best=Best(**confirmed["best"]),
+        reference=confirmed["reference"],
+        smallest_adequate=confirmed["smallest_adequate"],
+        by_resolution=tuple(
+            replace(at, split="test", **{key: tested[at.resolution][key] for key in numbers})
+            if at.resolution in tested
+            else at
+            for at in answer.by_resolution
+        ),
     )
 
 

@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands, so that help answers at once.
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,8 +93,8 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
     from storage.database import open_storage
     from study import experiment as experiments
     from study.answer import read_answer
+    from study.answer_tables import answer_table
     from study.launch import launch as launch_experiment
-    from study.tables import answer_table
     from study.terminal import results_console
 
     experiment = experiments.load(file)
@@ -118,11 +119,20 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
 def worker(
     name: str, data: Path | None, device: str, workers: int, threads: int | None, storage: str | None, verbose: bool
 ) -> None:
-    """Run one worker of an experiment that has been launched before, on this host or another."""
+    """Run one worker of an experiment that has been launched before, on this host or another.
+
+    SIGTERM and Ctrl-C make it hand its trial back and leave, with status 0. Status 75: the database is away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker has its own, seconds of imports later
+    from storage.errors import OutageError
     from study.worker import run_worker
 
     logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
-    grown = run_worker(name, storage_url=storage, folder=data, device=device, workers=workers, threads=threads)
+    try:
+        grown = run_worker(name, storage_url=storage, folder=data, device=device, workers=workers, threads=threads)
+    except OutageError as error:
+        click.echo(f"acuity: {error}", err=True)
+        sys.exit(os.EX_TEMPFAIL)
     if grown:
         os.execv(sys.executable, [sys.executable, "-m", "study", *sys.argv[1:]])
 
@@ -204,22 +214,73 @@ def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> 
         )
 
 
-@_command("acuity best nih --format json")
-@click.argument("name")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def best(name: str, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
-    """Print the best resolution per label."""
+@_command("acuity confirm nih --seeds 5")
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
+@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+def confirm(
+    name: str,
+    seeds: int | None,
+    workers: int | None,
+    device: str,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Retrain the search's best with several seeds and score them once on the held-out test patients.
+
+    Given the experiment's file, what has changed in it since the launch (such as [confirm] margin) counts.
+    """
     from storage.database import open_storage
     from study.answer import read_answer
-    from study.tables import answer_table
+    from study.answer_tables import answer_table
+    from study.confirm import confirm as confirm_experiment
+    from study.register import recall_or_update
+    from study.terminal import messages_console, results_console
+
+    with open_storage(storage) as database:
+        registered = recall_or_update(database, name)
+        confirm_experiment(
+            database,
+            registered,
+            seeds=seeds,
+            storage_url=storage,
+            workers=workers,
+            device=device,
+            console=messages_console(),
+        )
+        results_console().print(answer_table(read_answer(database, registered.experiment.name)))
+
+
+@_command("acuity best nih --format json")
+@click.argument("name")
+@click.option("--label", help="This label alone; once confirmed, as a table with all that was found.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+)
+def best(name: str, label: str | None, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Print the best resolution per label: the confirmed answer, or before that the search's optimistic one."""
+    from storage.database import open_storage
+    from study.answer import read_answer, read_best_resolution
+    from study.answer_tables import answer_table, details_table, markdown_table
     from study.terminal import results_console
 
     with open_storage(storage) as database:
-        answer = read_answer(database, name)
+        if form in ("csv", "markdown"):
+            table = read_best_resolution(database, name, label=label)
+            click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
+            return
+        answer = read_answer(database, name, label=label)
     if form == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
-    else:
-        results_console().print(answer_table(answer))
+        return
+    results_console().print(answer_table(answer))
+    if label is not None:
+        results_console().print(details_table(answer.labels[0]))
 
 
 @_command("acuity delete nih")

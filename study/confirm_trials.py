@@ -48,6 +48,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Confirming:
+    """A label on its way: what was nominated, and what is to be trained."""
+
+    nomination: Nomination
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A resolution's finalist with its trainings, in the order of their seeds."""
 
@@ -60,7 +68,7 @@ def confirm_study_name(experiment: str, label: str) -> str:
     return f"{study_name(experiment, label)}/confirm"
 
 
-def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Plan:
+def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Confirming:
     """Make a label's confirm study and write what it is to train; trainings that are there already count."""
     plan = Plan(seeds=seeds, nominees=nomination.nominees)
     study = optuna.create_study(
@@ -73,7 +81,7 @@ def plan_label(database: Database, experiment: Experiment, nomination: Nominatio
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
         study.set_metric_names(["validation AUC"])
     study.set_user_attr("plan", asdict(plan))
-    return plan
+    return Confirming(nomination, plan)
 
 
 def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str, optuna.Study]:

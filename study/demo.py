@@ -9,9 +9,9 @@ from objectives.phantom import write_phantoms
 from objectives.phantom_truth import TRUTH
 from storage.database import open_storage
 from study.answer import Answer, read_answer
+from study.answer_tables import answer_table
 from study.experiment import load
 from study.launch import launch
-from study.tables import answer_table
 from study.terminal import results_console
 
 _EXPERIMENT = """\

@@ -13,7 +13,7 @@ from storage.claim import claim_study
 from storage.database import Database
 from storage.experiments import StoredExperiment, delete_experiment, find_experiment, read_experiment, save_experiment
 from study.errors import UsageError
-from study.experiment import Experiment, cache_folder, changes_of_meaning, move_paths, parse, to_table
+from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.search import batch_size_exponents, first_trials
 
 
@@ -44,23 +44,31 @@ def register(
     stored = find_experiment(database, experiment.name)
     if stored is not None:
         earlier = _from_stored(stored)
-        differences = changes_of_meaning(earlier.experiment, experiment)
-        if differences:
-            raise UsageError(
-                f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both "
-                f"would not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
-            )
+        _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
         registered = replace(registered, exponents=earlier.exponents)
+    _save(database, registered)
+    make_studies(database, registered)
+    return registered
+
+
+def _check_unchanged(earlier: Experiment, experiment: Experiment) -> None:
+    differences = changes_of_meaning(earlier, experiment)
+    if differences:
+        raise UsageError(
+            f"experiment {experiment.name} exists with other settings ({'; '.join(differences)}). Trials of both "
+            f"would not be comparable: give the file another name, or `acuity delete {experiment.name}` first"
+        )
+
+
+def _save(database: Database, registered: Registered) -> None:
     save_experiment(
         database,
-        experiment.name,
-        definition={"experiment": to_table(experiment), "batch_size_exponents": list(registered.exponents)},
+        registered.experiment.name,
+        definition={"experiment": to_table(registered.experiment), "batch_size_exponents": list(registered.exponents)},
         index_sha256=registered.index_sha256,
         split_sha256=registered.split_sha256,
     )
-    make_studies(database, registered)
-    return registered
 
 
 def recall(database: Database, name: str, *, folder: Path | None = None) -> Registered:
@@ -69,6 +77,19 @@ def recall(database: Database, name: str, *, folder: Path | None = None) -> Regi
     if folder is None:
         return registered
     return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+
+
+def recall_or_update(database: Database, name: str) -> Registered:
+    """Read a registered experiment by its name, or by its file: what may change under a name is then taken from it."""
+    if not name.endswith(".toml"):
+        return recall(database, name)
+    experiment = load(Path(name))
+    registered = recall(database, experiment.name)
+    _check_unchanged(registered.experiment, experiment)
+    updated = replace(registered, experiment=experiment)
+    _save(database, updated)
+    make_studies(database, updated)
+    return updated
 
 
 def check_same_images(registered: Registered, *, index_sha256: str, split_sha256: str) -> None:

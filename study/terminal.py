@@ -13,6 +13,11 @@ def results_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+def messages_console() -> Console:
+    """Standard error, likewise."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+
 @contextmanager
 def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """A bar while images are decoded, on a terminal; what it yields is called with (images done, images in all)."""

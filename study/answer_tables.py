@@ -1,0 +1,149 @@
+"""The answer at the terminal: the best configuration and the AUC at each resolution, and what was confirmed."""
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from study.answer import Answer, AtResolution, LabelAnswer
+from study.confirm_tables import uses_sentence
+
+
+def answer_table(answer: Answer) -> Group:
+    """A row per label with its best configuration, then the AUC at each resolution, then each label's verdict."""
+    best = _table("label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)")
+    for entry in answer.labels:
+        best.add_row(*_best_row(entry))
+    resolutions = [at.resolution for at in answer.labels[0].by_resolution]
+    by_resolution = _table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
+    for entry in answer.labels:
+        by_resolution.add_row(Text(entry.label), *map(_auc_with_interval, entry.by_resolution))
+    return Group(best, Text(), by_resolution, Text(), *_notes(answer))
+
+
+def details_table(entry: LabelAnswer) -> Group:
+    """Everything that was confirmed of a label: differences, the paper's own table, subgroups."""
+    found = entry.confirmation
+    if found is None:
+        return Group(Text(f"{entry.label} is not confirmed yet: `acuity confirm` does that."))
+    return Group(
+        Text(),
+        _differences(found),
+        Text(f"Not shown worse than any other: {', '.join(f'{each} px' for each in found['not_worse'])}."),
+        Text(),
+        _papers_table(found),
+        *_ratio(found["ratio"]),
+        Text(),
+        _subgroups(found),
+        Text(
+            f"{found['images']:,} test images of {found['patients']:,} patients, {found['positive_patients']:,} "
+            f"with the finding. Standard error over patients: {found['check']['patient_se']:.4f} by formula, "
+            f"{found['check']['patient_se_bootstrap']:.4f} by drawing patients again. All of it is conditional on the "
+            "training patients.",
+            style="italic",
+        ),
+    )
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table in Markdown; numbers as they are read, nothing for what is missing."""
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value is pd.NA or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _table(*headings: str) -> Table:
+    """Words to the left in the first column, numbers to the right in the others."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if position == 0 or heading == "architecture" else "right")
+    return table
+
+
+def _best_row(entry: LabelAnswer) -> list[Text | str]:
+    complete, pruned = entry.trials["complete"], entry.trials["pruned"]
+    trials = f"{complete + pruned} ({pruned})"
+    if entry.best is None:
+        return [Text(entry.label), "-", "-", "no complete trial yet", "", "", trials]
+    best = entry.best
+    return [
+        Text(entry.label),
+        str(best.resolution),
+        f"{best.auc:.3f}",
+        best.architecture,
+        f"{best.batch_size}/{best.feasible_batch_size}",
+        f"{best.learning_rate:.2g}",
+        trials,
+    ]
+
+
+def _auc_with_interval(at: AtResolution) -> str:
+    if at.auc is None or at.auc_low is None or at.auc_high is None:
+        return "-"
+    mark = "*" if at.split == "test" else ""
+    return f"{at.auc:.3f}{mark} ({at.auc_low:.2f}-{at.auc_high:.2f})".replace("0.", ".")
+
+
+def _notes(answer: Answer) -> list[RenderableType]:
+    confirmed = [entry for entry in answer.labels if entry.smallest_adequate is not None]
+    notes: list[RenderableType] = [Text(str((entry.smallest_adequate or {})["sentence"])) for entry in confirmed]
+    if confirmed:
+        notes += [Text(), Text(f"* on test patients, mean of the seeds; {uses_sentence(answer.test_uses)}", "italic")]
+    if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
+        words = "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution."
+        notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
+    return notes
+
+
+def _differences(found: dict[str, Any]) -> Table:
+    table = _table("difference", "AUC", "95 %", "p", "p (Holm)")
+    for each in found["comparisons"]:
+        table.add_row(
+            f"{each['resolution']} px less {each['reference']} px",
+            f"{each['difference']:+.3f}",
+            f"{each['difference_low']:+.3f} to {each['difference_high']:+.3f}",
+            f"{each['p_value']:.2g}",
+            f"{each['p_value_holm']:.2g}",
+        )
+    return table
+
+
+def _papers_table(found: dict[str, Any]) -> Table:
+    headings = ("AUC", "SD of\nseeds", "accuracy at\nYouden", "AUPRC", "sensitivity at\n90 % specificity")
+    table = _table("px", *headings, "Brier\n(validation)", "trials\nsearched")
+    keys = ("accuracy", "average_precision", "sensitivity_at_90_specificity", "validation_brier")
+    for each in found["by_resolution"]:
+        metrics = (f"{each[key]['mean']:.3f} ± {each[key]['sd']:.3f}" for key in keys)
+        table.add_row(
+            str(each["resolution"]), f"{each['auc']:.3f}", f"{each['seed_sd']:.3f}", *metrics, str(each["trials"])
+        )
+    return table
+
+
+def _ratio(ratio: dict[str, Any] | None) -> list[RenderableType]:
+    if ratio is None:
+        return []
+    pair = f"{ratio['resolution']} px to {ratio['reference']} px"
+    return [Text(f"Ratio of AUCs, {pair}: {100 * ratio['ratio']:.1f} % ± {100 * ratio['seed_sd']:.1f} SD over seeds.")]
+
+
+def _subgroups(found: dict[str, Any]) -> Table:
+    resolutions = [each["resolution"] for each in found["by_resolution"]]
+    table = _table("AUC (95 %) of", "positive\npatients", *(f"{resolution} px" for resolution in resolutions))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for each in found["subgroups"]:
+        interval = (
+            "too few" if each["auc"] is None else f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})"
+        )
+        rows.setdefault((each["by"], each["group"]), [str(each["positive_patients"])]).append(interval)
+    for (by, group), cells in rows.items():
+        table.add_row(Text(f"{by.replace('_', ' ')} {group}"), *cells)
+    return table

@@ -1,0 +1,173 @@
+"""`acuity confirm`: nominees retrained, finalists and reference frozen, test patients scored once, the answer."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
+from storage.database import Database
+from study.confirm_tables import plan_table, protocol_table
+from study.confirm_trials import Confirming, confirm_study_name, finalists, open_confirm_studies, plan_label
+from study.device import open_device
+from study.errors import UsageError
+from study.fleet import place_workers, run_fleet
+from study.image_set import ImageSet, open_image_set
+from study.nominate import nominate
+from study.protocol import Protocol, write_protocol
+from study.register import Registered, check_same_images, checkpoints_of
+from study.scores import Scorer, score_label
+from study.terminal import decoding_bar, duration
+from study.verdicts import conclude_label
+
+_LINE_EVERY_S = 10.0
+_LOOK_EVERY_S = 1.0
+
+
+def confirm(
+    database: Database,
+    registered: Registered,
+    *,
+    seeds: int | None,
+    storage_url: str | None,
+    workers: int | None,
+    device: str,
+    console: Console,
+) -> StoredConfirmation:
+    """Retrain nominees on this host, freeze the protocol, score the test patients and keep what came of it.
+
+    seeds: by default the experiment's own. Can be interrupted at any point and called again: finished trainings, a
+    frozen protocol and scores that are kept stay. UsageError where the search is not finished.
+    """
+    experiment = registered.experiment
+    seeds = seeds or experiment.confirm.seeds
+    nominations = nominate(database, registered)
+    with decoding_bar(console) as progress:
+        image_set = open_image_set(experiment, progress=progress)
+    check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
+    labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
+    places = place_workers(device, workers=workers, workers_per_gpu=None)
+    studies = open_confirm_studies(database, experiment)
+    console.print(plan_table(labels, done=_done(studies), workers=len(places)))
+    if not _are_finished(labels, studies):
+        with _live(labels, studies, console) as refresh:
+            run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
+        _check_finished(labels, studies)
+
+    protocol = _write_protocol(registered, labels, studies)
+    stored = freeze_protocol(
+        database,
+        experiment.name,
+        protocol.to_table(),
+        split_sha256=protocol.split_sha256,
+        margin=protocol.margin,
+        labels=experiment.labels,
+    )
+    console.print(protocol_table(protocol, stored, uses=count_test_uses(database, protocol.split_sha256)))
+    _score(database, registered, protocol, stored, image_set, device=device, console=console)
+    return stored
+
+
+def _write_protocol(registered: Registered, labels: list[Confirming], studies: dict[str, optuna.Study]) -> Protocol:
+    return write_protocol(
+        registered,
+        tuple(label.nomination for label in labels),
+        {
+            label.nomination.label: finalists(label.plan, studies[label.nomination.label].get_trials(deepcopy=False))
+            for label in labels
+        },
+        {
+            label: (confirm_study_name(registered.experiment.name, label), study._study_id)
+            for label, study in studies.items()
+        },
+        seeds=labels[0].plan.seeds,
+    )
+
+
+def _score(
+    database: Database,
+    registered: Registered,
+    protocol: Protocol,
+    stored: StoredConfirmation,
+    image_set: ImageSet,
+    *,
+    device: str,
+    console: Console,
+) -> None:
+    scorer = Scorer(
+        database=database,
+        experiment=registered.experiment,
+        checkpoints=checkpoints_of(registered),
+        device=open_device(device, workers=1),
+    )
+    networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
+    results = []
+    with scoring_bar(console, networks) as done:
+        for label in protocol.labels:
+            tables = score_label(scorer, image_set, label, done=done)
+            results.append(conclude_label(label, tables, margin=protocol.margin))
+    save_results(database, stored.id, {"labels": results})
+
+
+@contextmanager
+def scoring_bar(console: Console, networks: int) -> Iterator[Callable[[], None]]:
+    """A bar while networks score images, on a terminal; what it yields is called after each network."""
+    columns = (TextColumn("scoring networks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=networks)
+        yield lambda: bars.advance(task)
+
+
+def _done(studies: dict[str, optuna.Study]) -> int:
+    return sum(len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) for study in studies.values())
+
+
+def _are_finished(labels: list[Confirming], studies: dict[str, optuna.Study]) -> bool:
+    return not any(_unfinished(label, studies) for label in labels)
+
+
+def _unfinished(label: Confirming, studies: dict[str, optuna.Study]) -> list[int]:
+    """Resolutions that lack a finalist with all its trainings."""
+    there = finalists(label.plan, studies[label.nomination.label].get_trials(deepcopy=False))
+    return [resolution for resolution in label.nomination.resolutions if resolution not in there]
+
+
+def _check_finished(labels: list[Confirming], studies: dict[str, optuna.Study]) -> None:
+    """UsageError where the fleet has left, and trainings wait that none of its devices can hold."""
+    for label in labels:
+        for resolution in _unfinished(label, studies):
+            batches = [nominee.batch_size for nominee in label.plan.nominees if nominee.resolution == resolution]
+            raise UsageError(
+                f"{label.nomination.label} at {resolution} px is not retrained: its nominees' own batches (up to "
+                f"{max(batches)}) do not fit the devices here. Run `acuity worker` where one does, then confirm again"
+            )
+
+
+@contextmanager
+def _live(
+    labels: list[Confirming], studies: dict[str, optuna.Study], console: Console
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every ten seconds elsewhere."""
+    total, began, before = sum(label.plan.trainings() for label in labels), time.monotonic(), _done(studies)
+    last_look = last_line = 0.0
+    columns = (TextColumn("retraining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=total)
+
+        def refresh(alive: int) -> None:
+            nonlocal last_look, last_line
+            now = time.monotonic()
+            if alive and now - last_look < _LOOK_EVERY_S:
+                return
+            last_look, done = now, _done(studies)
+            bars.update(task, completed=done)
+            if not console.is_terminal and (not alive or now - last_line >= _LINE_EVERY_S):
+                last_line = now
+                left = "estimating" if done == before else duration((total - done) * (now - began) / (done - before))
+                console.print(f"retrained {done}/{total}; time left: {'done' if done >= total else left}")
+
+        yield refresh

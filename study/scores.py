@@ -1,0 +1,198 @@
+"""The probability that each network of a finalist gives each image, kept as Parquet without any name in it.
+
+Patients and images are named by an HMAC whose key is derived from the whole index: who holds the index can tell which
+is which, and nobody can from the database alone.
+"""
+
+import hashlib
+import hmac
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from objectives.index import ImageIndex
+from objectives.metrics import auc
+from objectives.prediction import score_images
+from objectives.task import Hyperparameters
+from storage.checkpoints import Checkpoints
+from storage.confirmations import find_scores, save_scores
+from storage.database import Database
+from study.device import Device
+from study.errors import UsageError
+from study.experiment import Experiment
+from study.image_set import ImageSet
+from study.protocol import Finalist, LabelProtocol, Run
+
+_SAME_AUC = 0.01
+"""Another device rounds otherwise; a network that misses its own validation AUC by more is not the one that ran."""
+_AGE_BANDS = (20, 40, 60, 80)
+
+COLUMNS = ("image", "patient", "part", "target", "view", "sex", "age_band", "score")
+"""Of a table of scores: image and patient are pseudonyms, part is validation, test or external."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What it takes to score finalists: where their networks are, and a device."""
+
+    database: Database
+    experiment: Experiment
+    checkpoints: Checkpoints
+    device: Device
+
+
+def score_label(
+    scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, *, done: Callable[[], None]
+) -> dict[int, list[pd.DataFrame]]:
+    """Scores of a label's validation and test images, by resolution, one table (COLUMNS) a seed.
+
+    Each network scores the test patients once: scores that are kept are read back. done is called after each network.
+    """
+    labelled = _known_images(image_set, protocol.label)
+    parts = {part: np.intersect1d(image_set.split.rows(part), labelled) for part in ("validation", "test")}
+    return _score_finalists(scorer, image_set, protocol, parts, done=done)
+
+
+def score_external(
+    scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, *, done: Callable[[], None]
+) -> dict[int, list[pd.DataFrame]]:
+    """The same for all images of another set, part "external"."""
+    parts = {"external": _known_images(image_set, protocol.label)}
+    return _score_finalists(scorer, image_set, protocol, parts, done=done)
+
+
+def _score_finalists(
+    scorer: Scorer,
+    image_set: ImageSet,
+    protocol: LabelProtocol,
+    parts: dict[str, NDArray[np.int64]],
+    *,
+    done: Callable[[], None],
+) -> dict[int, list[pd.DataFrame]]:
+    images = _image_table(image_set.index, protocol.label, parts)
+    tables: dict[int, list[pd.DataFrame]] = {}
+    for finalist in protocol.finalists:
+        tables[finalist.resolution] = []
+        for run in finalist.runs:
+            kept = find_scores(scorer.database, trial_id=run.trial_id, index_sha256=image_set.index.sha256)
+            if kept is None:
+                scores = _score_run(scorer, image_set, protocol.label, finalist, run, parts)
+                kept = _pack(images.assign(score=scores))
+                save_scores(
+                    scorer.database,
+                    scorer.experiment.name,
+                    trial_id=run.trial_id,
+                    index_sha256=image_set.index.sha256,
+                    parquet=kept,
+                )
+            tables[finalist.resolution].append(unpack(kept))
+            done()
+    return tables
+
+
+def unpack(parquet: bytes) -> pd.DataFrame:
+    """A table of scores as it is kept."""
+    return pd.read_parquet(io.BytesIO(parquet))
+
+
+def _score_run(
+    scorer: Scorer,
+    image_set: ImageSet,
+    label: str,
+    finalist: Finalist,
+    run: Run,
+    parts: dict[str, NDArray[np.int64]],
+) -> NDArray[np.float64]:
+    checkpoint = scorer.checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
+    if checkpoint is None:
+        raise UsageError(
+            f"the network of {label} at {finalist.resolution} px, seed {run.seed}, is not in "
+            f"{scorer.checkpoints.folder}: "
+            "run this where the fleet's checkpoints are, or put it back"
+        )
+    images = image_set.cache.open(finalist.resolution)
+    hyperparameters = _hyperparameters(scorer.experiment, finalist)
+    scores = []
+    for part, rows in parts.items():
+        scores.append(score_images(checkpoint, hyperparameters, images, rows, device=scorer.device.torch_device))
+        if part == "validation":  # before any test patient
+            _check_same_network(auc(image_set.index.target(label)[rows], scores[-1]), finalist, run, label)
+    return np.concatenate(scores)
+
+
+def _check_same_network(validation_auc: float, finalist: Finalist, run: Run, label: str) -> None:
+    if abs(validation_auc - run.validation_auc) > _SAME_AUC:
+        raise UsageError(
+            f"the kept network of {label} at {finalist.resolution} px, seed {run.seed}, has a validation AUC of "
+            f"{validation_auc:.3f}, its training had {run.validation_auc:.3f}: it is not the one that was trained; "
+            "put back that checkpoint"
+        )
+
+
+def _hyperparameters(experiment: Experiment, finalist: Finalist) -> Hyperparameters:
+    training = experiment.training
+    return Hyperparameters(
+        architecture=finalist.architecture,
+        resolution=finalist.resolution,
+        batch_size=finalist.batch_size,
+        learning_rate=finalist.learning_rate,
+        epochs=training.epochs,
+        network_input=training.network_input,
+        precision=training.precision,
+    )
+
+
+def _known_images(image_set: ImageSet, label: str) -> NDArray[np.int64]:
+    """Rows whose label is known and whose image could be read."""
+    known = np.isfinite(image_set.index.target(label))
+    known[[image.row for image in image_set.cache.bad]] = False
+    return np.flatnonzero(known).astype(np.int64)
+
+
+def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
+    rows = np.concatenate(list(parts.values()))
+    table = index.table.iloc[rows]
+    key = _key(index)
+    return pd.DataFrame(
+        {
+            "image": _pseudonyms(table["file"].tolist(), key),
+            "patient": _pseudonyms(table["patient"].tolist(), key),
+            "part": np.repeat(list(parts), [len(of_part) for of_part in parts.values()]),
+            "target": index.target(label)[rows].astype(np.int8),
+            "view": table["view"].to_numpy(dtype=object),
+            "sex": table["sex"].to_numpy(dtype=object),
+            "age_band": [_age_band(age) for age in table["age"]],
+        }
+    )
+
+
+def _key(index: ImageIndex) -> bytes:
+    """A secret that only the index itself gives away; its published SHA-256 is of other bytes."""
+    digest = hashlib.sha256(b"acuity pseudonyms")
+    for column in ("patient", "file"):
+        digest.update("\0".join(index.table[column]).encode())
+    return digest.digest()
+
+
+def _pseudonyms(names: Sequence[str], key: bytes) -> list[str]:
+    known = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:16] for name in set(names)}
+    return [known[name] for name in names]
+
+
+def _age_band(age: float) -> str:
+    if not np.isfinite(age):
+        return ""
+    lowest = max((edge for edge in (0, *_AGE_BANDS) if edge <= age), default=0)
+    highest = next((edge for edge in _AGE_BANDS if edge > lowest), None)
+    return f"{lowest}-{highest - 1}" if highest else f"{lowest}+"
+
+
+def _pack(table: pd.DataFrame) -> bytes:
+    assert tuple(table.columns) == COLUMNS
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()

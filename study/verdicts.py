@@ -1,0 +1,193 @@
+"""From the scores of every seed to what may be said of a label: verdict, intervals, subgroups, the paper's table.
+
+What is returned is JSON's types, to be stored with the confirmation and shown as it is.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from objectives.adequacy import SmallestAdequate, find_smallest_adequate
+from objectives.bootstrap import bootstrap_aucs
+from objectives.calibration import brier_score, reliability_bins
+from objectives.errors import InputError
+from objectives.inference import Measured, auc_ratio, estimate_auc, measure_resolutions
+from objectives.metrics import accuracy, average_precision, youden_threshold
+from objectives.multiplicity import compare_all, find_not_worse
+from objectives.operating_point import sensitivity_at_specificity
+from study.protocol import Finalist, LabelProtocol
+from study.sentences import verdict_sentence
+
+SUBGROUPS = ("view", "sex", "age_band")
+_PAPERS_PAIR = (64, 320)
+"""px, whose ratio of AUCs Sabottke & Spieler report."""
+_BOOTSTRAP_REPETITIONS = 500
+
+Tables = Mapping[int, Sequence[pd.DataFrame]]
+"""For each resolution a table of scores (study.scores.COLUMNS) a seed, all of the same images in the same order."""
+
+
+def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, part: str = "test") -> dict[str, Any]:
+    """What the images of a part say of a label, in terms of the frozen reference and margin.
+
+    tables hold validation images too, whose scores set thresholds and are what calibration is of. InputError with fewer
+    than 2 patients of a kind.
+    """
+    evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
+    images = next(iter(evaluated.values()))[0]
+    measured = _measure(images, evaluated)
+    verdict = find_smallest_adequate(measured, reference=protocol.reference, margin=margin)
+    comparisons = compare_all(measured)
+    by_resolution = [
+        _resolution_entry(measured, finalist, tables[finalist.resolution], evaluated[finalist.resolution])
+        for finalist in protocol.finalists
+    ]
+    reference = next(entry for entry in by_resolution if entry["resolution"] == protocol.reference)
+    result = {
+        "label": protocol.label,
+        "best": _best(protocol.finalist(protocol.reference), reference, part=part),
+        "reference": {"resolution": protocol.reference, "auc": reference["auc"]},
+        "smallest_adequate": _verdict_entry(verdict)
+        | {"sentence": verdict_sentence(protocol, verdict, reference_auc=reference["auc"])},
+        "by_resolution": by_resolution,
+        "steps": [asdict(step) for step in verdict.steps],
+        "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],
+        "not_worse": list(find_not_worse(comparisons)) or [protocol.reference],
+        "ratio": _ratio(measured, protocol.reference),
+        "subgroups": _subgroups(images, evaluated),
+        "check": _bootstrap_check(measured, protocol.reference, images, evaluated),
+        "images": len(images),
+        "patients": int(images["patient"].nunique()),
+        "positive_patients": measured.positive_patients,
+        "negative_patients": measured.negative_patients,
+    }
+    plain: dict[str, Any] = _plain(result)
+    return plain
+
+
+def _measure(images: pd.DataFrame, evaluated: Tables, chosen: NDArray[np.bool_] | None = None) -> Measured:
+    kept = np.ones(len(images), dtype=bool) if chosen is None else chosen
+    return measure_resolutions(
+        images["target"].to_numpy()[kept],
+        {
+            resolution: np.stack([table["score"].to_numpy()[kept] for table in seeds])
+            for resolution, seeds in evaluated.items()
+        },
+        images["patient"].to_numpy(dtype=object)[kept].astype(str),
+    )
+
+
+def _best(finalist: Finalist, reference: dict[str, Any], *, part: str) -> dict[str, Any]:
+    """The reference as `best`, with the keys of acuity best's JSON."""
+    return {
+        "resolution": finalist.resolution,
+        "architecture": finalist.architecture,
+        "batch_size": finalist.batch_size,
+        "feasible_batch_size": finalist.feasible_batch_size,
+        "learning_rate": finalist.learning_rate,
+        "auc": reference["auc"],
+        "auc_low": reference["auc_low"],
+        "auc_high": reference["auc_high"],
+        "split": part,
+        "seeds": len(finalist.runs),
+    }
+
+
+def _verdict_entry(verdict: SmallestAdequate) -> dict[str, Any]:
+    entry = asdict(verdict)
+    del entry["steps"]
+    return entry
+
+
+def _resolution_entry(
+    measured: Measured, finalist: Finalist, tables: Sequence[pd.DataFrame], evaluated: Sequence[pd.DataFrame]
+) -> dict[str, Any]:
+    """A resolution's AUC with its interval, and the paper's other numbers as (mean, SD) over seeds."""
+    validation = [table[table["part"] == "validation"] for table in tables]
+
+    def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
+        values = [value(chosen_on, judged) for chosen_on, judged in zip(validation, evaluated, strict=True)]
+        return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+
+    return asdict(estimate_auc(measured, finalist.resolution)) | {
+        "validation_auc": finalist.validation_auc,
+        "trials": finalist.trials,
+        # The threshold is chosen on validation patients, and other patients are judged by it.
+        "accuracy": over_seeds(
+            lambda own, other: accuracy(
+                other["target"], other["score"], threshold=youden_threshold(own["target"], own["score"])
+            )
+        ),
+        "average_precision": over_seeds(lambda _, other: average_precision(other["target"], other["score"])),
+        "sensitivity_at_90_specificity": over_seeds(
+            lambda _, other: sensitivity_at_specificity(other["target"], other["score"])
+        ),
+        "validation_brier": over_seeds(lambda own, _: brier_score(own["target"], own["score"])),
+        "validation_reliability": [
+            asdict(each) for each in reliability_bins(validation[0]["target"], validation[0]["score"])
+        ],
+    }
+
+
+def _ratio(measured: Measured, reference: int) -> dict[str, Any] | None:
+    """The paper's 64 px to 320 px where both were confirmed, else the smallest to the reference."""
+    pair = _PAPERS_PAIR if set(_PAPERS_PAIR) <= set(measured.resolutions) else (measured.resolutions[0], reference)
+    return None if pair[0] == pair[1] else asdict(auc_ratio(measured, pair[0], reference=pair[1]))
+
+
+def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
+    """AUC of each resolution in each view, sex and age band; null where patients are too few for one."""
+    entries = []
+    for column in SUBGROUPS:
+        groups = images[column].to_numpy(dtype=object)
+        for group in sorted({str(each) for each in groups if each}):
+            chosen = groups == group
+            of_group = images[chosen]
+            counts = {
+                "by": column,
+                "group": group,
+                "images": len(of_group),
+                "patients": int(of_group["patient"].nunique()),
+                "positive_patients": int(of_group.loc[of_group["target"] == 1, "patient"].nunique()),
+            }
+            try:
+                measured = _measure(images, evaluated, chosen)
+            except InputError:
+                entries += [counts | {"resolution": each, "auc": None} for each in sorted(evaluated)]
+                continue
+            entries += [counts | asdict(estimate_auc(measured, each)) for each in measured.resolutions]
+    return entries
+
+
+def _bootstrap_check(
+    measured: Measured, reference: int, images: pd.DataFrame, evaluated: Tables
+) -> dict[str, float | int]:
+    """The standard error of the reference's AUC over patients, by formula and by drawing patients again."""
+    drawn = bootstrap_aucs(
+        images["target"].to_numpy(),
+        np.stack([table["score"].to_numpy() for table in evaluated[reference]]),
+        images["patient"].to_numpy(dtype=object).astype(str),
+        repetitions=_BOOTSTRAP_REPETITIONS,
+    )
+    position = measured.position(reference)
+    return {
+        "patient_se": math.sqrt(measured.patient_covariance[position, position]),
+        "patient_se_bootstrap": float(drawn.mean(axis=1).std(ddof=1)),
+        "repetitions": _BOOTSTRAP_REPETITIONS,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Without what JSON has no word for: NaN and infinity become null, tuples lists."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
