@@ -1,0 +1,111 @@
+"""An experiment's image set: filters, repeats and labels come together, and no test patient moves."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from objectives.errors import InputError
+from objectives.split import PARTS
+from study.experiment import Experiment, changes_of_meaning, parse, resolve_paths
+from study.image_set import open_image_set
+
+EXPERIMENT = """
+name = "mine"
+labels = ["Cardiomegaly"]
+[data]
+index = "Data_Entry.csv"
+images = "images"
+cache = "cache"
+{data}
+[search]
+resolutions = [32]
+architectures = ["test_resnet"]
+trials = 6
+[training]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def folder(phantoms: Path, tmp_path: Path) -> Path:
+    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
+    shutil.copy(phantoms, tmp_path / "Data_Entry.csv")
+    return tmp_path
+
+
+def experiment(folder: Path, data: str = "") -> Experiment:
+    return resolve_paths(parse(tomllib.loads(EXPERIMENT.format(data=data)), source="mine.toml"), folder)
+
+
+def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
+    filtered = open_image_set(experiment(folder, "ages = [0, 80]"))
+    whole = open_image_set(experiment(folder))
+    parts = dict(zip(whole.index.table["patient"], whole.split.part, strict=True))
+    mine = filtered.index.table["patient"].map(parts).to_numpy()
+    np.testing.assert_array_equal(filtered.split.part, mine)
+    assert filtered.index.table["age"].max() <= 80
+    assert sum(filtered.left_out.values()) == len(whole.index.table) - len(filtered.index.table) > 0
+    assert filtered.cache.open(32).shape[0] == len(filtered.index.table), "images that nobody looks at are decoded"
+    row = int(filtered.split.rows("test")[0])
+    same = whole.index.names.index(filtered.index.names[row])
+    np.testing.assert_array_equal(filtered.cache.open(32)[row], whole.cache.open(32)[same])
+
+
+def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:
+    first = open_image_set(experiment(folder))
+    second = open_image_set(experiment(folder, "no_finding = 'only_negatives'"))
+    assert first.cache.key == second.cache.key
+    assert second.cache.written_bytes == 0
+    known = [int(np.isfinite(each.index.target("Cardiomegaly")).sum()) for each in (first, second)]
+    assert known[1] < known[0] == len(first.index.table)
+
+
+def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
+    table = (folder / "Data_Entry.csv").read_text().splitlines()
+    files = [line.split(",")[0] for line in table[1:]]
+    for copy in files[100:130]:  # of other patients
+        shutil.copy(folder / "images" / files[0], folder / "images" / copy)
+    together = open_image_set(experiment(folder))
+    assert (together.repeats.pictures, together.repeats.images, together.repeats.left_out) == (1, 31, 0)
+    assert (
+        len({int(together.split.part[together.index.names.index(file)]) for file in (files[0], *files[100:130])}) == 1
+    )
+    # Another picture comes into the set after the split was made.
+    for copy in files[200:230]:
+        shutil.copy(folder / "images" / files[1], folder / "images" / copy)
+    (folder / "cache").rename(folder / "old")
+    later = open_image_set(experiment(folder))
+    assert later.repeats.pictures == 2
+    assert later.repeats.left_out > 0
+    rows = [later.index.names.index(file) for file in (files[1], *files[200:230])]
+    used = {int(part) for part in later.split.part[rows]} - {len(PARTS)}
+    assert len(used) == 1
+    assert later.split.sha256 == together.split.sha256
+
+
+def test_a_published_split_has_a_file_of_its_own(folder: Path) -> None:
+    ours = open_image_set(experiment(folder))
+    table = ours.index.table
+    listed = table["file"][table["patient"].isin(table["patient"].unique()[::3])]
+    (folder / "test_list.txt").write_text("\n".join(listed))
+    theirs = open_image_set(experiment(folder, "test_list = 'test_list.txt'"))
+    assert set(table["file"].iloc[theirs.split.rows("test")]) == set(listed)
+    assert theirs.split.path.name == "Data_Entry.published.split.csv"
+    assert open_image_set(experiment(folder)).split.sha256 == ours.split.sha256
+
+
+def test_filters_change_what_a_trial_means_and_the_format_does_not(folder: Path) -> None:
+    plain = experiment(folder)
+    assert changes_of_meaning(plain, experiment(folder, "format = 'nih'")) == []
+    for data in ("views = ['PA']", "ages = [1, 2]", "no_finding = 'leave_out'", "uncertain = 'positive'"):
+        key = data.split(" ")[0]
+        (told,) = changes_of_meaning(plain, experiment(folder, data))
+        assert told.startswith(f"data.{key}: ")
+
+
+def test_a_filter_that_leaves_too_few_patients_says_so(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"label Cardiomegaly: patients with a positive .* widen \[data\]'s filters"):
+        open_image_set(experiment(folder, "views = ['PA']\nages = [60, 70]"))
