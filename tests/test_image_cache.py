@@ -11,15 +11,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from objectives.errors import InputError
 from objectives.image_cache import BadImage, UnreadableImagesError, build_cache, cache_bytes
-from objectives.index import ImageIndex, read_index
+from objectives.image_feed import Feed, open_feed
+from objectives.index import ImageIndex, read_index, take_rows
+from objectives.pixels import area_average, fit_square, read_grey
+from objectives.task import Hyperparameters, LabelledImages
+from objectives.training import train
 
 
 def write_set(folder: Path, images: list[Image.Image | bytes], kind: str = "png") -> ImageIndex:
@@ -497,3 +503,55 @@ def test_nihs_folders_are_found(tmp_path: Path) -> None:
     cache = build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
     for row in range(6):
         np.testing.assert_array_equal(cache.open(32)[row], noise(32, row))
+
+
+@pytest.mark.parametrize("source", ["drawn", "nih"])
+def test_training_sees_the_same_from_the_cache_and_from_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Batch for batch, bit for bit, for the same seed: what is cached is what decoding each file at need would give."""
+    if source == "drawn":
+        index = write_set(tmp_path, noises(24, side=64))
+    else:
+        folder = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / "nih-cxr-1024"
+        if not folder.exists():
+            pytest.skip(f"needs NIH's images: {folder} is not there")
+        whole = read_index(folder / "Data_Entry.csv", images=folder / "images")
+        index = take_rows(whole, np.arange(0, 240, 10))
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[32], processes=1)
+    rows = np.arange(24)
+    data = LabelledImages(
+        images=cache.open(32),
+        targets=(rows % 2).astype(np.float32),
+        patients=rows,
+        training=rows[:16],
+        validation=rows[16:],
+    )
+
+    def decode(row: int) -> np.ndarray:
+        return area_average(fit_square(read_grey(index.image_path(row)), "pad"), 32)
+
+    def from_files(_: np.ndarray, rows: np.ndarray, **__: object) -> Feed:
+        return lambda positions: torch.from_numpy(np.stack([decode(row) for row in rows[positions]])).unsqueeze(1)
+
+    def run(feed: Callable[..., Feed]) -> tuple[list[torch.Tensor], np.ndarray]:
+        batches: list[torch.Tensor] = []
+
+        def open_and_watch(*arguments: Any, **options: Any) -> Feed:
+            inner = feed(*arguments, **options)
+
+            def watched(positions: torch.Tensor) -> torch.Tensor:
+                batches.append(inner(positions).clone())
+                return batches[-1]
+
+            return watched
+
+        monkeypatch.setattr("objectives.training.open_feed", open_and_watch)
+        task = Hyperparameters("test_resnet", resolution=32, batch_size=4, learning_rate=1e-3, epochs=2)
+        outcome = train(task, data, seed=7, device=torch.device("cpu"), report=lambda *_: False)
+        return batches, outcome.scores
+
+    cached, decoded = run(open_feed), run(from_files)
+    assert len(cached[0]) == len(decoded[0]) >= 8
+    assert all(torch.equal(*pair) for pair in zip(cached[0], decoded[0], strict=True))
+    np.testing.assert_array_equal(cached[1], decoded[1])
