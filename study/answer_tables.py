@@ -47,6 +47,26 @@ def details_table(entry: LabelAnswer) -> Group:
     )
 
 
+def external_table(results: list[dict[str, Any]]) -> Group:
+    """What another image set says: a row a label and resolution, and each label's sentence."""
+    table = _table("label", "px", "AUC (95 %)", "accuracy at\nYouden", "AUPRC", "patients\n(positive)")
+    for found in results:
+        for each in found["by_resolution"]:
+            table.add_row(
+                Text(found["label"]),
+                str(each["resolution"]),
+                f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})",
+                f"{each['accuracy']['mean']:.3f}",
+                f"{each['average_precision']['mean']:.3f}",
+                f"{found['patients']:,} ({found['positive_patients']:,})",
+            )
+    note = (
+        "Reference, margin and thresholds are those frozen at the confirmation; nothing was chosen on these patients."
+    )
+    sentences = [Text(found["smallest_adequate"]["sentence"]) for found in results]
+    return Group(table, Text(), *sentences, Text(), Text(note, style="italic"))
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown; numbers as they are read, nothing for what is missing."""
     rows = [list(table.columns), ["---"] * len(table.columns)]

@@ -283,6 +283,37 @@ def best(name: str, label: str | None, form: str, storage: str | None, verbose: 
         results_console().print(details_table(answer.labels[0]))
 
 
+@_command("acuity score nih --index other/index.csv")
+@click.argument("name")
+@click.option("--index", type=click.Path(path_type=Path), required=True, help="The other image set's table.")
+@click.option("--images", type=click.Path(path_type=Path), help="Its files; by default `images` beside the index.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def score(
+    name: str,
+    index: Path,
+    images: Path | None,
+    device: str,
+    form: str,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Score another image set with the confirmed networks; nothing is chosen on it."""
+    from storage.database import open_storage
+    from study.answer_tables import external_table
+    from study.external import score_index
+    from study.register import recall
+    from study.terminal import messages_console, results_console
+
+    with open_storage(storage) as database:
+        registered = recall(database, name)
+        results = score_index(database, registered, index, images=images, device=device, console=messages_console())
+    if form == "json":
+        click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
+    else:
+        results_console().print(external_table(results))
+
+
 @_command("acuity delete nih")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -21,7 +21,7 @@ from study.nominate import nominate
 from study.protocol import Protocol, write_protocol
 from study.register import Registered, check_same_images, checkpoints_of
 from study.scores import Scorer, score_label
-from study.terminal import decoding_bar, duration
+from study.terminal import decoding_bar, duration, scoring_bar
 from study.verdicts import conclude_label
 
 _LINE_EVERY_S = 10.0
@@ -111,15 +111,6 @@ def _score(
             tables = score_label(scorer, image_set, label, done=done)
             results.append(conclude_label(label, tables, margin=protocol.margin))
     save_results(database, stored.id, {"labels": results})
-
-
-@contextmanager
-def scoring_bar(console: Console, networks: int) -> Iterator[Callable[[], None]]:
-    """A bar while networks score images, on a terminal; what it yields is called after each network."""
-    columns = (TextColumn("scoring networks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=networks)
-        yield lambda: bars.advance(task)
 
 
 def _done(studies: dict[str, optuna.Study]) -> int:

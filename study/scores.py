@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from objectives.image_cache import ImageCache
 from objectives.index import ImageIndex
 from objectives.metrics import auc
 from objectives.prediction import score_images
@@ -52,41 +53,43 @@ def score_label(
 
     Each network scores the test patients once: scores that are kept are read back. done is called after each network.
     """
-    labelled = _known_images(image_set, protocol.label)
-    parts = {part: np.intersect1d(image_set.split.rows(part), labelled) for part in ("validation", "test")}
-    return _score_finalists(scorer, image_set, protocol, parts, done=done)
+    known = np.flatnonzero(np.isfinite(image_set.index.target(protocol.label)))
+    parts = {part: np.intersect1d(image_set.split.rows(part), known) for part in ("validation", "test")}
+    return _score_finalists(scorer, image_set.index, image_set.cache, protocol, parts, done=done)
 
 
 def score_external(
-    scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, *, done: Callable[[], None]
+    scorer: Scorer, index: ImageIndex, cache: ImageCache, protocol: LabelProtocol, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """The same for all images of another set, part "external"."""
-    parts = {"external": _known_images(image_set, protocol.label)}
-    return _score_finalists(scorer, image_set, protocol, parts, done=done)
+    """The same for all images of another set whose label is known, part "external"."""
+    known = np.isfinite(index.target(protocol.label))
+    known[[image.row for image in cache.bad]] = False
+    return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, done=done)
 
 
 def _score_finalists(
     scorer: Scorer,
-    image_set: ImageSet,
+    index: ImageIndex,
+    cache: ImageCache,
     protocol: LabelProtocol,
     parts: dict[str, NDArray[np.int64]],
     *,
     done: Callable[[], None],
 ) -> dict[int, list[pd.DataFrame]]:
-    images = _image_table(image_set.index, protocol.label, parts)
+    images = _image_table(index, protocol.label, parts)
     tables: dict[int, list[pd.DataFrame]] = {}
     for finalist in protocol.finalists:
         tables[finalist.resolution] = []
         for run in finalist.runs:
-            kept = find_scores(scorer.database, trial_id=run.trial_id, index_sha256=image_set.index.sha256)
+            kept = find_scores(scorer.database, trial_id=run.trial_id, index_sha256=index.sha256)
             if kept is None:
-                scores = _score_run(scorer, image_set, protocol.label, finalist, run, parts)
-                kept = _pack(images.assign(score=scores))
+                pixels, target = cache.open(finalist.resolution), index.target(protocol.label)
+                kept = _pack(images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts)))
                 save_scores(
                     scorer.database,
                     scorer.experiment.name,
                     trial_id=run.trial_id,
-                    index_sha256=image_set.index.sha256,
+                    index_sha256=index.sha256,
                     parquet=kept,
                 )
             tables[finalist.resolution].append(unpack(kept))
@@ -101,8 +104,8 @@ def unpack(parquet: bytes) -> pd.DataFrame:
 
 def _score_run(
     scorer: Scorer,
-    image_set: ImageSet,
-    label: str,
+    pixels: NDArray[np.uint8],
+    target: NDArray[np.float32],
     finalist: Finalist,
     run: Run,
     parts: dict[str, NDArray[np.int64]],
@@ -110,27 +113,28 @@ def _score_run(
     checkpoint = scorer.checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
     if checkpoint is None:
         raise UsageError(
-            f"the network of {label} at {finalist.resolution} px, seed {run.seed}, is not in "
-            f"{scorer.checkpoints.folder}: "
-            "run this where the fleet's checkpoints are, or put it back"
+            f"the network of {_name(finalist, run)} is not in {scorer.checkpoints.folder}: run this where the fleet's "
+            "checkpoints are, or put it back"
         )
-    images = image_set.cache.open(finalist.resolution)
     hyperparameters = _hyperparameters(scorer.experiment, finalist)
     scores = []
     for part, rows in parts.items():
-        scores.append(score_images(checkpoint, hyperparameters, images, rows, device=scorer.device.torch_device))
+        scores.append(score_images(checkpoint, hyperparameters, pixels, rows, device=scorer.device.torch_device))
         if part == "validation":  # before any test patient
-            _check_same_network(auc(image_set.index.target(label)[rows], scores[-1]), finalist, run, label)
+            _check_same_network(auc(target[rows], scores[-1]), finalist, run)
     return np.concatenate(scores)
 
 
-def _check_same_network(validation_auc: float, finalist: Finalist, run: Run, label: str) -> None:
+def _check_same_network(validation_auc: float, finalist: Finalist, run: Run) -> None:
     if abs(validation_auc - run.validation_auc) > _SAME_AUC:
         raise UsageError(
-            f"the kept network of {label} at {finalist.resolution} px, seed {run.seed}, has a validation AUC of "
-            f"{validation_auc:.3f}, its training had {run.validation_auc:.3f}: it is not the one that was trained; "
-            "put back that checkpoint"
+            f"the kept network of {_name(finalist, run)} has a validation AUC of {validation_auc:.3f}, its training "
+            f"had {run.validation_auc:.3f}: it is not the one that was trained; put back that checkpoint"
         )
+
+
+def _name(finalist: Finalist, run: Run) -> str:
+    return f"{run.checkpoint_study} at {finalist.resolution} px, seed {run.seed}"
 
 
 def _hyperparameters(experiment: Experiment, finalist: Finalist) -> Hyperparameters:
@@ -144,13 +148,6 @@ def _hyperparameters(experiment: Experiment, finalist: Finalist) -> Hyperparamet
         network_input=training.network_input,
         precision=training.precision,
     )
-
-
-def _known_images(image_set: ImageSet, label: str) -> NDArray[np.int64]:
-    """Rows whose label is known and whose image could be read."""
-    known = np.isfinite(image_set.index.target(label))
-    known[[image.row for image in image_set.cache.bad]] = False
-    return np.flatnonzero(known).astype(np.int64)
 
 
 def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ def verdict_sentence(protocol: LabelProtocol, verdict: SmallestAdequate, *, refe
     label, reference = protocol.label, f"the reference of {protocol.reference} px (AUC {reference_auc:.3f})"
     if verdict.verdict == "not_estimable":
         return (
-            f"{label}: not estimable, with {verdict.positive_patients} positive test patients; "
+            f"{label}: not estimable, with {verdict.positive_patients} positive patients; "
             f"{FEWEST_POSITIVE_PATIENTS} are needed."
         )
     last = verdict.steps[-1] if verdict.steps else None
@@ -49,4 +49,4 @@ def _open_question(step: NonInferiority) -> str:
 def _more_patients(step: NonInferiority) -> str:
     if step.more_positive_patients is None:
         return "More patients alone would not decide it: more seeds may."
-    return f"About {step.more_positive_patients:,} more positive test patients would decide it."
+    return f"About {step.more_positive_patients:,} more positive patients would decide it."

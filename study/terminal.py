@@ -27,6 +27,15 @@ def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
+@contextmanager
+def scoring_bar(console: Console, networks: int) -> Iterator[Callable[[], None]]:
+    """A bar while networks score images, on a terminal; what it yields is called after each network."""
+    columns = (TextColumn("scoring networks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=networks)
+        yield lambda: bars.advance(task)
+
+
 def duration(seconds: float) -> str:
     """A time span as a person says it: 45 s, 12 min, 3.5 h."""
     if seconds < 90:

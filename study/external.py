@@ -1,0 +1,103 @@
+"""`acuity score`: the confirmed networks on an image set of others. Nothing is chosen on it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from objectives.errors import InputError
+from objectives.image_cache import build_cache
+from storage.confirmations import find_confirmation, find_scores
+from storage.database import Database
+from study.device import open_device
+from study.errors import UsageError
+from study.experiment import Experiment, cache_folder
+from study.image_selection import select_images
+from study.protocol import LabelProtocol, Protocol, read_protocol
+from study.register import Registered, checkpoints_of
+from study.scores import Scorer, score_external, unpack
+from study.terminal import decoding_bar, scoring_bar
+from study.verdicts import Tables, conclude_label
+
+
+def score_index(
+    database: Database, registered: Registered, index_path: Path, *, images: Path | None, device: str, console: Console
+) -> list[dict[str, Any]]:
+    """Score every image of another index with each finalist's networks; what it says of each label, as conclude_label.
+
+    images: the folder of its files, by default `images` beside the index. It is read and filtered as the experiment's
+    own; reference, margin and thresholds are the frozen ones. Labels that it does not have, or has too few patients of,
+    are left out, and UsageError where none is left.
+    """
+    stored = find_confirmation(database, registered.experiment.name)
+    if stored is None:
+        raise UsageError(
+            f"{registered.experiment.name} is not confirmed, so no network of it is kept: acuity confirm "
+            f"{registered.experiment.name} comes first"
+        )
+    protocol = read_protocol(stored.protocol)
+    theirs = _elsewhere(registered.experiment, index_path, images or index_path.parent / "images")
+    index = select_images(theirs).index
+    if index.sha256 == protocol.index_sha256:
+        raise UsageError(f"{index_path} is the experiment's own index, whose test patients `acuity confirm` scores")
+    labels = [label for label in protocol.labels if label.label in index.labels]
+    if not labels:
+        raise UsageError(
+            f"{index_path} has none of the confirmed labels ({', '.join(label.label for label in protocol.labels)}). "
+            f"There are: {', '.join(index.labels)}"
+        )
+    with decoding_bar(console) as progress:
+        cache = build_cache(
+            index,
+            folder=cache_folder(theirs, index.files_sha256),
+            resolutions=sorted({finalist.resolution for label in labels for finalist in label.finalists}),
+            fit=theirs.data.fit,
+            on_bad_image=theirs.data.on_bad_image,
+            progress=progress,
+        )
+    scorer = Scorer(database, registered.experiment, checkpoints_of(registered), open_device(device, workers=1))
+    results = []
+    with scoring_bar(console, sum(len(finalist.runs) for label in labels for finalist in label.finalists)) as done:
+        for label in labels:
+            tables = score_external(scorer, index, cache, label, done=done)
+            try:
+                results.append(
+                    conclude_label(
+                        label,
+                        _with_validation(database, protocol, label, tables),
+                        margin=protocol.margin,
+                        part="external",
+                    )
+                )
+            except InputError as error:
+                console.print(f"{label.label} is left out: {error}", highlight=False)
+    if not results:
+        raise UsageError(f"{index_path} has too few patients of every confirmed label: no AUC can be told")
+    return results
+
+
+def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
+    """The experiment's way of reading and filtering images, on another index."""
+    data = replace(
+        experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
+    )
+    return replace(experiment, data=data)
+
+
+def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: Tables) -> Tables:
+    """Each network's validation scores beside its new ones: thresholds were chosen on those."""
+
+    def both(trial_id: int, table: pd.DataFrame) -> pd.DataFrame:
+        own = find_scores(database, trial_id=trial_id, index_sha256=protocol.index_sha256)
+        assert own is not None, "a confirmed network has scored its own index"
+        own_table = unpack(own)
+        return pd.concat([own_table[own_table["part"] == "validation"], table], ignore_index=True)
+
+    return {
+        finalist.resolution: [
+            both(run.trial_id, table) for run, table in zip(finalist.runs, tables[finalist.resolution], strict=True)
+        ]
+        for finalist in label.finalists
+    }
