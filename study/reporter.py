@@ -40,8 +40,8 @@ class Reporter:
         self._station.patiently(self._send)
 
     def _send(self) -> None:
-        storage = self._station.database.storage
         while self._unsent:
             epoch, auc = self._unsent[0]
-            storage.set_trial_intermediate_value(self._trial._trial_id, epoch, auc)
+            # Through the trial, which keeps what was reported: its pruner asks no storage.
+            self._trial.report(auc, epoch)
             self._unsent.pop(0)
