@@ -1,0 +1,347 @@
+"""A tiny experiment confirmed on real parts: trained, interrupted, resumed, frozen, scored once, asked again."""
+
+import io
+import json
+import threading
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+from sqlalchemy import text
+
+from objectives.metrics import auc
+from objectives.phantom import write_phantoms
+from storage.confirmations import count_test_uses, find_confirmation
+from storage.database import Database
+from study import confirm as confirm_module
+from study.answer import read_answer, read_best_resolution
+from study.answer_tables import answer_table, details_table, markdown_table
+from study.claims import open_studies
+from study.confirm import confirm
+from study.device import Device
+from study.errors import UsageError
+from study.experiment import parse, resolve_paths
+from study.external import score_index
+from study.heartbeat import Contact
+from study.image_set import open_image_set, training_images
+from study.protocol import read_protocol
+from study.register import Registered, checkpoints_of, recall, register, study_name
+from study.scores import unpack
+from study.station import Station
+from study.worker import _work
+
+EXPERIMENT = """
+name = "tiny"
+labels = ["Cardiomegaly"]
+[data]
+index = "{index}"
+images = "{images}"
+split = "tiny.split.csv"
+cache = "cache"
+[search]
+resolutions = [16, 32]
+architectures = ["test_resnet"]
+trials = 4
+min_complete_per_resolution = 2
+min_batch_size = 4
+min_updates_per_epoch = 5
+learning_rate = [1e-3, 3e-2]
+[training]
+epochs = 2
+[confirm]
+seeds = 3
+margin = 0.05
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def registered(phantoms: Path, tmp_path: Path, database: Database) -> Registered:
+    table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), tmp_path)
+    image_set = open_image_set(experiment)
+    return register(
+        database,
+        experiment,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, experiment.labels),
+    )
+
+
+@pytest.fixture
+def searched(registered: Registered, database: Database) -> Registered:
+    """The search as if it had run: two configurations of each resolution."""
+    study = optuna.load_study(storage=database.storage, study_name=study_name("tiny", "Cardiomegaly"))
+    for waiting in study.get_trials(states=(TrialState.WAITING,)):
+        database.storage.set_trial_state_values(waiting._trial_id, TrialState.FAIL)
+    for resolution in (16, 32):
+        for rate in (3e-3, 1e-2):
+            study.add_trial(
+                create_trial(
+                    value=0.80 if resolution == 32 else 0.78,
+                    params={
+                        "resolution": resolution,
+                        "architecture": "test_resnet",
+                        "learning_rate": rate,
+                        "batch_size_exponent": registered.exponents[0],
+                    },
+                    distributions={
+                        "resolution": CategoricalDistribution([16, 32]),
+                        "architecture": CategoricalDistribution(["test_resnet"]),
+                        "learning_rate": FloatDistribution(1e-3, 3e-2, log=True),
+                        "batch_size_exponent": IntDistribution(*registered.exponents),
+                    },
+                    user_attrs={"batch_size": 8, "feasible_batch_size": 16, "seconds": 1.0, "auc_se": 0.05},
+                )
+            )
+    return registered
+
+
+class StopAfter(threading.Event):
+    """Set once it has been asked so often: in the middle of a training."""
+
+    def __init__(self, questions: int | None) -> None:
+        super().__init__()
+        self._left = questions
+
+    def is_set(self) -> bool:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                self.set()
+        return super().is_set()
+
+
+def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None) -> None:
+    """In place of worker processes one worker in this process, which may be told to stop on its way."""
+
+    def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
+        station = Station(
+            database=database,
+            registered=registered,
+            studies=open_studies(database, registered, sampler_seed=0),
+            image_set=open_image_set(registered.experiment),
+            device=Device(torch.device("cpu"), "CPU", threads=1, memory_budget_bytes=2**30),
+            checkpoints=checkpoints_of(registered),
+            contact=Contact(longest_gap_s=90),
+            stop=StopAfter(questions),
+        )
+        _work(station)
+        if station.stop.is_set():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(confirm_module, "run_fleet", run_fleet)
+
+
+def run(database: Database, registered: Registered, *, seeds: int | None = None) -> str:
+    """Confirm, and give back what was told on the way."""
+    told = Console(file=io.StringIO(), width=200)
+    confirm(database, registered, seeds=seeds, storage_url=None, workers=1, device="cpu", console=told)
+    return told.file.getvalue()  # type: ignore[attr-defined]
+
+
+def trainings(database: Database, state: str = "COMPLETE") -> int:
+    with database.engine.connect() as connection:
+        query = text("select count(*) from acuity.trials where confirm and state = :state")
+        return connection.scalars(query, {"state": state}).one()
+
+
+def kept_scores(database: Database) -> list[bytes]:
+    with database.engine.connect() as connection:
+        return [bytes(each) for each in connection.scalars(text("select parquet from acuity.scores order by trial_id"))]
+
+
+def as_text(table: Any) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_unfinished_search_is_refused(registered: Registered, database: Database) -> None:
+    with pytest.raises(UsageError, match=r"search of tiny is not finished \(Cardiomegaly has 0 of 4 trials\)"):
+        run(database, registered)
+    assert count_test_uses(database, registered.split_sha256) == 0
+
+
+def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = read_answer(database, "tiny").labels[0]
+    assert (before.reference, before.smallest_adequate, before.best.split) == (None, None, "validation")  # type: ignore[union-attr]
+
+    # Interrupted in the middle of a training: nothing is frozen, what is done stays.
+    fleet_here(monkeypatch, questions=60)
+    with pytest.raises(KeyboardInterrupt):
+        run(database, searched)
+    interrupted = trainings(database)
+    assert 0 < interrupted < 10
+    assert trainings(database, "RUNNING") == 0
+    assert count_test_uses(database, searched.split_sha256) == 0
+    assert kept_scores(database) == []
+
+    fleet_here(monkeypatch)
+    told = run(database, searched)
+    assert f"10 trainings (2 of each nominee, 3 of each resolution's finalist), {interrupted} of them done" in told
+    assert trainings(database) == 10
+    assert "Frozen before any test patient is read" in told
+    assert "the test patients have been used once" in told
+    stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    protocol = read_protocol(stored.protocol)
+    assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.split_sha256)
+    (label,) = protocol.labels
+    assert [len(finalist.runs) for finalist in label.finalists] == [3, 3]
+    assert all(finalist.batch_size == 8 for finalist in label.finalists)
+    assert label.reference == max(label.finalists, key=lambda each: each.validation_auc).resolution
+
+    check_scores(searched, database, label)
+    check_answer(database, label.reference)
+
+    # Asked again, nothing is trained, scored or counted again; another margin is another use.
+    first_scores = kept_scores(database)
+    assert "the test patients have been used once" in run(database, searched)
+    changed = with_confirm(searched, margin=0.1)
+    assert "the test patients have been used twice" in run(database, changed)
+    assert trainings(database) == 10
+    assert kept_scores(database) == first_scores
+    answer = read_answer(database, "tiny")
+    assert answer.test_uses == 2
+    assert answer.labels[0].smallest_adequate["margin"] == 0.1  # type: ignore[index]
+
+    check_external(database, searched, tmp_path)
+
+
+def with_confirm(registered: Registered, **changes: Any) -> Registered:
+    section = replace(registered.experiment.confirm, **changes)
+    return replace(registered, experiment=replace(registered.experiment, confirm=section))
+
+
+def check_scores(registered: Registered, database: Database, label: Any) -> None:
+    """Every image of validation and test once a network, in pseudonyms; the trained networks, to the last bit."""
+    image_set = open_image_set(registered.experiment)
+    tables = [unpack(parquet) for parquet in kept_scores(database)]
+    assert len(tables) == 6
+    runs = sorted((run for finalist in label.finalists for run in finalist.runs), key=lambda run: run.trial_id)
+    for run_of_finalist, table in zip(runs, tables, strict=True):
+        validation = table[table["part"] == "validation"]
+        assert auc(validation["target"], validation["score"]) == pytest.approx(
+            run_of_finalist.validation_auc, abs=1e-12
+        )
+        counts = table["part"].value_counts()
+        assert {part: counts[part] for part in ("validation", "test")} == {
+            part: len(image_set.split.rows(part)) for part in ("validation", "test")
+        }
+        own = image_set.index.table
+        for names in ("file", "patient"):
+            assert not set(own[names]) & set(table.astype(str).to_numpy().ravel()), names
+        test_rows = image_set.split.rows("test")
+        patients = own["patient"].iloc[test_rows]
+        pseudonyms = table.loc[table["part"] == "test", "patient"]
+        assert (
+            patients.nunique()
+            == pseudonyms.nunique()
+            == pd.Series(list(zip(patients, pseudonyms, strict=True))).nunique()
+        )
+
+
+def check_answer(database: Database, reference: int) -> None:
+    """The documented JSON, the views, the tables and the DataFrame all tell the same."""
+    answer = read_answer(database, "tiny")
+    (entry,) = json.loads(json.dumps(answer.to_json()))["labels"]
+    assert (entry["best"]["resolution"], entry["best"]["split"], entry["best"]["seeds"]) == (reference, "test", 3)
+    assert entry["reference"] == {"resolution": reference, "auc": entry["best"]["auc"]}
+    assert entry["smallest_adequate"]["verdict"] == "not_estimable", "a dozen test patients have the finding"
+    assert {"verdict", "resolution", "auc_difference", "margin", "p_value"} <= set(entry["smallest_adequate"])
+    assert [at["split"] for at in entry["by_resolution"]] == ["test", "test"]
+
+    table = read_best_resolution(database, "tiny")
+    assert list(table["resolution"]) == [reference]
+    assert table["auc"].iloc[0] == entry["best"]["auc"]
+    assert "| not_estimable |" in markdown_table(table)
+    with database.engine.connect() as connection:
+        rows = pd.read_sql(text("select * from acuity.auc_by_resolution order by resolution"), connection)
+    for row, at in zip(rows.to_dict("records"), entry["by_resolution"], strict=True):
+        assert {key: row[key] for key in at} == at
+
+    shown = as_text(answer_table(answer))
+    assert "not estimable" in shown
+    assert "used once" in shown
+    details = as_text(details_table(answer.labels[0]))
+    assert "16 px less 32 px" in details
+    assert "Ratio of AUCs" in details or reference == 16
+    with pytest.raises(UsageError, match='no label "Mass"'):
+        read_answer(database, "tiny", label="Mass")
+
+
+def check_external(database: Database, registered: Registered, folder: Path) -> None:
+    other = write_phantoms(folder / "other", images=60, size=64, seed=5)
+    console = Console(file=io.StringIO())
+    scored = score_index(database, registered, other, images=None, device="cpu", console=console)
+    again = score_index(database, registered, other, images=None, device="cpu", console=console)
+    assert scored == again
+    (label,) = scored
+    assert label["images"] == 60
+    assert label["best"]["split"] == "external"
+    assert count_test_uses(database, registered.split_sha256) == 2
+    with pytest.raises(UsageError, match="the experiment's own index"):
+        score_index(database, registered, registered.experiment.data.index, images=None, device="cpu", console=console)
+
+
+def test_a_network_that_is_gone_or_another_is_told_before_test_patients_are_read(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet_here(monkeypatch)
+    searched = with_confirm(searched, resolutions=(32,))
+    with monkeypatch.context() as patch:
+        patch.setattr(confirm_module, "freeze_protocol", _cut_off)
+        with pytest.raises(RuntimeError, match="cut off"):
+            run(database, searched)
+    checkpoints = sorted((searched.experiment.data.cache or Path()).rglob("*.ckpt"))
+    kept = {path: path.read_bytes() for path in checkpoints}
+    for path in checkpoints:
+        path.unlink()
+    with pytest.raises(UsageError, match="run this where the fleet's checkpoints are"):
+        run(database, searched)
+    for path, other in zip(checkpoints, reversed(checkpoints), strict=True):
+        path.write_bytes(kept[other])
+    with pytest.raises(UsageError, match="it is not the one that was trained"):
+        run(database, searched)
+    assert kept_scores(database) == []
+
+
+def _cut_off(*_: Any, **__: Any) -> None:
+    raise RuntimeError("cut off")
+
+
+@pytest.mark.usefixtures("searched")
+def test_before_confirmation_the_views_and_best_show_the_search(database: Database) -> None:
+    entry = read_answer(database, "tiny").labels[0]
+    with database.engine.connect() as connection:
+        rows = pd.read_sql(text("select * from acuity.auc_by_resolution order by resolution"), connection)
+    for row, at in zip(rows.to_dict("records"), entry.by_resolution, strict=True):
+        for key, value in vars(at).items():
+            assert row[key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), key
+    (best,) = read_best_resolution(database, "tiny").to_dict("records")
+    assert entry.best is not None
+    for key, value in vars(entry.best).items():
+        assert best[key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), key
+    assert best["verdict"] is None
+    assert "optimistic" in as_text(answer_table(read_answer(database, "tiny")))
+    with pytest.raises(UsageError, match="tiny is not confirmed"):
+        score_index(database, recall(database, "tiny"), Path("x.csv"), images=None, device="cpu", console=Console())
