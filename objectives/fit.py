@@ -34,7 +34,7 @@ class Fit:
     peak_memory_mib: float
     """Of the verified batch's step."""
     images_per_second: float
-    """Of the verified batch's step; a first step warms up, so a training is faster."""
+    """Of the verified batch's step."""
 
 
 def fit_batch(
@@ -42,19 +42,21 @@ def fit_batch(
 ) -> Fit:
     """Find the largest batch, at most `most`, whose training step peaks within budget_bytes on the device.
 
-    One step at the estimate, one where its measured peak says the edge is, seldom more; sizes are multiples of 8 (of 1
-    below 8). InputError for an architecture that is unknown or takes no such images.
+    A small step, one at the estimate, one where its measured peak says the edge is, seldom more; sizes are multiples of
+    8 (of 1 below 8). InputError for an architecture that is unknown or takes no such images.
     """
     memory = estimate_step_memory(architecture, input_size=input_size, precision=precision, device_type=device.type)
     estimate = min(largest_batch(memory, budget_bytes), most)
-    held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device)
     learner = make_learner(
         Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision), total_steps=1000, device=device
     )
-    fitting, too_large, steps = 0, most + 1, 0
+    # A first small step makes the optimiser's state and has libraries loaded that are no part of a step's memory.
+    steps, fitting, too_large = 1, 0, most + 1
+    warm = _take_step(learner, 2, device, held_mib=0.0)
+    held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - 0.75 * memory.fixed_bytes / MIB
     peak_mib = seconds = 0.0
     guess = estimate or 2
-    while fitting < guess < too_large and not (fitting and steps >= MOST_STEPS):
+    while warm and fitting < guess < too_large and not (fitting and steps >= MOST_STEPS):
         steps += 1
         taken = _take_step(learner, guess, device, held_mib=held_mib)
         if taken is not None and taken[0] * MIB <= budget_bytes:
@@ -78,9 +80,9 @@ def fit_batch(
 def _next_guess(
     memory: StepMemory, budget_bytes: int, *, fitting: int, too_large: int, peak_mib: float, most: int
 ) -> int:
-    """Where the peak measured at the batch that fitted puts the edge, or halfway down to what is known not to fit."""
+    """Where the peak measured at the batch that fitted puts the edge, or well below what is known not to fit."""
     if not fitting:
-        return largest_batch(StepMemory(0, 1), too_large // 2)
+        return largest_batch(StepMemory(0, 1), too_large * 3 // 4)
     measured = StepMemory(memory.fixed_bytes, max(peak_mib * MIB - memory.fixed_bytes, 1) / fitting)
     edge = min(largest_batch(measured, int(budget_bytes * _MARGIN)), most)
     if edge >= too_large:

@@ -1,5 +1,7 @@
 """What `acuity prepare` prints: labels by part, and what the test patients can decide."""
 
+from collections.abc import Iterator
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -7,6 +9,8 @@ from rich.text import Text
 from objectives.split import PARTS
 from study.prepare import Preparation
 from study.terminal import size
+
+_MOST_NAMED = 5
 
 
 def preparation_table(preparation: Preparation) -> Group:
@@ -31,13 +35,31 @@ def preparation_table(preparation: Preparation) -> Group:
             "-" if plan.auc_half_width is None else f"{plan.auc_half_width:.3f}",
             "-" if plan.margin is None else f"{plan.margin:.3f}" if plan.estimable else "not estimable",
         )
-    said = (
-        f"{preparation.images:,} images of {preparation.patients:,} patients. Arrays: {size(preparation.cache_bytes)} "
-        f"in {preparation.cache} ({size(preparation.free_bytes)} free)."
-    )
+    said = "\n".join(_about_the_images(preparation))
     note = (
         "positive: images (patients). +-: half of the 95 % interval that an AUC of .8 will have on the test patients. "
         "Smallest margin: what non-inferiority of an equally good resolution can be shown at, with 80 % power and 5 "
         "seeds."
     )
     return Group(Text(said), Text(), table, Text(), Text(note, style="italic"))
+
+
+def _about_the_images(preparation: Preparation) -> Iterator[str]:
+    """A line each on what there is, what was left out and why, and where the arrays lie."""
+    yield f"{preparation.images:,} images of {preparation.patients:,} patients."
+    for reason, count in preparation.left_out.items():
+        if count:
+            yield f"Left out, {reason}: {count:,} images."
+    if bad := preparation.bad_images:
+        named = "; ".join(f"index line {image.line:,} ({image.reason})" for image in bad[:_MOST_NAMED])
+        more = f"; and {len(bad) - _MOST_NAMED:,} more (--json names all)" if len(bad) > _MOST_NAMED else ""
+        yield f"Dropped as bad: {len(bad):,} images: {named}{more}."
+    repeats = preparation.repeats
+    if repeats.pictures:
+        yield (
+            f"Pictures that occur more than once: {repeats.pictures:,} ({repeats.images:,} images; "
+            f"{repeats.pictures_of_several_patients:,} under several patients, "
+            f"{repeats.pictures_with_different_labels:,} with different labels); left out of a later part: "
+            f"{repeats.left_out:,}."
+        )
+    yield f"Arrays: {size(preparation.cache_bytes)} in {preparation.cache} ({size(preparation.free_bytes)} free)."

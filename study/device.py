@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from objectives.batch_size import estimate_step_memory, largest_batch, memory_budget
+from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch, memory_budget
+from objectives.fit import fit_batch
 from storage.database import Database
 from storage.feasible_batches import FeasibleBatchKey, find_or_measure, write_feasible_batch
 from study.errors import UsageError
@@ -56,15 +57,34 @@ def memory_limit(
     key = _key(device, experiment, architecture, resolution)
 
     def measure() -> int:
-        memory = estimate_step_memory(
-            architecture,
-            input_size=key.input_size,
-            precision=key.precision,
-            device_type=device.torch_device.type,
-        )
-        return largest_batch(memory, device.memory_budget_bytes)
+        if device.torch_device.type == "cuda":
+            return _verified_limit(key, device, most=experiment.search.max_batch_size)
+        # A real step at the edge costs a CPU as much as an epoch; a trial that runs out of memory goes on at half.
+        return largest_batch(_step_memory(key, device), device.memory_budget_bytes)
 
     return find_or_measure(database, key, measure)
+
+
+def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
+    """The largest batch whose real step fits; where that is the most that a trial may run, the estimate beyond it."""
+    fit = fit_batch(
+        key.architecture,
+        input_size=key.input_size,
+        precision=key.precision,
+        device=device.torch_device,
+        budget_bytes=device.memory_budget_bytes,
+        most=most,
+    )
+    torch.cuda.empty_cache()
+    if fit.verified < most // 8 * 8:
+        return fit.verified
+    return max(fit.verified, largest_batch(_step_memory(key, device), device.memory_budget_bytes))
+
+
+def _step_memory(key: FeasibleBatchKey, device: Device) -> StepMemory:
+    return estimate_step_memory(
+        key.architecture, input_size=key.input_size, precision=key.precision, device_type=device.torch_device.type
+    )
 
 
 def lower_memory_limit(

@@ -67,7 +67,7 @@ def fit_table(fits: list[tuple[int, Fit]], device: Device) -> Table:
     title = f"{device.name}, budget {device.memory_budget_bytes / 2**30:.1f} GiB for a training step"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("architecture")
-    for heading in ("px", "estimated\nbatch", "verified\nbatch", "real\nsteps", "peak\nMiB", "images/s\n(first step)"):
+    for heading in ("px", "estimated\nbatch", "verified\nbatch", "real\nsteps", "peak\nMiB", "images/s"):
         table.add_column(heading, justify="right")
     for resolution, fit in fits:
         table.add_row(

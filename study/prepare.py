@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from objectives.image_cache import cache_bytes
+from objectives.image_cache import BadImage, cache_bytes
+from objectives.repeats import RepeatCounts
 from study.cohort import LabelCohort, count_cohort
 from study.experiment import Experiment
 from study.image_set import open_image_set
@@ -21,6 +22,11 @@ class Preparation:
     images: int
     patients: int
     cohort: tuple[LabelCohort, ...]
+    left_out: dict[str, int]
+    """Images of the index by the filter that they did not pass."""
+    repeats: RepeatCounts
+    bad_images: tuple[BadImage, ...]
+    """Left out since on_bad_image is "drop"."""
     cache: Path
     cache_bytes: int
     free_bytes: int
@@ -47,6 +53,9 @@ def prepare(experiment: Experiment, *, progress: Callable[[int, int], None] | No
         images=len(image_set.index.table),
         patients=int(image_set.index.table["patient"].nunique()),
         cohort=count_cohort(image_set, experiment.labels),
+        left_out=dict(image_set.left_out),
+        repeats=image_set.repeats,
+        bad_images=tuple(image_set.cache.bad),
         cache=folder,
         cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
         free_bytes=shutil.disk_usage(folder).free,

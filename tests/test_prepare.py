@@ -1,6 +1,7 @@
 """`acuity prepare` tells what an image set can decide, and leaves everything ready for training."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,27 @@ def test_second_run_decodes_nothing_and_needs_no_torch(experiment: Path) -> None
     assert second.stdout.split("free)")[1] == first.output.split("free)")[1]
     after = {path: path.stat().st_mtime_ns for path in (experiment.parent / "cache").iterdir()}
     assert {path: when for path, when in after.items() if path.suffix == ".npy"}.items() <= before.items()
+
+
+def test_what_is_dropped_repeated_or_filtered_out_is_said(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
+    files = sorted((tmp_path / "images").iterdir())
+    files[0].write_bytes(b"no image")
+    shutil.copy(files[9], files[20])
+    file = tmp_path / "mine.toml"
+    text = EXPERIMENT.format(index=phantoms, images="images")
+    file.write_text(text.replace("[search]", 'on_bad_image = "drop"\nages = [30, 120]\n[search]'))
+    ages = [int(film.split(",")[4]) for film in phantoms.read_text().splitlines()[1:]]
+    young = sum(age < 30 for age in ages)
+    assert young
+    assert min(ages[0], ages[9], ages[20]) >= 30, "the files that are changed have to pass the filter"
+    done = CliRunner().invoke(acuity, ["prepare", str(file)])
+    assert done.exit_code == 0, done.exception
+    assert f"{240 - young} images of" in done.output
+    assert f"Left out, other age: {young} images" in done.output
+    assert "Dropped as bad: 1 images: index line 2 (" in done.output
+    assert "Pictures that occur more than once: 1 (2 images; 1 under several patients" in done.output
+    assert files[0].name not in done.output
+    answer = json.loads(CliRunner().invoke(acuity, ["prepare", str(file), "--json"]).output)
+    assert answer["bad_images"][0]["line"] == 2
+    assert answer["repeats"]["pictures"] == 1
