@@ -107,7 +107,7 @@ def searched(registered: Registered, database: Database) -> Registered:
                         "learning_rate": FloatDistribution(1e-3, 3e-2, log=True),
                         "batch_size_exponent": IntDistribution(*registered.exponents),
                     },
-                    user_attrs={"batch_size": 8, "feasible_batch_size": 16, "seconds": 1.0, "auc_se": 0.05},
+                    user_attrs={"batch_size": 24, "feasible_batch_size": 24, "seconds": 1.0, "auc_se": 0.05},
                 )
             )
     return registered
@@ -186,7 +186,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     assert (before.reference, before.smallest_adequate, before.best.split) == (None, None, "validation")  # type: ignore[union-attr]
 
     # Interrupted in the middle of a training: nothing is frozen, what is done stays.
-    fleet_here(monkeypatch, questions=60)
+    fleet_here(monkeypatch, questions=40)
     with pytest.raises(KeyboardInterrupt):
         run(database, searched)
     interrupted = trainings(database)
@@ -207,7 +207,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.split_sha256)
     (label,) = protocol.labels
     assert [len(finalist.runs) for finalist in label.finalists] == [3, 3]
-    assert all(finalist.batch_size == 8 for finalist in label.finalists)
+    assert all(finalist.batch_size == 24 for finalist in label.finalists)
     assert label.reference == max(label.finalists, key=lambda each: each.validation_auc).resolution
 
     check_scores(searched, database, label)
