@@ -75,7 +75,7 @@ def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> No
 
     experiment = experiments.load(file)
     with decoding_bar(Console(stderr=True)) as progress:
-        preparation = prepare_experiment(experiment, progress=progress)
+        preparation = prepare_experiment(experiment, storage_url=storage, progress=progress)
     if as_json:
         click.echo(json.dumps(preparation.to_json(), indent=2))
     else:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from objectives.split import PARTS
 from study.prepare import Preparation
-from study.terminal import size
+from study.terminal import cost_line, size
 
 _MOST_NAMED = 5
 
@@ -63,3 +63,4 @@ def _about_the_images(preparation: Preparation) -> Iterator[str]:
             f"{repeats.left_out:,}."
         )
     yield f"Arrays: {size(preparation.cache_bytes)} in {preparation.cache} ({size(preparation.free_bytes)} free)."
+    yield f"Search: {cost_line(preparation.cost)}"

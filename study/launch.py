@@ -9,6 +9,7 @@ from rich.live import Live
 
 from storage.database import Database
 from storage.url import masked
+from study.cost import predict_cost
 from study.experiment import Experiment
 from study.fleet import place_workers, run_fleet
 from study.image_set import open_image_set, training_images
@@ -16,7 +17,7 @@ from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, register
 from study.tables import Pace, progress_line, progress_table
-from study.terminal import decoding_bar
+from study.terminal import cost_line, decoding_bar
 
 _LINE_EVERY_S = 10.0
 
@@ -53,7 +54,7 @@ def launch(
         console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
         return registered
     console.print(
-        f"{experiment.name}: {missing} trials to run for {len(experiment.labels)} labels, "
+        f"{experiment.name}: {len(experiment.labels)} labels, {cost_line(predict_cost(database, experiment))} "
         f"{len(places)} worker{'s' if len(places) > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )

@@ -1,17 +1,26 @@
 """`acuity prepare`: everything that can go wrong or be known before a network is trained."""
 
+import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objectives.image_cache import BadImage, cache_bytes
 from objectives.repeats import RepeatCounts
+from storage.embedded_folder import default_folder
+from storage.errors import StorageError
 from study.cohort import LabelCohort, count_cohort
 from study.experiment import Experiment
 from study.image_set import open_image_set
 from study.networks import check_networks_once
+
+if TYPE_CHECKING:
+    from study.cost import Cost
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Preparation:
     cache: Path
     cache_bytes: int
     free_bytes: int
+    cost: "Cost | None"
+    """None where no storage is named and no embedded server has been used yet."""
 
     def to_json(self) -> dict[str, Any]:
         table = asdict(self) | {"cache": str(self.cache)}
@@ -39,7 +50,9 @@ class Preparation:
         return table
 
 
-def prepare(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> Preparation:
+def prepare(
+    experiment: Experiment, *, storage_url: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Preparation:
     """Check index, images, labels, disk and networks, write the split, build the cache.
 
     A second call finds all of it done. InputError names what is wrong. progress: called with (images done, images in
@@ -59,4 +72,20 @@ def prepare(experiment: Experiment, *, progress: Callable[[int, int], None] | No
         cache=folder,
         cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
         free_bytes=shutil.disk_usage(folder).free,
+        cost=_cost(experiment, storage_url),
     )
+
+
+def _cost(experiment: Experiment, storage_url: str | None) -> "Cost | None":
+    """From the trials of an earlier launch. Imported here, since a second run has to answer at once."""
+    if not (storage_url or os.environ.get("ACUITY_STORAGE") or default_folder().exists()):
+        return None
+    from storage.database import open_storage
+    from study.cost import predict_cost
+
+    try:
+        with open_storage(storage_url) as database:
+            return predict_cost(database, experiment)
+    except StorageError as error:
+        logger.warning("the search's hours are not known: %s", error)
+        return None
