@@ -1,6 +1,7 @@
 """Where a trial's checkpoint lives, for whichever worker resumes it: a folder, or any address that fsspec knows."""
 
 import os
+import re
 import secrets
 from collections.abc import Container
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ class Checkpoints:
 
     def read(self, study: str, origin: int, *, attempt: int) -> bytes | None:
         """The newest checkpoint of this attempt or an earlier one; None where there is none, or no longer."""
-        found = [(int(name.split(".")[1]), name) for name in self._names(study) if _is_of(name, origin)]
-        for _, name in sorted((pair for pair in found if pair[0] <= attempt), reverse=True):
-            path = f"{self._of_study(study)}/{name}"
+        earlier = (found for of, found in self.attempts(study) if of == origin and found <= attempt)
+        for found in sorted(earlier, reverse=True):
+            path = f"{self._of_study(study)}/{origin}.{found}.ckpt"
             try:
                 data: bytes = self.files.cat_file(path)
             except FileNotFoundError:
@@ -75,18 +76,23 @@ class Checkpoints:
                 f"({_reason(error)}): make room there, or name another folder (checkpoints under [workers])"
             ) from None
 
-    def origins(self, study: str) -> set[int]:
-        """The trials, by their first attempts' numbers, that have files of a study here."""
-        return {int(name.split(".")[0]) for name in self._names(study)}
+    def attempts(self, study: str) -> set[tuple[int, int]]:
+        """What there is of a study, as (origin, attempt)."""
+        return {_attempt(name) for name in self._names(study)}
 
-    def remove(self, study: str, origins: Container[int]) -> None:
-        """Remove the checkpoints of every attempt at these trials, with what an interrupted write has left."""
+    def remove(self, study: str, attempts: Container[tuple[int, int]]) -> None:
+        """Remove the checkpoints of these attempts, as (origin, attempt), with what an interrupted write has left."""
         for name in self._names(study):
-            if int(name.split(".")[0]) in origins:
+            if _attempt(name) in attempts:
                 try:
                     self.files.rm_file(f"{self._of_study(study)}/{name}")
                 except FileNotFoundError:  # another worker was there first
                     continue
+                except Exception as error:
+                    raise StorageError(
+                        f"checkpoint {name} in {_without_secrets(self._of_study(study))} cannot be removed "
+                        f"({_reason(error)}): mend that"
+                    ) from None
 
     def remove_study(self, study: str) -> None:
         """Remove all of a study's: another study of its name counts its trials from 0 again."""
@@ -107,14 +113,15 @@ class Checkpoints:
                 f"the checkpoints in {_without_secrets(folder)} cannot be listed ({_reason(error)}): mend that"
             ) from None
         names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
-        return [name for name in names if name.split(".")[0].isdecimal()]
+        return [name for name in names if re.match(r"\d+\.\d+\.ckpt", name)]
 
     def _of_study(self, study: str) -> str:
         return f"{self.folder.rstrip('/')}/{quote(study, safe=' ')}"
 
 
-def _is_of(name: str, origin: int) -> bool:
-    return name.startswith(f"{origin}.") and name.endswith(".ckpt")
+def _attempt(name: str) -> tuple[int, int]:
+    origin, attempt, *_ = name.split(".")
+    return int(origin), int(attempt)
 
 
 def _write_whole(path: str, data: bytes) -> None:

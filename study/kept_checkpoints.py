@@ -8,19 +8,22 @@ from storage.database import Database
 _KEPT = text(
     """
     with kept as (
-        select trial_id, number from trials where study_id = :study_id and state in ('RUNNING', 'WAITING')
+        select trial_id, number, state::text from trials where study_id = :study_id and state in ('RUNNING', 'WAITING')
         union
-        (select distinct on (p.param_value) t.trial_id, t.number
+        (select distinct on (p.param_value) t.trial_id, t.number, t.state::text
         from trials t
         join trial_values v on v.trial_id = t.trial_id
         join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
         where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
         order by p.param_value, v.value desc, t.number)
         union
-        select trial_id, number from trials where study_id = :study_id and state = 'COMPLETE' and :all_complete
+        select trial_id, number, state::text from trials
+        where study_id = :study_id and state = 'COMPLETE' and :all_complete
     )
-    select coalesce(a.value_json::integer, k.number)
-    from kept k left join trial_user_attributes a on a.trial_id = k.trial_id and a.key = 'origin'
+    select coalesce(origin.value_json::integer, k.number), coalesce(attempt.value_json::integer, 1), k.state
+    from kept k
+    left join trial_user_attributes origin on origin.trial_id = k.trial_id and origin.key = 'origin'
+    left join trial_user_attributes attempt on attempt.trial_id = k.trial_id and attempt.key = 'attempt'
     """
 )
 
@@ -33,7 +36,9 @@ def remove_spent_checkpoints(
     folder: the study's name among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
     """
     # Files first: one that is listed now belongs to a trial that the database knows by the next line.
-    there = checkpoints.origins(folder)
+    there = checkpoints.attempts(folder)
     with database.engine.connect() as connection:
-        kept = set(connection.scalars(_KEPT, {"study_id": study_id, "all_complete": all_complete}))
-    checkpoints.remove(folder, there - kept)
+        rows = connection.execute(_KEPT, {"study_id": study_id, "all_complete": all_complete}).all()
+    complete = {(origin, attempt) for origin, attempt, state in rows if state == "COMPLETE"}
+    live = {origin for origin, _, state in rows if state != "COMPLETE"}  # these read what earlier attempts have left
+    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in there - complete if origin not in live})

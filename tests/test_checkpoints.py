@@ -49,15 +49,15 @@ def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
     assert checkpoints.read(STUDY, 7, attempt=8) is None
 
 
-def test_removal_takes_every_attempt_of_this_trial_alone(checkpoints: Checkpoints) -> None:
+def test_removal_takes_these_attempts_alone(checkpoints: Checkpoints) -> None:
     for origin, attempt in ((7, 1), (7, 2), (70, 1)):
         checkpoints.write(STUDY, origin, attempt=attempt, data=b"data")
-    assert checkpoints.origins(STUDY) == {7, 70}
-    checkpoints.remove(STUDY, {7})
-    checkpoints.remove(STUDY, {7})
+    assert checkpoints.attempts(STUDY) == {(7, 1), (7, 2), (70, 1)}
+    checkpoints.remove(STUDY, {(7, 1), (7, 2)})
+    checkpoints.remove(STUDY, {(7, 1), (7, 2)})
     assert checkpoints.read(STUDY, 7, attempt=9) is None
     assert checkpoints.read(STUDY, 70, attempt=9) == b"data"
-    assert checkpoints.origins(STUDY) == {70}
+    assert checkpoints.attempts(STUDY) == {(70, 1)}
 
 
 def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Checkpoints) -> None:
@@ -75,7 +75,7 @@ def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -
     (path,) = folder.rglob("*.ckpt")
     path.with_name(f"{path.name}.0a1b2c3d.tmp").write_bytes(b"ha")
     assert on_disk.read(STUDY, 7, attempt=1) == b"whole"
-    on_disk.remove(STUDY, {7})
+    on_disk.remove(STUDY, {(7, 1)})
     assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
