@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 import psycopg2
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL
 
 from objectives.task import Hyperparameters, Outcome
