@@ -90,7 +90,7 @@ def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> np.ndarray:
         lowest, largest = -(1 << bits - 1), (1 << bits - 1) - 1
         positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest
     else:
-        positions = stored & ((1 << bits) - 1)  # older files keep overlays in the bits above
+        positions = stored  # pydicom has taken away what older files keep in the bits above: overlays
         if bits == 16 and not has_view:
             bits = next(depth for depth in _BIT_DEPTHS if int(positions.max()) < 1 << depth)
         lowest, largest = 0, (1 << bits) - 1

@@ -442,6 +442,18 @@ def test_arrays_without_their_record_are_not_trusted(tmp_path: Path) -> None:
         assert cache.written_bytes
 
 
+def test_refused_build_goes_on_where_the_images_were_repaired(tmp_path: Path) -> None:
+    index = broken_set(tmp_path, count=200, broken=(4, 40))
+    assert "2 of 200" in str(refusal(index, tmp_path / "cache", [16, 32]))
+    Image.fromarray(noise(32, 4)).save(index.image_path(4))
+    index.image_path(100).write_bytes(b"never read again")
+    assert "1 of 200 images cannot be read: index line 42" in str(refusal(index, tmp_path / "cache", [16, 32]))
+    Image.fromarray(noise(32, 40)).save(index.image_path(40))
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16, 32], processes=1)
+    for row in (4, 40, 100):
+        np.testing.assert_array_equal(cache.open(32)[row], noise(32, row))
+
+
 def test_repaired_images_are_taken_up_and_the_others_not_decoded_again(tmp_path: Path) -> None:
     """After a refusal, and after they had been dropped: in every array, also those of other experiments."""
     index = broken_set(tmp_path, count=200, broken=(4, 40))  # neither is among those that tell sets apart
