@@ -1,6 +1,6 @@
 """Claim: search and confirmation name the resolution that phantoms need, and hardly ever one that is too small.
 
-For each of several sets of phantoms of other seeds: `acuity launch`, `acuity confirm`, `acuity best`, with real workers;
+For each of several sets of phantoms of other seeds: `acuity launch`, `acuity confirm`, `acuity best`, by real workers;
 the verdict of each label is held against `objectives/phantom_truth.py`. Of 20 sets a too small resolution may be named
 in at most 1, and the needed one must be in at least 16, for every label. The margin is 0.05 AUC: the about 100 positive
 test patients of a set of 3,000 cannot show 0.02, and what phantoms need is the same at both.
