@@ -124,7 +124,8 @@ def _notes(answer: Answer) -> list[RenderableType]:
 
 
 def _differences(found: dict[str, Any]) -> Table:
-    table = _table("difference", "AUC", "95 %", "p", "p (Holm)")
+    trials = {each["resolution"]: each["trials"] for each in found["by_resolution"]}
+    table = _table("difference", "AUC", "95 %", "p", "p (Holm)", "trials\nbehind them")
     for each in found["comparisons"]:
         table.add_row(
             f"{each['resolution']} px less {each['reference']} px",
@@ -132,6 +133,7 @@ def _differences(found: dict[str, Any]) -> Table:
             f"{each['difference_low']:+.3f} to {each['difference_high']:+.3f}",
             f"{each['p_value']:.2g}",
             f"{each['p_value_holm']:.2g}",
+            f"{trials[each['resolution']]}, {trials[each['reference']]}",
         )
     return table
 
