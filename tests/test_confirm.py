@@ -22,6 +22,7 @@ from objectives.phantom import write_phantoms
 from storage.confirmations import count_test_uses, find_confirmation
 from storage.database import Database
 from study import confirm as confirm_module
+from study import scores as scores_module
 from study.answer import read_answer, read_best_resolution
 from study.answer_tables import answer_table, details_table, markdown_table
 from study.claims import open_studies
@@ -215,9 +216,10 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
 
     # Asked again, nothing is trained, scored or counted again; another margin is another use.
     first_scores = kept_scores(database)
-    assert "the test patients have been used once" in run(database, searched)
-    changed = with_confirm(searched, margin=0.1)
-    assert "the test patients have been used twice" in run(database, changed)
+    with monkeypatch.context() as patch:
+        patch.setattr(scores_module, "score_images", _cut_off)
+        assert "the test patients have been used once" in run(database, searched)
+        assert "the test patients have been used twice" in run(database, with_confirm(searched, margin=0.1))
     assert trainings(database) == 10
     assert kept_scores(database) == first_scores
     answer = read_answer(database, "tiny")
