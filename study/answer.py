@@ -119,7 +119,8 @@ def read_best_resolution(database: Database, name: str, *, label: str | None = N
 
     labels = _chosen_labels(recall(database, name).experiment, label)
     query = text(
-        "select * from acuity.best_resolution where experiment = :name and label = any(:labels) order by label"
+        "select * from acuity.best_resolution where experiment = :name and label = any(:labels) "
+        "order by array_position(cast(:labels as text[]), label)"
     )
     with database.engine.connect() as connection:
         return pd.read_sql(query, connection, params={"name": name, "labels": list(labels)})
