@@ -36,6 +36,13 @@ def check_input_size(architecture: str, input_size: int) -> None:
             ) from error
 
 
+def count_parameters(architecture: str, *, input_size: int) -> int:
+    """Numbers that the network holds, without allocating them."""
+    with torch.device("meta"):
+        network = make_network(architecture, input_size=input_size)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def make_network(
     architecture: str, *, input_size: int | None = None, pretrained: bool = False, weights: Path | None = None
 ) -> torch.nn.Module:

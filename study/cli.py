@@ -85,9 +85,27 @@ def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> No
 @_command("acuity launch nih.toml --workers 2")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Instead of --workers; by default 1.")
 @click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
-def launch(file: Path, workers: int | None, device: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
-    """Run an experiment on this host until every label has its trials, then print the answer."""
+@click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
+def launch(
+    file: Path,
+    workers: int | None,
+    workers_per_gpu: int | None,
+    device: str,
+    detach: bool,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Run an experiment on this host until every label has its trials, then print the answer.
+
+    Of an experiment that runs already, here or elsewhere, this adds workers.
+    """
+    if workers and workers_per_gpu:
+        raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
+    again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
+    again += ["--workers", str(workers)] if workers else []
+    again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
     from rich.console import Console
 
     from storage.database import open_storage
@@ -104,10 +122,23 @@ def launch(file: Path, workers: int | None, device: str, storage: str | None, ve
             experiment,
             storage_url=storage,
             workers=workers,
+            workers_per_gpu=workers_per_gpu,
             device=device,
             console=Console(stderr=True),
+            in_background=again if detach else None,
         )
-        results_console().print(answer_table(read_answer(database, experiment.name)))
+        if not detach:
+            results_console().print(answer_table(read_answer(database, experiment.name)))
+
+
+@_command("acuity stop nih")
+@click.argument("name")
+def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """End the launches of an experiment on this host; their workers hand their trials back."""
+    from study.launches import stop_launches
+
+    stopped = stop_launches(name, storage_url=storage or os.environ.get("ACUITY_STORAGE"))
+    click.echo(f"stopped {stopped} launch{'es' if stopped > 1 else ''} of {name}", err=True)
 
 
 @_command("acuity worker nih --data /data/nih")
@@ -144,13 +175,15 @@ def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG0
     from storage.database import open_storage
     from study.progress import read_progress
     from study.register import recall
+    from study.running import read_running
     from study.tables import progress_table
     from study.terminal import results_console
 
     with open_storage(storage) as database:
         experiment = recall(database, name).experiment
-        progress = read_progress(database, experiment)
-    results_console().print(progress_table(progress, budget=experiment.search.trials, title=name))
+        progress, running = read_progress(database, experiment), read_running(database, experiment)
+    budget, epochs = experiment.search.trials, experiment.training.epochs
+    results_console().print(progress_table(progress, running, budget=budget, epochs=epochs, title=name))
 
 
 @_command("acuity fit resnet34 448 --device cuda:0")

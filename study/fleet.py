@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
 import torch
 
 from storage.connection import first_line
 from storage.database import OUTAGES, Database
 from storage.errors import OutageError
 from study.errors import UsageError
-from study.launches import registered_launch
+from study.launches import last_words, log_folder, registered_launch
 from study.register import Registered
 
 logger = logging.getLogger(__name__)
@@ -85,11 +84,6 @@ def place_workers(device: str, *, workers: int | None, workers_per_gpu: int | No
         Place("cuda", sharing, threads, environment={"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
         for number in range(count)
     ]
-
-
-def log_folder(experiment: str) -> Path:
-    """Where this host's workers of an experiment write their logs."""
-    return Path(platformdirs.user_log_dir("acuity")) / experiment
 
 
 def run_fleet(
@@ -174,7 +168,7 @@ def _alive(members: list[_Member]) -> bool:
             continue
         member.crashes = [crash for crash in member.crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]
         if code in (1, 2) or len(member.crashes) > _MOST_CRASHES:
-            raise UsageError(f"a worker ended with an error: {_last_words(member.log)} (log: {member.log})")
+            raise UsageError(f"a worker ended with an error: {last_words(member.log)} (log: {member.log})")
         logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
         member.start()
     return any(member.ended() is None for member in members)
@@ -191,11 +185,6 @@ def _member(experiment: str, place: Place, *, number: int, storage_url: str | No
         log=folder / f"worker-{os.getpid()}-{number}.log",
         environment=os.environ | place.environment | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
     )
-
-
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("acuity: ") if lines else "it left no message"
 
 
 def _end(members: list[_Member]) -> None:

@@ -10,16 +10,21 @@ from rich.live import Live
 from storage.database import Database
 from storage.url import masked
 from study.cost import predict_cost
+from study.disk import predict_disk
 from study.experiment import Experiment
 from study.fleet import place_workers, run_fleet
 from study.image_set import open_image_set, training_images
+from study.launches import start_in_background
 from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, register
+from study.running import EpochClock, read_running
 from study.tables import Pace, progress_line, progress_table
 from study.terminal import cost_line, decoding_bar
 
 _LINE_EVERY_S = 10.0
+_READING_SHARE = 0.1
+"""Of the time that reading the progress may take: over 100,000 trials it is a tenth of a second's work."""
 
 
 def launch(
@@ -31,10 +36,12 @@ def launch(
     device: str,
     console: Console,
     workers_per_gpu: int | None = None,
+    in_background: list[str] | None = None,
 ) -> Registered:
     """Run the experiment on this host until every label has its budget.
 
-    workers: by default one a GPU, else two.
+    workers: by default one a GPU, else two. in_background: arguments of the `acuity` that goes on by itself once
+    everything is checked and prepared here.
     """
     places = place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
     check_networks(experiment)
@@ -58,15 +65,27 @@ def launch(
         f"{len(places)} worker{'s' if len(places) > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
+    console.print(predict_disk(experiment, image_set, workers=len(places)).line(), soft_wrap=True)
+    if in_background is not None:
+        process, log = start_in_background(experiment.name, in_background, storage_url=storage_url)
+        console.print(
+            f"{experiment.name} runs in the background (process {process}, log {log}): "
+            f"`acuity status {experiment.name}` shows it, `acuity stop {experiment.name}` ends it",
+            soft_wrap=True,
+        )
+        return registered
     pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
-    with _live(database, experiment, pace, console) as refresh:
+    images = training_images(image_set, experiment.labels)
+    with _live(database, experiment, pace, console, images=images) as refresh:
         run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
     return registered
 
 
 @contextmanager
-def _live(database: Database, experiment: Experiment, pace: Pace, console: Console) -> Iterator[Callable[[int], None]]:
-    """A table that redraws itself on a terminal, a line every ten seconds elsewhere."""
+def _live(
+    database: Database, experiment: Experiment, pace: Pace, console: Console, *, images: int
+) -> Iterator[Callable[[int], None]]:
+    """A table that redraws itself on a terminal, a line every ten seconds elsewhere. images: of an epoch."""
     budget = experiment.search.trials
     last_line = 0.0
 
@@ -82,11 +101,26 @@ def _live(database: Database, experiment: Experiment, pace: Pace, console: Conso
         yield line
         return
     with Live(console=console, auto_refresh=False) as live:
+        next_look, clock = 0.0, EpochClock()
 
         def redraw(alive: int) -> None:
-            progress = read_progress(database, experiment)
+            nonlocal next_look
+            began = time.monotonic()
+            if alive and began < next_look:
+                return
+            progress, running = read_progress(database, experiment), read_running(database, experiment)
+            next_look = time.monotonic() + (time.monotonic() - began) / _READING_SHARE
             left = pace.left(progress, budget=budget)
             title = f"{experiment.name}: {alive} worker{'s' if alive != 1 else ''}, time left: {left}"
-            live.update(progress_table(progress, budget=budget, title=title), refresh=True)
+            paces = {(trial.label, trial.number): clock.epochs_per_second(trial) for trial in running}
+            table = progress_table(
+                progress,
+                running,
+                budget=budget,
+                epochs=experiment.training.epochs,
+                title=title,
+                paces={trial: images * pace for trial, pace in paces.items() if pace is not None},
+            )
+            live.update(table, refresh=True)
 
         yield redraw

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,40 @@ def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
         if entry["experiment"] == experiment and wanted in (None, entry["storage"]):
             found.append(Launch(process=entry["process"], lock=lock))
     return found
+
+
+def start_in_background(experiment: str, arguments: list[str], *, storage_url: str | None) -> tuple[int, Path]:
+    """Start `acuity` with these arguments on its own, and wait until it is a launch; its process and its log."""
+    folder = log_folder(experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    with log.open("xb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "study", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
+            start_new_session=True,
+        )
+    while process.poll() is None:
+        if any(launch.process == process.pid for launch in find_launches(experiment, storage_url=None)):
+            return process.pid, log
+        time.sleep(0.1)
+    if process.returncode != 0:
+        raise UsageError(f"the launch ended with an error: {last_words(log)} (log: {log})")
+    return process.pid, log
+
+
+def log_folder(experiment: str) -> Path:
+    """Where this host's launches and workers of an experiment write their logs."""
+    return Path(platformdirs.user_log_dir("acuity")) / experiment
+
+
+def last_words(log: Path) -> str:
+    """A log's last line, which is where a command says what went wrong."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("acuity: ") if lines else "it left no message"
 
 
 def stop_launches(experiment: str, *, storage_url: str | None) -> int:

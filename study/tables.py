@@ -1,7 +1,9 @@
 """What a person sees at the terminal while workers run."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rich.console import Group
 from rich.progress_bar import ProgressBar
@@ -9,7 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from study.progress import Progress
+from study.running import Running
 from study.terminal import duration
+
+_MOST_ROWS = 24
 
 
 @dataclass
@@ -30,8 +35,19 @@ class Pace:
         return f"about {duration(remaining * (time.monotonic() - self.began) / since)}"
 
 
-def progress_table(progress: list[Progress], *, budget: int, title: str) -> Group:
-    """A bar per label with its trials by state and the best AUC so far."""
+def progress_table(
+    progress: list[Progress],
+    running: list[Running],
+    *,
+    budget: int,
+    epochs: int,
+    title: str,
+    paces: Mapping[tuple[str, int], float] = MappingProxyType({}),
+) -> Group:
+    """A bar per label with its trials by state and the best AUC so far; below it the trials that run now.
+
+    paces: images/s by label and trial, where it has been seen.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("label", "", "finished", "pruned", "running", "failed", "best AUC so far"):
         table.add_column(heading, justify="left" if heading in ("label", "") else "right")
@@ -45,7 +61,33 @@ def progress_table(progress: list[Progress], *, budget: int, title: str) -> Grou
             str(entry.failed),
             "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
         )
-    return Group(Text(title), table)
+    if not running:
+        return Group(Text(title), table)
+    return Group(Text(title), table, Text(), _running_table(running, epochs=epochs, paces=paces))
+
+
+def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[str, int], float]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("trial", "px", "architecture", "epoch", "AUC", "images/s", "device", "last heartbeat"):
+        table.add_column(heading, justify="left" if heading in ("trial", "architecture", "device") else "right")
+    for trial in running[:_MOST_ROWS]:
+        table.add_row(
+            Text(f"{trial.label} {trial.number}"),
+            _number(trial.resolution, "d"),
+            trial.architecture or "",
+            f"{trial.epoch}/{epochs}",
+            _number(trial.auc, ".3f"),
+            _number(paces.get((trial.label, trial.number)), ",.0f"),
+            trial.device or "",
+            "" if trial.heartbeat_age_s is None else f"{duration(max(0.0, trial.heartbeat_age_s))} ago",
+        )
+    if len(running) > _MOST_ROWS:
+        table.add_row(f"and {len(running) - _MOST_ROWS} more")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def progress_line(progress: list[Progress], *, budget: int, left: str) -> str:

@@ -13,6 +13,9 @@ import psycopg2
 import pytest
 
 from storage.url import parse_url
+from study.errors import UsageError
+from study.fleet import place_workers
+from study.running import EpochClock, Running
 
 ACUITY = [sys.executable, "-m", "study"]
 
@@ -177,6 +180,65 @@ def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
     assert count(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
     assert count(database_url, "state in ('RUNNING', 'WAITING')") == 0
     assert count(database_url, "requeued") == 1
+
+
+@pytest.mark.slow
+def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_command(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
+    nothing = acuity("stop", "tiny", environment=environment, status=1)
+    assert "no launch of tiny runs" in nothing.stderr
+    for _ in range(2):
+        launched = acuity("launch", str(experiment), "--workers", "1", "--detach", environment=environment)
+        assert "runs in the background" in launched.stderr
+        assert "10 trials to run" in launched.stderr
+        assert "of checkpoints" in launched.stderr
+        assert launched.stdout == ""
+    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(3)
+    shown = acuity("status", "tiny", environment=environment).stdout
+    assert shown.count("test_resnet") == 2
+    assert shown.count("/300") == 2
+    assert shown.count("ago") == 2
+    # A killed launch's file stays behind, and its process id may be anybody's by now.
+    forged = next((home / ".local/state").rglob("*.launch")).with_name("tiny.1.launch")
+    forged.write_text(json.dumps({"process": os.getpid(), "experiment": "tiny", "storage": "postgresql:///x"}))
+    stopped = acuity("stop", "tiny", environment=environment)
+    assert "stopped 2 launches of tiny" in stopped.stderr
+    assert workers_alive(home) == []
+    assert not list((home / ".local/state").rglob("*.launch"))
+    assert (count(database_url, "state = 'RUNNING'"), count(database_url, "requeued")) == (0, 2)
+
+
+def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def gpus(device: str = "auto", **how: int) -> list[tuple[str, int]]:
+        places = place_workers(device, **({"workers": None, "workers_per_gpu": None} | how))
+        return [(place.environment["CUDA_VISIBLE_DEVICES"], place.sharing) for place in places]
+
+    assert gpus() == [("0", 1), ("1", 1)]
+    assert gpus(workers_per_gpu=2) == [("0", 2), ("1", 2), ("0", 2), ("1", 2)]
+    assert gpus(workers=3) == [("0", 2), ("1", 2), ("0", 2)]
+    assert gpus("cuda:1", workers_per_gpu=2) == [("1", 2), ("1", 2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7b")
+    assert gpus() == [("GPU-5a", 1), ("GPU-7b", 1)]
+    with pytest.raises(UsageError, match="cuda:2 cannot be used here: there are 2"):
+        gpus("cuda:2")
+    with pytest.raises(UsageError, match="no GPU here"):
+        place_workers("cpu", workers=None, workers_per_gpu=2)
+
+
+def test_a_running_trials_pace_is_that_of_the_epochs_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EpochClock()
+    seen = []
+    for at, epoch in [(0, 3), (5, 3), (10, 4), (20, 5), (25, 5), (30, 6)]:
+        monkeypatch.setattr("time.monotonic", lambda at=at: float(at))
+        seen.append(clock.epochs_per_second(Running("Nodule", 7, 64, "resnet34", epoch, 0.7, "CPU", 1.0)))
+    assert seen == [None, None, None, 0.1, 0.1, 0.1]
 
 
 @pytest.fixture(autouse=True)
