@@ -1,12 +1,22 @@
 """The verdict of a label as a sentence that a reader who knows no statistics can use, and a reviewer can check."""
 
+from collections.abc import Sequence
+
 from objectives.adequacy import NonInferiority, SmallestAdequate
+from objectives.multiplicity import Comparison
 from objectives.planning import FEWEST_POSITIVE_PATIENTS
 from study.protocol import LabelProtocol
 
+_LEVEL = 0.05
 
-def verdict_sentence(protocol: LabelProtocol, verdict: SmallestAdequate, *, reference_auc: float) -> str:
-    """One or two sentences on a label; every number in them is of the patients that the AUCs are of."""
+
+def verdict_sentence(
+    protocol: LabelProtocol, verdict: SmallestAdequate, *, reference_auc: float, comparisons: Sequence[Comparison]
+) -> str:
+    """Some sentences on a label; every number in them is of the patients that the AUCs are of.
+
+    Larger resolutions than the reference are told of too: it was named on validation patients, and may not be the best.
+    """
     label, reference = protocol.label, f"the reference of {protocol.reference} px (AUC {reference_auc:.3f})"
     if verdict.verdict == "not_estimable":
         return (
@@ -27,7 +37,22 @@ def verdict_sentence(protocol: LabelProtocol, verdict: SmallestAdequate, *, refe
             f"(difference {shown.difference:+.3f}, at least {shown.difference_low:+.3f}; p = {shown.p_value:.2g}; best "
             f"of {trials} trials)."
         )
-    return f"{begin} {_below(last)}".rstrip()
+    return " ".join([begin, _below(last), *_above(protocol, comparisons)])
+
+
+def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison]) -> list[str]:
+    """How each resolution above the reference compares with it."""
+    sentences = []
+    for each in comparisons:
+        difference = each.difference  # the smaller resolution's AUC less the larger's
+        if difference.resolution != protocol.reference:
+            continue
+        better = each.p_value_holm <= _LEVEL and difference.difference < 0
+        sentences.append(
+            f"{difference.reference} px is {'shown better' if better else 'not shown better'} than the reference "
+            f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to {-difference.difference_low:+.3f})."
+        )
+    return sentences
 
 
 def _below(last: NonInferiority | None) -> str:

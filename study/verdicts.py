@@ -53,7 +53,7 @@ def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, pa
         "best": _best(protocol.finalist(protocol.reference), reference, part=part),
         "reference": {"resolution": protocol.reference, "auc": reference["auc"]},
         "smallest_adequate": _verdict_entry(verdict)
-        | {"sentence": verdict_sentence(protocol, verdict, reference_auc=reference["auc"])},
+        | {"sentence": verdict_sentence(protocol, verdict, reference_auc=reference["auc"], comparisons=comparisons)},
         "by_resolution": by_resolution,
         "steps": [asdict(step) for step in verdict.steps],
         "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],

@@ -123,6 +123,15 @@ def test_where_all_smaller_ones_are_worse_it_is_the_reference_itself() -> None:
     assert "Mass needs 64 px, the reference itself" in found["smallest_adequate"]["sentence"]
 
 
+def test_a_larger_resolution_that_is_better_than_the_reference_is_told() -> None:
+    tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.0), 128: seeds_of(100, gap=2.0)}
+    found = conclude_label(protocol([32, 64, 128], reference=32), tables, margin=0.02)
+    sentence = found["smallest_adequate"]["sentence"]
+    assert "32 px, the reference itself" in sentence
+    assert "64 px is not shown better than the reference" in sentence
+    assert "128 px is shown better than the reference (+0." in sentence
+
+
 def test_few_and_noisy_patients_leave_it_undecided_and_say_how_many_would_decide() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
