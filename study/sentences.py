@@ -50,7 +50,8 @@ def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison]) -> list[s
         better = each.p_value_holm <= _LEVEL and difference.difference < 0
         sentences.append(
             f"{difference.reference} px is {'shown better' if better else 'not shown better'} than the reference "
-            f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to {-difference.difference_low:+.3f})."
+            f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
+            f"{-difference.difference_low:+.3f})."
         )
     return sentences
 
