@@ -4,10 +4,12 @@ The script: Optuna, timm and a torch Dataset that opens each file with Pillow, r
 it over through a DataLoader with 2 workers. Both run the same trials (Acuity's first ones; the script has them by
 enqueue_trial), images, split, epochs, network, batch and threads, each as a command of its own: start of Python,
 embedded Postgres and cache build are Acuity's to pay. Images: nih-cxr-1024 (ACUITY_NIH_DIR) written back as 1024 px
-PNG. Also the script with torchxrayvision's NIH_Dataset in place of its own, one trial of it.
+PNG. Also the script with torchxrayvision's NIH_Dataset in place of its own, of which one epoch is timed. Wall time; as
+other programs share the cores, CPU time too.
 
 And starvation: images/s of Acuity's training loop over the cache, divided by those of the same loop on one batch that
-is already in memory; at least 0.95 at 64, 128, 224 and 320 px. Arguments: trials (default 10), then resolutions.
+is already in memory; at least 0.95 at 64, 128, 224 and 320 px. On one thread, by its CPU time.
+Arguments: trials (default 10), then resolutions.
 """
 
 import json
@@ -28,7 +30,7 @@ BATCH = 32
 ARCHITECTURE = "test_resnet"
 LABEL = "Pneumonia"
 FED = (64, 128, 224, 320)
-ROUNDS = 24
+ROUNDS = 12
 SOURCE = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / "nih-cxr-1024"
 EXPERIMENT = """\
 name = "pipeline-{side}"
@@ -58,6 +60,7 @@ def main() -> None:
     goals, races = [], {}
     with tempfile.TemporaryDirectory(prefix="acuity-pipeline-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
         folder = Path(temporary)
+        folder.chmod(0o711)  # root's server runs under another account
         _write_set(folder)
         for side in sides:
             races[side] = race = _race(folder, side, trials)
@@ -102,14 +105,18 @@ def _write_png(source: Path, path: Path) -> None:
 
 
 def _race(folder: Path, side: int, trials: int) -> dict[str, dict[str, Any]]:
-    """Seconds of the command and of its trials: Acuity, the script, one trial of it with torchxrayvision."""
+    """Seconds of the command and of its trials: Acuity, the script, one epoch of it with torchxrayvision."""
     (folder / f"{side}.toml").write_text(
         EXPERIMENT.format(side=side, label=LABEL, architecture=ARCHITECTURE, trials=trials, batch=BATCH, epochs=EPOCHS)
     )
     runs = {
         "acuity": _timed([sys.executable, __file__, "--acuity", str(folder), str(side)], folder),
-        "script": _timed([sys.executable, __file__, "--script", str(folder), str(side), "pillow", str(trials)], folder),
-        "torchxrayvision": _timed([sys.executable, __file__, "--script", str(folder), str(side), "xrv", "1"], folder),
+        "script": _timed(
+            [sys.executable, __file__, "--script", str(folder), str(side), "pillow", str(trials), str(EPOCHS)], folder
+        ),
+        "torchxrayvision": _timed(
+            [sys.executable, __file__, "--script", str(folder), str(side), "xrv", "1", "1"], folder
+        ),
     }
     assert all(abs(a - b) < 1e-9 for a, b in zip(runs["acuity"]["rates"], runs["script"]["rates"], strict=True))
     assert runs["acuity"]["images"] == runs["script"]["images"] == runs["torchxrayvision"]["images"]
@@ -158,7 +165,7 @@ def _tell(trials: list[Any], *, images: int) -> None:
     print(json.dumps({"trial_seconds": seconds, "rates": rates, "aucs": values, "images": images}))
 
 
-def _script(folder: Path, side: int, dataset: str, trials: int) -> None:
+def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> None:
     """The script that a user would write."""
     import optuna
     import pandas as pd
@@ -227,9 +234,9 @@ def _script(folder: Path, side: int, dataset: str, trials: int) -> None:
         optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.05)
         batches = DataLoader(training, BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
         held_out = DataLoader(validation, 256, num_workers=2, persistent_workers=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=EPOCHS * len(batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * len(batches))
         loss_of = torch.nn.BCEWithLogitsLoss()
-        for epoch in range(EPOCHS):
+        for epoch in range(epochs):
             network.train()
             for images, labels in batches:
                 loss = loss_of(network(images).flatten(), labels.float())
@@ -260,7 +267,9 @@ def _speedup(race: dict[str, dict[str, Any]], side: int, trials: int) -> dict[st
     ours, script = race["acuity"]["seconds"], race["script"]
     outside = script["seconds"] - sum(script["trial_seconds"])
     one = race["torchxrayvision"]
-    of_xrv = one["seconds"] + (trials - 1) * one["trial_seconds"][0]
+    of_xrv = one["seconds"] + (trials * EPOCHS - 1) * one["trial_seconds"][0]
+    a_trial = sum(race["acuity"]["trial_seconds"]) / trials
+    ten = outside + 10 * sum(script["trial_seconds"]) / trials, ours + (10 - trials) * a_trial
     return {
         "name": f"speedup_{side}px",
         "value": round(script["seconds"] / ours, 2),
@@ -268,6 +277,7 @@ def _speedup(race: dict[str, dict[str, Any]], side: int, trials: int) -> dict[st
         "high": round((outside + trials * max(script["trial_seconds"])) / ours, 2),
         "goal": ">= 5" if side == 64 else ">= 1",
         "met": script["seconds"] / ours >= (5 if side == 64 else 1),
+        "at_ten_trials": round(ten[0] / ten[1], 2),
         "against_torchxrayvision": round(of_xrv / ours, 2),
         "of_cpu_time": round(script["cpu_s"] / race["acuity"]["cpu_s"], 2),
     }
@@ -293,18 +303,19 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     from_cache = open_feed(pixels, rows, device=cpu)
     batch = from_cache(torch.arange(BATCH))
     targets = torch.from_numpy((rows % 2).astype(np.float32))
-    steps = max(4, int(64 * (64 / side) ** 2 * 4))
+    torch.set_num_threads(1)
+    steps = max(3, int(24 * (64 / side) ** 2))
     rates: dict[str, list[float]] = {"cache": [], "resident": []}
     for round_ in range(ROUNDS + 1):
         for name, feed in (("cache", from_cache), ("resident", lambda _: batch)):
             batches = torch.randint(len(rows), (steps, BATCH)).sort(dim=1).values
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in train_batches(
                 learner, feed, targets=targets, batches=batches, augmentation=None, positive_weight=1.0
             ):
                 pass
             if round_:
-                rates[name].append(steps * BATCH / (time.perf_counter() - began))
+                rates[name].append(steps * BATCH / (time.process_time() - began))
     ratios = [ours / resident for ours, resident in zip(rates["cache"], rates["resident"], strict=True)]
     value = statistics.median(ratios)
     quartiles = statistics.quantiles(ratios, n=4)
@@ -327,6 +338,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--acuity"]:
         _acuity(Path(sys.argv[2]), int(sys.argv[3]))
     elif sys.argv[1:2] == ["--script"]:
-        _script(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        _script(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
     else:
         main()
