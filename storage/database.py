@@ -25,6 +25,7 @@ from storage.connection import (
     first_line,
     is_outage,
     leave_read_only_servers,
+    ping_after_idleness,
 )
 from storage.embedded import embedded_server
 from storage.errors import OutageError, StorageError
@@ -70,6 +71,7 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
             storage = _optuna_storage(parsed, heartbeat_s=heartbeat_s, grace_s=grace_s)
         except DBAPIError as error:
             raise explain(error, parsed) from None
+        ping_after_idleness(storage.engine)
         leave_read_only_servers(storage.engine)
         stack.callback(storage.engine.dispose)
         stack.callback(storage.remove_session)

@@ -27,7 +27,7 @@ from study.heartbeat import beating
 from study.image_set import labelled_images
 from study.kept_checkpoints import remove_spent_checkpoints
 from study.reporter import Reporter
-from study.search import Configuration, choose_batch_size, make_pruner, suggest
+from study.search import Configuration, choose_batch_size, make_pruner, prunable_epochs, suggest
 from study.station import Station
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
     trial = station.patiently(optuna.Trial, claim.study, claim.trial_id)
     configuration = station.patiently(suggest, trial, station.experiment, station.registered.exponents)
     data = labelled_images(station.image_set, label=claim.label, resolution=configuration.resolution)
-    reporter = Reporter(station, trial, prunable=not (claim.first or claim.confirms))
+    prunable = range(0) if claim.first or claim.confirms else prunable_epochs(station.experiment)
+    reporter = Reporter(station, trial, prunable=prunable)
     try:
         outcome = _train(station, claim, configuration, data, reporter)
         reporter.send_rest()

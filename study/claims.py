@@ -4,6 +4,7 @@ Everything that changes how many trials a study has happens under the study's cl
 """
 
 import hashlib
+import json
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -117,10 +118,10 @@ def claim_trial(
 def _claim_in(database: Database, label: str, study: optuna.Study, *, budget: int, can_hold: CanHold) -> Claim | None:
     study.get_trials(deepcopy=False)  # warms the cache, so that the lock is held for milliseconds
     with claim_study(database, study._study_id):
-        finished, running = _count(database, study._study_id)
+        finished, running, waiting = _count(database, study._study_id)
         if finished + running >= budget:
             return None
-        trial_id = _take_waiting(database, study, can_hold)
+        trial_id = _take_waiting(database, study, can_hold) if waiting else None
         if trial_id is None:
             trial_id = database.storage.create_new_trial(study._study_id)
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
@@ -138,19 +139,25 @@ def start_waiting(database: Database, label: str, study: optuna.Study, can_hold:
 
 
 def _claim(database: Database, label: str, study: optuna.Study, trial_id: int, *, running: int) -> Claim:
-    trial = database.storage.get_trial(trial_id)
-    inherited = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
-    return Claim(label, study, trial_id, trial.number, inherited, running)
-
-
-def _count(database: Database, study_id: int) -> tuple[int, int]:
     query = text(
-        "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING') "
-        "from trials where study_id = :study_id"
+        "select t.number, a.key, a.value_json from trials t left join trial_user_attributes a "
+        "on a.trial_id = t.trial_id and a.key = any(:inherited) where t.trial_id = :trial_id"
     )
     with database.engine.connect() as connection:
-        finished, running = connection.execute(query, {"study_id": study_id}).one()
-    return int(finished), int(running)
+        rows = connection.execute(query, {"inherited": list(_INHERITED), "trial_id": trial_id}).all()
+    inherited = {key: json.loads(value) for _, key, value in rows if key is not None}
+    return Claim(label, study, trial_id, int(rows[0][0]), inherited, running)
+
+
+def _count(database: Database, study_id: int) -> tuple[int, int, int]:
+    """Trials of a study that are finished, running and waiting."""
+    query = text(
+        "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING'), "
+        "count(*) filter (where state = 'WAITING') from trials where study_id = :study_id"
+    )
+    with database.engine.connect() as connection:
+        finished, running, waiting = connection.execute(query, {"study_id": study_id}).one()
+    return int(finished), int(running), int(waiting)
 
 
 def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:

@@ -55,17 +55,16 @@ def read_progress(database: Database, experiment: Experiment) -> list[Progress]:
 
 _FAILURES_IN_A_ROW = 5
 
-_FAILED = """
-    from studies s join trials t on t.study_id = s.study_id
-    left join trial_user_attributes requeued on requeued.trial_id = t.trial_id and requeued.key = 'requeued'
-    left join trial_user_attributes reason on reason.trial_id = t.trial_id and reason.key = 'reason'
-    where s.study_name = any(:names) and t.state in ('COMPLETE', 'PRUNED', 'FAIL') and requeued.trial_id is null
-"""
+# Requeued attempts go on as other trials, so they are no failures.
+_FOR_GOOD = "not exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
 
 
 def failed_trials(database: Database, experiment: Experiment) -> list[int]:
     """Ids of the trials that have failed for good so far."""
-    query = text(f"select t.trial_id {_FAILED} and t.state = 'FAIL'")
+    query = text(
+        "select t.trial_id from studies s join trials t on t.study_id = s.study_id "
+        f"where s.study_name = any(:names) and t.state = 'FAIL' and {_FOR_GOOD}"
+    )
     with database.engine.connect() as connection:
         return [int(row[0]) for row in connection.execute(query, {"names": _names(experiment)})]
 
@@ -77,13 +76,18 @@ def labels_that_fail(database: Database, experiment: Experiment, *, except_for: 
     """
     query = text(
         f"""
-        select study_name, (array_agg(reason order by trial_id desc))[1] from (
-            select s.study_name, t.trial_id, t.state, reason.value_json as reason,
-                row_number() over (partition by s.study_id order by t.trial_id desc) as place
-            {_FAILED} and not t.trial_id = any(:except_for)
+        select s.study_name, (array_agg(ended.reason order by ended.trial_id desc))[1]
+        from studies s cross join lateral (
+            select t.trial_id, t.state,
+                (select r.value_json from trial_user_attributes r where r.trial_id = t.trial_id and r.key = 'reason')
+                    as reason
+            from trials t
+            where t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'FAIL')
+                and not t.trial_id = any(:except_for) and {_FOR_GOOD}
+            order by t.trial_id desc limit :many
         ) ended
-        where place <= :many group by study_name
-        having count(*) = :many and bool_and(state = 'FAIL')
+        where s.study_name = any(:names)
+        group by s.study_name having count(*) = :many and bool_and(ended.state = 'FAIL')
         """
     )
     parameters = {"names": _names(experiment), "except_for": except_for, "many": _FAILURES_IN_A_ROW}

@@ -1,6 +1,7 @@
 """A trial's reports to its study: sent each epoch, kept through an outage, and the pruner's answer."""
 
 import logging
+from collections.abc import Container
 
 import optuna
 
@@ -13,10 +14,11 @@ logger = logging.getLogger(__name__)
 class Reporter:
     """The callable that training reports to: (epoch, AUC) -> stop?
 
-    prunable: False for the first trials of a resolution, which run to their end whatever the others did.
+    prunable: after which epochs the pruner is asked; none for the first trials of a resolution, which run to their end
+    whatever the others did.
     """
 
-    def __init__(self, station: Station, trial: optuna.Trial, *, prunable: bool) -> None:
+    def __init__(self, station: Station, trial: optuna.Trial, *, prunable: Container[int]) -> None:
         self._station = station
         self._trial = trial
         self._prunable = prunable
@@ -26,7 +28,7 @@ class Reporter:
         self._unsent.append((epoch, auc))
         try:
             self._send()
-            prune = self._prunable and bool(self._trial.should_prune())
+            prune = epoch in self._prunable and bool(self._trial.should_prune())
         except OUTAGES as error:
             # Training is worth more than a report that is late; the storage is waited for when the trial ends.
             self._station.contact.lost()

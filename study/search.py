@@ -108,5 +108,11 @@ def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
         return NopPruner()
     return MedianPruner(
         n_startup_trials=max(8, running),
-        n_warmup_steps=math.ceil(0.2 * experiment.training.epochs) + 1,  # epochs count from 1
+        n_warmup_steps=prunable_epochs(experiment).start,
     )
+
+
+def prunable_epochs(experiment: Experiment) -> range:
+    """After which epochs, from 1 on, the pruner is asked at all: asking is half of what a trial costs the storage."""
+    epochs = experiment.training.epochs
+    return range(0) if experiment.search.pruner == "none" else range(math.ceil(0.2 * epochs) + 1, epochs)

@@ -221,13 +221,14 @@ def test_no_password_in_anything_a_log_or_traceback_would_show(
     assert password not in "".join(traceback.format_exception(ended.value))
 
 
-def test_connections_cut_by_the_server_are_replaced_unnoticed(
-    database: Database, outage: tuple[Callable[[], None], Callable[[], None]]
+def test_idle_connections_cut_by_the_server_are_replaced_unnoticed(
+    database: Database, outage: tuple[Callable[[], None], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study(storage=database.storage)
     begin, end = outage
     begin()
     end()
+    monkeypatch.setattr("storage.connection._TRUSTED_S", 0.0)  # as if they had lain idle since
     study.set_user_attr("after", 1)
 
 
