@@ -67,7 +67,11 @@ class Checkpoints:
         try:
             self.files.makedirs(folder, exist_ok=True)
             if isinstance(self.files, LocalFileSystem):
-                _write_whole(path, data)
+                try:
+                    _write_whole(path, data)
+                except FileNotFoundError:  # whoever took the trial from this worker has ended it and cleared up
+                    self.files.makedirs(folder, exist_ok=True)
+                    _write_whole(path, data)
             else:
                 self.files.pipe_file(path, data)  # seen by others when it is whole, as object stores have it
         except Exception as error:

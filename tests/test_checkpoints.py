@@ -1,5 +1,6 @@
 """A trial's checkpoint reaches whoever resumes it, and nobody spoils another's."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,20 @@ def test_addresses_are_folders_or_what_fsspec_knows_or_refused_without_their_sec
     with pytest.raises(StorageError, match=r"wasabi://bucket/checkpoints cannot be used .*name a folder") as caught:
         open_checkpoints("wasabi://key:secret@bucket/checkpoints")
     assert "secret" not in str(caught.value)
+
+
+def test_trial_that_is_cleared_up_while_a_woken_worker_writes_is_no_error_of_the_disk(
+    on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, cleared = os.fsync, []
+
+    def while_others_clear_up(descriptor: int) -> None:
+        real(descriptor)
+        if not cleared:
+            cleared.append(True)
+            on_disk.remove(STUDY, {(7, 1)})
+
+    monkeypatch.setattr(os, "fsync", while_others_clear_up)
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 3")
+    assert cleared
+    assert on_disk.read(STUDY, 7, attempt=1) == b"epoch 3"
