@@ -177,7 +177,7 @@ def _fill(engine: Engine, study_id: int, size: int) -> None:
         "batch_size_exponent": (optuna.distributions.IntDistribution(2, 3), "2 + floor(random() * 2)"),
     }
     numbers = ("batch_size", "feasible_batch_size", "epochs", "seconds", "images_per_second", "peak_memory_mib")
-    numbers += ("auc_se", "accuracy", "average_precision", "seed", "attempt", "threads")
+    numbers += ("accuracy", "average_precision", "seed", "attempt", "threads")
     texts = ("batch_cap", "device", "precision", "split_sha256", "index_sha256", "worker")
     with engine.begin() as connection:
 
@@ -223,10 +223,11 @@ def _fill(engine: Engine, study_id: int, size: int) -> None:
             "'\"something\"' from trials, unnest(cast(:keys as text[])) key where study_id = :study_id",
             keys=list(texts),
         )
-        run(
-            "insert into trial_user_attributes (trial_id, key, value_json) "
-            f"select trial_id, 'origin', number::text {of_study}"
-        )
+        for key, value in {"origin": "number::text", "auc_se": "'0.02'"}.items():
+            run(
+                "insert into trial_user_attributes (trial_id, key, value_json) "
+                f"select trial_id, '{key}', {value} {of_study}"
+            )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("vacuum analyze"))
 

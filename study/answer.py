@@ -11,7 +11,7 @@ from storage.database import Database, open_storage
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.progress import Progress, read_progress
-from study.register import recall
+from study.register import recall, study_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,23 +80,29 @@ class Answer:
         return table | {"labels": list(table["labels"])}
 
 
-_BEST_BY_RESOLUTION = text(
+# Winners first, on Optuna's own tables and by the parameter's stored number; the view spells out those few alone: over
+# 14 labels of 10,000 trials 0.5 s, where the view for all of them took 2.
+_BY_RESOLUTION = text(
     """
-    select distinct on (label, resolution) label, resolution, architecture, batch_size, feasible_batch_size,
-        learning_rate, value as auc, auc_se
-    from acuity.trials
-    where experiment = :name and not confirm and state = 'COMPLETE'
-    order by label, resolution, value desc, number
-    """
-)
-
-_COUNTS = text(
-    """
-    select label, resolution, count(*) filter (where state = 'COMPLETE') as complete,
-        count(*) filter (where state = 'PRUNED') as pruned
-    from acuity.trials
-    where experiment = :name and not confirm and state in ('COMPLETE', 'PRUNED')
-    group by label, resolution
+    with finished as (
+        select t.study_id, p.param_value,
+            count(*) filter (where t.state = 'COMPLETE') as complete,
+            count(*) filter (where t.state = 'PRUNED') as pruned,
+            (array_agg(t.trial_id order by v.value desc nulls last, t.number)
+                filter (where t.state = 'COMPLETE'))[1] as winner,
+            min(t.trial_id) as any_trial
+        from studies s
+        join trials t on t.study_id = s.study_id
+        join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
+        left join trial_values v on v.trial_id = t.trial_id and v.objective = 0
+        where s.study_name = any(:names) and t.state in ('COMPLETE', 'PRUNED')
+        group by t.study_id, p.param_value
+    )
+    select b.label, b.resolution, f.complete, f.pruned, f.winner, b.architecture, b.batch_size, b.feasible_batch_size,
+        b.learning_rate, b.value as auc, b.auc_se
+    from finished f cross join lateral (
+        select * from acuity.trials t where t.trial_id = coalesce(f.winner, f.any_trial)
+    ) b
     """
 )
 
@@ -137,10 +143,10 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
     stored = find_confirmation(database, name)
     confirmed = {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
     with database.engine.connect() as connection:
-        best = connection.execute(_BEST_BY_RESOLUTION, {"name": name}).all()
-        counts = connection.execute(_COUNTS, {"name": name}).all()
-    best_at = {(row.label, row.resolution): row for row in best}
-    counts_at = {(row.label, row.resolution): row for row in counts}
+        names = [study_name(name, label) for label in labels]
+        rows = connection.execute(_BY_RESOLUTION, {"names": names}).all()
+    counts_at = {(row.label, row.resolution): row for row in rows}
+    best_at = {key: row for key, row in counts_at.items() if row.winner is not None}
     return Answer(
         experiment=name,
         labels=tuple(
