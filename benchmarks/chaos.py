@@ -137,6 +137,7 @@ class Round:
             return False
         if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM, os.EX_TEMPFAIL):
             log = (self.folder / f"worker-{self.processes.index(process):03d}.log").read_text().splitlines()
+            print("\n".join(["an unexpected exit:", *log[-200:]]), file=sys.stderr)
             self.unexpected.append(f"exit {process.exitcode}: {log[-1] if log else ''}")
         return process.exitcode == 0
 

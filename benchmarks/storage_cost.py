@@ -29,8 +29,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
 import optuna
 from optuna.distributions import distribution_to_json
 from sqlalchemy import URL, Engine, create_engine, text
@@ -38,6 +36,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from storage.database import Database, open_storage
 from storage.embedded import embedded_server
 
+ROOT = Path(__file__).parent.parent
 LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
 RESOLUTIONS = (16, 24, 32, 40, 48, 56, 64, 96, 128)
 ARCHITECTURES = ("resnet18", "resnet34")
