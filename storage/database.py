@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
@@ -69,8 +70,11 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
         try:
             _make_tables(parsed)
             storage = _optuna_storage(parsed, heartbeat_s=heartbeat_s, grace_s=grace_s)
-        except DBAPIError as error:
-            raise explain(error, parsed) from None
+        except (DBAPIError, StorageInternalError) as error:
+            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+            if not isinstance(cause, DBAPIError):
+                raise
+            raise explain(cause, parsed) from None
         ping_after_idleness(storage.engine)
         leave_read_only_servers(storage.engine)
         stack.callback(storage.engine.dispose)

@@ -21,7 +21,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 
 from storage.database import OUTAGES, Database, open_storage, patiently
 from storage.embedded import embedded_server
-from storage.errors import StorageError
+from storage.errors import OutageError, StorageError
 
 _ROOT = Path(__file__).parent.parent
 
@@ -230,6 +230,21 @@ def test_idle_connections_cut_by_the_server_are_replaced_unnoticed(
     end()
     monkeypatch.setattr("storage.connection._TRUSTED_S", 0.0)  # as if they had lain idle since
     study.set_user_attr("after", 1)
+
+
+@pytest.mark.parametrize("step", ["storage.database._make_tables", "nothing"])
+def test_outage_at_any_step_of_opening_is_one(
+    step: str,
+    database_url: str,
+    outage: tuple[Callable[[], None], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin, _ = outage
+    begin()
+    if step != "nothing":
+        monkeypatch.setattr(step, lambda _: None)  # as if the database went away right after it
+    with pytest.raises(OutageError, match="not currently accepting connections"), open_storage(database_url):
+        pass
 
 
 def test_outage_is_waited_out_and_reported(
