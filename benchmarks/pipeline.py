@@ -110,12 +110,13 @@ def _race(folder: Path, side: int, trials: int) -> dict[str, dict[str, Any]]:
         EXPERIMENT.format(side=side, label=LABEL, architecture=ARCHITECTURE, trials=trials, batch=BATCH, epochs=EPOCHS)
     )
     runs = {
-        "acuity": _timed([sys.executable, __file__, "--acuity", str(folder), str(side)], folder),
+        "acuity": _timed([sys.executable, "-P", __file__, "--acuity", str(folder), str(side)], folder),
         "script": _timed(
-            [sys.executable, __file__, "--script", str(folder), str(side), "pillow", str(trials), str(EPOCHS)], folder
+            [sys.executable, "-P", __file__, "--script", str(folder), str(side), "pillow", str(trials), str(EPOCHS)],
+            folder,
         ),
         "torchxrayvision": _timed(
-            [sys.executable, __file__, "--script", str(folder), str(side), "xrv", "1", "1"], folder
+            [sys.executable, "-P", __file__, "--script", str(folder), str(side), "xrv", "1", "1"], folder
         ),
     }
     assert all(abs(a - b) < 1e-9 for a, b in zip(runs["acuity"]["rates"], runs["script"]["rates"], strict=True))

@@ -77,7 +77,9 @@ def main() -> None:
         goals.append(_goal("memory_growth_mib_1100_to_11000", [growth], "<= 50", growth <= 50))
         _second_prepare(small)  # writes the split
         second = [_second_prepare(small) for _ in range(ROUNDS)]
-        goals.append(_goal("second_prepare_s", second, "< 2", max(second) < 2))
+        wall, cpu = (list(column) for column in zip(*second, strict=True))
+        cpu_s = {"cpu_s": round(statistics.median(cpu), 2)}
+        goals.append(_goal("second_prepare_s", wall, "< 2", statistics.median(wall) < 2) | cpu_s)
     for goal in goals:
         print(f"{goal['name']:34} {goal['value']:7.2f} ({goal['low']:.2f} to {goal['high']:.2f})  goal {goal['goal']}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -204,7 +206,9 @@ def _time_builds(folder: Path) -> tuple[list[float], dict[str, float]]:
 
 
 def _in_a_process(what: str, folder: Path) -> dict[str, float]:
-    said = subprocess.run([sys.executable, __file__, what, str(folder)], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-P", __file__, what, str(folder)], capture_output=True, text=True, check=True
+    )
     run: dict[str, float] = json.loads(said.stdout)
     return run
 
@@ -258,12 +262,13 @@ def _watch_memory(peak: list[int], over: threading.Event) -> None:
         peak[0] = max(peak[0], total)
 
 
-def _second_prepare(folder: Path) -> float:
-    """Seconds of the whole command, interpreter and imports included; the first call also writes the split."""
+def _second_prepare(folder: Path) -> tuple[float, float]:
+    """Seconds of the whole command, interpreter and imports included: by the clock, and of a core."""
     command = [sys.executable, "-m", "study", "prepare", str(folder / "experiment.toml")]
-    began = time.perf_counter()
+    before, began = os.times(), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - began
+    seconds, after = time.perf_counter() - began, os.times()
+    return seconds, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def _goal(name: str, values: list[float], goal: str, met: bool) -> dict[str, object]:
