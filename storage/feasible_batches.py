@@ -11,6 +11,8 @@ from sqlalchemy import text
 
 from storage.database import Database
 
+_LONGEST_MEASUREMENT_S = 300.0
+
 
 @dataclass(frozen=True)
 class FeasibleBatchKey:
@@ -72,8 +74,9 @@ def _measuring(database: Database, key: FeasibleBatchKey) -> Iterator[int | None
     """Wait until the key is known (yields it) or nobody else measures it (yields None, and nobody else will).
 
     A worker that dies while measuring loses its connection, and with it the lock. Its transaction is idle for long by
-    design: no limit on that.
+    design: no limit on that; but one that hangs (SIGSTOP) is waited for no longer than a measurement may take.
     """
+    deadline = time.monotonic() + _LONGEST_MEASUREMENT_S
     lock = int.from_bytes(hashlib.sha256(repr(astuple(key)).encode()).digest()[:8], signed=True)
     query = text(
         "select set_config('idle_in_transaction_session_timeout', '0', true), pg_try_advisory_xact_lock(:lock)"
@@ -81,8 +84,9 @@ def _measuring(database: Database, key: FeasibleBatchKey) -> Iterator[int | None
     while True:
         with database.engine.begin() as connection:
             _, locked = connection.execute(query, {"lock": lock}).one()
-            known = read_feasible_batch(database, key) if locked else None
-            if locked:
+            free = locked or time.monotonic() > deadline
+            known = read_feasible_batch(database, key) if free else None
+            if free:
                 yield known
                 return
         time.sleep(random.uniform(0.05, 0.5))

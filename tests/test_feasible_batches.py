@@ -94,3 +94,22 @@ def test_worker_takes_over_from_one_whose_measurement_failed(database: Database)
         assert find_or_measure(database, KEY, lambda: 512) == 512
         with pytest.raises(MemoryError):
             failed.result()
+
+
+def test_hung_measurement_is_waited_for_only_as_long_as_one_may_take(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.feasible_batches._LONGEST_MEASUREMENT_S", 0.5)
+    measuring, woken = threading.Event(), threading.Event()
+
+    def hang() -> int:
+        measuring.set()
+        woken.wait(60)
+        return 256
+
+    with ThreadPoolExecutor(1) as pool:
+        hung = pool.submit(find_or_measure, database, KEY, hang)
+        measuring.wait(60)
+        assert find_or_measure(database, KEY, lambda: 512) == 512
+        woken.set()
+        hung.result()

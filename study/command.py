@@ -1,0 +1,32 @@
+"""The command group `acuity`, and the options that every command has."""
+
+from collections.abc import Callable
+
+import click
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with the options that every command has, and an example in its help."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for option in (
+            click.option("-v", "--verbose", is_flag=True, help="Log more, and show the traceback of an error."),
+            click.option(
+                "--storage",
+                metavar="URL",
+                help="postgresql://user@host/database; by default $ACUITY_STORAGE, else the embedded server.",
+            ),
+        ):
+            function = option(function)
+        command: click.Command = acuity.command(epilog=f"\b\nExample:\n  {example}")(function)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="acuity-hpo", prog_name="acuity")
+def acuity() -> None:
+    """Find the image resolution that each diagnosis needs."""

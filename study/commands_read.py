@@ -1,0 +1,108 @@
+"""What reads: how far an experiment is, and what came out.
+
+Heavy packages are imported inside the commands, so that help answers at once.
+"""
+
+import json
+from pathlib import Path
+
+import click
+
+from study.command import command
+
+
+@command("acuity status nih")
+@click.argument("name")
+def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Show how far each label of an experiment is."""
+    from storage.database import open_storage
+    from study.progress import read_progress
+    from study.register import recall
+    from study.running import read_running
+    from study.tables import progress_table
+    from study.terminal import results_console
+
+    with open_storage(storage) as database:
+        experiment = recall(database, name).experiment
+        progress, running = read_progress(database, experiment), read_running(database, experiment)
+    budget, epochs = experiment.search.trials, experiment.training.epochs
+    results_console().print(progress_table(progress, running, budget=budget, epochs=epochs, title=name))
+
+
+@command("acuity dashboard --port 8080")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
+def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Serve optuna-dashboard on the storage, for this host alone and read-only."""
+    from storage.database import open_storage
+    from study.dashboard import serve_dashboard
+
+    with open_storage(storage) as database:
+        serve_dashboard(
+            database,
+            port=port,
+            writable=writable,
+            announce=lambda address: click.echo(f"{address}  (Ctrl-C ends it)", err=True),
+        )
+
+
+@command("acuity best nih --format json")
+@click.argument("name")
+@click.option("--label", help="This label alone; once confirmed, as a table with all that was found.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+)
+def best(name: str, label: str | None, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Print the best resolution per label: the confirmed answer, or before that the search's optimistic one."""
+    from storage.database import open_storage
+    from study.answer import read_answer, read_best_resolution
+    from study.answer_tables import answer_table, details_table, markdown_table
+    from study.terminal import results_console
+
+    with open_storage(storage) as database:
+        if form in ("csv", "markdown"):
+            table = read_best_resolution(database, name, label=label)
+            click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
+            return
+        answer = read_answer(database, name, label=label)
+    if form == "json":
+        click.echo(json.dumps(answer.to_json(), indent=2))
+        return
+    results_console().print(answer_table(answer))
+    if label is not None:
+        results_console().print(details_table(answer.labels[0]))
+
+
+@command("acuity score nih --index other/index.csv")
+@click.argument("name")
+@click.option("--index", type=click.Path(path_type=Path), required=True, help="The other image set's table.")
+@click.option("--images", type=click.Path(path_type=Path), help="Its files; by default `images` beside the index.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def score(
+    name: str,
+    index: Path,
+    images: Path | None,
+    device: str,
+    form: str,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Score another image set with the confirmed networks; nothing is chosen on it."""
+    from storage.database import open_storage
+    from study.answer_tables import external_table
+    from study.external import score_index
+    from study.register import recall
+    from study.terminal import messages_console, results_console
+
+    with open_storage(storage) as database:
+        registered = recall(database, name)
+        results = score_index(database, registered, index, images=images, device=device, console=messages_console())
+    if form == "json":
+        click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
+    else:
+        results_console().print(external_table(results))

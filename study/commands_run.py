@@ -1,0 +1,224 @@
+"""What runs: an experiment from its file to its trained networks.
+
+Heavy packages are imported inside the commands, so that help answers at once.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from study.command import command
+
+
+@command("acuity demo")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="By default one a GPU, else two.")
+def demo(folder: Path, workers: int | None, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Search synthetic radiographs whose needs are known, start to end in minutes."""
+    from study.demo import run_demo
+
+    run_demo(folder, storage_url=storage, workers=workers)
+
+
+@command("acuity new nih.toml")
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Write a commented experiment file to start from."""
+    from study.template import write_template
+
+    write_template(file)
+    click.echo(f"wrote {file}: set labels, [data] and [search], then `acuity launch {file}`", err=True)
+
+
+@command("acuity prepare nih.toml")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Check an experiment's images, labels, networks and disk, and decode the images, before any GPU time is spent."""
+    from rich.console import Console
+
+    from study import experiment as experiments
+    from study.cohort_table import preparation_table
+    from study.prepare import prepare as prepare_experiment
+    from study.terminal import decoding_bar, results_console
+
+    experiment = experiments.load(file)
+    with decoding_bar(Console(stderr=True)) as progress:
+        preparation = prepare_experiment(experiment, storage_url=storage, progress=progress)
+    if as_json:
+        click.echo(json.dumps(preparation.to_json(), indent=2))
+    else:
+        results_console().print(preparation_table(preparation))
+
+
+@command("acuity fit resnet34 448 --device cuda:0")
+@click.argument("architecture", required=False)
+@click.argument("resolution", type=click.IntRange(min=16), required=False)
+@click.option("--all", "file", type=click.Path(path_type=Path), help="Every network and resolution of this experiment.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option(
+    "--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Budget of a step; default as a worker."
+)
+@click.option("--most", type=click.IntRange(min=2), default=1024, show_default=True, help="Try no larger batch.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def fit(
+    architecture: str | None,
+    resolution: int | None,
+    file: Path | None,
+    precision: str,
+    device: str,
+    memory_gib: float | None,
+    most: int,
+    as_json: bool,
+    storage: str | None,  # noqa: ARG001
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Find the largest batch that fits, by an estimate and a few real training steps."""
+    from study import experiment as experiments
+    from study.feasible_table import Cell, cells_of, fit_cells, fit_table, fits_to_json
+    from study.terminal import results_console
+
+    if (file is None) == (architecture is None or resolution is None):
+        raise click.UsageError("name ARCHITECTURE and RESOLUTION, or --all EXPERIMENT.toml")
+    if file is not None:
+        experiment = experiments.load(file)
+        cells, memory_gib = cells_of(experiment), memory_gib or experiment.workers.memory_budget_gib
+    else:
+        assert architecture is not None
+        assert resolution is not None
+        cells = [Cell(architecture, resolution, resolution, precision, most)]
+    share, fits = fit_cells(cells, choice=device, memory_gib=memory_gib)
+    if as_json:
+        click.echo(json.dumps(fits_to_json(fits, share), indent=2))
+    else:
+        results_console().print(fit_table(fits, share))
+
+
+@command("acuity launch nih.toml --workers 2")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Instead of --workers; by default 1.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
+def launch(
+    file: Path,
+    workers: int | None,
+    workers_per_gpu: int | None,
+    device: str,
+    detach: bool,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Run an experiment on this host until every label has its trials, then print the answer.
+
+    Of an experiment that runs already, here or elsewhere, this adds workers.
+    """
+    if workers and workers_per_gpu:
+        raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
+    again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
+    again += ["--workers", str(workers)] if workers else []
+    again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
+    from rich.console import Console
+
+    from storage.database import open_storage
+    from study import experiment as experiments
+    from study.answer import read_answer
+    from study.answer_tables import answer_table
+    from study.launch import launch as launch_experiment
+    from study.terminal import results_console
+
+    experiment = experiments.load(file)
+    with open_storage(storage) as database:
+        launch_experiment(
+            database,
+            experiment,
+            storage_url=storage,
+            workers=workers,
+            workers_per_gpu=workers_per_gpu,
+            device=device,
+            console=Console(stderr=True),
+            in_background=again if detach else None,
+        )
+        if not detach:
+            results_console().print(answer_table(read_answer(database, experiment.name)))
+
+
+@command("acuity worker nih --data /data/nih")
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), help="Where the index's folder lies on this host.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
+@click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
+def worker(
+    name: str, data: Path | None, device: str, workers: int, threads: int | None, storage: str | None, verbose: bool
+) -> None:
+    """Run one worker of an experiment that has been launched before, on this host or another.
+
+    SIGTERM and Ctrl-C make it hand its trial back and leave, with status 0. Status 75: the database is away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker has its own, seconds of imports later
+    from storage.errors import OutageError
+    from study.worker import run_worker
+
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        grown = run_worker(name, storage_url=storage, folder=data, device=device, workers=workers, threads=threads)
+    except OutageError as error:
+        click.echo(f"acuity: {error}", err=True)
+        sys.exit(os.EX_TEMPFAIL)
+    if grown:
+        os.execv(sys.executable, [sys.executable, "-m", "study", *sys.argv[1:]])
+
+
+@command("acuity stop nih")
+@click.argument("name")
+def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """End the launches of an experiment on this host; their workers hand their trials back."""
+    from study.launches import stop_launches
+
+    stopped = stop_launches(name, storage_url=storage or os.environ.get("ACUITY_STORAGE"))
+    click.echo(f"stopped {stopped} launch{'es' if stopped > 1 else ''} of {name}", err=True)
+
+
+@command("acuity confirm nih --seeds 5")
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
+@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+def confirm(
+    name: str,
+    seeds: int | None,
+    workers: int | None,
+    device: str,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Retrain the search's best with several seeds and score them once on the held-out test patients.
+
+    Given the experiment's file, what has changed in it since the launch (such as [confirm] margin) counts.
+    """
+    from storage.database import open_storage
+    from study.answer import read_answer
+    from study.answer_tables import answer_table
+    from study.confirm import confirm as confirm_experiment
+    from study.register import recall_or_update
+    from study.terminal import messages_console, results_console
+
+    with open_storage(storage) as database:
+        registered = recall_or_update(database, name)
+        confirm_experiment(
+            database,
+            registered,
+            seeds=seeds,
+            storage_url=storage,
+            workers=workers,
+            device=device,
+            console=messages_console(),
+        )
+        results_console().print(answer_table(read_answer(database, registered.experiment.name)))
