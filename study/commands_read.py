@@ -18,15 +18,22 @@ def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG0
     from storage.database import open_storage
     from study.progress import read_progress
     from study.register import recall
+    from study.retraining import read_retraining
     from study.running import read_running
     from study.tables import progress_table
     from study.terminal import results_console
 
     with open_storage(storage) as database:
         experiment = recall(database, name).experiment
-        progress, running = read_progress(database, experiment), read_running(database, experiment)
-    budget, epochs = experiment.search.trials, experiment.training.epochs
-    results_console().print(progress_table(progress, running, budget=budget, epochs=epochs, title=name))
+        table = progress_table(
+            read_progress(database, experiment),
+            read_running(database, experiment),
+            budget=experiment.search.trials,
+            epochs=experiment.training.epochs,
+            title=name,
+            retraining=read_retraining(database, experiment),
+        )
+    results_console().print(table)
 
 
 @command("acuity dashboard --port 8080")

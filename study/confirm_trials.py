@@ -124,7 +124,11 @@ def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
 
 def read_plan(study: optuna.Study) -> Plan:
     """What the study is to train."""
-    plan = study.user_attrs["plan"]
+    return plan_from_table(study.user_attrs["plan"])
+
+
+def plan_from_table(plan: dict[str, Any]) -> Plan:
+    """A plan as the study keeps it."""
     return Plan(seeds=plan["seeds"], nominees=tuple(Nominee(**nominee) for nominee in plan["nominees"]))
 
 

@@ -46,7 +46,8 @@ class Running:
 
 _RUNNING = text(
     """
-    select t.label, t.number, t.resolution, t.architecture, coalesce(last.step, 0), last.intermediate_value,
+    select t.label || case when t.confirm then ' (confirm)' else '' end, t.number, t.resolution, t.architecture,
+        coalesce(last.step, 0), last.intermediate_value,
         t.device,
         extract(epoch from (now() at time zone 'utc') - h.heartbeat)::double precision
     from acuity.trials t
@@ -55,13 +56,13 @@ _RUNNING = text(
         select i.step, i.intermediate_value from trial_intermediate_values i
         where i.trial_id = t.trial_id order by i.step desc limit 1
     ) last on true
-    where t.experiment = :name and not t.confirm and t.state = 'RUNNING'
+    where t.experiment = :name and t.state = 'RUNNING'
     order by t.trial_id
     """
 )
 
 
 def read_running(database: Database, experiment: Experiment) -> list[Running]:
-    """The experiment's running trials, the oldest first."""
+    """The experiment's running trials, those of a confirmation too, the oldest first."""
     with database.engine.connect() as connection:
         return [Running(*row) for row in connection.execute(_RUNNING, {"name": experiment.name})]

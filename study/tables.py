@@ -1,16 +1,17 @@
 """What a person sees at the terminal while workers run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from study.progress import Progress
+from study.retraining import Retraining
 from study.running import Running
 from study.terminal import duration
 
@@ -43,6 +44,7 @@ def progress_table(
     epochs: int,
     title: str,
     paces: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    retraining: Sequence[Retraining] = (),
 ) -> Group:
     """A bar per label with its trials by state and the best AUC so far; below it the trials that run now.
 
@@ -61,9 +63,26 @@ def progress_table(
             str(entry.failed),
             "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
         )
-    if not running:
-        return Group(Text(title), table)
-    return Group(Text(title), table, Text(), _running_table(running, epochs=epochs, paces=paces))
+    parts: list[RenderableType] = [Text(title), table]
+    if retraining:
+        parts += [Text(), _retraining_table(retraining)]
+    if running:
+        parts += [Text(), _running_table(running, epochs=epochs, paces=paces)]
+    return Group(*parts)
+
+
+def _retraining_table(retraining: Sequence[Retraining]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("confirmation", "", "retrained", "running"):
+        table.add_column(heading, justify="left" if heading in ("confirmation", "") else "right")
+    for entry in retraining:
+        table.add_row(
+            Text(entry.label),
+            ProgressBar(total=entry.planned, completed=entry.complete, width=24),
+            f"{entry.complete}/{entry.planned}",
+            str(entry.running),
+        )
+    return table
 
 
 def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[str, int], float]) -> Table:

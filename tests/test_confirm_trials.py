@@ -25,6 +25,8 @@ from study.errors import UsageError
 from study.experiment import parse
 from study.nominate import Nomination, Nominee
 from study.register import Registered, make_studies
+from study.retraining import Retraining, read_retraining
+from study.running import read_running
 from study.search import suggest
 
 EXPERIMENT = """
@@ -114,6 +116,18 @@ def test_racing_workers_train_each_nominee_twice_and_each_finalist_to_its_seeds(
     assert [run.user_attrs["repeat"] for run in chosen[32].runs] == [1, 2, 3, 4]
     seeds = Counter(trial.user_attrs["seed"] for trial in study.trials)
     assert max(seeds.values()) == 1, "every training has a seed of its own"
+
+
+def test_status_tells_how_far_the_trainings_are(database: Database, database_url: str, registered: Registered) -> None:
+    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=0, running=0, planned=14)]
+    claim = take(database, registered)
+    assert claim is not None
+    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=0, running=1, planned=14)]
+    (running,) = read_running(database, registered.experiment)
+    assert running.label == "Mass (confirm)"
+    tell(database, claim, optuna.Trial(claim.study, claim.trial_id))
+    work(database_url, registered, tell)
+    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=14, running=0, planned=14)]
 
 
 def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
