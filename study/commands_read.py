@@ -38,9 +38,14 @@ def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG0
 
 @command("acuity dashboard --port 8080")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
-def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
-    """Serve optuna-dashboard on the storage, for this host alone and read-only."""
+def dashboard(port: int, host: str, writable: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Serve optuna-dashboard on the storage, for this host alone and read-only.
+
+    For other hosts (--host) it asks for the user acuity and the password in $ACUITY_DASHBOARD_PASSWORD, or in the file
+    that $ACUITY_DASHBOARD_PASSWORD_FILE names; on this host it does if there is one.
+    """
     from storage.database import open_storage
     from study.dashboard import serve_dashboard
 
@@ -48,6 +53,7 @@ def dashboard(port: int, writable: bool, storage: str | None, verbose: bool) -> 
         serve_dashboard(
             database,
             port=port,
+            host=host,
             writable=writable,
             announce=lambda address: click.echo(f"{address}  (Ctrl-C ends it)", err=True),
         )
@@ -113,3 +119,33 @@ def score(
         click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
     else:
         results_console().print(external_table(results))
+
+
+@command("acuity export nih --label Nodule --out nodule")
+@click.argument("name")
+@click.option("--label", required=True, help="Of this one.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there yet.")
+@click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
+@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+def export(
+    name: str,
+    label: str,
+    out: Path,
+    resolution: int | None,
+    device: str,
+    storage: str | None,
+    verbose: bool,  # noqa: ARG001
+) -> None:
+    """Write a label's network to a folder that plain timm loads, with threshold, calibration and model card."""
+    from storage.database import open_storage
+    from study.export import export_network
+    from study.register import recall
+
+    with open_storage(storage) as database:
+        use = export_network(database, recall(database, name), label, out, resolution=resolution, device=device)
+    network = use["network"]
+    click.echo(
+        f"wrote {out}: {label}, {network['architecture']} at {network['resolution']} px, {use['status']}; "
+        f"{out}/README.md says how to use it",
+        err=True,
+    )

@@ -4,7 +4,9 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
@@ -13,6 +15,11 @@ from sqlalchemy import URL
 from objectives.phantom import write_phantoms
 from storage.database import Database, open_storage
 from storage.embedded import embedded_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from study.register import Registered
 
 _TEMPLATE = "acuity_template"
 _MEMORY = Path("/dev/shm")
@@ -74,6 +81,38 @@ def database(database_url: str) -> Iterator[Database]:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of a small set of synthetic radiographs of 64 px."""
     return write_phantoms(tmp_path_factory.mktemp("phantoms"), images=240, size=64)
+
+
+@pytest.fixture
+def browser() -> "Iterator[Browser]":
+    """Debian's Chromium, without a screen."""
+    from playwright.sync_api import sync_playwright  # half a second that other tests need not wait for
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The experiment "tiny", confirmed; to be read only, since all tests share it."""
+
+    url: str
+    registered: "Registered"
+
+
+@pytest.fixture(scope="session")
+def confirmed(server: URL, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confirmed]:
+    """A database of its own with a confirmed experiment, networks and all."""
+    from confirmed_experiment import make_confirmed  # torch and optuna only where they are asked for
+
+    name = "test_confirmed"
+    _execute(server, f"create database {name} template {_TEMPLATE} strategy file_copy")
+    url = server.set(database=name).render_as_string(hide_password=False)
+    yield Confirmed(url, make_confirmed(url, tmp_path_factory.mktemp("confirmed"), phantoms))
+    _execute(server, f"drop database {name} with (force)")
 
 
 def _has_room(folder: Path) -> bool:

@@ -1,0 +1,156 @@
+"""An exported network: loaded by timm alone it scores as it did here, and its card says what it is and who it saw."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from objectives.metrics import auc
+from objectives.prediction import score_images
+from objectives.recalibration import fit_recalibration
+from storage.confirmations import find_confirmation
+from storage.database import open_storage
+from study.cli import acuity
+from study.errors import UsageError
+from study.export import export_network
+from study.export_choice import choose_network
+from study.image_set import open_image_set
+from study.protocol import read_protocol
+
+# The card's own code, where nothing of this program can be imported.
+_BARE = """
+import sys
+for name in ("study", "objectives", "storage", "optuna", "sqlalchemy"):
+    sys.modules[name] = None
+import numpy as np
+{code}
+images = torch.from_numpy(np.load("{images}"))
+np.save("{scores}", score(images).double().numpy())
+again = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
+for (name, one), other in zip(network.state_dict().items(), again.state_dict().values(), strict=True):
+    assert torch.equal(one, other), name
+print(*sorted(name for name in sys.modules if name in ("study", "optuna") and sys.modules[name]))
+"""
+
+
+def test_timm_alone_loads_it_and_gives_the_scores_that_were_confirmed(confirmed, tmp_path: Path) -> None:
+    registered = confirmed.registered
+    out = tmp_path / "network"
+    with open_storage(confirmed.url) as database:
+        use = export_network(database, registered, "Nodule", out, device="cpu")
+        kept = choose_network(database, registered, "Nodule", resolution=None, device="cpu")
+        stored = find_confirmation(database, "tiny")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "acuity.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert stored is not None
+    reference = next(each.reference for each in read_protocol(stored.protocol).labels if each.label == "Nodule")
+    assert use["network"]["resolution"] == reference
+    image_set = open_image_set(registered.experiment)
+    rows = np.concatenate([image_set.split.rows("validation"), image_set.split.rows("test")])
+    images, scores = tmp_path / "images.npy", tmp_path / "scores.npy"
+    np.save(images, image_set.cache.open(reference)[rows])
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    script = _BARE.format(code=code.replace('Path(".")', f'Path("{out}")'), images=images, scores=scores)
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+    assert np.abs(np.load(scores) - kept.scores["score"].to_numpy()).max() < 1e-6
+
+
+def test_what_is_told_of_it_is_of_the_frozen_numbers_and_names_nobody(confirmed, tmp_path: Path) -> None:
+    registered = confirmed.registered
+    with open_storage(confirmed.url) as database:
+        use = export_network(database, registered, "Cardiomegaly", tmp_path / "x", resolution=16, device="cpu")
+        chosen = choose_network(database, registered, "Cardiomegaly", resolution=16, device="cpu")
+        with pytest.raises(UsageError, match="not confirmed at 64 px; there are networks at 16, 32 px"):
+            choose_network(database, registered, "Cardiomegaly", resolution=64, device="cpu")
+        with pytest.raises(UsageError, match=r"exists and is not empty"):
+            export_network(database, registered, "Cardiomegaly", tmp_path / "x", device="cpu")
+    assert use["status"] == "confirmed"
+    found = next(each for each in chosen.confirmed["by_resolution"] if each["resolution"] == 16)  # type: ignore[index]
+    assert use["confirmation"]["over_seeds"]["auc"] == found["auc"]
+    validation, test = use["performance"]
+    assert (validation["part"], test["part"]) == ("validation", "test")
+    assert test["auc_low"] < test["auc"] < test["auc_high"]
+    told = "".join(path.read_text() for path in (tmp_path / "x").iterdir() if path.suffix in (".md", ".json"))
+    index = open_image_set(registered.experiment).index
+    assert not [name for name in index.table["file"] if name in told]
+    assert not [name for name in chosen.scores["patient"] if name in told]
+    assert str(registered.experiment.data.index.parent) not in told
+    assert "research only, not for clinical use" in told.lower()
+
+
+def test_before_confirmation_the_searchs_best_is_marked_optimistic(
+    confirmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search of the fixture trained nothing, so a finalist's network stands in for the kept one."""
+    registered = confirmed.registered
+    with open_storage(confirmed.url) as database:
+        finalist = choose_network(database, registered, "Nodule", resolution=32, device="cpu")
+        monkeypatch.setattr("study.export_choice.find_confirmation", lambda *_: None)
+        with pytest.raises(UsageError, match=r"is not in .*run this where the fleet's checkpoints are"):
+            export_network(database, registered, "Nodule", tmp_path / "x", device="cpu")
+        monkeypatch.setattr("study.export_choice._BEST", _like_the_finalist(finalist))
+        monkeypatch.setattr("study.export_choice._read", lambda *_: finalist.checkpoint)
+        monkeypatch.setattr("study.export_choice._SAME_AUC", 1.0)
+        use = export_network(database, registered, "Nodule", tmp_path / "x", device="cpu")
+    assert use["status"].startswith("not confirmed: validation patients only, optimistic")
+    assert [each["part"] for each in use["performance"]] == ["validation"]
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "**Not confirmed.**" in card
+    assert "No test patient has been read." in card
+
+
+def _like_the_finalist(finalist):  # type: ignore[no-untyped-def]
+    from sqlalchemy import text
+
+    hyperparameters = finalist.hyperparameters
+    return text(
+        "select study_id, trial_id, number, value, 32 as resolution, "
+        f"'{hyperparameters.architecture}' as architecture, {hyperparameters.batch_size} as batch_size, "
+        f"{hyperparameters.learning_rate}::float as learning_rate, 0 as seed, 5 as trials from acuity.trials "
+        "where experiment = :experiment and label = :label and not confirm and state = 'COMPLETE' "
+        "and coalesce(:resolution, 0) = 0 limit 1"
+    )
+
+
+def test_the_command_says_what_it_wrote(confirmed, tmp_path: Path) -> None:
+    arguments = ["export", "tiny", "--label", "Nodule", "--out", str(tmp_path / "n"), "--device", "cpu"]
+    done = CliRunner().invoke(acuity, [*arguments, "--storage", confirmed.url])
+    assert done.exit_code == 0, done.output
+    assert "confirmed" in done.output
+    assert json.loads((tmp_path / "n" / "config.json").read_text())["model_args"]["in_chans"] == 1
+
+
+def test_recalibration_finds_the_line_that_made_the_outcomes() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, 40_000)
+    targets = generator.random(40_000) < 1 / (1 + np.exp(-(0.5 * logits - 1.5)))
+    scores = 1 / (1 + np.exp(-logits))
+    found = fit_recalibration(targets, scores)
+    assert found.slope == pytest.approx(0.5, abs=0.03)
+    assert found.intercept == pytest.approx(-1.5, abs=0.05)
+    assert auc(targets, found(scores)) == pytest.approx(auc(targets, scores), abs=1e-9)
+    apart = fit_recalibration([0, 0, 1, 1], [0.0, 0.1, 0.9, 1.0])
+    assert np.isfinite([apart.slope, apart.intercept]).all()
+
+
+def test_score_images_is_what_the_card_is_held_against(confirmed) -> None:
+    """Kept scores are those of score_images, so that a card that agrees with them agrees with the program."""
+    with open_storage(confirmed.url) as database:
+        chosen = choose_network(database, confirmed.registered, "Nodule", resolution=None, device="cpu")
+    image_set = open_image_set(confirmed.registered.experiment)
+    rows = image_set.split.rows("validation")
+    pixels = image_set.cache.open(chosen.hyperparameters.resolution)
+    again = score_images(chosen.checkpoint, chosen.hyperparameters, pixels, rows, device=torch.device("cpu"))
+    assert np.abs(again - chosen.scores["score"].to_numpy()[: len(rows)]).max() < 1e-6
