@@ -8,7 +8,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -125,6 +125,8 @@ def is_outage(error: BaseException | None) -> bool:
         return is_outage(error.__cause__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
+    if isinstance(error, PendingRollbackError):  # Optuna asks a connection that was just lost once more
+        return error.code == "8s2b"
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
 
 

@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import TrialState
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, create_engine, event, make_url, text
 
 from storage.database import OUTAGES, Database, open_storage, patiently
 from storage.embedded import embedded_server
@@ -268,6 +269,30 @@ def test_outage_is_waited_out_and_reported(
     )
     assert len(outages) == 2
     assert [(trial.number, trial.value) for trial in study.trials] == [(0, 0.5)]
+
+
+def test_connection_cut_between_two_statements_of_optunas_is_an_outage(
+    database: Database, administrator: Callable[[str], None]
+) -> None:
+    study = optuna.create_study(storage=database.storage, study_name="cut")
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"seed": 1}))
+    cuts: list[str] = []
+
+    def cut(*arguments: Any) -> None:
+        if "FROM trial_user_attributes" in arguments[2] and not cuts:
+            cuts.append(arguments[2])
+            administrator(
+                f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database.url.database}'"
+            )
+
+    event.listen(database.engine, "before_cursor_execute", cut)
+    backend = database.storage._backend  # type: ignore[attr-defined]  # the cached storage has the trial already
+    outages: list[None] = []
+    trials = patiently(
+        lambda: backend.get_all_trials(study._study_id), patience_s=20, on_outage=lambda: outages.append(None)
+    )
+    assert [trial.value for trial in trials] == [0.5]
+    assert len(outages) == 1
 
 
 def test_patience_ends_with_one_line(database: Database, outage: tuple[Callable[[], None], Callable[[], None]]) -> None:
