@@ -117,6 +117,7 @@ def _resolution_entry(
     return asdict(estimate_auc(measured, finalist.resolution)) | {
         "validation_auc": finalist.validation_auc,
         "trials": finalist.trials,
+        "seed_aucs": list(measured.seed_aucs[measured.position(finalist.resolution)]),
         # The threshold is chosen on validation patients, and other patients are judged by it.
         "accuracy": over_seeds(
             lambda own, other: accuracy(
