@@ -10,6 +10,7 @@ import torch
 
 from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch, memory_budget
 from objectives.fit import fit_batch
+from objectives.prediction import is_channels_last
 from storage.database import Database
 from storage.feasible_batches import FeasibleBatchKey, find_or_measure, write_feasible_batch
 from study.errors import UsageError
@@ -102,7 +103,7 @@ def _key(device: Device, experiment: Experiment, architecture: str, resolution: 
         architecture=architecture,
         input_size=training.network_input or resolution,
         precision=training.precision,
-        channels_last=False,
+        channels_last=is_channels_last(device.torch_device, training.precision),
         torch_version=torch.__version__,
     )
 
