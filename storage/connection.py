@@ -37,7 +37,8 @@ _DEFAULTS: dict[str, Any] = {
 
 _EXPLANATIONS = (
     (r"password authentication failed|no password supplied", "the server does not accept that user and password",
-     "Put them into the URL (postgresql://user:password@host/database; @ is written %40)"),
+     "Put them into the URL (postgresql://user:password@host/database; @ is written %40), or the password into the "
+     "file that ACUITY_STORAGE_PASSWORD_FILE names"),
     (r'database "[^"]*" does not exist', "there is no such database", "Make it (createdb), or name another one"),
     (r'role "[^"]*" does not exist', "there is no such user", "Make it (createuser), or name another one"),
     (r"could not translate host name", "no host of that name is known", "Check the host in the URL"),

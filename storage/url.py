@@ -1,6 +1,8 @@
 """Read, check and mask the storage URL: always Postgres through psycopg2, never with its password in sight."""
 
+import os
 import re
+from pathlib import Path
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -8,14 +10,17 @@ from sqlalchemy.exc import ArgumentError
 from storage.errors import StorageError
 
 DRIVER = "postgresql+psycopg2"
+PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
+"""Names the file that holds the password of a URL without one: how containers are handed their secrets."""
+
 _NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
 
 
 def parse_url(text: str) -> URL:
     """The URL of a Postgres, its driver written out: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
 
-    StorageError for anything else; of a text that cannot be read, a message quotes the scheme alone: the rest may be a
-    password.
+    A URL without a password takes the one in the file that ACUITY_STORAGE_PASSWORD_FILE names, if any. StorageError for
+    anything else; of a text that cannot be read, a message quotes the scheme alone: the rest may be a password.
     """
     scheme, separator, _ = text.strip().partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
@@ -38,7 +43,7 @@ def parse_url(text: str) -> URL:
     url = _gather_credentials(url.set(drivername=DRIVER))
     if not url.database:
         raise StorageError(f"storage {masked(url)} names no database: end it with /NAME, such as /acuity")
-    return url
+    return url if url.password is not None else _with_password_file(url)
 
 
 def masked(url: URL) -> str:
@@ -60,3 +65,20 @@ def _gather_credentials(url: URL) -> URL:
         password=last("password") or url.password,
         database=last("dbname") or url.database,
     ).difference_update_query(["user", "password", "dbname"])
+
+
+def _with_password_file(url: URL) -> URL:
+    named = os.environ.get(PASSWORD_FILE)
+    if not named:
+        return url
+    try:
+        password = Path(named).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise StorageError(
+            f"{PASSWORD_FILE} names {named}, which cannot be read ({reason}). "
+            f"Let user {os.geteuid()} read it, or name another file"
+        ) from None
+    if not password:
+        raise StorageError(f"{PASSWORD_FILE} names {named}, which is empty: write the database's password into it")
+    return url.set(password=password)

@@ -1,10 +1,13 @@
 """The storage URL is Postgres or refused, and its password is never shown."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import URL
 
+from storage.database import open_storage
 from storage.errors import StorageError
 from storage.url import masked, parse_url
 
@@ -68,3 +71,39 @@ def test_no_password_survives_masking(password: str) -> None:
     read = parse_url(url.render_as_string(hide_password=False))
     assert read.password == password
     assert masked(read) == "postgresql://anna:***@db/acuity"
+
+
+def test_password_comes_from_the_file_that_the_environment_names(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = parse_url(database_url)
+    without = whole.render_as_string(hide_password=False).replace(f":{whole.password}@", "@")
+    assert whole.password
+    assert whole.password not in without
+    with pytest.raises(StorageError, match="does not accept that user and password"), open_storage(without):
+        pass
+    file = tmp_path / "password"
+    file.write_text(f"{whole.password}\n")
+    monkeypatch.setenv("ACUITY_STORAGE_PASSWORD_FILE", str(file))
+    with open_storage(without) as database:
+        assert masked(database.url) == masked(whole)
+
+
+def test_password_in_the_url_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACUITY_STORAGE_PASSWORD_FILE", str(tmp_path / "none"))
+    assert parse_url("postgresql://anna:secret@db/acuity").password == "secret"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(None, r"cannot be read \(No such file"), (b"\n", "is empty"), (b"\xff", r"cannot be read \(it is not UTF-8 text")],
+)
+def test_password_file_of_no_use_is_named_with_the_reason(
+    content: bytes | None, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("ACUITY_STORAGE_PASSWORD_FILE", str(file))
+    with pytest.raises(StorageError, match=f"ACUITY_STORAGE_PASSWORD_FILE names {file}, which {match}"):
+        parse_url("postgresql://anna@db/acuity")
