@@ -20,6 +20,7 @@ Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Age = Annotated[float, Field(ge=0, le=120)]
+SbatchOption = Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -123,6 +124,32 @@ class Workers:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """What `--cluster slurm` asks of Slurm for each worker; may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    """Features that a node must have, such as "a100"."""
+    time_limit_min: PositiveInt = 240
+    """Of one run of a job; one that reaches it is requeued while there is work to do."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
+    cpus_per_worker: PositiveInt = 4
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Of the node's memory, for each worker; by default the partition's own."""
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    """How often a worker that is preempted or out of time puts its job back into the queue."""
+    logs: Path | None = None
+    """Folder that all nodes see; by default the user's own log folder."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the worker, such as module load."""
+    extra: dict[SbatchOption, str | int | bool] = field(default_factory=dict)
+    """Any other option of sbatch, by its long name."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named set of studies, one per label, over one image set."""
 
@@ -134,9 +161,26 @@ class Experiment:
     training: Training
     confirm: Confirm = field(default_factory=Confirm)
     workers: Workers = field(default_factory=Workers)
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 _ADAPTER = TypeAdapter(Experiment)
+
+_SECTIONS: dict[str, type] = {
+    "data": Data,
+    "search": Search,
+    "training": Training,
+    "confirm": Confirm,
+    "workers": Workers,
+    "cluster": Cluster,
+}
+
+# What a launch tells sbatch itself, or by another key of [cluster].
+_OWN_OPTIONS = {
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "gpus-per-node", "job-name", "mem",
+    "no-requeue", "nodes", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time",
+    "wrap",
+}  # fmt: skip
 
 # These may change under an old name: they say how much and where, never what a trial means.
 _FREE = (
@@ -151,6 +195,7 @@ _FREE = (
     "training.weights",
     "confirm.",
     "workers.",
+    "cluster.",
 )
 
 
@@ -212,7 +257,11 @@ def _map_paths(experiment: Experiment, function: Callable[[Path], Path]) -> Expe
     if at is not None and "://" not in at:
         workers = dataclasses.replace(workers, checkpoints=str(function(Path(at))))
     return dataclasses.replace(
-        experiment, data=mapped(experiment.data), training=mapped(experiment.training), workers=workers
+        experiment,
+        data=mapped(experiment.data),
+        training=mapped(experiment.training),
+        workers=workers,
+        cluster=mapped(experiment.cluster),
     )
 
 
@@ -280,6 +329,11 @@ def _check_together(experiment: Experiment, source: str) -> None:
             f"{source}: search.min_batch_size is {search.min_batch_size}, must be at most max_batch_size = "
             f"{search.max_batch_size}"
         )
+    for option in sorted(_OWN_OPTIONS & experiment.cluster.extra.keys()):
+        raise UsageError(
+            f"{source}: cluster.extra has {option}, which is Acuity's own to set; the other keys of [cluster] say what "
+            "may be chosen of it"
+        )
     if experiment.training.pretrained and experiment.training.weights is not None:
         raise UsageError(f"{source}: training.pretrained and training.weights are both given; keep one of the two")
 
@@ -319,15 +373,14 @@ def _explain(error: ValidationError) -> str:
 
 def _is_union_branch(part: object) -> bool:
     """Pydantic puts the branch of a union, such as constrained-int or literal[...], into an error's location."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "constrained-int", "path", "str"))
+    branches = ("int", "float", "constrained-int", "path", "str", "bool")
+    return isinstance(part, str) and ("[" in part or part in branches)
 
 
 def _known_keys(location: list[Any]) -> list[str]:
     table: Any = Experiment
     for part in location:
-        table = {"data": Data, "search": Search, "training": Training, "confirm": Confirm, "workers": Workers}.get(
-            str(part), table
-        )
+        table = _SECTIONS.get(str(part), table)
     return [known.name for known in dataclasses.fields(table)]
 
 
