@@ -1,6 +1,8 @@
 """The command `acuity`: each command parses, makes one call and prints; the user's mistakes become one line."""
 
 import logging
+import os
+import signal
 import sys
 
 import click
@@ -11,6 +13,8 @@ from study.command import acuity
 
 def main() -> None:
     """Run a command; the user's mistakes become one line on stderr and exit status 1."""
+    if os.getpid() == 1:  # of a container: the kernel drops a SIGTERM that process 1 has not asked for
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

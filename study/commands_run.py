@@ -102,23 +102,35 @@ def fit(
 
 @command("acuity launch nih.toml --workers 2")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="On this host; by default one a GPU, else two. 0: they come by themselves.",
+)
 @click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Instead of --workers; by default 1.")
 @click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
 @click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there, by [cluster] of the file.")
 def launch(
     file: Path,
     workers: int | None,
     workers_per_gpu: int | None,
     device: str,
     detach: bool,
+    cluster: str | None,
     storage: str | None,
     verbose: bool,  # noqa: ARG001
 ) -> None:
     """Run an experiment on this host until every label has its trials, then print the answer.
 
-    Of an experiment that runs already, here or elsewhere, this adds workers.
+    Of an experiment that runs already, here or elsewhere, this adds workers. With --cluster it returns at once.
     """
+    if cluster:
+        if not workers or workers_per_gpu or detach:
+            raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
+        from study.slurm import check_slurm
+
+        check_slurm(storage)
     if workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
     again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
@@ -144,8 +156,9 @@ def launch(
             device=device,
             console=Console(stderr=True),
             in_background=again if detach else None,
+            on_slurm=bool(cluster),
         )
-        if not detach:
+        if not detach and not cluster and workers != 0:
             results_console().print(answer_table(read_answer(database, experiment.name)))
 
 
@@ -179,11 +192,19 @@ def worker(
 @command("acuity stop nih")
 @click.argument("name")
 def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
-    """End the launches of an experiment on this host; their workers hand their trials back."""
-    from study.launches import stop_launches
+    """End the launches of an experiment on this host and its Slurm jobs; their workers hand their trials back."""
+    from study.launches import find_launches, stop_launches
+    from study.slurm_queue import cancel_jobs
 
-    stopped = stop_launches(name, storage_url=storage or os.environ.get("ACUITY_STORAGE"))
-    click.echo(f"stopped {stopped} launch{'es' if stopped > 1 else ''} of {name}", err=True)
+    storage = storage or os.environ.get("ACUITY_STORAGE")
+    stopped = stop_launches(name, storage_url=storage) if find_launches(name, storage_url=storage) else 0
+    jobs = cancel_jobs(name, storage_url=storage)
+    if not stopped and not jobs:
+        stop_launches(name, storage_url=storage)  # says that there is none
+    if stopped:
+        click.echo(f"stopped {stopped} launch{'es' if stopped > 1 else ''} of {name}", err=True)
+    if jobs:
+        click.echo(f"cancelled Slurm job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)} of {name}", err=True)
 
 
 @command("acuity confirm nih --seeds 5")
@@ -191,11 +212,13 @@ def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
 @click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
 @click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
 @click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there that retrain; score later.")
 def confirm(
     name: str,
     seeds: int | None,
     workers: int | None,
     device: str,
+    cluster: str | None,
     storage: str | None,
     verbose: bool,  # noqa: ARG001
 ) -> None:
@@ -203,6 +226,12 @@ def confirm(
 
     Given the experiment's file, what has changed in it since the launch (such as [confirm] margin) counts.
     """
+    if cluster:
+        if not workers:
+            raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
+        from study.slurm import check_slurm
+
+        check_slurm(storage)
     from storage.database import open_storage
     from study.answer import read_answer
     from study.answer_tables import answer_table
@@ -212,7 +241,7 @@ def confirm(
 
     with open_storage(storage) as database:
         registered = recall_or_update(database, name)
-        confirm_experiment(
+        stored = confirm_experiment(
             database,
             registered,
             seeds=seeds,
@@ -220,5 +249,8 @@ def confirm(
             workers=workers,
             device=device,
             console=messages_console(),
+            on_slurm=bool(cluster),
         )
+        if stored is None:
+            return
         results_console().print(answer_table(read_answer(database, registered.experiment.name)))

@@ -19,6 +19,7 @@ from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, register
 from study.running import EpochClock, read_running
+from study.slurm import submit_workers, tell_submission
 from study.tables import Pace, progress_line, progress_table
 from study.terminal import cost_line, decoding_bar
 
@@ -37,13 +38,16 @@ def launch(
     console: Console,
     workers_per_gpu: int | None = None,
     in_background: list[str] | None = None,
+    on_slurm: bool = False,
 ) -> Registered:
     """Run the experiment on this host until every label has its budget.
 
-    workers: by default one a GPU, else two. in_background: arguments of the `acuity` that goes on by itself once
-    everything is checked and prepared here.
+    workers: by default one a GPU, else two; with 0 the experiment is registered for workers that are started otherwise
+    (`acuity worker`). in_background: arguments of the `acuity` that goes on by itself once
+    everything is checked and prepared here. on_slurm: submit that many workers there, once it is, and return.
     """
-    places = place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
+    places = [] if workers == 0 or on_slurm else place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
+    count = workers or 0 if on_slurm else len(places)
     check_networks(experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
@@ -62,10 +66,19 @@ def launch(
         return registered
     console.print(
         f"{experiment.name}: {len(experiment.labels)} labels, {cost_line(predict_cost(database, experiment))} "
-        f"{len(places)} worker{'s' if len(places) > 1 else ''}, storage {masked(database.url)}",
+        f"{count} worker{'s' if count > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
-    console.print(predict_disk(experiment, image_set, workers=len(places)).line(), soft_wrap=True)
+    console.print(predict_disk(experiment, image_set, workers=count).line(), soft_wrap=True)
+    if on_slurm:
+        submission = submit_workers(experiment, storage=database.url, workers=count, device=device)
+        tell_submission(experiment.name, submission, console)
+        return registered
+    if workers == 0:
+        console.print(
+            f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials", soft_wrap=True
+        )
+        return registered
     if in_background is not None:
         process, log = start_in_background(experiment.name, in_background, storage_url=storage_url)
         console.print(

@@ -15,6 +15,7 @@ from study.claims import claim_trial, open_studies, reap
 from study.confirm_trials import claim_confirm_trial, is_running_elsewhere, open_confirm_studies
 from study.device import limit_memory, memory_limit, open_device, resident_bytes
 from study.errors import UsageError
+from study.gpu_choice import choose_device
 from study.heartbeat import Contact
 from study.image_set import open_image_set
 from study.progress import failed_trials, labels_that_fail, read_progress
@@ -48,7 +49,10 @@ def run_worker(
         image_set = open_image_set(experiment)
         check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
         share = open_device(
-            device, workers=workers, threads=threads, memory_budget_gib=experiment.workers.memory_budget_gib
+            choose_device(device, folder=image_set.cache.folder / "gpus"),
+            workers=workers,
+            threads=threads,
+            memory_budget_gib=experiment.workers.memory_budget_gib,
         )
         limit_memory(share)
         station = Station(

@@ -246,3 +246,13 @@ def _nothing_left_behind(home: Path) -> Iterator[None]:
     yield
     for process in workers_alive(home):
         os.kill(process, signal.SIGKILL)
+
+
+def test_launch_of_no_workers_registers_the_experiment_and_trains_nothing(
+    experiment: Path, home: Path, environment: dict[str, str]
+) -> None:
+    done = acuity("launch", str(experiment), "--workers", "0", environment=environment)
+    assert "tiny is registered: `acuity worker tiny` runs its trials" in done.stderr
+    assert done.stdout == ""
+    assert workers_alive(home) == []
+    assert "Nodule" in acuity("status", "tiny", environment=environment).stdout
