@@ -149,3 +149,17 @@ def export(
         f"{out}/README.md says how to use it",
         err=True,
     )
+
+
+@command("acuity report nih --out report")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; an earlier report is replaced.")
+def report(name: str, out: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Write one page with tables, figures and a methods section that opens anywhere, and its figures for a paper."""
+    from storage.database import open_storage
+    from study.register import recall
+    from study.report import write_report
+
+    with open_storage(storage) as database:
+        write_report(database, recall(database, name), out)
+    click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)

@@ -1,0 +1,223 @@
+"""The methods section of a study, written from what was run; what the program cannot know stands in [brackets].
+
+Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300) and TRIPOD+AI (Collins et al., BMJ
+2024;385:e078378).
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from objectives.planning import FEWEST_POSITIVE_PATIENTS
+from storage.confirmations import StoredConfirmation
+from study.answer import Answer
+from study.cohort_here import Cohort
+from study.confirm_trials import REPEATS
+from study.experiment import Experiment
+from study.nominate import NEAR_THE_TOP, NOMINEES
+from study.protocol import Protocol
+from study.register import Registered
+from study.search_summary import SearchSummary
+from study.terminal import duration
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """One paragraph and the checklist items that it answers."""
+
+    heading: str
+    text: str
+    items: str
+
+
+def write_methods(
+    registered: Registered,
+    answer: Answer,
+    summaries: list[SearchSummary],
+    cohort: Cohort | None,
+    stored: StoredConfirmation | None,
+    protocol: Protocol | None,
+) -> list[Paragraph]:
+    """The paragraphs in a paper's order. protocol: of what is stored, None before confirmation."""
+    experiment = registered.experiment
+    return [
+        Paragraph("Data", _data(registered, cohort), "CLAIM 20; TRIPOD+AI 16, 21"),
+        Paragraph("Images", _images(experiment), "CLAIM 9"),
+        Paragraph("Search", _search(registered, summaries), "CLAIM 25; TRIPOD+AI 12c"),
+        Paragraph("Training", _training(experiment), "CLAIM 24, 25; TRIPOD+AI 12c"),
+        Paragraph("Choice of the final networks", _choice(experiment, protocol), "CLAIM 26; TRIPOD+AI 12c"),
+        Paragraph("Statistics", _statistics(protocol), "CLAIM 29; TRIPOD+AI 23a"),
+        Paragraph("Results", _results(answer, protocol), "CLAIM 29; TRIPOD+AI 21, 23a"),
+        Paragraph("Protocol, code and data", _open_science(registered, stored, answer), "TRIPOD+AI 18"),
+    ]
+
+
+def _data(registered: Registered, cohort: Cohort | None) -> str:
+    data = registered.experiment.data
+    source = f"Labels {_list(registered.experiment.labels)} were taken from [source and how they were made]."
+    how = (
+        "by the publisher's lists, each patient in one part"
+        if data.train_val_list or data.test_list
+        else "by patient (each patient in one part only), stratified over all labels, once and before any training"
+    )
+    if cohort is None:
+        counts = f"[images] radiographs of [patients] patients were divided {how}."
+    else:
+        images = sum(part.images for part in cohort.parts.values())
+        patients = sum(part.patients for part in cohort.parts.values())
+        parts = "; ".join(
+            f"{name}: {part.images:,} images of {part.patients:,} patients ({100 * part.patients / patients:.0f} %)"
+            for name, part in cohort.parts.items()
+        )
+        counts = f"{images:,} radiographs of {patients:,} patients were divided {how}: {parts}."
+        if cohort.left_out:
+            filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
+            counts += f" Left out before by the experiment's filters: {filters}."
+        counts += " " + _events(cohort)
+    same = (
+        "Training, validation and test patients are of one source and differ by chance alone; no patients of another "
+        "setting were used [unless `acuity score` was run]."
+    )
+    return f"{counts} {source} {same} SHA-256 of the split: {registered.split_sha256[:16]}."
+
+
+def _events(cohort: Cohort) -> str:
+    told = "; ".join(
+        f"{each.label} "
+        + " / ".join(f"{counts.positive_patients:,}" for name, counts in each.parts.items() if name in cohort.parts)
+        for each in cohort.labels
+    )
+    return f"Patients with the finding ({' / '.join(cohort.parts)}): {told}."
+
+
+def _images(experiment: Experiment) -> str:
+    fit = {"pad": "padded with black to a square", "stretch": "stretched to a square"}[experiment.data.fit]
+    text = (
+        f"Each image was, where it was not square, {fit}, and reduced to each resolution by area averaging from the "
+        "original, as 8-bit grey values."
+    )
+    enlarged = experiment.training.network_input
+    if enlarged:
+        text += (
+            f" It was then enlarged to {enlarged} px, bilinear, so that all resolutions gave the same network input."
+        )
+    return text
+
+
+def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
+    search = registered.experiment.search
+    low, high = registered.exponents
+    batch = {
+        "search": f"batch size (powers of two from {2**low:,} to {2**high:,}, each cut to the largest feasible one)",
+        "largest": "and, not searched, the largest feasible batch size",
+    }.get(str(search.batch), f"and, not searched, a batch size of {search.batch}")
+    first = search.min_complete_per_resolution * len(search.resolutions)
+    pruning = (
+        "Trials whose validation AUC was below the median of earlier trials at the same epoch were stopped."
+        if search.pruner == "median"
+        else "No trial was stopped early."
+    )
+    trials, complete = sum(each.trials for each in summaries), sum(each.complete for each in summaries)
+    seconds = sum(each.training_s for each in summaries)
+    devices = sorted({device for each in summaries for device in each.devices})
+    each_had = sorted({each.trials for each in summaries})
+    per_label = f"{each_had[0]:,}" if len(each_had) == 1 else f"{each_had[0]:,} to {each_had[-1]:,}"
+    return (
+        f"For each label a study of its own searched image resolution ({_list(search.resolutions)} px), architecture "
+        f"({_list(search.architectures)}), learning rate (log-uniform, {search.learning_rate[0]:g} to "
+        f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
+        f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
+        f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. The "
+        f"first {first} trials of a label covered each resolution {search.min_complete_per_resolution} times with the "
+        f"same networks, rates and batches and were never stopped; the others were chosen by a multivariate "
+        f"tree-structured Parzen estimator (Optuna {version('optuna')}). {pruning} The value of a trial was the "
+        f"AUC on validation patients after the last epoch. Each label had {per_label} finished trials, {trials:,} in "
+        f"all ({complete:,} complete, {trials - complete:,} stopped early), {duration(seconds)} of training"
+        f"{' on ' + _list(devices) if devices else ''}."
+    )
+
+
+def _training(experiment: Experiment) -> str:
+    training = experiment.training
+    initial = "randomly initialised"
+    if training.pretrained:
+        initial = "initialised with timm's pretrained weights"
+    elif training.weights:
+        initial = f"initialised from a file ({training.weights.name}; [say what it holds])"
+    changes = (
+        "Images were turned (up to 10 degrees), shifted (5 % of the side), scaled (10 %) and changed in brightness "
+        "(10 %) and contrast (20 %) at random, without mirroring."
+        if training.augment
+        else "Images were not augmented."
+    )
+    return (
+        f"One binary network a label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
+        f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
+        f"one-cycle schedule and binary cross-entropy in which positive images weighed as the negatives together (at "
+        f"most 20 times a negative one). {changes}"
+    )
+
+
+def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
+    if protocol is None:
+        return (
+            "Not confirmed: the configurations below are the search's best on the validation patients that chose them, "
+            "and their AUCs are optimistic. No test patient was read."
+        )
+    going_on = (
+        f"At each of {_list(experiment.confirm.resolutions)} px"
+        if experiment.confirm.resolutions
+        else f"At each resolution within {NEAR_THE_TOP:g} AUC of the label's best, and at the smallest,"
+    )
+    networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
+    return (
+        f"{going_on} the {NOMINEES} best configurations were retrained with {REPEATS} seeds, the best of them by mean "
+        f"validation AUC with {protocol.seeds}. The reference resolution of a label was the one with the highest mean "
+        f"validation AUC over the seeds. Finalists ({networks} networks), seeds, reference and margin were fixed "
+        "before a test patient was read; each network scored the test patients once. No networks were averaged."
+    )
+
+
+def _statistics(protocol: Protocol | None) -> str:
+    if protocol is None:
+        return (
+            "Intervals are 95 % intervals of a single network's AUC over validation patients (DeLong's variance with "
+            "patients as clusters, on the logit scale). They do not account for the choice of the best trial."
+        )
+    return (
+        "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components averaged "
+        "over seeds, plus the variance between seeds over their number; 95 % intervals use t quantiles at "
+        f"Satterthwaite's degrees of freedom. Non-inferiority to the reference at a margin of {protocol.margin:g} AUC "
+        "was tested one-sided at 5 % in decreasing order of resolution, stopping at the first failure. Two-sided "
+        "differences within a label were adjusted by Holm's method. Labels with fewer than "
+        f"{FEWEST_POSITIVE_PATIENTS} positive test patients were not tested. All inference is conditional on the "
+        "training patients."
+    )
+
+
+def _results(answer: Answer, protocol: Protocol | None) -> str:
+    if protocol is None:
+        return "No verdict: see the choice of the final networks."
+    told = [str(each.smallest_adequate["sentence"]) for each in answer.labels if each.smallest_adequate is not None]
+    return " ".join([*told, "AUCs with intervals, also by view, sex and age, are in the tables."])
+
+
+def _open_science(registered: Registered, stored: StoredConfirmation | None, answer: Answer) -> str:
+    frozen = (
+        f"The protocol (SHA-256 {stored.protocol_sha256[:16]}) was frozen on {stored.frozen:%Y-%m-%d %H:%M} UTC, "
+        f"before a test patient was read; these test patients have been used {_times(answer.test_uses)}."
+        if stored is not None
+        else "No protocol is frozen yet."
+    )
+    return (
+        f"{frozen} Code: acuity-hpo {version('acuity-hpo')} (MIT licence); SHA-256 of the index: "
+        f"{registered.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can be had.]"
+    )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _list(values: tuple[object, ...] | list[str] | None) -> str:
+    words = [str(value) for value in values or ()]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

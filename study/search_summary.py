@@ -1,0 +1,158 @@
+"""A label's search in a few numbers, whatever its size: what fitted, what it took, what was pruned, what mattered."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+from sqlalchemy import text
+
+from storage.database import Database
+from study.register import Registered
+
+PARAMETERS = {
+    "resolution": "resolution",
+    "architecture": "architecture",
+    "batch_size_exponent": "batch size",
+    "learning_rate": "learning rate",
+}
+"""What is searched, and what it is called."""
+FEWEST_FOR_IMPORTANCE = 20
+ENOUGH_FOR_IMPORTANCE = 50
+"""Complete trials from which on PED-ANOVA's shares are more than a hint."""
+
+_TRIALS = text(
+    """
+    select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
+        feasible_batch_size, batch_cap, epochs, seconds, device
+    from acuity.trials
+    where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
+        and resolution is not null
+    """
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSummary:
+    """Of one label; tables have a row a group."""
+
+    label: str
+    trials: int
+    cells: pd.DataFrame
+    """By architecture and resolution: feasible, cap, complete, and of these seconds (median), seconds_low, _high."""
+    batches: pd.DataFrame
+    """By architecture, resolution and batch (power of two): trials, and auc, the best of them."""
+    resolutions: pd.DataFrame
+    """By resolution: complete, pruned."""
+    front: pd.DataFrame
+    """Complete trials that no other beats in both auc and seconds, the cheapest first."""
+    importance: dict[str, float] | None
+    """Share of each parameter in what sets the best tenth apart; None with too few complete trials."""
+    complete: int
+    epochs_run: int
+    epochs_saved: int
+    """That pruned trials had left."""
+    training_s: float
+    devices: tuple[str, ...]
+
+
+def summarise_search(database: Database, registered: Registered, label: str) -> SearchSummary:
+    """Read the label's finished trials and boil them down."""
+    name = registered.experiment.name
+    with database.engine.connect() as connection:
+        trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label})
+    complete = trials[trials["state"] == "COMPLETE"]
+    epochs = registered.experiment.training.epochs
+    run = trials["epochs"].fillna(0)
+    return SearchSummary(
+        label=label,
+        trials=len(trials),
+        cells=_cells(trials, complete),
+        batches=_batches(complete),
+        resolutions=pd.crosstab(trials["resolution"], trials["state"])
+        .reindex(columns=["COMPLETE", "PRUNED"], fill_value=0)
+        .rename(columns=str.lower)
+        .reset_index(),
+        front=_front(complete),
+        importance=_importance(complete, registered),
+        complete=len(complete),
+        epochs_run=int(run.sum()),
+        epochs_saved=int((epochs - run[trials["state"] == "PRUNED"]).sum()),
+        training_s=float(trials["seconds"].fillna(0).sum()),
+        devices=tuple(sorted(trials["device"].dropna().unique())),
+    )
+
+
+def _cells(trials: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
+    keys = ["architecture", "resolution"]
+    fits = trials.sort_values("feasible_batch_size").groupby(keys).last()[["feasible_batch_size", "batch_cap"]]
+    seconds = complete.groupby(keys)["seconds"]
+    timed = pd.DataFrame(
+        {
+            "complete": seconds.size(),
+            "seconds": seconds.median(),
+            "seconds_low": seconds.quantile(0.25),
+            "seconds_high": seconds.quantile(0.75),
+        }
+    )
+    return (
+        fits.rename(columns={"feasible_batch_size": "feasible", "batch_cap": "cap"})
+        .join(timed, how="left")
+        .reset_index()
+    )
+
+
+def _batches(complete: pd.DataFrame) -> pd.DataFrame:
+    sized = complete[complete["batch_size"].notna()]
+    power = 2 ** np.round(np.log2(sized["batch_size"].astype(float))).astype(int)
+    groups = sized.assign(batch=power).groupby(["architecture", "resolution", "batch"])["value"]
+    return pd.DataFrame({"trials": groups.size(), "auc": groups.max()}).reset_index()
+
+
+def _front(complete: pd.DataFrame) -> pd.DataFrame:
+    ordered = complete.dropna(subset=["seconds", "value"]).sort_values(["seconds", "value"], ascending=[True, False])
+    best_before = ordered["value"].cummax().shift(fill_value=-np.inf)
+    columns = ["seconds", "value", "resolution", "architecture", "batch_size"]
+    return ordered.loc[ordered["value"] > best_before, columns].rename(columns={"value": "auc"})
+
+
+def _importance(complete: pd.DataFrame, registered: Registered) -> dict[str, float] | None:
+    """Optuna's own evaluator on a study in memory that holds parameters and values alone.
+
+    Loading the real one with its attributes and reports took ten times as long at 10,000 trials.
+    """
+    space = {name: each for name, each in _space(registered).items() if complete[name].notna().all()}
+    if len(complete) < FEWEST_FOR_IMPORTANCE:
+        return None
+    varied = {name: each for name, each in space.items() if complete[name].nunique() > 1}
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(direction="maximize")
+        rows = complete[[*varied, "value"]].to_dict("records")
+        study.add_trials(
+            [
+                create_trial(
+                    value=row["value"], params={name: row[name] for name in varied}, distributions=dict(varied)
+                )
+                for row in rows
+            ]
+        )
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=list(varied))
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _space(registered: Registered) -> dict[str, BaseDistribution]:
+    search = registered.experiment.search
+    space: dict[str, BaseDistribution] = {
+        "resolution": CategoricalDistribution(search.resolutions),
+        "architecture": CategoricalDistribution(search.architectures),
+        "learning_rate": FloatDistribution(*search.learning_rate, log=True),
+    }
+    if search.batch == "search":
+        space["batch_size_exponent"] = IntDistribution(*registered.exponents)
+    return space

@@ -1,0 +1,202 @@
+"""The report: one page without network, the same in Markdown, figures for a paper, and what a reviewer asks."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import text
+
+from objectives import augmentation
+from objectives.training import MAX_POSITIVE_WEIGHT
+from storage.database import Database, open_storage
+from study.answer import AtResolution, LabelAnswer, read_answer
+from study.auc_figure import auc_alt, auc_panel
+from study.cli import acuity
+from study.errors import UsageError
+from study.figure_style import figure_style, inline_svg
+from study.image_set import open_image_set
+from study.register import Registered, register
+from study.report import write_report
+from study.search_summary import summarise_search
+
+
+@pytest.fixture(scope="module")
+def folder(confirmed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The confirmed experiment's report."""
+    out = tmp_path_factory.mktemp("report")
+    with open_storage(confirmed.url) as database:
+        write_report(database, confirmed.registered, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class _Tags(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def _tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = _Tags()
+    parser.feed(page)
+    return parser.tags
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+    tags = _tags(page)
+    assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "embed"}
+    assert "@import" not in page
+    references = [value for _, attributes in tags for key, value in attributes.items() if key.endswith(("href", "src"))]
+    assert references
+    assert all(value and value.startswith("#") for value in references)
+    assert any(attributes.get("http-equiv") == "Content-Security-Policy" for _, attributes in tags)
+
+
+def test_every_picture_is_told_in_words_and_no_two_share_a_name(page: str) -> None:
+    pictures = [attributes for tag, attributes in _tags(page) if tag == "svg"]
+    assert len(pictures) == 2 + 2 + 1 + 2  # labels, architectures, importance, pruning and cost
+    for attributes in pictures:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"] or "") > 40
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert {one or other for one, other in used} <= set(names)
+
+
+def test_it_tells_the_confirmed_numbers_and_marks_what_is_of_validation_patients(confirmed, folder: Path) -> None:
+    with open_storage(confirmed.url) as database:
+        answer = read_answer(database, "tiny")
+    page, markdown = ((folder / name).read_text() for name in ("report.html", "report.md"))
+    for told in (page, markdown):
+        for entry in answer.labels:
+            assert entry.smallest_adequate["sentence"] in told  # type: ignore[index]
+            for at in entry.by_resolution:
+                assert f"{at.auc:.3f}" in told
+    assert page.count('<td class="val">') == 2, "64 px was not confirmed for either label"
+    assert "Confirmed on test patients" in page
+    assert "used 1 time" in page
+    counted = re.search(r"^\| patients \|(.*)\|$", markdown, re.MULTILINE)
+    assert counted is not None
+    split = open_image_set(confirmed.registered.experiment)
+    patients = split.index.table["patient"]
+    assert [int(cell) for cell in counted[1].split("|")] == [
+        patients.iloc[split.split.rows(part)].nunique() for part in ("training", "validation", "test")
+    ]
+
+
+def test_the_methods_section_has_every_number_that_the_checklists_ask(page: str) -> None:
+    methods = re.sub(r"<[^>]+>", "", page[page.index("Methods, for a paper") :])
+    for item in ("CLAIM 20", "CLAIM 25", "24, 25", "CLAIM 26", "CLAIM 29", "12c", "16, 21", "18", "23a"):
+        assert item in methods
+    for said in (
+        "by patient (each patient in one part only)",
+        "image resolution (16, 32 and 64 px)",
+        "architecture (test_resnet and test_efficientnet)",
+        "log-uniform, 0.001 to 0.03",
+        "24 finished trials, 48 in all",
+        "tree-structured Parzen estimator",
+        "retrained with 2 seeds",
+        "Finalists (12 networks)",
+        "at a margin of 0.05 AUC",
+        "have been used once",
+        "clusters",
+        f"up to {augmentation.ROTATION_DEGREES:.0f} degrees",
+        f"shifted ({augmentation.TRANSLATION:.0%}".replace("%", " %"),
+        f"scaled ({augmentation.SCALE:.0%}".replace("%", " %"),
+        f"at most {MAX_POSITIVE_WEIGHT:.0f} times",
+    ):
+        assert said in methods, said
+    assert "[source and how they were made]" in methods
+
+
+def test_figures_for_a_paper_are_whole_and_hold_their_text_as_text(folder: Path) -> None:
+    names = {"auc-by-resolution", "batch-size", "importance", "pruning-and-cost"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("pdf", "svg")
+    }
+    for name in names:
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        drawn = ElementTree.parse(folder / "figures" / f"{name}.svg").getroot()
+        words = " ".join("".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text"))
+        assert "(px)" in words or "PED-ANOVA" in words
+
+
+def test_nobody_is_named(confirmed, folder: Path) -> None:
+    told = "".join((folder / name).read_text() for name in ("report.html", "report.md"))
+    index = open_image_set(confirmed.registered.experiment).index
+    assert not [name for name in index.table["file"] if name in told]
+    assert str(index.path.parent) not in told
+
+
+def test_before_confirmation_everything_is_marked_optimistic(
+    confirmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.report.find_confirmation", lambda *_: None)
+    monkeypatch.setattr("study.answer.find_confirmation", lambda *_: None)
+    with open_storage(confirmed.url) as database:
+        write_report(database, confirmed.registered, tmp_path)
+    for told in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
+        assert "Search only: validation patients, optimistic, no verdict" in told
+        assert "No test patient was read" in told
+        assert "Confirmed on test patients" not in told
+
+
+def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database: Database, tmp_path: Path) -> None:
+    registered: Registered = confirmed.registered
+    register(
+        database,
+        registered.experiment,
+        index_sha256=registered.index_sha256,
+        split_sha256=registered.split_sha256,
+        training_images=150,
+    )
+    with pytest.raises(UsageError, match="has no complete trial yet"):
+        write_report(database, registered, tmp_path)
+
+
+def test_a_label_that_looks_like_markup_or_mathematics_stays_a_label() -> None:
+    at = AtResolution(32, 0.7, 0.6, 0.8, "validation", 3, 0, 0)
+    entry = LabelAnswer('<script>alert("x")</script> $\\alpha$', None, None, None, (at,), {}, None)
+    with figure_style():
+        svg = inline_svg(auc_panel(entry, limits=(0.5, 1.0)), auc_alt(entry))
+    assert "<script" not in svg
+    assert "$\\alpha$" in svg
+    ElementTree.fromstring(svg)
+
+
+def test_the_summary_counts_what_the_database_holds(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        summary = summarise_search(database, confirmed.registered, "Nodule")
+        with database.engine.connect() as connection:
+            query = text(
+                "select count(*) filter (where state = 'COMPLETE'), count(*) filter (where state = 'PRUNED'), "
+                "sum(seconds), max(value) from acuity.trials "
+                "where not confirm and label = 'Nodule' and state in ('COMPLETE', 'PRUNED')"
+            )
+            complete, pruned, seconds, best = connection.execute(query).one()
+    assert (summary.complete, summary.trials) == (complete, complete + pruned)
+    assert (summary.epochs_run, summary.epochs_saved) == (2 * complete + pruned, pruned)
+    assert summary.training_s == pytest.approx(seconds)
+    assert summary.front["auc"].iloc[-1] == best
+    assert (summary.front["auc"].diff().dropna() > 0).all()
+    assert summary.importance is None or sum(summary.importance.values()) == pytest.approx(1)
+
+
+def test_the_command_says_where_it_is(confirmed, tmp_path: Path) -> None:
+    done = CliRunner().invoke(acuity, ["report", "tiny", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output
+    assert (tmp_path / "r" / "report.html").stat().st_size < 2_000_000
