@@ -21,6 +21,7 @@ from study.nominate import nominate
 from study.protocol import Protocol, write_protocol
 from study.register import Registered, check_same_images, checkpoints_of
 from study.scores import Scorer, score_label
+from study.slurm import submit_workers, tell_submission
 from study.terminal import decoding_bar, duration, scoring_bar
 from study.verdicts import conclude_label
 
@@ -37,11 +38,13 @@ def confirm(
     workers: int | None,
     device: str,
     console: Console,
-) -> StoredConfirmation:
+    on_slurm: bool = False,
+) -> StoredConfirmation | None:
     """Retrain nominees on this host, freeze the protocol, score the test patients and keep what came of it.
 
     seeds: by default the experiment's own. Can be interrupted at any point and called again: finished trainings, a
     frozen protocol and scores that are kept stay. UsageError where the search is not finished.
+    on_slurm: submit that many workers there that retrain and return None; what is left once they have is scored here.
     """
     experiment = registered.experiment
     seeds = seeds or experiment.confirm.seeds
@@ -50,9 +53,15 @@ def confirm(
         image_set = open_image_set(experiment, progress=progress)
     check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
-    places = place_workers(device, workers=workers, workers_per_gpu=None)
+    places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
+    count = workers or 0 if on_slurm else len(places)
     studies = open_confirm_studies(database, experiment)
-    console.print(plan_table(labels, done=_done(studies), workers=len(places)))
+    console.print(plan_table(labels, done=_done(studies), workers=count))
+    if on_slurm and not _are_finished(labels, studies):
+        submission = submit_workers(experiment, storage=database.url, workers=count, device=device)
+        tell_submission(experiment.name, submission, console)
+        console.print(f"`acuity confirm {experiment.name}` scores the test patients once they are done", soft_wrap=True)
+        return None
     if not _are_finished(labels, studies):
         with _live(labels, studies, console) as refresh:
             run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)

@@ -202,4 +202,12 @@ def _refuse_passwords(text: str) -> None:
 
 
 def _without_passwords(url: URL) -> URL:
-    return url.set(password=None).difference_update_query([key for key in url.query if "password" in key.lower()])
+    # Made anew: URL.set(password=None) would leave the password as it is.
+    return URL.create(
+        url.drivername,
+        username=url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query={key: value for key, value in url.query.items() if "password" not in key.lower()},
+    )

@@ -75,7 +75,7 @@ def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
         if status == os.EX_TEMPFAIL:
             if away_since is None or now - began > _WORKED_S:
                 away_since = now
-            if now - away_since > patience_s:
+            if now - away_since >= patience_s:
                 logger.error("the database has been away for %.0f s; bring it back and launch again", patience_s)
                 return status
             worker.stop.wait(_OUTAGE_PAUSE_S)
