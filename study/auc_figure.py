@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from study.answer import AtResolution, LabelAnswer
-from study.figure_style import BLUE, GREEN, GREY, ORANGE
+from study.colours import BLUE, GREEN, GREY, ORANGE
 
 _CLOSE = 0.13
 """Of the axis' length: tick labels nearer than this are thinned out."""

@@ -13,6 +13,7 @@ from storage.confirmations import StoredConfirmation, count_test_uses, freeze_pr
 from storage.database import Database
 from study.confirm_tables import plan_table, protocol_table
 from study.confirm_trials import Confirming, confirm_study_name, finalists, open_confirm_studies, plan_label
+from study.dashboard_notes import show_quietly
 from study.device import open_device
 from study.errors import UsageError
 from study.fleet import place_workers, run_fleet
@@ -120,6 +121,8 @@ def _score(
             tables = score_label(scorer, image_set, label, done=done)
             results.append(conclude_label(label, tables, margin=protocol.margin))
     save_results(database, stored.id, {"labels": results})
+    for label in protocol.labels:
+        show_quietly(database, registered, label.label, every_s=0)
 
 
 def _done(studies: dict[str, optuna.Study]) -> int:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-from study.figure_style import BLUE, GREY, LIGHT, series
+from study.colours import BLUE, GREY, LIGHT
+from study.figure_style import series
 from study.search_summary import PARAMETERS, SearchSummary
 
 _DEEPEST = 0.10

@@ -44,7 +44,7 @@ class SearchSummary:
     cells: pd.DataFrame
     """By architecture and resolution: feasible, cap, complete, and of these seconds (median), seconds_low, _high."""
     batches: pd.DataFrame
-    """By architecture, resolution and batch (power of two): trials, and auc, the best of them."""
+    """By architecture, resolution and batch (power of two): trials, and of the best of them auc and seconds."""
     resolutions: pd.DataFrame
     """By resolution: complete, pruned."""
     front: pd.DataFrame
@@ -59,11 +59,14 @@ class SearchSummary:
     devices: tuple[str, ...]
 
 
-def summarise_search(database: Database, registered: Registered, label: str) -> SearchSummary:
-    """Read the label's finished trials and boil them down."""
+def summarise_search(
+    database: Database, registered: Registered, label: str, *, importance: bool = True
+) -> SearchSummary:
+    """Read the label's finished trials and boil them down; importance takes most of the time."""
     name = registered.experiment.name
     with database.engine.connect() as connection:
         trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label})
+    trials = trials.astype({"value": float, "seconds": float, "epochs": float, "batch_size": float})  # where none has
     complete = trials[trials["state"] == "COMPLETE"]
     epochs = registered.experiment.training.epochs
     run = trials["epochs"].fillna(0)
@@ -77,7 +80,7 @@ def summarise_search(database: Database, registered: Registered, label: str) -> 
         .rename(columns=str.lower)
         .reset_index(),
         front=_front(complete),
-        importance=_importance(complete, registered),
+        importance=_importance(complete, registered) if importance else None,
         complete=len(complete),
         epochs_run=int(run.sum()),
         epochs_saved=int((epochs - run[trials["state"] == "PRUNED"]).sum()),
@@ -108,8 +111,10 @@ def _cells(trials: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
 def _batches(complete: pd.DataFrame) -> pd.DataFrame:
     sized = complete[complete["batch_size"].notna()]
     power = 2 ** np.round(np.log2(sized["batch_size"].astype(float))).astype(int)
-    groups = sized.assign(batch=power).groupby(["architecture", "resolution", "batch"])["value"]
-    return pd.DataFrame({"trials": groups.size(), "auc": groups.max()}).reset_index()
+    keys = ["architecture", "resolution", "batch"]
+    ordered = sized.assign(batch=power).sort_values("value")
+    best = ordered.groupby(keys)[["value", "seconds"]].last().rename(columns={"value": "auc"})
+    return best.assign(trials=ordered.groupby(keys).size()).reset_index()
 
 
 def _front(complete: pd.DataFrame) -> pd.DataFrame:

@@ -83,6 +83,7 @@ def _work(station: Station) -> bool:
         ) or station.patiently(claim_confirm_trial, station.database, station.registered, confirming, can_hold=can_hold)
         if claim is not None:
             run_attempt(station, claim)
+            _show(station, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
                 logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
@@ -92,11 +93,20 @@ def _work(station: Station) -> bool:
         else:
             # Others run the last trials; stay, in case one of them dies.
             station.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
+    if not station.stop.is_set():
+        for label in station.experiment.labels:
+            _show(station, label, every_s=0)
     if failing:
         raise UsageError(
             "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
         )
     return False
+
+
+def _show(station: Station, label: str, *, every_s: float = 60) -> None:
+    from study.dashboard_notes import show_quietly  # two seconds that no worker's first trial needs to wait for
+
+    show_quietly(station.database, station.registered, label, every_s=every_s)
 
 
 def _reap(station: Station, confirming: Mapping[str, optuna.Study]) -> None:

@@ -1,0 +1,165 @@
+"""What optuna-dashboard shows of a label: a note with the answer so far, and plots; written by whoever ends a trial.
+
+The dashboard itself may be read-only, so it cannot write them; workers can, at most once a minute for each label.
+"""
+
+import json
+import logging
+
+import optuna
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+from sqlalchemy import Connection, text
+
+from storage.confirmations import find_confirmation
+from storage.database import Database
+from study.answer import AtResolution, LabelAnswer, read_answer
+from study.confirm_trials import confirm_study_name
+from study.dashboard_plots import dashboard_plots
+from study.register import Registered, study_name
+from study.search_summary import summarise_search
+
+logger = logging.getLogger(__name__)
+
+_MARK = "*Written by Acuity after each trial, at most once a minute; a note of yours in its place is kept.*"
+_KEY = "acuity:shown"
+_LOCK = 0x4143_554E  # first half of the advisory lock's key, the second is the study; "ACUN"
+
+
+def show_in_dashboard(database: Database, registered: Registered, label: str, *, every_s: float = 60) -> bool:
+    """Bring the label's note and plots up to date; False where nothing is new, or they are younger than every_s.
+
+    One process at a time writes; the others leave it at that.
+    """
+    names = [study_name(registered.experiment.name, label), confirm_study_name(registered.experiment.name, label)]
+    studies = _find_studies(database, names)
+    if names[0] not in studies:
+        return False
+    with database.engine.begin() as connection:
+        lock = text("select pg_try_advisory_xact_lock(:lock, :study_id)")
+        if not connection.scalars(lock, {"lock": _LOCK, "study_id": studies[names[0]]}).one():
+            return False
+        entry = read_answer(database, registered.experiment.name, label=label).labels[0]
+        of = _content(database, registered, entry)
+        if not _is_due(connection, studies[names[0]], of, every_s):
+            return False
+        _write(database, registered, entry, studies)
+        _note_time(connection, studies[names[0]], of)
+    return True
+
+
+def show_quietly(database: Database, registered: Registered, label: str, *, every_s: float = 60) -> None:
+    """The same for a worker, which nothing of this may end."""
+    try:
+        show_in_dashboard(database, registered, label, every_s=every_s)
+    except Exception as error:  # a picture is not worth a worker
+        logger.warning("the dashboard's note on %s was not written: %s: %s", label, type(error).__name__, error)
+
+
+def _find_studies(database: Database, names: list[str]) -> dict[str, int]:
+    query = text("select study_name, study_id from studies where study_name = any(:names)")
+    with database.engine.connect() as connection:
+        return {row.study_name: row.study_id for row in connection.execute(query, {"names": names})}
+
+
+def _content(database: Database, registered: Registered, entry: LabelAnswer) -> str:
+    """What the note would be of."""
+    stored = find_confirmation(database, registered.experiment.name)
+    finished = [entry.trials[state] for state in ("complete", "pruned", "failed")]
+    return json.dumps([*finished, stored.protocol_sha256 if stored else None])
+
+
+def _is_due(connection: Connection, study_id: int, of: str, every_s: float) -> bool:
+    query = text(
+        "select value_json::json ->> 'of' is distinct from :of and "
+        "extract(epoch from clock_timestamp()) - (value_json::json ->> 'at')::double precision >= :every_s "
+        "from study_system_attributes where study_id = :study_id and key = :key"
+    )
+    row = {"study_id": study_id, "key": _KEY, "of": of, "every_s": every_s}
+    return bool(connection.scalars(query, row).one_or_none() in (None, True))
+
+
+def _note_time(connection: Connection, study_id: int, of: str) -> None:
+    """By the database's clock; read as JSON by Optuna like any attribute."""
+    statement = text(
+        "insert into study_system_attributes (study_id, key, value_json) values (:study_id, :key, "
+        "json_build_object('at', extract(epoch from clock_timestamp()), 'of', cast(:of as text))::text) "
+        "on conflict (study_id, key) do update set value_json = excluded.value_json"
+    )
+    connection.execute(statement, {"study_id": study_id, "key": _KEY, "of": of})
+
+
+def _write(database: Database, registered: Registered, entry: LabelAnswer, studies: dict[str, int]) -> None:
+    summary = summarise_search(database, registered, entry.label, importance=False)
+    plots = dashboard_plots(entry, summary) if summary.complete else {}
+    search, confirmation = (
+        optuna.load_study(storage=database.storage, study_name=name) if name in studies else None
+        for name in (
+            study_name(registered.experiment.name, entry.label),
+            confirm_study_name(registered.experiment.name, entry.label),
+        )
+    )
+    siblings = _find_studies(
+        database, [study_name(registered.experiment.name, each) for each in registered.experiment.labels]
+    )
+    assert search is not None
+    _save_note(search, note_text(registered, entry, siblings | studies))
+    for name, figure in plots.items():
+        save_plotly_graph_object(search, figure, graph_object_id=name)
+    if confirmation is not None:
+        _save_note(confirmation, note_text(registered, entry, siblings | studies, confirms=True))
+        if plots:
+            save_plotly_graph_object(confirmation, plots["auc-by-resolution"], graph_object_id="auc-by-resolution")
+
+
+def _save_note(study: optuna.Study, body: str) -> None:
+    written = get_note(study)
+    if not written or _MARK in written:
+        save_note(study, body)
+
+
+def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int], *, confirms: bool = False) -> str:
+    """Markdown: the sentence, the table, the links. studies: ids by name, of what can be linked to."""
+    experiment = registered.experiment
+    heading = f"# {entry.label}" + (": confirmation" if confirms else "")
+    rows = [
+        "| px | AUC (95 %) | of | trials (pruned) |",
+        "| ---: | :--- | :--- | ---: |",
+        *map(_row, entry.by_resolution),
+    ]
+    others = [
+        f"[{each}](/dashboard/studies/{studies[study_name(experiment.name, each)]})"
+        for each in experiment.labels
+        if study_name(experiment.name, each) in studies and (confirms or each != entry.label)
+    ]
+    confirmation = studies.get(confirm_study_name(experiment.name, entry.label))
+    links = [f"Searches: {', '.join(others)}."] if others else []
+    if confirmation is not None and not confirms:
+        links.append(f"Its [confirmation](/dashboard/studies/{confirmation}).")
+    commands = (
+        f'`acuity best {experiment.name} --label "{entry.label}"`, `acuity report {experiment.name} --out report`'
+    )
+    return "\n\n".join(
+        [heading, _sentence(registered, entry), "\n".join(rows), " ".join([*links, f"More: {commands}."]), _MARK]
+    )
+
+
+def _sentence(registered: Registered, entry: LabelAnswer) -> str:
+    finished = entry.trials["complete"] + entry.trials["pruned"]
+    done = f"{finished} of {registered.experiment.search.trials} trials"
+    if entry.smallest_adequate is not None:
+        return f"**{entry.smallest_adequate['sentence']}** ({done})"
+    if entry.best is None:
+        return f"No complete trial yet ({done})."
+    best = entry.best
+    return (
+        f"**Best so far: {best.resolution} px, AUC {best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f})**, "
+        f"{best.architecture}, batch {best.batch_size} of {best.feasible_batch_size} feasible; {done}. On the "
+        f"validation patients that chose it: optimistic, no verdict. `acuity confirm {registered.experiment.name}` gives "
+        "one."
+    )
+
+
+def _row(at: AtResolution) -> str:
+    auc = "–" if at.auc is None else f"{at.auc:.3f} ({at.auc_low:.3f} to {at.auc_high:.3f})"
+    of = f"test patients, {at.seeds} seeds" if at.split == "test" else "validation patients"
+    return f"| {at.resolution} | {auc} | {of} | {at.complete + at.pruned} ({at.pruned}) |"
