@@ -154,8 +154,8 @@ def _sentence(registered: Registered, entry: LabelAnswer) -> str:
     return (
         f"**Best so far: {best.resolution} px, AUC {best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f})**, "
         f"{best.architecture}, batch {best.batch_size} of {best.feasible_batch_size} feasible; {done}. On the "
-        f"validation patients that chose it: optimistic, no verdict. `acuity confirm {registered.experiment.name}` gives "
-        "one."
+        f"validation patients that chose it: optimistic, no verdict: `acuity confirm {registered.experiment.name}` "
+        "gives one."
     )
 
 
