@@ -132,7 +132,7 @@ def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int
         if study_name(experiment.name, each) in studies and (confirms or each != entry.label)
     ]
     confirmation = studies.get(confirm_study_name(experiment.name, entry.label))
-    links = [f"Searches: {', '.join(others)}."] if others else []
+    links = [f"Searches of the labels: {', '.join(others)}."] if others else []
     if confirmation is not None and not confirms:
         links.append(f"Its [confirmation](/dashboard/studies/{confirmation}).")
     commands = (

@@ -82,7 +82,7 @@ def _by_cost(label: str, summary: SearchSummary) -> go.Figure:
             marker={"symbol": "star", "size": 9},
         )
     )
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", dtick="D2")
     return figure
 
 
