@@ -1,0 +1,102 @@
+"""Rehearse docker/ where no Docker runs: build the image with buildah, run what compose.yaml runs, to the last trial.
+
+The base image is made with debootstrap from this host's own package mirror. Containers, Postgres and dashboard are in
+a network of their own (no port of the host's is used) and end with this process. Needs root, buildah and debootstrap.
+
+    .venv/bin/python docker/rehearsal/rehearse.py                      # everything is removed at the end
+    .venv/bin/python docker/rehearsal/rehearse.py --folder /tmp/kept   # images are kept; the next time is quicker
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BASE, IMAGE = "localhost/acuity-rehearsal-base", "localhost/acuity-rehearsal"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="Keep the images here.")
+    named = parser.parse_args().folder
+    for program in ("buildah", "debootstrap", "unshare"):
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is not installed: apt-get install {program}")
+    folder = named.absolute() if named else Path(tempfile.mkdtemp(prefix="acuity-rehearsal-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_base(folder)
+        build(folder)
+        # Of its own: network, processes (all die with the first), mounts.
+        apart = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        performance = [sys.executable, str(Path(__file__).with_name("services.py")), str(folder), IMAGE]
+        sys.exit(subprocess.run([*apart, *performance], check=False).returncode)
+    finally:
+        if named is None:
+            subprocess.run([*buildah(folder), "rm", "--all"], check=False, stdout=subprocess.DEVNULL)
+            subprocess.run([*buildah(folder), "rmi", "--all", "--force"], check=False, stdout=subprocess.DEVNULL)
+            shutil.rmtree(folder)
+
+
+def buildah(folder: Path) -> list[str]:
+    """The command, with everything that it keeps in this folder."""
+    return ["buildah", "--root", str(folder / "images"), "--runroot", str(folder / "run")]
+
+
+def make_base(folder: Path) -> None:
+    """A bare Debian without Python, as NVIDIA's base images are without."""
+    if subprocess.run([*buildah(folder), "inspect", "--type", "image", BASE], capture_output=True).returncode == 0:
+        return
+    began, system = time.monotonic(), folder / "base"
+    release = _os_release()["VERSION_CODENAME"]
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", "--include=ca-certificates", release, str(system), _mirror(release)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    container = subprocess.check_output([*buildah(folder), "from", "scratch"], text=True).strip()
+    subprocess.run([*buildah(folder), "copy", "--quiet", container, str(system), "/"], check=True)
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    subprocess.run([*buildah(folder), "config", "--env", path, container], check=True)
+    subprocess.run([*buildah(folder), "commit", "--quiet", "--rm", container, BASE], check=True)
+    shutil.rmtree(system)
+    print(f"base of Debian {release}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def build(folder: Path) -> None:
+    """The Dockerfile, as it is; certificates and pip's settings are this host's, who may have a mirror of its own."""
+    began = time.monotonic()
+    command = [*buildah(folder), "bud", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never"]
+    command += ["--file", "docker/Dockerfile", "--tag", IMAGE, "--build-arg", f"BASE={BASE}"]
+    for settings in ("/etc/ssl/certs", "/etc/pip.conf"):
+        command += ["--volume", f"{settings}:{settings}:ro"] if Path(settings).exists() else []
+    log = folder / "build.log"
+    with log.open("w") as stream:
+        done = subprocess.run([*command, "."], cwd=REPOSITORY, stdout=stream, stderr=stream, check=False)
+    if done.returncode != 0:
+        sys.exit("\n".join(log.read_text(errors="replace").splitlines()[-30:]))
+    print(f"image: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _mirror(release: str) -> str:
+    """Where this host's own apt finds the release."""
+    targets = subprocess.check_output(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"], text=True
+    )
+    return next(line.split()[0] for line in targets.splitlines() if line.split()[1] == release)
+
+
+def _os_release() -> dict[str, str]:
+    lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0:
+        sys.exit("buildah's chroot isolation needs root here")
+    main()
