@@ -58,7 +58,7 @@ def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> 
         _draw_points(axis, entry, split, colour=colour, marker=marker, face=face)
     for resolution, each in tested.items():
         seeds = each.get("seed_aucs", [])
-        axis.plot([resolution * 1.07] * len(seeds), seeds, ".", color=GREY, markersize=3.2, zorder=4)
+        axis.plot([resolution * 1.07] * len(seeds), seeds, ".", color=GREY, markersize=4, zorder=4)
     if entry.reference is not None:
         _draw_verdict(axis, entry, limits)
     axis.set_title(entry.label)
@@ -130,10 +130,11 @@ def _legend(entries: tuple[LabelAnswer, ...]) -> list[Line2D]:
     if confirmed:
         handles += [
             Line2D([], [], color=BLUE, marker="o", label="Test patients, mean of seeds (95 % CI)"),
-            Line2D([], [], color=GREY, marker=".", linestyle="none", markersize=3.2, label="Single seeds"),
             Line2D([], [], color=BLUE, marker="o", fillstyle="none", linestyle="none", markersize=9, label="Reference"),
             Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="Reference less margin"),
         ]
+        if any(at.get("seed_aucs") for each in entries for at in _tested(each).values()):
+            handles.append(Line2D([], [], color=GREY, marker=".", linestyle="none", markersize=4, label="Single seeds"))
         if any((each.smallest_adequate or {}).get("verdict") == "shown" for each in entries):
             style: dict[str, Any] = {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 6.5}
             handles.append(Line2D([], [], label="Smallest adequate resolution", **style))

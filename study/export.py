@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from objectives.calibration import brier_score, reliability_bins
 from objectives.checkpoint import read_network
@@ -48,7 +48,7 @@ def export_network(
     use = _use(database, registered, chosen, network)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_file({name: each.contiguous() for name, each in network.state_dict().items()}, out / WEIGHTS)
+        (out / WEIGHTS).write_bytes(save(dict(network.state_dict()), metadata={"format": "pt"}))
         (out / CONFIG).write_text(json.dumps(_timm_config(chosen, network), indent=2) + "\n", encoding="utf-8")
         (out / USE).write_text(json.dumps(use, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (out / CARD).write_text(_card(chosen, use, read_cohort_here(registered)), encoding="utf-8")
