@@ -31,6 +31,8 @@ class Split:
     """uint8 [N]: position in PARTS or LEFT_OUT, in the index's order."""
     sha256: str
     """Of this index's patients and their parts, in the patients' order: the same for every index of these patients."""
+    unit: str = "patient"
+    """The index's column whose every value is in one part: "patient", or "file" where images were split."""
 
     def rows(self, part: str) -> np.ndarray:
         """int64: the rows of a part, ascending."""
@@ -45,35 +47,38 @@ def read_or_make_split(
     together: Sequence[Collection[str]] = (),
     seed: int = 0,
     fractions: Sequence[float] = (0.64, 0.16, 0.20),
+    unit: str = "patient",
     write: bool = True,
 ) -> Split:
     """The split of an index's patients, from the file at path; made if there is none, lengthened by patients not in it.
 
     seed and fractions count when the file is made; afterwards the file's own hold. All labels of the index are
     stratified together, whatever label asked first. published: from `published_parts`. together: patients who share a
-    picture; those whom the file does not have yet come into one part. write=False: what it would be, without a file.
+    picture; those whom the file does not have yet come into one part. A last fraction of 0 leaves no test part.
+    unit="file" splits images as if each were a patient of its own. write=False: what it would be, without a file.
     InputError if the file is damaged, cannot be written or contradicts what is published.
     """
-    patients = index.table["patient"]
+    patients = index.table[unit]
     names = patients.unique()
     published = published or {}
     written = _read(path, published)
     if written is None or not set(names) <= written.parts.keys():
         with sole_writer(path) if write else contextlib.nullcontext():
             written = _read(path, published) or SplitFile(seed, tuple(fractions), parts={})
-            new = _assign_new_patients(index, written, published, together)
+            new = _assign_new_patients(index, written, published, together, unit)
             if new:
                 written = SplitFile(written.seed, written.fractions, written.parts | new)
                 if write:
                     write_split_file(path, written)
     mine = {patient: written.parts[patient] for patient in names}
-    return Split(path=path, part=patients.map(mine).to_numpy(np.uint8), sha256=parts_digest(mine))
+    return Split(path=path, part=patients.map(mine).to_numpy(np.uint8), sha256=parts_digest(mine), unit=unit)
 
 
 def take_split(split: Split, index: ImageIndex, rows: np.ndarray) -> Split:
     """The split of an index that has only these rows of the one that was split."""
     part = split.part[rows]
-    return Split(split.path, part, parts_digest(dict(zip(index.table["patient"], part.tolist(), strict=True))))
+    digest = parts_digest(dict(zip(index.table[split.unit], part.tolist(), strict=True)))
+    return Split(split.path, part, digest, split.unit)
 
 
 def leave_out(split: Split, rows: np.ndarray) -> Split:
@@ -83,13 +88,20 @@ def leave_out(split: Split, rows: np.ndarray) -> Split:
     return replace(split, part=part)
 
 
-def check_label(index: ImageIndex, split: Split, label: str, *, least_patients: int = 5) -> None:
-    """InputError with the counts if a part has too few patients with the finding, or without it, to learn or judge."""
+def check_label(
+    index: ImageIndex, split: Split, label: str, *, least_patients: int = 5, parts: Sequence[str] = PARTS
+) -> None:
+    """InputError with the counts if a part has too few patients with the finding, or without it, to learn or judge.
+
+    parts: those that the split is to have.
+    """
     target, patients = index.target(label), index.table["patient"]
     for value, what in ((1, "positive"), (0, "negative")):
-        counts = [patients[(target == value) & (split.part == position)].nunique() for position in range(len(PARTS))]
+        counts = [
+            patients[(target == value) & (split.part == position)].nunique() for position in map(PARTS.index, parts)
+        ]
         if min(counts) < least_patients:
-            told = ", ".join(f"{count:,} in {part}" for count, part in zip(counts, PARTS, strict=True))
+            told = ", ".join(f"{count:,} in {part}" for count, part in zip(counts, parts, strict=True))
             raise InputError(
                 f"label {label}: patients with a {what} image: {told}; each part needs at least {least_patients}. "
                 "Leave the label out, widen [data]'s filters, or use an index with more such patients"
@@ -116,18 +128,24 @@ def _agrees(part: str, word: str) -> bool:
 
 
 def _assign_new_patients(
-    index: ImageIndex, written: SplitFile, published: Mapping[str, str], together: Sequence[Collection[str]]
+    index: ImageIndex,
+    written: SplitFile,
+    published: Mapping[str, str],
+    together: Sequence[Collection[str]],
+    unit_column: str,
 ) -> dict[str, int]:
     """The part of each patient of the index whom the file does not have yet."""
     positive = np.nan_to_num(index.targets)
     # Sorted by patient, so that the split depends on what the index says and not on the order in which it says it.
-    images = pd.DataFrame(positive).assign(images=1.0).groupby(index.table["patient"], sort=True).sum()
+    images = pd.DataFrame(positive).assign(images=1.0).groupby(index.table[unit_column], sort=True).sum()
     names = images.index.to_list()
     decided = {name: PARTS.index(word) for name, word in published.items() if word in PARTS} | written.parts
     known = np.array([decided.get(name, -1) for name in names])
     fractions, free = written.fractions, np.arange(len(names))
     if published:  # the publisher's test patients are all of them: only training and validation are shared out
         fractions, free = fractions[:-1], np.flatnonzero(known != PARTS.index("test"))
+    elif fractions[-1] == 0:
+        fractions = fractions[:-1]
     unit = _units([names[i] for i in free], together)
     parts = known.copy()
     parts[free] = stratify(

@@ -8,6 +8,7 @@ from sqlalchemy import Row, text
 from objectives.metrics import auc_interval
 from storage.confirmations import count_test_uses, find_confirmation
 from storage.database import Database, open_storage
+from study.caveats import caveats
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.progress import Progress, read_progress
@@ -73,11 +74,13 @@ class Answer:
     labels: tuple[LabelAnswer, ...]
     test_uses: int
     """How often the split's test patients have been used, over all experiments."""
+    warnings: tuple[str, ...] = ()
+    """What must stand beside every number; empty for a split by patient with a test part."""
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON of `acuity best --format json`."""
         table = asdict(self)
-        return table | {"labels": list(table["labels"])}
+        return table | {"labels": list(table["labels"]), "warnings": list(self.warnings)}
 
 
 # Winners first, on Optuna's own tables and by the parameter's stored number; the view spells out those few alone: over
@@ -113,7 +116,8 @@ def best_resolution(name: str, *, storage: str | None = None, label: str | None 
     Columns: experiment, label; resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
     auc_low, auc_high, split and seeds of the best configuration (the reference once confirmed); reference (px), verdict
     (shown, undecided, not_estimable), smallest_adequate (px), auc_difference, margin, p_value, sentence: missing until
-    the experiment is confirmed. storage: as --storage. StorageError where there is no such experiment.
+    the experiment is confirmed; warning where the split is by image or has no test part. storage: as --storage.
+    StorageError where there is no such experiment.
     """
     with open_storage(storage) as database:
         return read_best_resolution(database, name, label=label)
@@ -123,13 +127,16 @@ def read_best_resolution(database: Database, name: str, *, label: str | None = N
     """The same from an open storage."""
     import pandas as pd
 
-    labels = _chosen_labels(recall(database, name).experiment, label)
+    experiment = recall(database, name).experiment
+    labels = _chosen_labels(experiment, label)
     query = text(
         "select * from acuity.best_resolution where experiment = :name and label = any(:labels) "
         "order by array_position(cast(:labels as text[]), label)"
     )
     with database.engine.connect() as connection:
-        return pd.read_sql(query, connection, params={"name": name, "labels": list(labels)})
+        table = pd.read_sql(query, connection, params={"name": name, "labels": list(labels)})
+    warnings = caveats(experiment)
+    return table.assign(warning=" ".join(warnings)) if warnings else table
 
 
 def read_answer(database: Database, name: str, *, label: str | None = None) -> Answer:
@@ -155,6 +162,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
             if progress.label in labels
         ),
         test_uses=count_test_uses(database, registered.split_sha256),
+        warnings=caveats(experiment),
     )
 
 

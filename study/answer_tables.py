@@ -120,7 +120,7 @@ def _notes(answer: Answer) -> list[RenderableType]:
     if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
         words = "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
-    return notes
+    return notes + [Text(warning, style="bold") for warning in answer.warnings]
 
 
 def _differences(found: dict[str, Any]) -> Table:

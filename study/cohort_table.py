@@ -36,12 +36,13 @@ def preparation_table(preparation: Preparation) -> Group:
             "-" if plan.margin is None else f"{plan.margin:.3f}" if plan.estimable else "not estimable",
         )
     said = "\n".join(_about_the_images(preparation))
+    warnings = [Text(warning, style="bold") for warning in preparation.warnings]
     note = (
         "positive: images (patients). +-: half of the 95 % interval that an AUC of .8 will have on the test patients. "
         "Smallest margin: what non-inferiority of an equally good resolution can be shown at, with 80 % power and 5 "
         "seeds."
     )
-    return Group(Text(said), Text(), table, Text(), Text(note, style="italic"))
+    return Group(Text(said), *warnings, Text(), table, Text(), Text(note, style="italic"))
 
 
 def _about_the_images(preparation: Preparation) -> Iterator[str]:

@@ -27,11 +27,12 @@ def demo(folder: Path, workers: int | None, storage: str | None, verbose: bool) 
 
 @command("acuity new nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
-def new(file: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+@click.option("--preset", type=click.Choice(["sabottke2020"]), help="A published study instead of the template.")
+def new(file: Path, preset: str | None, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     """Write a commented experiment file to start from."""
     from study.template import write_template
 
-    write_template(file)
+    write_template(file, preset=preset)
     click.echo(f"wrote {file}: set labels, [data] and [search], then `acuity launch {file}`", err=True)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from storage.confirmations import find_confirmation
 from storage.database import Database
 from study.answer import AtResolution, LabelAnswer, read_answer
+from study.caveats import caveats
 from study.confirm_trials import confirm_study_name
 from study.dashboard_plots import dashboard_plots
 from study.register import Registered, study_name
@@ -139,7 +140,14 @@ def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int
         f'`acuity best {experiment.name} --label "{entry.label}"`, `acuity report {experiment.name} --out report`'
     )
     return "\n\n".join(
-        [heading, _sentence(registered, entry), "\n".join(rows), " ".join([*links, f"More: {commands}."]), _MARK]
+        [
+            heading,
+            _sentence(registered, entry),
+            *map("**{}**".format, caveats(experiment)),
+            "\n".join(rows),
+            " ".join([*links, f"More: {commands}."]),
+            _MARK,
+        ]
     )
 
 

@@ -42,6 +42,10 @@ class Data:
     """A published split: a list of images whose patients are cut into training and validation."""
     test_list: Path | None = None
     """A published split: a list of the test images."""
+    split_by: Literal["patient", "image"] = "patient"
+    """By image is for comparison with studies that did so: patients of one part are then in the others too."""
+    paper_split: bool = False
+    """80 % training, 20 % validation and no test patients, as Sabottke & Spieler: nothing can be confirmed."""
     uncertain: Literal["positive", "negative", "leave_out"] = "leave_out"
     """What -1 means in a label's column."""
     blank: Literal["negative", "leave_out"] = "leave_out"
@@ -281,8 +285,10 @@ def changes_of_meaning(old: Experiment, new: Experiment) -> list[str]:
 def split_path(experiment: Experiment) -> Path:
     """Where the split is kept: as the file says, else beside the index and shared by every experiment on it."""
     data = experiment.data
-    published = ".published" if data.train_val_list or data.test_list else ""
-    return data.split or data.index.with_name(f"{data.index.name.split('.')[0]}{published}.split.csv")
+    kind = ".published" if data.train_val_list or data.test_list else ""
+    kind += ".by-image" if data.split_by == "image" else ""
+    kind += ".paper" if data.paper_split else ""
+    return data.split or data.index.with_name(f"{data.index.name.split('.')[0]}{kind}.split.csv")
 
 
 def cache_folder(experiment: Experiment, sha256: str) -> Path:
@@ -321,7 +327,13 @@ def _check_together(experiment: Experiment, source: str) -> None:
     low, high = search.learning_rate
     if not low < high:
         raise UsageError(f"{source}: search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
-    ages = experiment.data.ages
+    data = experiment.data
+    if (data.train_val_list or data.test_list) and (data.paper_split or data.split_by == "image"):
+        raise UsageError(
+            f"{source}: data.{'paper_split' if data.paper_split else 'split_by'} and a published split "
+            "(train_val_list, test_list) are both given; keep one of the two"
+        )
+    ages = data.ages
     if ages is not None and not ages[0] <= ages[1]:
         raise UsageError(f"{source}: data.ages is [{ages[0]:g}, {ages[1]:g}], the first must be at most the second")
     if search.min_batch_size > search.max_batch_size:

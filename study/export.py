@@ -19,6 +19,7 @@ from objectives.network import make_network, normalisation
 from objectives.recalibration import Recalibration, fit_recalibration
 from storage.confirmations import count_test_uses
 from storage.database import Database
+from study.caveats import caveats
 from study.cohort_here import Cohort, read_cohort_here
 from study.errors import UsageError
 from study.export_choice import ChosenNetwork, choose_network
@@ -110,7 +111,7 @@ def _use(database: Database, registered: Registered, chosen: ChosenNetwork, netw
         "label": chosen.label,
         "status": "confirmed" if chosen.confirmed else "not confirmed: validation patients only, optimistic",
         "intended_use": "research only, not for clinical use",
-        "warnings": [],
+        "warnings": list(caveats(experiment)),
         "network": {
             "architecture": hyperparameters.architecture,
             "resolution": hyperparameters.resolution,

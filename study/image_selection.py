@@ -20,6 +20,9 @@ class ImageSelection:
     left: Filtered
     published: Mapping[str, str]
     split_path: Path
+    unit: str
+    """The index's column that is split: "patient", or "file" with split_by = "image"."""
+    fractions: tuple[float, ...]
 
     @property
     def index(self) -> ImageIndex:
@@ -29,7 +32,13 @@ class ImageSelection:
     def split(self, *, together: Sequence[Collection[str]] = (), write: bool = True) -> Split:
         """Their parts; the split is made if there is none. Keywords as in `read_or_make_split`."""
         split = read_or_make_split(
-            self.whole, path=self.split_path, published=self.published, together=together, write=write
+            self.whole,
+            path=self.split_path,
+            published=self.published,
+            together=together if self.unit == "patient" else (),
+            fractions=self.fractions,
+            unit=self.unit,
+            write=write,
         )
         return take_split(split, self.index, self.left.rows)
 
@@ -53,4 +62,11 @@ def select_images(experiment: Experiment) -> ImageSelection:
             one_image_per_patient=data.one_image_per_patient,
         ),
     )
-    return ImageSelection(whole=whole, left=left, published=published, split_path=split_path(experiment))
+    return ImageSelection(
+        whole=whole,
+        left=left,
+        published=published,
+        split_path=split_path(experiment),
+        unit="file" if data.split_by == "image" else "patient",
+        fractions=(0.8, 0.2, 0.0) if data.paper_split else (0.64, 0.16, 0.20),
+    )

@@ -16,7 +16,7 @@ from objectives.repeats import (
     patients_together,
     repeats_across_parts,
 )
-from objectives.split import Split, check_label, leave_out
+from objectives.split import PARTS, Split, check_label, leave_out
 from objectives.task import LabelledImages
 from study.experiment import Experiment, cache_folder
 from study.image_selection import select_images
@@ -72,8 +72,9 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
 
 
 def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> None:
+    parts = PARTS[:-1] if experiment.data.paper_split else PARTS
     for label in experiment.labels:
-        check_label(index, split, label)
+        check_label(index, split, label, parts=parts)
 
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:

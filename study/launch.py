@@ -9,6 +9,7 @@ from rich.live import Live
 
 from storage.database import Database
 from storage.url import masked
+from study.caveats import caveats
 from study.cost import predict_cost
 from study.disk import predict_disk
 from study.experiment import Experiment
@@ -69,6 +70,8 @@ def launch(
         f"{count} worker{'s' if count > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
+    for warning in caveats(experiment):
+        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False)
     console.print(predict_disk(experiment, image_set, workers=count).line(), soft_wrap=True)
     if on_slurm:
         submission = submit_workers(experiment, storage=database.url, workers=count, device=device)

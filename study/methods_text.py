@@ -59,22 +59,31 @@ def _data(registered: Registered, cohort: Cohort | None) -> str:
         if data.train_val_list or data.test_list
         else "by patient (each patient in one part only), stratified over all labels, once and before any training"
     )
+    if data.split_by == "image":
+        how = "by image and not by patient (patients of one part are in the others too, so every AUC is optimistic)"
+    if data.paper_split:
+        how += ", 80 % for training and 20 % for validation, none for a test"
     if cohort is None:
         counts = f"[images] radiographs of [patients] patients were divided {how}."
     else:
         images = sum(part.images for part in cohort.parts.values())
         patients = sum(part.patients for part in cohort.parts.values())
+        shares = {name: part.patients / patients for name, part in cohort.parts.items()}
+        of_patients = f" of {patients:,} patients"
+        if data.split_by == "image":  # patients are in several parts
+            shares = {name: part.images / images for name, part in cohort.parts.items()}
+            of_patients = ""
         parts = "; ".join(
-            f"{name}: {part.images:,} images of {part.patients:,} patients ({100 * part.patients / patients:.0f} %)"
+            f"{name}: {part.images:,} images of {part.patients:,} patients ({100 * shares[name]:.0f} %)"
             for name, part in cohort.parts.items()
         )
-        counts = f"{images:,} radiographs of {patients:,} patients were divided {how}: {parts}."
+        counts = f"{images:,} radiographs{of_patients} were divided {how}: {parts}."
         if cohort.left_out:
             filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
             counts += f" Left out before by the experiment's filters: {filters}."
         counts += " " + _events(cohort)
     same = (
-        "Training, validation and test patients are of one source and differ by chance alone; no patients of another "
+        "All patients are of one source and the parts differ by chance alone; no patients of another "
         "setting were used [unless `acuity score` was run]."
     )
     return f"{counts} {source} {same} SHA-256 of the split: {registered.split_sha256[:16]}."

@@ -54,6 +54,11 @@ def nominate(database: Database, registered: Registered) -> tuple[Nomination, ..
     UsageError where the search is not finished, or a resolution of [confirm] has no complete trial.
     """
     experiment = registered.experiment
+    if experiment.data.paper_split:
+        raise UsageError(
+            f"{experiment.name} has no test patients (paper_split = true: 80 % training, 20 % validation), so nothing "
+            "can be confirmed: search again under another name without paper_split"
+        )
     unfinished = [
         f"{entry.label} has {entry.finished} of {experiment.search.trials}"
         for entry in read_progress(database, experiment)

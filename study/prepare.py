@@ -12,6 +12,7 @@ from objectives.image_cache import BadImage, cache_bytes
 from objectives.repeats import RepeatCounts
 from storage.embedded_folder import default_folder
 from storage.errors import StorageError
+from study.caveats import caveats
 from study.cohort import LabelCohort, count_cohort
 from study.experiment import Experiment
 from study.image_set import open_image_set
@@ -41,6 +42,8 @@ class Preparation:
     free_bytes: int
     cost: "Cost | None"
     """None where no storage is named and no embedded server has been used yet."""
+    warnings: tuple[str, ...]
+    """What every number of this experiment will have beside it; empty for a split by patient with a test part."""
 
     def to_json(self) -> dict[str, Any]:
         table = asdict(self) | {"cache": str(self.cache)}
@@ -73,6 +76,7 @@ def prepare(
         cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
         free_bytes=shutil.disk_usage(folder).free,
         cost=_cost(experiment, storage_url),
+        warnings=caveats(experiment),
     )
 
 

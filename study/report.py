@@ -142,7 +142,7 @@ def _render(template: str, findings: Findings, **more: Any) -> str:
         labels=findings.answer.labels,
         test_uses=findings.answer.test_uses,
         confirmed=findings.stored is not None,
-        warnings=(),
+        warnings=findings.answer.warnings,
         margin=findings.registered.experiment.confirm.margin,
         summaries=findings.summaries,
         cohort=findings.cohort,

@@ -1,16 +1,19 @@
-"""The commented experiment file that `acuity new` writes."""
+"""The commented experiment files that `acuity new` writes: one to start from, and presets of published studies."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from study.errors import UsageError
 
+PRESETS = ("sabottke2020",)
 
-def write_template(file: Path) -> None:
-    """Write the template; a file that exists is never overwritten."""
+
+def write_template(file: Path, *, preset: str | None = None) -> None:
+    """Write the template, or a preset instead; a file that exists is never overwritten."""
+    assert preset is None or preset in PRESETS
     try:
         with file.open("x", encoding="utf-8") as target:
-            target.write(files("study").joinpath("template.toml").read_text(encoding="utf-8"))
+            target.write(files("study").joinpath(f"{preset or 'template'}.toml").read_text(encoding="utf-8"))
     except FileExistsError:
         raise UsageError(f"{file} exists and is not overwritten; name another file") from None
     except OSError as error:
