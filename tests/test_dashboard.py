@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from storage.database import Database
 
@@ -60,15 +59,10 @@ def test_the_dashboard_answers_on_loopback_and_refuses_to_delete(address: str, s
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    """A page of Debian's Chromium, without a screen."""
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
-        page = browser.new_page()
-        yield page
-        page.screenshot(path=tmp_path / "dashboard.png")
-        browser.close()
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    page = browser.new_page()
+    yield page
+    page.screenshot(path=tmp_path / "dashboard.png")
 
 
 @pytest.mark.browser
