@@ -17,7 +17,7 @@ import optuna
 import pytest
 import waitress
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna_dashboard import wsgi
+from optuna_dashboard import save_note, wsgi
 from playwright.sync_api import Browser, expect
 from playwright.sync_api import Error as BrowserError
 
@@ -240,6 +240,7 @@ def test_html_in_names_stays_text(database: Database, serve: Serve, browser: Bro
     study = optuna.create_study(storage=database.storage, study_name=markup, direction="maximize")
     study.add_trial(trial())
     study.set_user_attr("<b id=attribute>", "<img src=x onerror=window.broken=1>")
+    save_note(study, f"# {markup}\n\n| px |\n| --- |\n| <b id=attribute>bold</b> |")
     with serve() as base:
         page = browser.new_page()
         page.goto(f"{base}/dashboard")
@@ -248,6 +249,8 @@ def test_html_in_names_stays_text(database: Database, serve: Serve, browser: Bro
         for tab in ("note", "trials", "trialTable", "analytics"):
             page.goto(f"{base}/dashboard/studies/{study._study_id}/{tab}")
             expect(page.get_by_text(markup).first).to_be_visible()
+            if tab == "note":
+                expect(page.get_by_text("<b id=attribute>bold</b>")).to_be_visible()
             assert page.locator("img[src=x], #attribute").count() == 0
         assert page.evaluate("window.broken") is None
 
