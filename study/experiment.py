@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Age = Annotated[float, Field(ge=0, le=120)]
-SbatchOption = Annotated[str, Field(pattern=r"^[a-z][a-z-]*$")]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -149,7 +149,7 @@ class Cluster:
     """Folder that all nodes see; by default the user's own log folder."""
     setup: tuple[str, ...] = ()
     """Lines of shell before the worker, such as module load."""
-    extra: dict[SbatchOption, str | int | bool] = field(default_factory=dict)
+    extra: dict[str, str | int | bool] = field(default_factory=dict)
     """Any other option of sbatch, by its long name."""
 
 
@@ -341,11 +341,16 @@ def _check_together(experiment: Experiment, source: str) -> None:
             f"{source}: search.min_batch_size is {search.min_batch_size}, must be at most max_batch_size = "
             f"{search.max_batch_size}"
         )
-    for option in sorted(_OWN_OPTIONS & experiment.cluster.extra.keys()):
-        raise UsageError(
-            f"{source}: cluster.extra has {option}, which is Acuity's own to set; the other keys of [cluster] say what "
-            "may be chosen of it"
-        )
+    for option in experiment.cluster.extra:
+        if option in _OWN_OPTIONS:
+            raise UsageError(
+                f"{source}: cluster.extra has {option}, which Acuity sets itself; the other keys of [cluster] say what "
+                "may be chosen of it"
+            )
+        if not re.fullmatch(r"[a-z][a-z-]*", option):
+            raise UsageError(
+                f'{source}: cluster.extra has {_shown(option)}, must be a long option of sbatch, such as "nodelist"'
+            )
     if experiment.training.pretrained and experiment.training.weights is not None:
         raise UsageError(f"{source}: training.pretrained and training.weights are both given; keep one of the two")
 

@@ -66,7 +66,7 @@ def slurm_cluster(folder: Path, *, cpus: int = 4) -> Iterator[Cluster]:
         try:
             yield cluster
         finally:
-            _cancel_everything(cluster)
+            cancel_everything(cluster)
 
 
 def _configuration(folder: Path, *, cpus: int) -> str:
@@ -134,7 +134,8 @@ def _daemon(command: list[str], log: Path, environment: dict[str, str]) -> Itera
             process.wait()
 
 
-def _cancel_everything(cluster: Cluster) -> None:
+def cancel_everything(cluster: Cluster) -> None:
+    """Leave no job in the queue or on the node."""
     jobs = {job.partition("_")[0] for job in cluster.jobs()}
     if jobs:
         cluster.command("scancel", *jobs)
