@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check check-static slow
+.PHONY: install demo test check check-static slow slurm
 
 install: $(INSTALLED)
 
@@ -21,6 +21,9 @@ test: install
 
 slow: install
 	$(BIN)/pytest -m 'slow or browser'
+
+slurm: install
+	$(BIN)/pytest -m slurm
 
 check: check-static test
 

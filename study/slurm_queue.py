@@ -20,9 +20,12 @@ def find_jobs(experiment: str, *, storage_url: str | None) -> list[str]:
     """
     if shutil.which("squeue") is None:
         return []
-    rows = _ask(
-        "squeue", "--noheader", "--user", str(os.getuid()), "--name", job_name(experiment), "--format", "%F|%k"
-    ).split()
+    try:
+        rows = _ask(
+            "squeue", "--noheader", "--user", str(os.getuid()), "--name", job_name(experiment), "--format", "%F|%k"
+        ).split()
+    except _NoClusterError:
+        return []
     mark = storage_mark(parse_url(storage_url)) if storage_url else None
     return sorted({job for job, _, found in (row.partition("|") for row in rows) if mark in (None, found)}, key=int)
 
@@ -44,8 +47,14 @@ def cancel_jobs(experiment: str, *, storage_url: str | None) -> list[str]:
     return jobs
 
 
+class _NoClusterError(Exception):
+    """Slurm's commands are installed, and no cluster is configured."""
+
+
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "configuration source" in done.stderr:
+        raise _NoClusterError
     if done.returncode != 0:
         reason = " ".join(done.stderr.split()).removeprefix(f"{command[0]}: error: ")
         raise UsageError(f"{command[0]} failed ({reason}). Is this a login node, and is Slurm up (`scontrol ping`)?")

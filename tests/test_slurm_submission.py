@@ -172,6 +172,14 @@ def test_only_the_jobs_of_that_experiment_and_storage_are_cancelled(
     assert "--name acuity-nih" in (tmp_path / "asked").read_text()
 
 
+def test_slurms_commands_without_a_cluster_are_no_slurm(commands: Callable[[str, str], None]) -> None:
+    commands("squeue", "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1")
+    assert find_jobs("nih", storage_url=None) == []
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(UsageError, match=r"squeue failed .*Unable to contact slurm controller"):
+        find_jobs("nih", storage_url=None)
+
+
 def test_options_that_a_launch_needs_for_itself_are_no_extras(tmp_path: Path) -> None:
     for option in ("array", "time", "signal"):
         with pytest.raises(UsageError, match=f"cluster.extra has {option}, which Acuity sets itself"):
