@@ -194,18 +194,16 @@ def worker(
 @click.argument("name")
 def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     """End the launches of an experiment on this host and its Slurm jobs; their workers hand their trials back."""
-    from study.launches import find_launches, stop_launches
-    from study.slurm_queue import cancel_jobs
+    from study.stop import stop_experiment
 
-    storage = storage or os.environ.get("ACUITY_STORAGE")
-    stopped = stop_launches(name, storage_url=storage) if find_launches(name, storage_url=storage) else 0
-    jobs = cancel_jobs(name, storage_url=storage)
-    if not stopped and not jobs:
-        stop_launches(name, storage_url=storage)  # says that there is none
-    if stopped:
-        click.echo(f"stopped {stopped} launch{'es' if stopped > 1 else ''} of {name}", err=True)
+    stopped = stop_experiment(name, storage_url=storage or os.environ.get("ACUITY_STORAGE"))
+    launches, jobs = stopped.launches, stopped.jobs
+    if launches:
+        click.echo(f"stopped {launches} launch{'es' if launches > 1 else ''} of {name}", err=True)
     if jobs:
         click.echo(f"cancelled Slurm job{'s' if len(jobs) > 1 else ''} {', '.join(jobs)} of {name}", err=True)
+    if stopped.unknown:
+        click.echo(f"whether Slurm has jobs of {name} is not known: {stopped.unknown}", err=True)
 
 
 @command("acuity confirm nih --seeds 5")
