@@ -177,6 +177,9 @@ def worker(
     SIGTERM and Ctrl-C make it hand its trial back and leave, with status 0. Status 75: the database is away.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker has its own, seconds of imports later
+    from objectives.allocator import return_large_blocks
+
+    return_large_blocks()
     from storage.errors import OutageError
     from study.worker import run_worker
 

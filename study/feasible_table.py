@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from objectives.allocator import return_large_blocks
 from objectives.fit import Fit, fit_batch
 from study.device import Device, limit_memory, open_device
 from study.experiment import Experiment
@@ -50,6 +51,7 @@ def fit_cells(cells: list[Cell], *, choice: str, memory_gib: float | None) -> tu
 
 
 def _fit_here(cell: Cell, choice: str, memory_gib: float | None) -> Fit:
+    return_large_blocks()  # as a worker does
     device = open_device(choice, workers=1, memory_budget_gib=memory_gib)
     limit_memory(device)
     return fit_batch(
