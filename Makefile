@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check check-static slow slurm
+.PHONY: install demo test check check-static slow slurm rehearsal
 
 install: $(INSTALLED)
 
@@ -24,6 +24,9 @@ slow: install
 
 slurm: install
 	$(BIN)/pytest -m slurm
+
+rehearsal: install
+	$(BIN)/python docker/rehearsal/rehearse.py
 
 check: check-static test
 
