@@ -11,11 +11,11 @@ from study.errors import UsageError
 
 
 def choose_device(choice: str, *, folder: Path) -> str:
-    """The device that "auto" or "cuda" means for this worker: the GPU that fewest others have; else choice as it is.
+    """Which GPU "auto" or "cuda" means where there are several: the one that fewest others chose; else choice itself.
 
     folder: one that all workers of this host see, and that lives as long as they do.
     """
-    if choice not in ("auto", "cuda") or not torch.cuda.is_available():
+    if choice not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return choice
     gpus = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
     return f"cuda:{take_gpu(gpus, folder=folder)}"
