@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from study.errors import UsageError
 from study.gpu_choice import choose_device, take_gpu
@@ -55,6 +57,15 @@ def test_device_that_was_named_is_left_as_it_is(tmp_path: Path) -> None:
     assert choose_device("cuda:1", folder=tmp_path) == "cuda:1"
     assert choose_device("cpu", folder=tmp_path) == "cpu"
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_means_the_free_gpu_where_there_are_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(GPUS))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=GPUS[number]))
+    with holder(GPUS[1:], tmp_path), holder(GPUS[:1], tmp_path):
+        assert choose_device("auto", folder=tmp_path) == "cuda:2"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto", folder=tmp_path) == "auto"
 
 
 def test_folder_that_cannot_hold_locks_is_named_with_the_way_out(tmp_path: Path) -> None:
