@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
+from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -48,6 +49,8 @@ _EXPLANATIONS = (
      "Check host, port and firewall"),
     (r"too many clients|remaining connection slots|too many connections", "the server has no connection left",
      "Raise its max_connections, start fewer workers, or put PgBouncer between"),
+    (r"permission denied", "this user may not read Acuity's tables",
+     "Name their owner, or let it run `acuity storage grant-reader` for this user"),
     (r"no pg_hba\.conf entry", "the server lets nobody in from here", "Add this host and user to its pg_hba.conf"),
     (r"the database system is (starting up|shutting down|in recovery)", "the server is starting or stopping",
      "Try again in a moment"),
@@ -129,6 +132,13 @@ def is_outage(error: BaseException | None) -> bool:
     if isinstance(error, PendingRollbackError):  # Optuna asks a connection that was just lost once more
         return error.code == "8s2b"
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Whether this user lacks the right to what was asked, as a reader does to every change."""
+    if isinstance(error, StorageInternalError):
+        return is_denied(error.__cause__)
+    return isinstance(error, DBAPIError) and isinstance(error.orig, InsufficientPrivilege)
 
 
 def explain(error: DBAPIError, url: URL) -> StorageError:

@@ -24,6 +24,7 @@ from storage.connection import (
     engine_arguments,
     explain,
     first_line,
+    is_denied,
     is_outage,
     leave_read_only_servers,
     ping_after_idleness,
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 _MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
+_EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, *OUTAGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,12 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
         assert isinstance(cached, BaseHeartbeat)
         try:
             yield Database(url=parsed, engine=storage.engine, storage=cached, heartbeats=cached)
-        except OUTAGES as error:
+        except _EXPLAINED as error:
+            if is_denied(error):
+                raise StorageError(
+                    f"{masked(parsed)}: {first_line(error)}: this user may not do that here. Use the one that owns the "
+                    "tables, or another one that may write"
+                ) from error
             if not is_outage(error):
                 raise
             raise OutageError(

@@ -7,8 +7,8 @@ import click
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command with the options that every command has, and an example in its help."""
+def command(example: str, *, group: click.Group | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with the options that every command has, and an example in its help; of `acuity` or a group in it."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         for option in (
@@ -20,7 +20,7 @@ def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
             ),
         ):
             function = option(function)
-        command: click.Command = acuity.command(epilog=f"\b\nExample:\n  {example}")(function)
+        command: click.Command = (group or acuity).command(epilog=f"\b\nExample:\n  {example}")(function)
         return command
 
     return decorate

@@ -3,9 +3,11 @@
 Heavy packages are imported inside the commands, so that help answers at once.
 """
 
+import os
+
 import click
 
-from study.command import command
+from study.command import acuity, command
 
 
 @command("acuity delete nih")
@@ -25,3 +27,41 @@ def delete(name: str, yes: bool, storage: str | None, verbose: bool) -> None:  #
             click.confirm(f"Delete {name} with {trials} trials of {len(progress)} labels?", abort=True, err=True)
         forget(database, registered)
     click.echo(f"deleted {name}", err=True)
+
+
+@acuity.group(epilog="\b\nExample:\n  acuity storage move postgresql://acuity@db.example/nih")
+def storage() -> None:
+    """Open the storage to others, or move it to another server."""
+
+
+@command("acuity storage grant-reader nih_reader", group=storage)
+@click.argument("role")
+def grant_reader(role: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Make a role of the database that reads all of Acuity's tables and writes none: for dashboards and notebooks.
+
+    With a password in $ACUITY_READER_PASSWORD, or in the file that $ACUITY_READER_PASSWORD_FILE names, it can log in.
+    """
+    from storage.database import open_storage
+    from storage.grants import grant_reader as grant
+    from storage.url import masked
+    from study.errors import UsageError
+    from study.passwords import read_password
+
+    password = read_password(os.environ, "ACUITY_READER_PASSWORD")
+    if not (storage or os.environ.get("ACUITY_STORAGE")):
+        raise UsageError(
+            "the embedded Postgres opens to this user alone, so nobody else could read as that role: name a server "
+            "with --storage. `acuity storage move` brings there what is in the embedded one"
+        )
+    with open_storage(storage) as database:
+        can_log_in = grant(database, role, password=password)
+        address = masked(database.url.set(username=role))
+    click.echo(f"{role} may read everything here, and write nothing", err=True)
+    if can_log_in:
+        click.echo(f"log in by {address}", err=True)
+    else:
+        click.echo(
+            f'it cannot log in: grant it to those who may (grant "{role}" to alice), or set ACUITY_READER_PASSWORD and '
+            "run this again",
+            err=True,
+        )

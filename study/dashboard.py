@@ -14,9 +14,10 @@ from optuna_dashboard import wsgi
 
 from storage.database import Database
 from study.dashboard_headers import safe_headers
-from study.dashboard_password import FILE_VARIABLE, USER, VARIABLE, Wsgi, ask_password, read_password
+from study.dashboard_password import USER, VARIABLE, Wsgi, ask_password
 from study.dashboard_requests import loopback_names_only, own_pages_only, read_only
 from study.errors import UsageError
+from study.passwords import read_password
 
 
 def serve_dashboard(
@@ -26,11 +27,11 @@ def serve_dashboard(
 
     UsageError where others could reach it and no password is set.
     """
-    address, password = _resolve(host, port), read_password(os.environ)
+    address, password = _resolve(host, port), read_password(os.environ, VARIABLE)
     if password is None and not address.is_loopback:
         raise UsageError(
             f"--host {host} lets other hosts in, so this dashboard needs a password: set {VARIABLE}, or "
-            f"{FILE_VARIABLE} to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
+            f"{VARIABLE}_FILE to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
         )
     app = guard(wsgi(database.storage), writable=writable, password=password)
     try:

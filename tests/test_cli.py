@@ -4,12 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from study.cli import acuity
 
-COMMANDS = sorted(acuity.commands)
+COMMANDS = sorted(
+    f"{name} {inner}".strip()
+    for name, known in acuity.commands.items()
+    for inner in (known.commands if isinstance(known, click.Group) else [""])
+)
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +31,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
-    shown = CliRunner().invoke(acuity, [command, "--help"])
+    shown = CliRunner().invoke(acuity, [*command.split(), "--help"])
     assert shown.exit_code == 0
     assert f"acuity {command}" in shown.output.split("Example:")[1]
     assert "--storage" in shown.output
