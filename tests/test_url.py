@@ -96,7 +96,11 @@ def test_password_in_the_url_goes_before_the_file(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(None, r"cannot be read \(No such file"), (b"\n", "is empty"), (b"\xff", r"cannot be read \(it is not UTF-8 text")],
+    [
+        (None, r"cannot be read \(No such file"),
+        (b"\n", "is empty"),
+        (b"\xff", r"cannot be read \(it is not UTF-8 text"),
+    ],
 )
 def test_password_file_of_no_use_is_named_with_the_reason(
     content: bytes | None, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
