@@ -65,3 +65,21 @@ def grant_reader(role: str, storage: str | None, verbose: bool) -> None:  # noqa
             "run this again",
             err=True,
         )
+
+
+@command("acuity storage move postgresql://acuity@db.example/nih", group=storage)
+@click.argument("url", envvar="ACUITY_STORAGE", metavar="URL")
+def move(url: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Move what is on the embedded server, trials and all, into an empty database of a real one.
+
+    Rows are compared on both sides before anything is kept. By default URL is $ACUITY_STORAGE; its password may also be
+    in $PGPASSWORD or ~/.pgpass.
+    """
+    from study.errors import UsageError
+    from study.move import move_storage
+
+    if storage:
+        raise UsageError("storage move takes what is on the embedded server: leave --storage out")
+    copied = move_storage(url, say=lambda line: click.echo(line, err=True))
+    for table in copied:
+        click.echo(f"{table.table:40}{table.rows:>10,}  SHA-256 {table.sha256[:16]}")

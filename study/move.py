@@ -1,0 +1,44 @@
+"""`acuity storage move`: what a pilot on the embedded server has come to goes on, on a real one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
+
+from storage.database import Database, open_storage
+from storage.embedded import embedded_server
+from storage.experiments import list_experiments
+from storage.move import move_into, put_aside
+from storage.transfer import Copied
+from storage.url import masked
+from study.register import checkpoints_of, recall
+
+
+def move_storage(url: str, *, say: Callable[[str], None]) -> list[Copied]:
+    """Move everything on the embedded server into the empty database at url; returns what was copied and compared.
+
+    say: is told what the user must know, a line each.
+    """
+    with embedded_server() as source:
+        with open_storage(url) as target:
+            copied = move_into(target, source)
+            for line in _weights(target):
+                say(line)
+        aside = put_aside(source)
+    say(f"what was moved stays in the embedded server as it was, as database {aside}, which no command opens")
+    say(f"from now on: export ACUITY_STORAGE={masked(target.url)}")
+    return copied
+
+
+def _weights(database: Database) -> list[str]:
+    """Where the networks are, which are files: they stay, and other hosts need them too."""
+    names_of: dict[str, list[str]] = {}
+    for name in list_experiments(database):
+        checkpoints = checkpoints_of(recall(database, name))
+        if isinstance(checkpoints.files, LocalFileSystem) and Path(checkpoints.folder).is_dir():
+            names_of.setdefault(checkpoints.folder, []).append(name)
+    return [
+        f"the networks of {', '.join(names)} stay in {folder}, where this host goes on with them. For others copy them "
+        f"to a folder that all see (cp -r '{folder}/.' /shared/checkpoints), and name it as checkpoints under [workers]"
+        for folder, names in names_of.items()
+    ]
