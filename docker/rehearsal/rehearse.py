@@ -37,8 +37,8 @@ def main() -> None:
         performance = [sys.executable, str(Path(__file__).with_name("services.py")), str(folder), IMAGE]
         sys.exit(subprocess.run([*apart, *performance], check=False).returncode)
     finally:
+        subprocess.run([*buildah(folder), "rm", "--all"], check=False, stdout=subprocess.DEVNULL)
         if named is None:
-            subprocess.run([*buildah(folder), "rm", "--all"], check=False, stdout=subprocess.DEVNULL)
             subprocess.run([*buildah(folder), "rmi", "--all", "--force"], check=False, stdout=subprocess.DEVNULL)
             shutil.rmtree(folder)
 
