@@ -42,6 +42,8 @@ _EXPLANATIONS = (
      "file that ACUITY_STORAGE_PASSWORD_FILE names"),
     (r'database "[^"]*" does not exist', "there is no such database", "Make it (createdb), or name another one"),
     (r'role "[^"]*" does not exist', "there is no such user", "Make it (createuser), or name another one"),
+    (r"is not permitted to log in", "this user cannot log in",
+     "Give it a password: `acuity storage grant-reader` with ACUITY_READER_PASSWORD, run by the tables' owner"),
     (r"could not translate host name", "no host of that name is known", "Check the host in the URL"),
     (r"Connection refused|No such file or directory",
      "nothing listens there", "Start it (docker compose up -d postgres) or drop --storage for the embedded one"),

@@ -51,7 +51,8 @@ def grant_reader(database: Database, role: str, *, password: str | None = None) 
             raise
         raise StorageError(
             f"{masked(database.url)}: this user cannot make {role} a reader ({first_line(error)}). Run this as the "
-            f"tables' owner with the right to make roles, or let an administrator `create role {role}` first"
+            f"tables' owner with the right to make roles, or let an administrator `create role {role}` first, with its "
+            "password if it is to log in"
         ) from None
 
 

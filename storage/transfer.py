@@ -117,7 +117,7 @@ def _copy(source: Connection, target: Connection, table: Table) -> Copied:
     read = _digest(target, table)
     if read != written:
         raise StorageError(
-            f"table {_name(table)} has {read.rows:,} rows after the copy (SHA-256 {read.sha256[:12]}), the source "
+            f"table {_shown(table)} has {read.rows:,} rows after the copy (SHA-256 {read.sha256[:12]}), the source "
             f"{written.rows:,} ({written.sha256[:12]}): nothing is kept of it. See whether triggers change rows there"
         )
     _copy_sequences(source, target, table)
@@ -132,7 +132,7 @@ def _digest(connection: Connection, table: Table, *, kept: Any = None) -> Copied
         cursor.copy_expert(
             f"copy (select {_columns(table)} from {_name(table)} order by {', '.join(keys)}) to stdout", into
         )
-    return Copied(_name(table), into.rows, into.sha256.hexdigest())
+    return Copied(_shown(table), into.rows, into.sha256.hexdigest())
 
 
 def _copy_sequences(source: Connection, target: Connection, table: Table) -> None:
@@ -151,7 +151,7 @@ def _what_is_there(target: Connection, filled: list[Table]) -> str:
     there = (
         f"the experiment{'s' if len(names) > 1 else ''} {', '.join(names)}"
         if names
-        else f"rows in {', '.join(map(_name, filled[:3]))}"
+        else f"rows in {', '.join(map(_shown, filled[:3]))}"
     )
     return (
         f"the target holds {there} already: what is moved keeps the ids of its studies and trials, by which networks "
@@ -165,6 +165,10 @@ def _has_rows(connection: Connection, table: Table) -> bool:
 
 def _name(table: Table) -> str:
     return f'"{table.schema or "public"}"."{table.name}"'
+
+
+def _shown(table: Table) -> str:
+    return f"{table.schema or 'public'}.{table.name}"
 
 
 def _columns(table: Table) -> str:

@@ -19,13 +19,12 @@ def move_storage(url: str, *, say: Callable[[str], None]) -> list[Copied]:
 
     say: is told what the user must know, a line each.
     """
-    with embedded_server() as source:
-        with open_storage(url) as target:
-            copied = move_into(target, source)
-            for line in _weights(target):
-                say(line)
+    with embedded_server() as source, open_storage(url) as target:
+        copied = move_into(target, source)
         aside = put_aside(source)
-    say(f"what was moved stays in the embedded server as it was, as database {aside}, which no command opens")
+        say(f"what was moved stays in the embedded server as it was, as database {aside}, which no command opens")
+        for line in _weights(target):
+            say(line)
     say(f"from now on: export ACUITY_STORAGE={masked(target.url)}")
     return copied
 

@@ -148,8 +148,9 @@ def test_what_a_later_version_makes_is_read_too(database: Database, reader_url: 
 def test_without_a_password_the_role_is_for_granting_on(database_url: str, reader_url: str, server: URL) -> None:
     said = acuity("storage", "grant-reader", READER, storage=database_url).stderr
     assert "it cannot log in: grant it to those who may" in said
-    assert "permission denied" not in acuity("best", "x", storage=reader_url, status=1).stderr
-    _execute(server, f"alter role \"{READER}\" login password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
+    _execute(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
+    assert "this user cannot log in. Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
+    _execute(server, f'alter role "{READER}" login')
     assert "There is none yet" in acuity("best", "x", storage=reader_url, status=1).stderr
 
 

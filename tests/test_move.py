@@ -47,7 +47,14 @@ def pilot(laptop: Path) -> Path:
 
 
 def fill(database: Database) -> None:
-    definition = {"experiment": {"name": "nih"}, "batch_size_exponents": [2, 4]}
+    experiment = {
+        "name": "nih",
+        "labels": ["Pleural Größe"],
+        "data": {"index": "/data/index.csv", "images": "/data/images"},
+        "search": {"resolutions": [32, 64], "architectures": ["test_resnet"], "trials": 12},
+        "training": {"epochs": 3},
+    }
+    definition = {"experiment": experiment, "batch_size_exponents": [2, 4]}
     save_experiment(database, "nih", definition=definition, index_sha256="i", split_sha256="s")
     write_feasible_batch(database, KEY, 96)
     gone = optuna.create_study(storage=database.storage, study_name="gone")
@@ -89,7 +96,7 @@ def test_every_row_arrives_as_it_was_and_ids_go_on(empty_database_url: str) -> N
         with open_storage(empty_database_url) as target:
             copied = move_into(target, source_url)
         aside = put_aside(source_url)
-    rows = {table.table.replace('"', ""): table.rows for table in copied}
+    rows = {table.table: table.rows for table in copied}
     assert rows == {table: len(of) for table, of in before.items() if "version" not in table}
     with open_storage(empty_database_url) as target:
         assert contents(target) == before
@@ -134,7 +141,7 @@ def test_a_copy_that_fails_leaves_the_target_empty_and_the_source_as_it_was(
         connection.exec_driver_sql(
             "create trigger change before insert on trial_intermediate_values for each row execute function change()"
         )
-    with pytest.raises(StorageError, match=r'trial_intermediate_values" has .* rows after the copy.*nothing is kept'):
+    with pytest.raises(StorageError, match=r"trial_intermediate_values has .* rows after the copy.*nothing is kept"):
         move_storage(database_url, say=print)
     assert contents(database) == empty
     with open_storage() as source:
@@ -142,7 +149,7 @@ def test_a_copy_that_fails_leaves_the_target_empty_and_the_source_as_it_was(
     with database.engine.begin() as connection:
         connection.exec_driver_sql("drop trigger change on trial_intermediate_values")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("study.move._weights", lambda _: 1 / 0)  # between the copy and the end
+        patch.setattr("study.move.put_aside", lambda _: 1 / 0)  # between the copy and the end
         with pytest.raises(ZeroDivisionError):
             move_storage(database_url, say=print)
     assert contents(database) == before
@@ -228,7 +235,7 @@ def test_a_pilot_goes_on_at_the_server_to_the_raised_budget(
     moved = acuity("storage", "move", environment=on_server)
     assert f"stay in {tmp_path / 'cache' / 'checkpoints'}" in moved.stderr
     assert "export ACUITY_STORAGE=postgresql://acuity:***@" in moved.stderr
-    assert '"public"."trials"' in moved.stdout
+    assert "public.trials " in moved.stdout
     password = empty_database_url.split(":")[2].split("@")[0]
     assert password not in moved.stdout + moved.stderr
     assert acuity("best", "tiny", "--format", "json", environment=on_server).stdout == before
