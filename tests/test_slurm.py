@@ -58,10 +58,10 @@ class Site:
         mine = {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.home / "cache"), "ACUITY_STORAGE": storage}
         return os.environ | self.cluster.environment | mine
 
-    def acuity(self, *arguments: str, status: int = 0, **more: str) -> str:
+    def acuity(self, *arguments: str, status: int = 0) -> str:
         """What a command says to the user."""
         command = [*ACUITY, *arguments]
-        done = subprocess.run(command, env=self.environment | more, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
         return done.stderr
 
