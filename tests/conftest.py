@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a real Postgres with a fresh database a test, a small set of phantoms."""
 
 import itertools
+import os
 import shutil
 import signal
 import tempfile
@@ -88,6 +89,20 @@ def database(database_url: str) -> Iterator[Database]:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of a small set of synthetic radiographs of 64 px."""
     return write_phantoms(tmp_path_factory.mktemp("phantoms"), images=240, size=64)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A user's home of its own, for caches and logs."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environment(home: Path, database_url: str) -> dict[str, str]:
+    """A command's, with a home and a storage of the test's own."""
+    return os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "ACUITY_STORAGE": database_url}
 
 
 @pytest.fixture

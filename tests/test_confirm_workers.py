@@ -4,18 +4,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg2
 import pytest
+from commands import ACUITY, acuity
 
 from objectives.phantom import write_phantoms
 from storage.url import parse_url
 
-ACUITY = [sys.executable, "-m", "study"]
 EXPERIMENT = """
 name = "tiny"
 labels = ["Cardiomegaly"]
@@ -40,21 +39,6 @@ margin = 0.1
 heartbeat_s = 1
 grace_s = 3
 """
-
-
-@pytest.fixture
-def environment(tmp_path: Path, database_url: str) -> dict[str, str]:
-    return os.environ | {
-        "HOME": str(tmp_path),
-        "XDG_CACHE_HOME": str(tmp_path / "home"),
-        "ACUITY_STORAGE": database_url,
-    }
-
-
-def acuity(*arguments: str, environment: dict[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 def trainings(database_url: str, state: str) -> int:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 import psycopg2
 import pytest
+from commands import ACUITY, acuity
 from sqlalchemy import URL, make_url, text
 
 from objectives.phantom import write_phantoms
 from storage.database import open_storage
 
-ACUITY = [sys.executable, "-m", "study"]
 PATIENT, FILE, PASSWORD = "MARKPATIENT", "MARKFILE", "MARKPASSWORD"
 OWNER = "acuity_marked"
 EXPERIMENT = """
@@ -160,9 +159,8 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
     }
     said = []
 
-    def acuity(*arguments: str, status: int = 0) -> str:
-        done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stderr
+    def run(*arguments: str, status: int = 0) -> str:
+        done = acuity(*arguments, environment=environment, status=status)
         said.append(done.stdout + done.stderr)
         assert not marks_in(said[-1]), arguments
         return said[-1]
@@ -171,18 +169,18 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
         # A missing and a damaged picture: told by their lines.
         first, second, *_ = sorted((tmp_path / "data" / "pictures").iterdir())
         away = first.rename(tmp_path / "away")
-        assert "index line" in acuity("launch", str(file), status=1)
+        assert "index line" in run("launch", str(file), status=1)
         away.rename(first)
         second.write_bytes(second.read_bytes()[:500])
-        assert "index line" in acuity("launch", str(file), "-v", status=1)
+        assert "index line" in run("launch", str(file), "-v", status=1)
         file.write_text(EXPERIMENT.replace("[search]", 'on_bad_image = "drop"\n[search]'))
-        acuity("prepare", str(file))
-        acuity("launch", str(file), "--workers", "2", "-v")
-        acuity("confirm", "marked", "--workers", "2", "-v")
-        acuity("best", "marked", "--format", "json")
-        acuity("best", "marked", "--label", "Cardiomegaly")
-        acuity("score", "marked", "--index", "other/index.csv", status=1)  # not from here: no such file
-        acuity(
+        run("prepare", str(file))
+        run("launch", str(file), "--workers", "2", "-v")
+        run("confirm", "marked", "--workers", "2", "-v")
+        run("best", "marked", "--format", "json")
+        run("best", "marked", "--label", "Cardiomegaly")
+        run("score", "marked", "--index", "other/index.csv", status=1)  # not from here: no such file
+        run(
             "score",
             "marked",
             "--index",
@@ -190,9 +188,9 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
             "--images",
             str(tmp_path / "other/pictures"),
         )
-        acuity("report", "marked", "--out", str(tmp_path / "report"))
-        acuity("export", "marked", "--label", "Cardiomegaly", "--out", str(tmp_path / "export"))
-        acuity("status", "marked", "-v")
+        run("report", "marked", "--out", str(tmp_path / "report"))
+        run("export", "marked", "--label", "Cardiomegaly", "--out", str(tmp_path / "export"))
+        run("status", "marked", "-v")
         pages = read_dashboard(environment)
     assert not shown
     assert not marks_in(pages)

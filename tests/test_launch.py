@@ -4,33 +4,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
 import pytest
+from commands import ACUITY, acuity
 
 from storage.url import parse_url
 from study.errors import UsageError
 from study.fleet import place_workers
 from study.running import EpochClock, Running
-
-ACUITY = [sys.executable, "-m", "study"]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A user's home of its own, for caches and logs."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def environment(home: Path, database_url: str) -> dict[str, str]:
-    return os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "ACUITY_STORAGE": database_url}
 
 
 @pytest.fixture
@@ -59,12 +44,6 @@ def experiment(phantoms: Path, tmp_path: Path) -> Path:
         """
     )
     return file
-
-
-def acuity(*arguments: str, environment: dict[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 def workers_alive(home: Path) -> list[int]:

@@ -1,6 +1,5 @@
 """Real trials of real workers that run out of memory, and processes that have grown."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import acuity
 from sqlalchemy import text
 
 from objectives.batch_size import GIB
@@ -16,7 +16,6 @@ from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, writ
 from study.device import open_device
 from study.register import recall_or_update
 
-ACUITY = [sys.executable, "-m", "study"]
 BUDGET_GIB = 0.25
 LYING = FeasibleBatchKey(
     device="",
@@ -27,13 +26,6 @@ LYING = FeasibleBatchKey(
     channels_last=True,
     torch_version=torch.__version__,
 )
-
-
-@pytest.fixture
-def environment(tmp_path: Path, database_url: str) -> dict[str, str]:
-    (tmp_path / "home").mkdir()
-    home = str(tmp_path / "home")
-    return os.environ | {"HOME": home, "XDG_CACHE_HOME": home, "ACUITY_STORAGE": database_url}
 
 
 @pytest.fixture
@@ -64,14 +56,6 @@ def file(tmp_path: Path, phantoms: Path) -> Path:
     return file
 
 
-def launch(file: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [*ACUITY, "launch", str(file), "--workers", "1", "--device", "cpu"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.slow
 def test_trial_that_runs_out_of_memory_goes_on_at_half_and_the_fleet_learns_of_it(
     file: Path, environment: dict[str, str], database: Database
@@ -79,7 +63,7 @@ def test_trial_that_runs_out_of_memory_goes_on_at_half_and_the_fleet_learns_of_i
     # As if a neighbour had taken what was there when this was found out.
     key = replace(LYING, device=open_device("cpu", workers=1).name)
     write_feasible_batch(database, key, 96)
-    launch(file, environment)
+    acuity("launch", str(file), "--workers", "1", "--device", "cpu", environment=environment)
     with database.engine.connect() as connection:
         trials = connection.execute(
             text("select trial_id, state, batch_size, batch_cap, reason from acuity.trials order by number")
@@ -98,7 +82,7 @@ def test_trial_that_runs_out_of_memory_goes_on_at_half_and_the_fleet_learns_of_i
 def test_worker_that_has_grown_makes_way_for_a_fresh_process(
     file: Path, environment: dict[str, str], database: Database
 ) -> None:
-    launch(file, environment)
+    acuity("launch", str(file), "--workers", "1", "--device", "cpu", environment=environment)
     file.write_text(file.read_text().replace("trials = 2", "trials = 4"))
     recall_or_update(database, str(file))
     grown = (

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+from commands import acuity
 from sqlalchemy import text
 
 from storage.database import Database, open_storage
@@ -22,7 +22,6 @@ from study.move import move_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # Optuna wants its own loop
 
-ACUITY = [sys.executable, "-m", "study"]
 KEY = FeasibleBatchKey("CPU", 2**30, "test_resnet", 32, "fp32", True, "2.9")
 _TABLES = "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname in ('public', 'acuity')"
 
@@ -187,12 +186,6 @@ def test_while_somebody_uses_the_source_nothing_is_moved(database: Database, dat
 def test_source_and_target_may_not_be_one() -> None:
     with embedded_server() as url, pytest.raises(StorageError, match="are one database"):
         move_storage(url.render_as_string(hide_password=False), say=print)
-
-
-def acuity(*arguments: str, environment: dict[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 @pytest.mark.slow

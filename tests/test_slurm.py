@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 import slurm_cluster
+from commands import acuity
 from slurm_cluster import Cluster
 
 from storage.url import parse_url
@@ -23,7 +22,6 @@ TRAINS = "state = 'RUNNING' and exists (select from trial_intermediate_values i 
 _ATTRIBUTE = "exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{}' and {})"
 TAKEN_UP = _ATTRIBUTE.format("attempt", "a.value_json::int > 1")
 RESUMED = _ATTRIBUTE.format("resumed_epochs", "a.value_json::int > 0")
-ACUITY = [sys.executable, "-m", "study"]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +58,7 @@ class Site:
 
     def acuity(self, *arguments: str, status: int = 0) -> str:
         """What a command says to the user."""
-        command = [*ACUITY, *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stderr
-        return done.stderr
+        return acuity(*arguments, environment=self.environment, status=status).stderr
 
     def launch(self, workers: int) -> str:
         """Submit workers; the job's id."""

@@ -1,0 +1,14 @@
+"""The real command in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+ACUITY = [sys.executable, "-m", "study"]
+
+
+def acuity(*arguments: str, environment: Mapping[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `acuity` to its end, which must be with this status."""
+    done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done
