@@ -2,12 +2,12 @@
 
 import os
 import re
-from pathlib import Path
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from storage.errors import StorageError
+from storage.passwords import read_password_file
 
 DRIVER = "postgresql+psycopg2"
 PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
@@ -43,7 +43,10 @@ def parse_url(text: str) -> URL:
     url = _gather_credentials(url.set(drivername=DRIVER))
     if not url.database:
         raise StorageError(f"storage {masked(url)} names no database: end it with /NAME, such as /acuity")
-    return url if url.password is not None else _with_password_file(url)
+    if url.password is not None:
+        return url
+    password = read_password_file(os.environ, PASSWORD_FILE)
+    return url if password is None else url.set(password=password)
 
 
 def masked(url: URL) -> str:
@@ -65,20 +68,3 @@ def _gather_credentials(url: URL) -> URL:
         password=last("password") or url.password,
         database=last("dbname") or url.database,
     ).difference_update_query(["user", "password", "dbname"])
-
-
-def _with_password_file(url: URL) -> URL:
-    named = os.environ.get(PASSWORD_FILE)
-    if not named:
-        return url
-    try:
-        password = Path(named).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise StorageError(
-            f"{PASSWORD_FILE} names {named}, which cannot be read ({reason}). "
-            f"Let user {os.geteuid()} read it, or name another file"
-        ) from None
-    if not password:
-        raise StorageError(f"{PASSWORD_FILE} names {named}, which is empty: write the database's password into it")
-    return url.set(password=password)

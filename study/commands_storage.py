@@ -43,9 +43,9 @@ def grant_reader(role: str, storage: str | None, verbose: bool) -> None:  # noqa
     """
     from storage.database import open_storage
     from storage.grants import grant_reader as grant
+    from storage.passwords import read_password
     from storage.url import masked
     from study.errors import UsageError
-    from study.passwords import read_password
 
     password = read_password(os.environ, "ACUITY_READER_PASSWORD")
     if not (storage or os.environ.get("ACUITY_STORAGE")):

@@ -13,11 +13,11 @@ import waitress
 from optuna_dashboard import wsgi
 
 from storage.database import Database
+from storage.passwords import read_password
 from study.dashboard_headers import safe_headers
 from study.dashboard_password import USER, VARIABLE, Wsgi, ask_password
 from study.dashboard_requests import loopback_names_only, own_pages_only, read_only
 from study.errors import UsageError
-from study.passwords import read_password
 
 
 def serve_dashboard(
