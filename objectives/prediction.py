@@ -87,6 +87,13 @@ def score_images(
 
     images: uint8 [N, R, R], may be memory-mapped. InputError where the checkpoint is not one of such a network.
     """
+    predictor = load_predictor(checkpoint, hyperparameters, device=device)
+    feed = open_feed(images, rows, device=device)
+    return probabilities(list(predict_batches(predictor, feed, num_images=len(rows))))
+
+
+def load_predictor(checkpoint: bytes, hyperparameters: Hyperparameters, *, device: torch.device) -> Predictor:
+    """The network of a packed checkpoint, in eval mode; InputError where that is not of such a network."""
     # Whatever its weights started from, the checkpoint holds what became of them.
     predictor = make_predictor(replace(hyperparameters, pretrained=False, weights=None), device=device)
     try:
@@ -96,5 +103,5 @@ def score_images(
             f"a kept network of {hyperparameters.architecture} cannot be read ({type(error).__name__}): its checkpoint "
             "is damaged, put it back from a copy"
         ) from error
-    feed = open_feed(images, rows, device=device)
-    return probabilities(list(predict_batches(predictor, feed, num_images=len(rows))))
+    predictor.network.eval()
+    return predictor

@@ -6,16 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import torch
 from safetensors.torch import save
 
 from objectives.calibration import brier_score, reliability_bins
-from objectives.checkpoint import read_network
-from objectives.errors import InputError
 from objectives.metrics import auc, auc_interval, auc_standard_error, youden_threshold
-from objectives.network import make_network, normalisation
+from objectives.network import normalisation
+from objectives.prediction import load_predictor
 from objectives.recalibration import Recalibration, fit_recalibration
 from storage.confirmations import count_test_uses
 from storage.database import Database
@@ -24,6 +22,7 @@ from study.cohort_here import Cohort, read_cohort_here
 from study.errors import UsageError
 from study.export_choice import ChosenNetwork, choose_network
 from study.register import Registered
+from study.templates import render
 
 WEIGHTS, CONFIG, USE, CARD = "model.safetensors", "config.json", "acuity.json", "README.md"
 
@@ -45,7 +44,9 @@ def export_network(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name another folder with --out")
     chosen = choose_network(database, registered, label, resolution=resolution, device=device)
-    network = _load(chosen)
+    # In the usual layout, the only one that safetensors writes.
+    predictor = load_predictor(chosen.checkpoint, chosen.hyperparameters, device=torch.device("cpu"))
+    network = predictor.network.to(memory_format=torch.contiguous_format)
     use = _use(database, registered, chosen, network)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -56,19 +57,6 @@ def export_network(
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from None
     return use
-
-
-def _load(chosen: ChosenNetwork) -> torch.nn.Module:
-    hyperparameters = chosen.hyperparameters
-    network = make_network(hyperparameters.architecture, input_size=hyperparameters.side).eval()
-    try:
-        network.load_state_dict(read_network(chosen.checkpoint, device=torch.device("cpu")))
-    except Exception as error:  # torch's own errors of a damaged file are of many kinds
-        raise InputError(
-            f"the kept network of {chosen.label} cannot be read ({type(error).__name__}): its checkpoint is damaged, "
-            "put it back from a copy"
-        ) from error
-    return network
 
 
 def _timm_config(chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, Any]:
@@ -202,15 +190,6 @@ def _confirmation(chosen: ChosenNetwork, test_uses: int) -> dict[str, Any] | Non
 
 
 def _card(chosen: ChosenNetwork, use: dict[str, Any], cohort: Cohort | None) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("study", "."),
-        autoescape=False,  # Markdown
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     of_label = None if cohort is None else next(each for each in cohort.labels if each.label == chosen.label)
-    return environment.get_template("model_card.md.jinja").render(
-        **use, cohort=cohort, of_label=of_label, side=chosen.hyperparameters.side
-    )
+    side = chosen.hyperparameters.side
+    return render("model_card.md.jinja", **use, cohort=cohort, of_label=of_label, side=side)

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -31,6 +30,7 @@ from study.search_figures import (
     pruning_panel,
 )
 from study.search_summary import ENOUGH_FOR_IMPORTANCE, PARAMETERS, SearchSummary, summarise_search
+from study.templates import render
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +127,9 @@ def _panels(findings: Findings) -> dict[str, list[Markup]]:
 
 
 def _render(template: str, findings: Findings, **more: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("study", "."),
-        autoescape=jinja2.select_autoescape(("html.jinja",), default=False),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"brackets": _brackets, "cell": _cell}
-    return environment.get_template(template).render(
+    return render(
+        template,
+        filters={"brackets": _brackets, "cell": _cell},
         name=findings.registered.experiment.name,
         experiment=findings.registered.experiment,
         labels=findings.answer.labels,
