@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ def _work(station: Station) -> bool:
     failed_before = station.patiently(failed_trials, station.database, station.experiment)
     failing: dict[str, str] = {}
     size_at_first: int | None = None
+    notes = _Notes(station)
     while not station.stop.is_set():
         confirming = station.patiently(open_confirm_studies, station.database, station.experiment)
         _reap(station, confirming)
@@ -83,7 +85,7 @@ def _work(station: Station) -> bool:
         ) or station.patiently(claim_confirm_trial, station.database, station.registered, confirming, can_hold=can_hold)
         if claim is not None:
             run_attempt(station, claim)
-            _show(station, claim.label)
+            notes.write(claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
                 logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
@@ -94,8 +96,7 @@ def _work(station: Station) -> bool:
             # Others run the last trials; stay, in case one of them dies.
             station.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
     if not station.stop.is_set():
-        for label in station.experiment.labels:
-            _show(station, label, every_s=0)
+        notes.write_all()
     if failing:
         raise UsageError(
             "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
@@ -103,10 +104,28 @@ def _work(station: Station) -> bool:
     return False
 
 
-def _show(station: Station, label: str, *, every_s: float = 60) -> None:
-    from study.dashboard_notes import show_quietly  # two seconds that no worker's first trial needs to wait for
+class _Notes:
+    """The dashboard's notes and plots, on which a worker spends a hundredth of its time at most until it leaves."""
 
-    show_quietly(station.database, station.registered, label, every_s=every_s)
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._next = 0.0
+
+    def write(self, label: str) -> None:
+        if time.monotonic() < self._next:
+            return
+        began = time.monotonic()
+        self._show(label, every_s=60)
+        self._next = time.monotonic() + 100 * (time.monotonic() - began)
+
+    def write_all(self) -> None:
+        for label in self._station.experiment.labels:
+            self._show(label, every_s=0)
+
+    def _show(self, label: str, *, every_s: float) -> None:
+        from study.dashboard_notes import show_quietly  # two seconds that no worker's first trial needs to wait for
+
+        show_quietly(self._station.database, self._station.registered, label, every_s=every_s)
 
 
 def _reap(station: Station, confirming: Mapping[str, optuna.Study]) -> None:
