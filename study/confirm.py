@@ -55,7 +55,7 @@ def confirm(
     check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
     places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
-    count = workers or 0 if on_slurm else len(places)
+    count = (workers or 0) if on_slurm else len(places)
     studies = open_confirm_studies(database, experiment)
     console.print(plan_table(labels, done=_done(studies), workers=count))
     if on_slurm and not _are_finished(labels, studies):
@@ -140,13 +140,14 @@ def _unfinished(label: Confirming, studies: dict[str, optuna.Study]) -> list[int
 
 
 def _check_finished(labels: list[Confirming], studies: dict[str, optuna.Study]) -> None:
-    """UsageError where the fleet has left, and trainings wait that none of its devices can hold."""
+    """UsageError where the fleet has left before all was trained."""
     for label in labels:
         for resolution in _unfinished(label, studies):
             batches = [nominee.batch_size for nominee in label.plan.nominees if nominee.resolution == resolution]
             raise UsageError(
-                f"{label.nomination.label} at {resolution} px is not retrained: its nominees' own batches (up to "
-                f"{max(batches)}) do not fit the devices here. Run `acuity worker` where one does, then confirm again"
+                f"{label.nomination.label} at {resolution} px is not retrained: its workers were stopped, or its "
+                f"nominees' own batches (up to {max(batches)}) do not fit the devices here. Confirm again; if they "
+                "do not fit, run `acuity worker` on a device that holds them first"
             )
 
 

@@ -44,11 +44,11 @@ def launch(
     """Run the experiment on this host until every label has its budget.
 
     workers: by default one a GPU, else two; with 0 the experiment is registered for workers that are started otherwise
-    (`acuity worker`). in_background: arguments of the `acuity` that goes on by itself once
-    everything is checked and prepared here. on_slurm: submit that many workers there, once it is, and return.
+    (`acuity worker`). in_background: arguments of the `acuity` that goes on by itself once everything is checked and
+    prepared here. on_slurm: submit that many workers there, once it is, and return.
     """
     places = [] if workers == 0 or on_slurm else place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
-    count = workers or 0 if on_slurm else len(places)
+    count = (workers or 0) if on_slurm else len(places)
     check_networks(experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)

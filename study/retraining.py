@@ -12,7 +12,7 @@ from study.experiment import Experiment
 
 @dataclass(frozen=True)
 class Retraining:
-    """The trainings of one label's confirmation; planned grows where one diverges or fails."""
+    """The trainings of one label's confirmation; planned are those that it takes if none diverges or fails."""
 
     label: str
     complete: int
