@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from MLstatkit import Delong_test
 from numpy.typing import NDArray
 
 from objectives.bootstrap import bootstrap_aucs
@@ -80,11 +81,10 @@ def test_agrees_with_r_proc() -> None:
 
 @pytest.mark.parametrize("levels", [None, 6])
 def test_agrees_with_mlstatkit(levels: int | None) -> None:
-    package = pytest.importorskip("MLstatkit.stats", reason="MLstatkit, an independent DeLong test, is not installed")
     targets, scores, _ = images(patients=120, seed=2, networks=2, levels=levels)
     components = auc_components(targets, scores, np.arange(targets.size))
     ours = combine(components, [[-1, 1]])
-    z, _, _, _, first, second, info = package.Delong_test(targets, *scores)
+    z, _, _, _, first, second, info = Delong_test(targets, *scores)
     assert info["method"] == "delong"
     assert components.aucs == pytest.approx([first, second], abs=1e-10)
     assert covariance(ours)[0, 0] == pytest.approx(info["var_diff"], abs=1e-10)
