@@ -55,9 +55,7 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "batch_size",
-                "hardware": f"{torch.cuda.get_device_name()}"
-                if DEVICE.type == "cuda"
-                else f"{platform.machine()}, {os.cpu_count()} cores",
+                "hardware": _hardware(),
                 "commit": commit.stdout.strip(),
                 "n": len(rows),
                 "cells": rows,

@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -271,8 +271,8 @@ def _flops(architecture: str, side: int) -> float:
 
 
 def _processor() -> str:
-    lines: Callable[[], list[str]] = Path("/proc/cpuinfo").read_text().splitlines
-    return next((line.split(": ", 1)[1] for line in lines() if line.startswith("model name")), platform.machine())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
