@@ -1,5 +1,6 @@
 """Read, check and mask the storage URL: always Postgres through psycopg2, never with its password in sight."""
 
+import ipaddress
 import os
 import re
 
@@ -54,6 +55,23 @@ def masked(url: URL) -> str:
     secrets = {key: "***" for key in url.query if "password" in key.lower()}
     shown = url.set(drivername="postgresql").update_query_dict(secrets)
     return shown.render_as_string(hide_password=True)
+
+
+def is_of_this_host(url: URL) -> bool:
+    """Whether the URL means whichever host it is read on: a loopback address, or a socket."""
+    named = url.query.get("hostaddr") or url.host or url.query.get("host") or os.environ.get("PGHOST", "")
+    return all(_is_local(host) for host in (named.split(",") if isinstance(named, str) else named))
+
+
+def _is_local(host: str) -> bool:
+    """host: as libpq takes it, so that nothing and a folder mean a socket; as `?host=` takes it, name:port."""
+    if not host or host.startswith("/"):
+        return True
+    name = host.partition(":")[0] if host.count(":") == 1 else host
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() == "localhost"
 
 
 def _gather_credentials(url: URL) -> URL:

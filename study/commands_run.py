@@ -131,7 +131,7 @@ def launch(
             raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
         from study.slurm import check_slurm
 
-        check_slurm(storage)
+        check_slurm(storage, warn=_warn)
     if workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
     again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
@@ -233,7 +233,7 @@ def confirm(
             raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
         from study.slurm import check_slurm
 
-        check_slurm(storage)
+        check_slurm(storage, warn=_warn)
     from storage.database import open_storage
     from study.answer import read_answer
     from study.answer_tables import answer_table
@@ -256,3 +256,7 @@ def confirm(
         if stored is None:
             return
         results_console().print(answer_table(read_answer(database, registered.experiment.name)))
+
+
+def _warn(text: str) -> None:
+    click.echo(f"Warning: {text}", err=True)

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import io
 import os
+import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from sqlalchemy import URL, make_url
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from storage.url import PASSWORD_FILE, masked, parse_url
+from storage.url import PASSWORD_FILE, is_of_this_host, masked, parse_url
 from study.errors import UsageError
 from study.experiment import Cluster, Experiment
 
@@ -33,8 +35,11 @@ class Submission:
     logs: Path
 
 
-def check_slurm(storage_url: str | None) -> None:
-    """UsageError where no worker could be submitted from here, or none could reach the storage without a secret."""
+def check_slurm(storage_url: str | None, *, warn: Callable[[str], None]) -> None:
+    """UsageError where no worker could be submitted from here, or none could reach the storage without a secret.
+
+    warn: told of a storage that only the jobs on this very host would reach, as those of a cluster of one node do.
+    """
     missing = [program for program in ("sbatch", "srun", "scontrol") if shutil.which(program) is None]
     if missing:
         raise UsageError(
@@ -48,6 +53,14 @@ def check_slurm(storage_url: str | None) -> None:
             "--storage postgresql://user@host/database, or ACUITY_STORAGE"
         )
     _refuse_passwords(named)
+    url = _without_passwords(parse_url(named))
+    if is_of_this_host(url):
+        reachable = url.set(host=platform.node()).difference_update_query(["host", "hostaddr"])
+        warn(
+            f"storage {masked(url)} means whichever host a worker runs on, so jobs on other nodes will not find it. "
+            "Unless this host is the whole cluster, stop this and name the storage as the nodes know it, such as "
+            f"--storage {masked(reachable)}; Postgres has to listen there"
+        )
 
 
 def submit_workers(experiment: Experiment, *, storage: URL, workers: int, device: str) -> Submission:

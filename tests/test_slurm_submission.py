@@ -1,6 +1,7 @@
 """What is handed to Slurm, held against stand-ins for its commands; tests/test_slurm.py has a real one."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import acuity
 
 from storage.url import parse_url
 from study.errors import UsageError
@@ -108,7 +110,7 @@ def test_a_password_reaches_neither_the_script_nor_what_sbatch_sees(
     monkeypatch.setenv("ACUITY_STORAGE", "postgresql://ada:tops3cret@elsewhere/other")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/other/slurm.conf")
-    check_slurm(STORAGE)
+    check_slurm(STORAGE, warn=pytest.fail)
     submit(make_experiment(tmp_path))
     environment = (tmp_path / "environment").read_text()
     for text in (script(), environment):
@@ -135,8 +137,20 @@ def test_a_storage_that_jobs_cannot_reach_or_not_without_a_kept_secret_is_refuse
     if variable:
         monkeypatch.setenv(variable, "tops3cret")
     with pytest.raises(UsageError, match=message) as refused:
-        check_slurm(storage)
+        check_slurm(storage, warn=pytest.fail)
     assert "tops3cret" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("commands")
+def test_a_storage_that_only_jobs_on_this_host_would_find_is_warned_of_once(tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    for storage, warnings in (("postgresql://ada@localhost:5433/acuity", 1), (STORAGE, 0)):
+        environment = {"HOME": str(tmp_path), "PATH": f"{folder}:{os.environ['PATH']}", "ACUITY_STORAGE": storage}
+        for command in (["launch", str(tmp_path / "none.toml")], ["confirm", str(tmp_path / "none.toml")]):
+            said = acuity(*command, "--cluster", "slurm", "--workers", "2", environment=environment, status=1).stderr
+            assert said.count("Warning: ") == warnings, said
+            named = f"--storage postgresql://ada@{platform.node()}:5433/acuity" in said
+            assert named == bool(warnings)
 
 
 def test_without_slurm_a_launch_says_so(tmp_path: Path) -> None:

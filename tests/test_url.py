@@ -9,7 +9,7 @@ from sqlalchemy import URL
 
 from storage.database import open_storage
 from storage.errors import StorageError
-from storage.url import masked, parse_url
+from storage.url import is_of_this_host, masked, parse_url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg", "POSTGRES"])
@@ -22,6 +22,29 @@ def test_driver_is_written_out_for_every_spelling_of_postgres(scheme: str) -> No
 
 def test_socket_needs_no_host() -> None:
     assert parse_url("postgresql:///acuity?host=/run/postgresql").query == {"host": "/run/postgresql"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("postgresql://anna@localhost/acuity", "db", True),
+        ("postgresql://anna@127.0.0.2:5433/acuity", "", True),
+        ("postgresql://anna@[::1]/acuity", "", True),
+        ("postgresql:///acuity?host=/run/postgresql", "", True),
+        ("postgresql:///acuity?host=LocalHost:5433", "", True),
+        ("postgresql:///acuity", "", True),
+        ("postgresql:///acuity", "db", False),
+        ("postgresql://anna@localhost/acuity?hostaddr=10.0.0.1", "", False),
+        ("postgresql:///acuity?host=localhost:5433&host=db:5433", "", False),
+        ("postgresql://anna@localhost.hospital.example/acuity", "", False),
+        ("postgresql://anna@10.0.0.1/acuity", "", False),
+    ],
+)
+def test_whether_a_storage_is_another_one_on_every_host(
+    text: str, environment: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGHOST", environment)
+    assert is_of_this_host(parse_url(text)) is expected
 
 
 def test_sqlite_is_refused_with_its_reason() -> None:
