@@ -11,29 +11,29 @@ import click
 from study.command import command
 
 
-@command("acuity status nih")
+@command("acuity status nih --watch")
 @click.argument("name")
-def status(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
-    """Show how far each label of an experiment is."""
+@click.option("--watch", is_flag=True, help="Go on showing it until nothing is left to run; Ctrl-C ends it before.")
+def status(name: str, watch: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+    """Show how far each label of an experiment is, and the trials that run now on any host.
+
+    With --watch a table that redraws itself; in a file or a pipe a line every ten seconds. It ends with status 0 once
+    every label has its trials and a confirmation that has begun is through, waits for workers that are still to come,
+    and sits out outages of the database.
+    """
     from storage.database import open_storage
-    from study.progress import read_progress
     from study.register import recall
-    from study.retraining import read_retraining
-    from study.running import read_running
+    from study.standing import read_standing
     from study.tables import progress_table
     from study.terminal import results_console
+    from study.watch import watch as watch_experiment
 
     with open_storage(storage) as database:
-        experiment = recall(database, name).experiment
-        table = progress_table(
-            read_progress(database, experiment),
-            read_running(database, experiment),
-            budget=experiment.search.trials,
-            epochs=experiment.training.epochs,
-            title=name,
-            retraining=read_retraining(database, experiment),
-        )
-    results_console().print(table)
+        if watch:
+            watch_experiment(database, name, results_console())
+        else:
+            standing = read_standing(database, recall(database, name).experiment)
+            results_console().print(progress_table(standing, title=name))
 
 
 @command("acuity dashboard --port 8080")

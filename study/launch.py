@@ -1,11 +1,6 @@
 """`acuity launch`: image set, registration, workers and live progress, from an experiment file to finished budgets."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 from rich.console import Console
-from rich.live import Live
 
 from storage.database import Database
 from storage.url import masked
@@ -16,17 +11,12 @@ from study.experiment import Experiment
 from study.fleet import place_workers, run_fleet
 from study.image_set import open_image_set, training_images
 from study.launches import start_in_background
+from study.live_progress import live_progress
 from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, register
-from study.running import EpochClock, read_running
 from study.slurm import submit_workers, tell_submission
-from study.tables import Pace, progress_line, progress_table
 from study.terminal import cost_line, decoding_bar
-
-_LINE_EVERY_S = 10.0
-_READING_SHARE = 0.1
-"""Of the time that reading the progress may take: over 100,000 trials it is a tenth of a second's work."""
 
 
 def launch(
@@ -60,8 +50,7 @@ def launch(
         training_images=training_images(image_set, experiment.labels),
     )
     budget = experiment.search.trials
-    before = read_progress(database, experiment)
-    missing = sum(max(0, budget - entry.finished) for entry in before)
+    missing = sum(max(0, budget - entry.finished) for entry in read_progress(database, experiment))
     if missing == 0:
         console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
         return registered
@@ -90,53 +79,10 @@ def launch(
             soft_wrap=True,
         )
         return registered
-    pace = Pace(began=time.monotonic(), finished_before=sum(entry.finished for entry in before))
-    images = training_images(image_set, experiment.labels)
-    with _live(database, experiment, pace, console, images=images) as refresh:
+    with live_progress(database, console, images=training_images(image_set, experiment.labels)) as live:
+
+        def refresh(alive: int) -> None:
+            live.look(experiment, workers=alive, now=not alive)
+
         run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
     return registered
-
-
-@contextmanager
-def _live(
-    database: Database, experiment: Experiment, pace: Pace, console: Console, *, images: int
-) -> Iterator[Callable[[int], None]]:
-    """A table that redraws itself on a terminal, a line every ten seconds elsewhere. images: of an epoch."""
-    budget = experiment.search.trials
-    last_line = 0.0
-
-    def line(alive: int) -> None:
-        nonlocal last_line
-        if alive and time.monotonic() - last_line < _LINE_EVERY_S:
-            return
-        last_line = time.monotonic()
-        progress = read_progress(database, experiment)
-        console.print(progress_line(progress, budget=budget, left=pace.left(progress, budget=budget)), soft_wrap=True)
-
-    if not console.is_terminal:
-        yield line
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        next_look, clock = 0.0, EpochClock()
-
-        def redraw(alive: int) -> None:
-            nonlocal next_look
-            began = time.monotonic()
-            if alive and began < next_look:
-                return
-            progress, running = read_progress(database, experiment), read_running(database, experiment)
-            next_look = time.monotonic() + (time.monotonic() - began) / _READING_SHARE
-            left = pace.left(progress, budget=budget)
-            title = f"{experiment.name}: {alive} worker{'s' if alive != 1 else ''}, time left: {left}"
-            paces = {(trial.label, trial.number): clock.epochs_per_second(trial) for trial in running}
-            table = progress_table(
-                progress,
-                running,
-                budget=budget,
-                epochs=experiment.training.epochs,
-                title=title,
-                paces={trial: images * pace for trial, pace in paces.items() if pace is not None},
-            )
-            live.update(table, refresh=True)
-
-        yield redraw

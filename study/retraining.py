@@ -18,6 +18,7 @@ class Retraining:
     complete: int
     running: int
     planned: int
+    seeds: int
 
 
 _RETRAINING = text(
@@ -43,9 +44,11 @@ def read_retraining(database: Database, experiment: Experiment) -> list[Retraini
             label,
             complete=complete,
             running=running,
-            planned=max(plan_from_table(json.loads(plan)).trainings(), complete),
+            planned=max(plan.trainings(), complete),
+            seeds=plan.seeds,
         )
         for name, label in names.items()
         if name in rows
-        for plan, complete, running in [rows[name]]
+        for table, complete, running in [rows[name]]
+        for plan in [plan_from_table(json.loads(table))]
     ]

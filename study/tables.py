@@ -3,16 +3,15 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.progress import Progress
 from study.retraining import Retraining
 from study.running import Running
+from study.standing import Standing
 from study.terminal import duration
 
 _MOST_ROWS = 24
@@ -20,14 +19,14 @@ _MOST_ROWS = 24
 
 @dataclass
 class Pace:
-    """Estimates the time left from what has finished since the launch."""
+    """Estimates the time left from what has finished since one first looked."""
 
-    began: float
-    finished_before: int
+    began: float = 0.0
+    finished_before: int | None = None
 
-    def left(self, progress: list[Progress], *, budget: int) -> str:
-        finished = sum(entry.finished for entry in progress)
-        remaining = sum(max(0, budget - entry.finished) for entry in progress)
+    def left(self, *, finished: int, remaining: int) -> str:
+        if self.finished_before is None:
+            self.began, self.finished_before = time.monotonic(), finished
         since = finished - self.finished_before
         if remaining == 0:
             return "done"
@@ -36,24 +35,16 @@ class Pace:
         return f"about {duration(remaining * (time.monotonic() - self.began) / since)}"
 
 
-def progress_table(
-    progress: list[Progress],
-    running: list[Running],
-    *,
-    budget: int,
-    epochs: int,
-    title: str,
-    paces: Mapping[tuple[str, int], float] = MappingProxyType({}),
-    retraining: Sequence[Retraining] = (),
-) -> Group:
+def progress_table(standing: Standing, *, title: str, paces: Mapping[tuple[str, int], float] | None = None) -> Group:
     """A bar per label with its trials by state and the best AUC so far; below it the trials that run now.
 
-    paces: images/s by label and trial, where it has been seen.
+    paces: images/s by label and trial, where it has been seen; None where nobody can see it.
     """
+    budget, epochs = standing.experiment.search.trials, standing.experiment.training.epochs
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("label", "", "finished", "pruned", "running", "failed", "best AUC so far"):
         table.add_column(heading, justify="left" if heading in ("label", "") else "right")
-    for entry in progress:
+    for entry in standing.progress:
         table.add_row(
             Text(entry.label),
             ProgressBar(total=budget, completed=min(entry.finished, budget), width=24),
@@ -64,10 +55,10 @@ def progress_table(
             "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
         )
     parts: list[RenderableType] = [Text(title), table]
-    if retraining:
-        parts += [Text(), _retraining_table(retraining)]
-    if running:
-        parts += [Text(), _running_table(running, epochs=epochs, paces=paces)]
+    if standing.retraining:
+        parts += [Text(), _retraining_table(standing.retraining)]
+    if standing.running:
+        parts += [Text(), _running_table(standing.running, epochs=epochs, paces=paces)]
     return Group(*parts)
 
 
@@ -85,9 +76,10 @@ def _retraining_table(retraining: Sequence[Retraining]) -> Table:
     return table
 
 
-def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[str, int], float]) -> Table:
+def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[str, int], float] | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("trial", "px", "architecture", "epoch", "AUC", "images/s", "device", "last heartbeat"):
+    speed = ["images/s"] if paces is not None else []
+    for heading in ("trial", "px", "architecture", "epoch", "AUC", *speed, "device", "last heartbeat"):
         table.add_column(heading, justify="left" if heading in ("trial", "architecture", "device") else "right")
     for trial in running[:_MOST_ROWS]:
         table.add_row(
@@ -96,7 +88,7 @@ def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[
             trial.architecture or "",
             f"{trial.epoch}/{epochs}",
             _number(trial.auc, ".3f"),
-            _number(paces.get((trial.label, trial.number)), ",.0f"),
+            *([_number(paces.get((trial.label, trial.number)), ",.0f")] if paces is not None else []),
             trial.device or "",
             "" if trial.heartbeat_age_s is None else f"{duration(max(0.0, trial.heartbeat_age_s))} ago",
         )
@@ -109,11 +101,12 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def progress_line(progress: list[Progress], *, budget: int, left: str) -> str:
+def progress_line(standing: Standing) -> str:
     """The same in one line, for a log."""
     parts = [
-        f"{entry.label} {entry.finished}/{budget}"
+        f"{entry.label} {entry.finished}/{standing.experiment.search.trials}"
         + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
-        for entry in progress
+        for entry in standing.progress
     ]
-    return f"{'; '.join(parts)}; time left: {left}"
+    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in standing.retraining]
+    return "; ".join(parts)

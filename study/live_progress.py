@@ -1,0 +1,80 @@
+"""An experiment's progress as it happens: a table that redraws itself on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from storage.database import Database
+from study.experiment import Experiment
+from study.running import EpochClock
+from study.standing import Standing, read_standing
+from study.tables import Pace, progress_line, progress_table
+
+_LINE_EVERY_S = 10.0
+_READING_SHARE = 0.1
+"""Of the time that reading the progress may take: over 100,000 trials it is a tenth of a second's work."""
+
+
+class LiveProgress:
+    """Looks at the progress as often as it may, and shows what it sees; made by `live_progress`."""
+
+    def __init__(self, database: Database, console: Console, live: Live | None, *, images: int | None) -> None:
+        self._database, self._console, self._live, self._images = database, console, live, images
+        self._pace, self._clock = Pace(), EpochClock()
+        self._next_look = 0.0
+        self._shown = Group()
+
+    def look(self, experiment: Experiment, *, workers: int | None = None, now: bool = False) -> Standing | None:
+        """Read and show how far the experiment is, unless that was done just now; then None, and with now never.
+
+        workers: those of a launch that live; without, the running trials are counted in their place.
+        """
+        began = time.monotonic()
+        if began < self._next_look and not now:
+            return None
+        standing = read_standing(self._database, experiment)
+        pause = (time.monotonic() - began) / _READING_SHARE
+        self._next_look = time.monotonic() + (pause if self._live else max(pause, _LINE_EVERY_S))
+        left = self._pace.left(finished=standing.finished, remaining=standing.remaining)
+        doing = _doing(standing, workers=workers, left=left)
+        if self._live is None:
+            self._console.print(f"{progress_line(standing)}; {doing}", soft_wrap=True)
+            return standing
+        paces = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in standing.running}
+        self._shown = progress_table(
+            standing,
+            title=f"{experiment.name}: {doing}",
+            paces={trial: self._images * pace for trial, pace in paces.items() if pace} if self._images else None,
+        )
+        self._live.update(self._shown, refresh=True)
+        return standing
+
+    def remark(self, text: str) -> None:
+        """Say something below the table until the next look, or in a line."""
+        if self._live is None:
+            self._console.print(text, soft_wrap=True, highlight=False)
+        else:
+            self._live.update(Group(self._shown, Text(), Text(text)), refresh=True)
+
+
+@contextmanager
+def live_progress(database: Database, console: Console, *, images: int | None = None) -> Iterator[LiveProgress]:
+    """What shows the progress during the block. images: of an epoch, for a trial's speed; None where not known."""
+    if not console.is_terminal:
+        yield LiveProgress(database, console, None, images=images)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield LiveProgress(database, console, live, images=images)
+
+
+def _doing(standing: Standing, *, workers: int | None, left: str) -> str:
+    if not standing.remaining and not standing.running:
+        return "done"
+    if not workers and not standing.running:
+        return "no trial runs now"
+    number, what = (workers, "worker") if workers is not None else (len(standing.running), "running trial")
+    return f"{number} {what}{'s' if number != 1 else ''}, time left: {left}"

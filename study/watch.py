@@ -1,0 +1,47 @@
+"""`acuity status --watch`: how far an experiment is, shown again and again, whoever runs it."""
+
+from datetime import datetime
+
+from rich.console import Console
+
+from storage.connection import first_line, is_outage
+from storage.database import OUTAGES, Database
+from study.live_progress import live_progress
+from study.register import recall
+from study.standing import Standing
+from study.stop_signals import stop_signals
+
+_LOOK_EVERY_S = 0.5
+_OUTAGE_PAUSE_S = 5.0
+
+
+def watch(database: Database, name: str, console: Console) -> None:
+    """Show the progress until nothing is left to run, or until told to stop (Ctrl-C, SIGTERM).
+
+    An outage of the database is sat out, however long. The experiment is read each time: its budget may be raised
+    meanwhile. UsageError where it is deleted.
+    """
+    away = False
+    with stop_signals() as stop, live_progress(database, console) as live:
+        while not stop.is_set():
+            try:
+                standing = live.look(recall(database, name).experiment, now=away)
+            except OUTAGES as error:
+                if not is_outage(error):
+                    raise
+                if not away:
+                    live.remark(
+                        f"the database is away since {datetime.now():%H:%M:%S} ({first_line(error)}): asked again "
+                        f"every {_OUTAGE_PAUSE_S:.0f} s; workers train on meanwhile"
+                    )
+                away = True
+                stop.wait(_OUTAGE_PAUSE_S)
+                continue
+            away = False
+            if standing is not None and _is_over(standing):
+                return
+            stop.wait(_LOOK_EVERY_S)
+
+
+def _is_over(standing: Standing) -> bool:
+    return not standing.remaining and not standing.running
