@@ -14,6 +14,7 @@ from optuna_dashboard import wsgi
 
 from storage.database import Database
 from storage.passwords import read_password
+from study.dashboard_guesses import Guesses
 from study.dashboard_headers import safe_headers
 from study.dashboard_password import USER, VARIABLE, Wsgi, ask_password
 from study.dashboard_requests import loopback_names_only, own_pages_only, read_only
@@ -51,7 +52,7 @@ def serve_dashboard(
 def guard(app: Wsgi, *, writable: bool, password: str | None) -> Wsgi:
     """Put everything between a request and optuna-dashboard that it has nothing of itself."""
     app = own_pages_only(app) if writable else read_only(app)
-    app = ask_password(app, password) if password else loopback_names_only(app)
+    app = ask_password(app, password, guesses=Guesses()) if password else loopback_names_only(app)
     return safe_headers(app)
 
 
