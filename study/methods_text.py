@@ -1,7 +1,7 @@
 """The methods section of a study, written from what was run; what the program cannot know stands in [brackets].
 
 Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300) and TRIPOD+AI (Collins et al., BMJ
-2024;385:e078378).
+2024;385:e078378); docs/methods.md says what each asks for.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from study.terminal import duration
 
 @dataclass(frozen=True)
 class Paragraph:
-    """One paragraph and the checklist items that it answers."""
+    """One paragraph and the checklist items that it speaks to."""
 
     heading: str
     text: str
@@ -40,23 +40,26 @@ def write_methods(
     """The paragraphs in a paper's order. protocol: of what is stored, None before confirmation."""
     experiment = registered.experiment
     return [
-        Paragraph("Data", _data(registered, cohort), "CLAIM 20; TRIPOD+AI 16, 21"),
-        Paragraph("Images", _images(experiment), "CLAIM 9"),
+        Paragraph("Data", _data(registered, cohort), "CLAIM 19, 20; TRIPOD+AI 12a, 16, 21"),
+        Paragraph("Images", _images(experiment), "CLAIM 9; TRIPOD+AI 7"),
         Paragraph("Search", _search(registered, summaries), "CLAIM 25; TRIPOD+AI 12c"),
-        Paragraph("Training", _training(experiment), "CLAIM 24, 25; TRIPOD+AI 12c"),
-        Paragraph("Choice of the final networks", _choice(experiment, protocol), "CLAIM 26; TRIPOD+AI 12c"),
-        Paragraph("Statistics", _statistics(protocol), "CLAIM 29; TRIPOD+AI 23a"),
-        Paragraph("Results", _results(answer, protocol), "CLAIM 29; TRIPOD+AI 21, 23a"),
-        Paragraph("Protocol, code and data", _open_science(registered, stored, answer), "TRIPOD+AI 18"),
+        Paragraph("Training", _training(experiment), "CLAIM 23, 24, 25; TRIPOD+AI 12c, 13"),
+        Paragraph("Choice of the final networks", _choice(experiment, protocol), "CLAIM 26, 27; TRIPOD+AI 12c"),
+        Paragraph("Statistics", _statistics(protocol), "CLAIM 28, 29; TRIPOD+AI 12e"),
+        Paragraph("Results", _results(answer, protocol), "CLAIM 37; TRIPOD+AI 23a"),
+        Paragraph(
+            "Protocol, code and data", _open_science(registered, stored, answer), "CLAIM 42, 43, 44; TRIPOD+AI 18"
+        ),
     ]
 
 
 def _data(registered: Registered, cohort: Cohort | None) -> str:
     data = registered.experiment.data
     source = f"Labels {_list(registered.experiment.labels)} were taken from [source and how they were made]."
+    published = data.train_val_list or data.test_list
     how = (
-        "by the publisher's lists, each patient in one part"
-        if data.train_val_list or data.test_list
+        "into test and other patients by the publisher's lists, and the others by patient, stratified over all labels"
+        if published
         else "by patient (each patient in one part only), stratified over all labels, once and before any training"
     )
     if data.split_by == "image":
@@ -82,8 +85,9 @@ def _data(registered: Registered, cohort: Cohort | None) -> str:
             filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
             counts += f" Left out before by the experiment's filters: {filters}."
         counts += " " + _events(cohort)
+    differ = "differ as the publisher made them [say how]" if published else "differ by chance alone"
     same = (
-        "All patients are of one source and the parts differ by chance alone; no patients of another "
+        f"All patients are of one index and the parts {differ}; no patients of another "
         "setting were used [unless `acuity score` was run]."
     )
     return f"{counts} {source} {same} SHA-256 of the split: {registered.split_sha256[:16]}."
@@ -161,8 +165,9 @@ def _training(experiment: Experiment) -> str:
     return (
         f"One binary network a label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
         f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
-        f"one-cycle schedule and binary cross-entropy in which positive images weighed as the negatives together (at "
-        f"most 20 times a negative one). {changes}"
+        "one-cycle schedule and binary cross-entropy. Since a finding is rare, positive images weighed as the "
+        "negatives together (at most 20 times a negative one); scores are therefore no probabilities, and were not "
+        f"recalibrated for what follows. {changes}"
     )
 
 
@@ -205,7 +210,7 @@ def _statistics(protocol: Protocol | None) -> str:
 
 def _results(answer: Answer, protocol: Protocol | None) -> str:
     if protocol is None:
-        return "No verdict: see the choice of the final networks."
+        return "No verdict: see the choice of the final networks. AUCs with intervals are in the tables."
     told = [str(each.smallest_adequate["sentence"]) for each in answer.labels if each.smallest_adequate is not None]
     return " ".join([*told, "AUCs with intervals, also by view, sex and age, are in the tables."])
 
