@@ -54,25 +54,31 @@ _ARCHITECTURES = ("test_resnet", "test_efficientnet")
 
 def make_confirmed(url: str, folder: Path, phantoms: Path) -> Registered:
     """Register, fill the search and confirm, in the database at url."""
-    table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
-    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), folder)
-    image_set = open_image_set(experiment)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with open_storage(url) as database, pytest.MonkeyPatch.context() as patch:
-        registered = register(
-            database,
-            experiment,
-            index_sha256=image_set.index.sha256,
-            split_sha256=image_set.split.sha256,
-            training_images=training_images(image_set, experiment.labels),
-        )
-        for number, label in enumerate(experiment.labels):
-            fill_search(database, registered, label, seed=number)
+        registered = make_searched(database, folder, phantoms)
         patch.setattr(confirm_module, "run_fleet", _fleet_here)
         told = Console(file=io.StringIO())
         confirm(database, registered, seeds=None, storage_url=None, workers=1, device="cpu", console=told)
     torch.set_num_threads(threads)
+    return registered
+
+
+def make_searched(database: Database, folder: Path, phantoms: Path) -> Registered:
+    """Register and fill the search."""
+    table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), folder)
+    image_set = open_image_set(experiment)
+    registered = register(
+        database,
+        experiment,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, experiment.labels),
+    )
+    for number, label in enumerate(experiment.labels):
+        fill_search(database, registered, label, seed=number)
     return registered
 
 

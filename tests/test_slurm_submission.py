@@ -1,5 +1,6 @@
 """What is handed to Slurm, held against stand-ins for its commands; tests/test_slurm.py has a real one."""
 
+import io
 import os
 import platform
 import subprocess
@@ -10,8 +11,14 @@ from pathlib import Path
 
 import pytest
 from commands import acuity
+from confirmed_experiment import make_searched
+from rich.console import Console
 
+from storage.confirmations import count_test_uses
+from storage.database import Database
 from storage.url import parse_url
+from study.confirm import confirm
+from study.confirm_trials import claim_confirm_trial, open_confirm_studies
 from study.errors import UsageError
 from study.experiment import Experiment, changes_of_meaning, parse
 from study.slurm import Submission, check_slurm, submit_workers
@@ -151,6 +158,24 @@ def test_a_storage_that_only_jobs_on_this_host_would_find_is_warned_of_once(tmp_
             assert said.count("Warning: ") == warnings, said
             named = f"--storage postgresql://ada@{platform.node()}:5433/acuity" in said
             assert named == bool(warnings)
+
+
+@pytest.mark.usefixtures("commands")
+def test_a_confirmation_on_slurm_submits_its_trainings_and_scores_nothing_yet(
+    database: Database, phantoms: Path, tmp_path: Path, script: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    registered, console = make_searched(database, tmp_path, phantoms), Console(file=io.StringIO())
+    slurm = {"workers": 2, "device": "auto", "on_slurm": True}
+    assert confirm(database, registered, seeds=3, storage_url=None, console=console, **slurm) is None
+    assert "array=0-1%2" in script()
+    assert "worker tiny" in script()
+    studies = open_confirm_studies(database, registered.experiment)
+    assert claim_confirm_trial(database, registered, studies, can_hold=lambda *_: True), "what the jobs will find"
+    assert count_test_uses(database, registered.split_sha256) == 0
+    said = console.file.getvalue()
+    assert "2 workers submitted to Slurm as job 4711" in said
+    assert "`acuity confirm tiny` scores the test patients once they are done" in said
 
 
 def test_without_slurm_a_launch_says_so(tmp_path: Path) -> None:
