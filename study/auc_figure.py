@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from study.answer import AtResolution, LabelAnswer
 from study.colours import BLUE, GREEN, GREY, ORANGE
+from study.figure_style import in_lines
 
 _CLOSE = 0.13
 """Of the axis' length: tick labels nearer than this are thinned out."""
@@ -61,7 +62,9 @@ def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> 
         axis.plot([resolution * 1.07] * len(seeds), seeds, ".", color=GREY, markersize=4, zorder=4)
     if entry.reference is not None:
         _draw_verdict(axis, entry, limits)
-    axis.set_title(entry.label)
+    if not any(at.auc is not None for at in entry.by_resolution):
+        axis.text(0.5, 0.5, "no complete trial yet", transform=axis.transAxes, ha="center", color=GREY)
+    axis.set_title(in_lines(entry.label, 30))
     axis.set_xscale("log", base=2)
     resolutions = [at.resolution for at in entry.by_resolution]
     axis.set_xlim(min(resolutions) / 1.15, max(resolutions) * 1.2)

@@ -1,5 +1,6 @@
 """A label's plots for optuna-dashboard: AUC against resolution, against training cost, and against batch size."""
 
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -22,7 +23,7 @@ def dashboard_plots(entry: LabelAnswer, summary: SearchSummary) -> dict[str, go.
 
 
 def _by_resolution(entry: LabelAnswer) -> go.Figure:
-    figure = _figure(f"{entry.label}: AUC against resolution (95 % intervals)", "Image resolution (px)")
+    figure = _figure(entry.label, "AUC against resolution (95 % intervals)", "Image resolution (px)")
     for split, words, colour, symbol, dash in (
         ("validation", "search, validation patients (optimistic)", ORANGE, "square-open", "dash"),
         ("test", "test patients, mean of seeds", BLUE, "circle", "solid"),
@@ -32,7 +33,9 @@ def _by_resolution(entry: LabelAnswer) -> go.Figure:
             figure.add_trace(_with_intervals(points, words, colour=colour, symbol=symbol, dash=dash))
     if entry.reference is not None and entry.smallest_adequate is not None:
         floor = entry.reference["auc"] - entry.smallest_adequate["margin"]
-        figure.add_hline(y=floor, line={"color": GREY, "dash": "dot"}, annotation_text="reference less margin")
+        ends = [entry.by_resolution[0].resolution, entry.by_resolution[-1].resolution]
+        dotted = {"color": GREY, "dash": "dot"}
+        figure.add_trace(go.Scatter(x=ends, y=[floor] * 2, mode="lines", name="reference less margin", line=dotted))
     ticks = [at.resolution for at in entry.by_resolution]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(each) for each in ticks])
     return figure
@@ -57,7 +60,7 @@ def _with_intervals(points: list[AtResolution], words: str, *, colour: str, symb
 
 
 def _by_cost(label: str, summary: SearchSummary) -> go.Figure:
-    figure = _figure(f"{label}: validation AUC against training cost", "Training time of the trial (s)")
+    figure = _figure(label, "Validation AUC against training cost", "Training time of the trial (s)")
     cells = summary.batches.dropna(subset=["seconds"])
     for position, (architecture, rows) in enumerate(cells.groupby("architecture")):
         figure.add_trace(
@@ -87,7 +90,7 @@ def _by_cost(label: str, summary: SearchSummary) -> go.Figure:
 
 
 def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
-    figure = _figure(f"{label}: best validation AUC at each batch size", "Batch size (images, nearest power of two)")
+    figure = _figure(label, "Best validation AUC at each batch size", "Batch size (images, nearest power of two)")
     best = summary.batches.groupby(["resolution", "batch"])["auc"].max().reset_index()
     for position, (resolution, rows) in enumerate(best.groupby("resolution")):
         figure.add_trace(
@@ -105,11 +108,12 @@ def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
     return figure
 
 
-def _figure(title: str, x: str) -> go.Figure:
+def _figure(label: str, title: str, x: str) -> go.Figure:
+    """Two lines of title, which the half of a phone's page has room for."""
     figure = go.Figure()
     figure.update_layout(
         template="none",  # Plotly's own would be 7 KB of every figure
-        title={"text": title, "font": {"size": 16}},
+        title={"text": f"<b>{escape(label, quote=False)}</b><br>{title}", "font": {"size": 14}},
         legend={"orientation": "h", "yanchor": "top", "y": -0.22},
         margin={"t": 60, "b": 110, "l": 65, "r": 20},
     )

@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -59,6 +60,11 @@ def figure_style() -> Iterator[None]:
 def series(position: int) -> tuple[str, str, object]:
     """Colour, marker and line of the position-th of anything."""
     return SERIES[position % len(SERIES)]
+
+
+def in_lines(name: str, width: int) -> str:
+    """A label as a figure has room for it: two lines of width characters, the rest cut off."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder="…"))
 
 
 _numbers = itertools.count()

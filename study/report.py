@@ -129,7 +129,7 @@ def _panels(findings: Findings) -> dict[str, list[Markup]]:
 def _render(template: str, findings: Findings, **more: Any) -> str:
     return render(
         template,
-        filters={"brackets": _brackets, "cell": _cell},
+        filters={"brackets": _brackets},
         name=findings.registered.experiment.name,
         experiment=findings.registered.experiment,
         labels=findings.answer.labels,
@@ -151,11 +151,6 @@ def _render(template: str, findings: Findings, **more: Any) -> str:
 def _brackets(text: str) -> Markup:
     """What the program cannot know, marked for whoever writes the paper."""
     return Markup(re.sub(r"\[[^\]]+\]", lambda found: f"<mark>{found[0]}</mark>", str(escape(text))))
-
-
-def _cell(text: object) -> str:
-    """Safe within a Markdown table."""
-    return str(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _feasible(summaries: list[SearchSummary], architecture: str) -> str:

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from study.colours import BLUE, GREY, LIGHT
-from study.figure_style import series
+from study.figure_style import in_lines, series
 from study.search_summary import PARAMETERS, SearchSummary
 
 _DEEPEST = 0.10
@@ -107,7 +107,7 @@ def importance_figure(summaries: list[SearchSummary], *, width: float = 3.5) -> 
         colour, marker, _ = series(position)
         y, x = [row for row, _ in rows], [share for _, share in rows]
         axis.plot(x, y, marker, color=colour, markersize=5.5, label=words, clip_on=False, zorder=3, alpha=0.9)
-    axis.set_yticks(range(len(known)), [each.label for each in known])
+    axis.set_yticks(range(len(known)), [in_lines(each.label, 22) for each in known])
     axis.set_ylim(len(known) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     axis.set_xlabel("Importance (share, PED-ANOVA)")

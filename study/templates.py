@@ -1,5 +1,6 @@
 """Pages and cards from the templates beside this module."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,5 +17,10 @@ def render(template: str, *, filters: dict[str, Callable[..., Any]] | None = Non
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= filters or {}
+    environment.filters |= {"plain": plain} | (filters or {})
     return environment.get_template(template).render(**values)
+
+
+def plain(text: object) -> str:
+    """A name within Markdown, where it is neither HTML, nor the end of a table's cell, nor a link, code or stress."""
+    return re.sub(r"([\\|\[\]`*])", r"\\\1", str(text)).replace("<", "&lt;")

@@ -1,12 +1,14 @@
 """The report: one page without network, the same in Markdown, figures for a paper, and what a reviewer asks."""
 
 import re
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from confirmed_experiment import EXPERIMENT, fill_search
 from sqlalchemy import text
 
 from objectives import augmentation
@@ -16,6 +18,7 @@ from study.answer import AtResolution, LabelAnswer, read_answer
 from study.auc_figure import auc_alt, auc_panel
 from study.cli import acuity
 from study.errors import UsageError
+from study.experiment import parse, resolve_paths
 from study.figure_style import figure_style, inline_svg
 from study.image_set import open_image_set
 from study.register import Registered, register
@@ -166,6 +169,35 @@ def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database
     )
     with pytest.raises(UsageError, match="has no complete trial yet"):
         write_report(database, registered, tmp_path)
+
+
+def test_labels_that_are_odd_or_long_or_not_tried_yet_spoil_no_page(database: Database, tmp_path: Path) -> None:
+    odd = "<img src=x onerror=alert(1)> | *[y](z)* and so on until no figure has room for all of it, however small"
+    table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "i.csv", images=tmp_path)) | {"labels": [odd, "Hernia"]}
+    registered = register(
+        database,
+        resolve_paths(parse(table, source="test"), tmp_path),
+        index_sha256="0" * 64,
+        split_sha256="0" * 64,
+        training_images=150,
+    )
+    fill_search(database, registered, odd, seed=0)
+    write_report(database, registered, tmp_path / "out")
+    page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    for told in (page, markdown):
+        assert "<img" not in told
+        assert "&lt;img src=x" in told
+        assert re.search(r"Hernia(</b>|:)\s*(<small>)?no complete trial yet", told)
+    assert "*[y](z)*" not in markdown.partition("## Methods")[0]
+    row = next(row for row in markdown.splitlines() if row.startswith("| &lt;img"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5, "a label and three resolutions"
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(confirmed, tmp_path: Path) -> None:
+    done = CliRunner().invoke(acuity, ["report", "tony", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
+    assert done.exit_code == 1
+    assert str(done.exception) == 'no experiment named "tony". There are: tiny'
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_label_that_looks_like_markup_or_mathematics_stays_a_label() -> None:
