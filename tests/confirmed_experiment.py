@@ -58,7 +58,7 @@ def make_confirmed(url: str, folder: Path, phantoms: Path) -> Registered:
     torch.set_num_threads(1)
     with open_storage(url) as database, pytest.MonkeyPatch.context() as patch:
         registered = make_searched(database, folder, phantoms)
-        patch.setattr(confirm_module, "run_fleet", _fleet_here)
+        patch.setattr(confirm_module, "run_fleet", work_here)
         told = Console(file=io.StringIO())
         confirm(database, registered, seeds=None, storage_url=None, workers=1, device="cpu", console=told)
     torch.set_num_threads(threads)
@@ -128,8 +128,8 @@ def fill_search(database: Database, registered: Registered, label: str, *, seed:
         )
 
 
-def _fleet_here(database: Database, registered: Registered, **_: Any) -> None:
-    """In place of worker processes one worker in this process."""
+def work_here(database: Database, registered: Registered, **_: Any) -> None:
+    """Run what is left, with one worker in this process in place of a fleet."""
     _work(
         Station(
             database=database,

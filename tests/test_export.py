@@ -2,26 +2,33 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from confirmed_experiment import EXPERIMENT, work_here
+from numpy.typing import NDArray
 
 from objectives.metrics import auc
 from objectives.prediction import score_images
 from objectives.recalibration import fit_recalibration
 from storage.confirmations import find_confirmation
-from storage.database import open_storage
+from storage.database import Database, open_storage
+from study.answer import read_answer
 from study.cli import acuity
 from study.errors import UsageError
+from study.experiment import parse, resolve_paths
 from study.export import export_network
 from study.export_choice import choose_network
-from study.image_set import open_image_set
+from study.image_set import open_image_set, training_images
 from study.protocol import read_protocol
+from study.register import checkpoints_of, register
 
 # The card's own code, where nothing of this program can be imported.
 _BARE = """
@@ -37,6 +44,19 @@ for (name, one), other in zip(network.state_dict().items(), again.state_dict().v
     assert torch.equal(one, other), name
 print(*sorted(name for name in sys.modules if name in ("study", "optuna") and sys.modules[name]))
 """
+
+
+def _scores_of_bare_timm(network: Path, images: NDArray[np.uint8], folder: Path) -> NDArray[np.float64]:
+    """What the card's own code gives for the images, in a process that cannot import this program."""
+    pixels, scores = folder / "images.npy", folder / "scores.npy"
+    np.save(pixels, images)
+    (code,) = re.findall(r"```python\n(.*?)```", (network / "README.md").read_text(), re.DOTALL)
+    script = _BARE.format(code=code.replace('Path(".")', f'Path("{network}")'), images=pixels, scores=scores)
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+    given: NDArray[np.float64] = np.load(scores)
+    return given
 
 
 def test_timm_alone_loads_it_and_gives_the_scores_that_were_confirmed(confirmed, tmp_path: Path) -> None:
@@ -57,14 +77,8 @@ def test_timm_alone_loads_it_and_gives_the_scores_that_were_confirmed(confirmed,
     assert use["network"]["resolution"] == reference
     image_set = open_image_set(registered.experiment)
     rows = np.concatenate([image_set.split.rows("validation"), image_set.split.rows("test")])
-    images, scores = tmp_path / "images.npy", tmp_path / "scores.npy"
-    np.save(images, image_set.cache.open(reference)[rows])
-    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-    script = _BARE.format(code=code.replace('Path(".")', f'Path("{out}")'), images=images, scores=scores)
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False, cwd="/")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
-    assert np.abs(np.load(scores) - kept.scores["score"].to_numpy()).max() < 1e-6
+    scores = _scores_of_bare_timm(out, image_set.cache.open(reference)[rows], tmp_path)
+    assert np.abs(scores - kept.scores["score"].to_numpy()).max() < 1e-6
 
 
 def test_what_is_told_of_it_is_of_the_frozen_numbers_and_names_nobody(confirmed, tmp_path: Path) -> None:
@@ -90,38 +104,49 @@ def test_what_is_told_of_it_is_of_the_frozen_numbers_and_names_nobody(confirmed,
     assert "research only, not for clinical use" in told.lower()
 
 
-def test_before_confirmation_the_searchs_best_is_marked_optimistic(
-    confirmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_best_of_a_search_is_exported_before_any_confirmation(
+    database: Database, phantoms: Path, tmp_path: Path
 ) -> None:
-    """The search of the fixture trained nothing, so a finalist's network stands in for the kept one."""
-    registered = confirmed.registered
-    with open_storage(confirmed.url) as database:
-        finalist = choose_network(database, registered, "Nodule", resolution=32, device="cpu")
-        monkeypatch.setattr("study.export_choice.find_confirmation", lambda *_: None)
-        with pytest.raises(UsageError, match=r"is not in .*run this where the fleet's checkpoints are"):
-            export_network(database, registered, "Nodule", tmp_path / "x", device="cpu")
-        monkeypatch.setattr("study.export_choice._BEST", _like_the_finalist(finalist))
-        monkeypatch.setattr("study.export_choice._read", lambda *_: finalist.checkpoint)
-        monkeypatch.setattr("study.export_choice._SAME_AUC", 1.0)
-        use = export_network(database, registered, "Nodule", tmp_path / "x", device="cpu")
-    assert use["status"].startswith("not confirmed: validation patients only, optimistic")
-    assert [each["part"] for each in use["performance"]] == ["validation"]
-    card = (tmp_path / "x" / "README.md").read_text()
-    assert "**Not confirmed.**" in card
-    assert "No test patient has been read." in card
-
-
-def _like_the_finalist(finalist):  # type: ignore[no-untyped-def]
-    from sqlalchemy import text
-
-    hyperparameters = finalist.hyperparameters
-    return text(
-        "select study_id, trial_id, number, value, 32 as resolution, "
-        f"'{hyperparameters.architecture}' as architecture, {hyperparameters.batch_size} as batch_size, "
-        f"{hyperparameters.learning_rate}::float as learning_rate, 0 as seed, 5 as trials from acuity.trials "
-        "where experiment = :experiment and label = :label and not confirm and state = 'COMPLETE' "
-        "and coalesce(:resolution, 0) = 0 limit 1"
+    table = tomllib.loads(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
+    table |= {"labels": ["Nodule"], "training": {"epochs": 1}}
+    table["search"] |= {"resolutions": [16, 32], "trials": 4, "architectures": ["test_resnet"]}
+    experiment = resolve_paths(parse(table, source="test"), tmp_path)
+    image_set = open_image_set(experiment)
+    registered = register(
+        database,
+        experiment,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, experiment.labels),
     )
+    work_here(database, registered)
+    best = read_answer(database, "tiny").labels[0].best
+    assert best is not None
+    out = tmp_path / "network"
+    arguments = ["export", "tiny", "--label", "Nodule", "--out", str(out), "--device", "cpu"]
+    done = CliRunner().invoke(acuity, [*arguments, "--storage", database.url.render_as_string(hide_password=False)])
+    assert done.exit_code == 0, done.output
+    assert "not confirmed: validation patients only, optimistic" in done.output
+    use = json.loads((out / "acuity.json").read_text())
+    assert [each["part"] for each in use["performance"]] == ["validation"]
+    assert use["network"]["resolution"] == best.resolution
+    assert use["network"]["trials_searched"] == 4
+
+    rows = image_set.split.rows("validation")
+    scores = _scores_of_bare_timm(out, image_set.cache.open(best.resolution)[rows], tmp_path)
+    alone = auc(image_set.index.target("Nodule")[rows], scores)
+    assert alone == pytest.approx(best.auc, abs=1e-4), "the AUC that the search reported"
+    assert use["performance"][0]["auc"] == pytest.approx(alone, abs=1e-6)
+    card = (out / "README.md").read_text()
+    assert "**Not confirmed.** This is the best of 4 trials" in card
+    assert f"| validation | {len(rows)} |" in card
+    assert f"{alone:.3f} (" in card
+    assert "No test patient has been read." in card
+    assert "| test |" not in card.partition("## Who it was trained on")[0]
+
+    shutil.rmtree(checkpoints_of(registered).folder)
+    with pytest.raises(UsageError, match=r"is not in .*run this where the fleet's checkpoints are"):
+        export_network(database, registered, "Nodule", tmp_path / "again", device="cpu")
 
 
 def test_the_command_says_what_it_wrote(confirmed, tmp_path: Path) -> None:
