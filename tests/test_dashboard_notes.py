@@ -140,6 +140,12 @@ def served(confirmed) -> Iterator[tuple[str, dict[str, int]]]:
             server.shutdown()
 
 
+_CUT_TITLES = """() => [...document.querySelectorAll(".gtitle")].filter(title => {
+    const words = title.getBoundingClientRect(), plot = title.closest("svg").getBoundingClientRect()
+    return words.left < plot.left || words.right > plot.right
+}).map(title => title.textContent)"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_a_browser_shows_note_and_plots_of_a_label(
@@ -153,6 +159,7 @@ def test_a_browser_shows_note_and_plots_of_a_label(
     page.get_by_text("AUC against resolution (95 % intervals)").first.wait_for()
     page.get_by_text("Pareto front").first.wait_for()
     page.screenshot(path=tmp_path / "study.png", full_page=True)
+    assert page.evaluate(_CUT_TITLES) == []
     page.goto(f"{address}/studies/{studies['tiny/Nodule']}/note")
     page.get_by_text("not estimable").first.wait_for()
     page.screenshot(path=tmp_path / "note.png", full_page=True)

@@ -5,6 +5,7 @@ import tomllib
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
@@ -24,6 +25,9 @@ from study.image_set import open_image_set
 from study.register import Registered, register
 from study.report import write_report
 from study.search_summary import summarise_search
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,21 @@ def test_figures_for_a_paper_are_whole_and_hold_their_text_as_text(folder: Path)
         drawn = ElementTree.parse(folder / "figures" / f"{name}.svg").getroot()
         words = " ".join("".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text"))
         assert "(px)" in words or "PED-ANOVA" in words
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_all_of_it_at_this_width(folder: Path, browser: "Browser", tmp_path: Path, width: int) -> None:
+    """Wide tables scroll by themselves, under captions and beside labels that stay."""
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto((folder / "report.html").as_uri())
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    right = "(names) => [...document.querySelectorAll(names)].map(each => each.getBoundingClientRect().right)"
+    assert max(page.evaluate(right, "h1, h2, p, figcaption, caption, tbody th, svg")) <= width
+    page.evaluate("for (const each of document.querySelectorAll('.scroll')) each.scrollLeft = 200")
+    left = "() => [...document.querySelectorAll('tbody th:first-child')].map(each => each.getBoundingClientRect().left)"
+    assert min(page.evaluate(left)) >= 0
 
 
 def test_nobody_is_named(confirmed, folder: Path) -> None:
