@@ -1,5 +1,6 @@
 """`acuity status --watch`: it follows an experiment to its end, on a terminal and in a pipe, through outages."""
 
+import io
 import os
 import pty
 import re
@@ -18,11 +19,13 @@ from click.testing import CliRunner
 from commands import ACUITY
 from confirmed_experiment import EXPERIMENT
 from optuna.trial import TrialState
+from rich.console import Console
 from sqlalchemy import URL
 
 from storage.database import Database
 from study.cli import acuity
 from study.experiment import parse, resolve_paths
+from study.live_progress import live_progress
 from study.register import Registered, register, study_name
 
 
@@ -170,3 +173,18 @@ def test_it_waits_for_workers_that_are_still_to_come(
         assert watching.poll() is None
         watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=10) == 0
+
+
+def test_a_launch_shows_its_workers_and_how_fast_their_trials_are(running: Registered, database: Database) -> None:
+    (trial,) = database.storage.get_all_trials(_study_id(database, "Nodule"), states=(TrialState.RUNNING,))
+    console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    with live_progress(database, console, images=1_000_000) as live:
+        for epoch in range(3):
+            if epoch:
+                database.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.6)
+            assert live.look(running.experiment, workers=2, now=True) is not None
+        assert live.look(running.experiment, workers=2) is None, "too soon"
+    shown = console.file.getvalue().rpartition("tiny: ")[2]  # type: ignore[attr-defined]
+    assert shown.startswith("2 workers, time left: estimating")
+    assert "images/s" in shown
+    assert re.search(r"2/2 +0\.600 +[\d,]{5,} ", shown)
