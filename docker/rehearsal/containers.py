@@ -31,6 +31,11 @@ class Engine:
     settings: dict[str, Any]
     log: Path
 
+    @property
+    def user(self) -> int:
+        """Who its processes are."""
+        return int(self.settings["User"].partition(":")[0])
+
     def new_root(self) -> str:
         """A container of the image, by name."""
         command = [*self.buildah, "from", "--pull-never", "--add-host", "postgres:127.0.0.1", self.image]
@@ -70,9 +75,10 @@ def start_by_buildah(engine: Engine, container: Container) -> subprocess.Popen[b
 
 
 def start_as_process_1(engine: Engine, container: Container) -> subprocess.Popen[bytes]:
-    """As Docker and Kubernetes do: process 1 of its own, nothing above it, a system that it can't write to."""
-    root = Path(subprocess.check_output([*engine.buildah, "mount", engine.new_root()], text=True).strip())
-    steps = [f"mount --bind {root} {root}", f"mount -t tmpfs none {root}/tmp"]
+    """As Docker and Kubernetes do: process 1 of its own, a host's name of its own, a system that it can't write to."""
+    name = engine.new_root()
+    root = Path(subprocess.check_output([*engine.buildah, "mount", name], text=True).strip())
+    steps = [f"hostname {name}", f"mount --bind {root} {root}", f"mount -t tmpfs none {root}/tmp"]
     for here, there, writable in [(Path("/dev"), "/dev", True), *container.mounts]:
         target = root / there.removeprefix("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +95,8 @@ def start_as_process_1(engine: Engine, container: Container) -> subprocess.Popen
     program += [*assignments, PROGRAM, *container.command[1:]]
     script = "\n".join(["set -e", *steps, f"cd / && exec {shlex.join(program)}"])
     with engine.log.open("ab") as log:
-        return subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script], stdout=log, stderr=log
-        )
+        apart = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
+        return subprocess.Popen([*apart, "sh", "-c", script], stdout=log, stderr=log)
 
 
 def is_healthy(engine: Engine, process: subprocess.Popen[bytes]) -> bool:

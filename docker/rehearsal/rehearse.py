@@ -1,10 +1,12 @@
 """Rehearse docker/ where no Docker runs: build the image with buildah, run what compose.yaml runs, to the last trial.
 
-The base image is made with debootstrap from this host's own package mirror. Containers, Postgres and dashboard are in
-a network of their own (no port of the host's is used) and end with this process. Needs root, buildah and debootstrap.
+Where Slurm is installed, two of its jobs and a container then finish another experiment together. The base image is
+made with debootstrap from this host's own package mirror. Containers, Postgres, dashboard and Slurm are in a network of
+their own (no port of the host's is used) and end with this process. Needs root, buildah and debootstrap.
 
     .venv/bin/python docker/rehearsal/rehearse.py                      # everything is removed at the end
     .venv/bin/python docker/rehearsal/rehearse.py --folder /tmp/kept   # images are kept; the next time is quicker
+    .venv/bin/python docker/rehearsal/rehearse.py --only together      # the jobs and the container alone
 """
 
 import argparse
@@ -23,7 +25,9 @@ BASE, IMAGE = "localhost/acuity-rehearsal-base", "localhost/acuity-rehearsal"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="Keep the images here.")
-    named = parser.parse_args().folder
+    parser.add_argument("--only", choices=("services", "together"), help="One of the two experiments.")
+    given = parser.parse_args()
+    named, parts = given.folder, [given.only] if given.only else ["services", "together"]
     for program in ("buildah", "debootstrap", "unshare"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is not installed: apt-get install {program}")
@@ -32,15 +36,30 @@ def main() -> None:
     try:
         make_base(folder)
         build(folder)
-        # Of its own: network, processes (all die with the first), mounts.
-        apart = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        performance = [sys.executable, str(Path(__file__).with_name("services.py")), str(folder), IMAGE]
-        sys.exit(subprocess.run([*apart, *performance], check=False).returncode)
+        if not given.only and shutil.which("slurmctld") is None:
+            print("left out: together.py, since Slurm is not installed (apt-get install slurm-wlm munge)")
+            parts.remove("together")
+        for part in parts:
+            perform(part, folder)
     finally:
         subprocess.run([*buildah(folder), "rm", "--all"], check=False, stdout=subprocess.DEVNULL)
         if named is None:
             subprocess.run([*buildah(folder), "rmi", "--all", "--force"], check=False, stdout=subprocess.DEVNULL)
             shutil.rmtree(folder)
+
+
+def perform(part: str, folder: Path) -> None:
+    """Run services.py or together.py with a network, processes (all die with the first) and mounts of its own."""
+    began = time.monotonic()
+    apart = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    script = Path(__file__).with_name(f"{part}.py")
+    status = subprocess.run([*apart, sys.executable, str(script), str(folder), IMAGE], check=False).returncode
+    if status != 0:
+        for log in (folder / "containers.log", *(folder / "stage").glob("logs/**/*.out")):
+            if log.exists():
+                print(f"{log}:", *log.read_text(errors="replace").splitlines()[-40:], sep="\n", file=sys.stderr)
+        sys.exit(status)
+    print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def buildah(folder: Path) -> list[str]:

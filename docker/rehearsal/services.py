@@ -6,20 +6,13 @@ Started by rehearse.py, in a network and among processes of its own: `postgres` 
 
 import base64
 import json
-import os
-import secrets
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psycopg2
 from compose_file import read_compose
 from containers import (
     Container,
@@ -31,9 +24,7 @@ from containers import (
     start_by_buildah,
     terminate,
 )
-
-from objectives.phantom import write_phantoms
-from storage.embedded_account import identity, server_account, server_binaries
+from stage import expect, expect_no_password, finished_trials, postgres, set_stage, wait_until
 
 DOCKER = Path(__file__).parent.parent
 TRIALS, LABELS = 6, ("Cardiomegaly", "Nodule")
@@ -63,7 +54,8 @@ def perform(folder: Path, image: str) -> None:
     engine, stage = open_engine(folder, image), folder / "stage"
     variables = {"ACUITY_IMAGES": "phantoms", "ACUITY_EXPERIMENT": "rehearsal", "ACUITY_WORKERS": "2"}
     project = read_compose([DOCKER / "compose.yaml", DOCKER / "compose.cpu.yaml"], variables)
-    passwords = set_stage(stage, user=int(engine.settings["User"].partition(":")[0]))
+    passwords = set_stage(stage, user=engine.user)
+    (stage / "rehearsal.toml").write_text(EXPERIMENT)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
     def container(service: str) -> Container:
@@ -87,8 +79,7 @@ def perform(folder: Path, image: str) -> None:
 
         expect_no_password(engine, passwords, workers := [start_by_buildah(engine, container("worker")) for _ in "12"])
         expect([worker.wait(timeout=600) for worker in workers] == [0, 0], "worker: two others end with status 0")
-        finished = "select count(*) from acuity.trials where state in ('COMPLETE', 'PRUNED') and not requeued"
-        counted = [ask(f"{finished} and label = '{label}'") for label in LABELS]
+        counted = finished_trials(ask, LABELS)
         expect(counted == [TRIALS] * len(LABELS), f"every label has its {TRIALS} trials, exactly: {counted}")
         resumed = ask("select max(value_json::numeric) from trial_user_attributes where key = 'resumed_epochs'")
         expect((resumed or 0) >= 1, f"the trial handed back went on after epoch {resumed}")
@@ -99,67 +90,6 @@ def perform(folder: Path, image: str) -> None:
         status, seconds = terminate(dashboard)
         expect(status == 0 and seconds < 10, f"dashboard: SIGTERM, status {status} after {seconds:.1f} s")
         expect_no_password(engine, passwords, [])
-
-
-def set_stage(stage: Path, *, user: int) -> list[str]:
-    """The folder that compose.yaml would be in on somebody's host; returns its two passwords."""
-    passwords = [secrets.token_urlsafe(24), secrets.token_urlsafe(24)]
-    subprocess.run(["rm", "-rf", str(stage)], check=True)
-    (stage / "secrets").mkdir(parents=True)
-    for name, password in zip(("postgres_password", "dashboard_password"), passwords, strict=True):
-        (stage / "secrets" / name).write_text(password + "\n")
-    (stage / "secrets").chmod(0o711)  # Postgres's account has to come through
-    for volume in ("cache", "state"):
-        (stage / "volumes" / volume).mkdir(parents=True)
-        os.chown(stage / "volumes" / volume, user, user)
-    (stage / "rehearsal.toml").write_text(EXPERIMENT)
-    (stage / "hosts").write_text("127.0.0.1 localhost postgres\n")
-    write_phantoms(stage / "phantoms", images=400, size=64)
-    return passwords
-
-
-@contextmanager
-def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], Any]]:
-    """Where compose.yaml has postgres:18, the wheel's Postgres 18; yields what answers a query with one value."""
-    account, data = server_account(), folder / "stage" / "postgres"
-    for parent in (folder, folder / "stage"):
-        parent.chmod(0o711)
-    programs = server_binaries(folder, account)
-    data.mkdir(mode=0o700)
-    if account:
-        subprocess.run(["chown", account, str(data)], check=True)
-    where: dict[str, Any] = {"cwd": data, "stdout": subprocess.DEVNULL, **identity(account)}
-    cluster = [str(programs / "initdb"), "-D", str(data), "--username=acuity", f"--pwfile={password_file}"]
-    subprocess.run([*cluster, "--auth=scram-sha-256", "--no-sync"], check=True, **where)
-    settings = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    server = subprocess.Popen(
-        [str(programs / "postgres"), "-D", str(data), *settings], stderr=subprocess.DEVNULL, **where
-    )
-    reach = {"host": "127.0.0.1", "user": "acuity", "password": password_file.read_text().strip()}
-
-    def ask(query: str, database: str = "acuity") -> Any:
-        connection = psycopg2.connect(dbname=database, **reach)
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(query)
-                return cursor.fetchone()[0] if cursor.description else None
-        finally:
-            connection.close()
-
-    def is_up() -> bool:
-        try:
-            return bool(ask("select 1", "postgres"))
-        except psycopg2.OperationalError:
-            return False
-
-    wait_until(is_up, "postgres: is up")
-    ask("create database acuity", "postgres")
-    try:
-        yield ask
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def run(engine: Engine, container: Container) -> int:
@@ -181,45 +111,5 @@ def answer(password: str | None) -> int:
         return 0
 
 
-def expect_no_password(engine: Engine, passwords: list[str], starting: list[subprocess.Popen[bytes]]) -> None:
-    """In no process list, in no environment and in no log. starting: watched for as long as their start takes."""
-    deadline = time.monotonic() + (15 if starting else 0)
-    while True:
-        seen = [engine.log.read_text(errors="replace")]
-        for kind in ("cmdline", "environ"):
-            for file in Path("/proc").glob(f"[0-9]*/{kind}"):
-                try:
-                    seen.append(file.read_text(errors="replace"))
-                except OSError:
-                    continue
-        assert not any(password in text for password in passwords for text in seen), "a password can be read"
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    expect(True, "no password in a process list, an environment or a log")
-
-
-def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            expect(False, what)
-        time.sleep(0.1)
-    expect(True, what)
-
-
-def expect(condition: bool, what: str) -> None:
-    """Say what was seen, or end here."""
-    print(("ok      " if condition else "FAILED  ") + what, flush=True)
-    if not condition:
-        raise AssertionError(what)
-
-
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    try:
-        perform(folder, sys.argv[2])
-    except BaseException:
-        log = folder / "containers.log"
-        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]) if log.exists() else "", file=sys.stderr)
-        raise
+    perform(Path(sys.argv[1]), sys.argv[2])
