@@ -19,7 +19,7 @@ from sqlalchemy import text
 from storage.attributes import write_attributes
 from storage.claim import claim_study
 from storage.database import Database
-from study.progress import read_progress
+from study.progress import spoken_for
 from study.register import Registered, checkpoint_name, enqueue, study_name
 from study.search import first_trial, make_sampler
 
@@ -102,14 +102,11 @@ def claim_trial(
 ) -> Claim | None:
     """Take a trial of the study that is furthest from its budget; None where every budget is spoken for."""
     budget = registered.experiment.search.trials
-    open_labels = [
-        progress
-        for progress in read_progress(database, registered.experiment)
-        if progress.label in studies and progress.finished + progress.running < budget
-    ]
+    taken = spoken_for(database, registered.experiment)
+    open_labels = [label for label, trials in taken.items() if label in studies and trials < budget]
     random.shuffle(open_labels)  # workers that start together do not all race for the first of equal labels
-    for progress in sorted(open_labels, key=lambda progress: progress.finished + progress.running):
-        claim = _claim_in(database, progress.label, studies[progress.label], budget=budget, can_hold=can_hold)
+    for label in sorted(open_labels, key=taken.__getitem__):
+        claim = _claim_in(database, label, studies[label], budget=budget, can_hold=can_hold)
         if claim is not None:
             return claim
     return None

@@ -53,6 +53,20 @@ def read_progress(database: Database, experiment: Experiment) -> list[Progress]:
     return [Progress(label, *rows[name]) for name, label in names.items() if name in rows]
 
 
+def spoken_for(database: Database, experiment: Experiment) -> dict[str, int]:
+    """Trials of each label that are finished or running: all that a claim must know, at a fraction of the cost."""
+    query = text(
+        """
+        select s.study_name, count(t.trial_id)
+        from studies s left join trials t on t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'RUNNING')
+        where s.study_name = any(:names) group by s.study_name
+        """
+    )
+    names = {study_name(experiment.name, label): label for label in experiment.labels}
+    with database.engine.connect() as connection:
+        return {names[name]: int(count) for name, count in connection.execute(query, {"names": list(names)})}
+
+
 _FAILURES_IN_A_ROW = 5
 
 # Requeued attempts go on as other trials, so they are no failures.
@@ -87,6 +101,8 @@ def labels_that_fail(database: Database, experiment: Experiment, *, except_for: 
             order by t.trial_id desc limit :many
         ) ended
         where s.study_name = any(:names)
+            -- Nearly always nothing has failed, which is told ten times as fast.
+            and exists (select from trials f where f.study_id = s.study_id and f.state = 'FAIL')
         group by s.study_name having count(*) = :many and bool_and(ended.state = 'FAIL')
         """
     )
