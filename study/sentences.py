@@ -37,21 +37,22 @@ def verdict_sentence(
             f"(difference {shown.difference:+.3f}, at least {shown.difference_low:+.3f}; p = {shown.p_value:.2g}; best "
             f"of {trials} trials)."
         )
-    return " ".join([begin, _below(last), *_above(protocol, comparisons)])
+    return " ".join([begin, _below(last), *_above(protocol, comparisons, margin=verdict.margin)])
 
 
-def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison]) -> list[str]:
-    """How each resolution above the reference compares with it."""
+def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison], *, margin: float) -> list[str]:
+    """How each resolution above the reference compares with it, and whether it may gain more than the margin."""
     sentences = []
     for each in comparisons:
         difference = each.difference  # the smaller resolution's AUC less the larger's
         if difference.resolution != protocol.reference:
             continue
         better = each.p_value_holm <= _LEVEL and difference.difference < 0
+        open_gain = not better and -difference.difference_low > margin
         sentences.append(
             f"{difference.reference} px is {'shown better' if better else 'not shown better'} than the reference "
             f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
-            f"{-difference.difference_low:+.3f})."
+            f"{-difference.difference_low:+.3f}){f'; that it gains more than {margin:g} is not excluded' * open_gain}."
         )
     return sentences
 

@@ -132,6 +132,13 @@ def test_a_larger_resolution_that_is_better_than_the_reference_is_told() -> None
     assert "128 px is shown better than the reference (+0." in sentence
 
 
+def test_a_gain_above_the_reference_that_few_patients_cannot_exclude_is_told() -> None:
+    tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
+    sentence = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]["sentence"]
+    assert "64 px is not shown better than the reference" in sentence
+    assert "); that it gains more than 0.02 is not excluded." in sentence
+
+
 def test_few_and_noisy_patients_leave_it_undecided_and_say_how_many_would_decide() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
