@@ -5,6 +5,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -119,15 +120,16 @@ def test_racing_workers_train_each_nominee_twice_and_each_finalist_to_its_seeds(
 
 
 def test_status_tells_how_far_the_trainings_are(database: Database, database_url: str, registered: Registered) -> None:
-    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=0, running=0, planned=14)]
+    planned = Retraining("Mass", complete=0, running=0, planned=14, seeds=4)
+    assert read_retraining(database, registered.experiment) == [planned]
     claim = take(database, registered)
     assert claim is not None
-    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=0, running=1, planned=14)]
+    assert read_retraining(database, registered.experiment) == [replace(planned, running=1)]
     (running,) = read_running(database, registered.experiment)
     assert running.label == "Mass (confirm)"
     tell(database, claim, optuna.Trial(claim.study, claim.trial_id))
     work(database_url, registered, tell)
-    assert read_retraining(database, registered.experiment) == [Retraining("Mass", complete=14, running=0, planned=14)]
+    assert read_retraining(database, registered.experiment) == [replace(planned, complete=14)]
 
 
 def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
