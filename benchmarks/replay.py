@@ -1,0 +1,134 @@
+"""Replays a search on a surrogate of recorded curves: simulated workers pay recorded seconds, epoch by epoch."""
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from scipy.special import expit
+from surrogate import Configuration, Surrogate
+
+
+class Strategy(Protocol):
+    """A way to search, as the replay sees it."""
+
+    def ask(self) -> tuple[int, Configuration] | None:
+        """Number and configuration of the next trial; None where it has no more."""
+        ...
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:
+        """Take the AUC after an epoch, from 1 on; True ends the trial there."""
+        ...
+
+    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
+        """Its value, or None where it was ended early, and what it took."""
+        ...
+
+
+@dataclass
+class Trial:
+    """A trial that has ended."""
+
+    configuration: Configuration
+    epoch_aucs: list[float]
+    cost: float
+    """CPU seconds."""
+    ended: float
+    """Simulated time at which it ended."""
+    spent: float
+    """CPU seconds of all workers together until then, running trials included."""
+    complete: bool
+
+    @property
+    def auc(self) -> float:
+        return self.epoch_aucs[-1]
+
+
+@dataclass
+class _Running:
+    number: int
+    configuration: Configuration
+    curve: list[float]
+    epoch_seconds: float
+    seen: int = 0
+    aucs: list[float] = field(default_factory=list)
+
+
+def replay(
+    strategy: Strategy, surrogate: Surrogate, *, workers: int, most_cost: float, rng: np.random.Generator
+) -> list[Trial]:
+    """Run until the workers have spent most_cost together; trials in the order in which they ended."""
+    ended: list[Trial] = []
+    clock: list[tuple[float, int, _Running]] = []
+    turn = 0
+
+    def start(now: float) -> None:
+        nonlocal turn
+        asked = strategy.ask()
+        if asked is None:
+            return
+        number, configuration = asked
+        curve, epoch_seconds = draw(surrogate, configuration, rng)
+        running = _Running(number, configuration, curve, epoch_seconds)
+        turn += 1
+        heapq.heappush(clock, (now + epoch_seconds, turn, running))
+
+    for _ in range(workers):
+        start(0.0)
+    while clock:
+        now, _, running = heapq.heappop(clock)
+        if now * workers > most_cost:
+            break
+        running.seen += 1
+        running.aucs.append(running.curve[running.seen - 1])
+        stop = strategy.report(running.number, running.seen, running.aucs[-1])
+        whole = running.seen == len(running.curve)
+        if stop or whole:
+            cost = running.seen * running.epoch_seconds
+            ended.append(Trial(running.configuration, running.aucs, cost, now, now * workers, complete=whole))
+            strategy.tell(running.number, running.aucs[-1] if whole else None, epochs=running.seen, seconds=cost)
+            start(now)
+        else:
+            turn += 1
+            heapq.heappush(clock, (now + running.epoch_seconds, turn, running))
+    return ended
+
+
+def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Generator) -> tuple[list[float], float]:
+    """Validation AUC after each epoch of one training, and an epoch's seconds."""
+    mean = surrogate.mean([configuration])[0]
+    logits = mean + surrogate.noise(float(mean[-2]), rng)
+    return expit(logits[:-1]).tolist(), float(surrogate.epoch_seconds([configuration])[0])
+
+
+def confirm(
+    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, nominees: int = 3, seeds: int = 3
+) -> tuple[int, float, Configuration]:
+    """The reference that `acuity confirm` names, its cost in CPU seconds, and the configuration behind it.
+
+    Resolutions within 0.05 of the top, plus the smallest; of each the top 3 by validation AUC with 2 seeds, the best of
+    them with 3 seeds in all.
+    """
+    best: dict[int, list[Trial]] = {}
+    for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
+        best.setdefault(trial.configuration.resolution, []).append(trial)
+    top = max(of_resolution[0].auc for of_resolution in best.values())
+    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - 0.05} | {min(best)}
+    cost, finalists = 0.0, []
+    for resolution in sorted(chosen):
+        candidates = []
+        for trial in best[resolution][:nominees]:
+            aucs = []
+            for _ in range(2):
+                curve, seconds = draw(surrogate, trial.configuration, rng)
+                aucs.append(curve[-1])
+                cost += seconds * len(curve)
+            candidates.append((float(np.mean(aucs)), aucs, trial.configuration))
+        _, aucs, configuration = max(candidates, key=lambda candidate: candidate[0])
+        for _ in range(seeds - 2):
+            curve, seconds = draw(surrogate, configuration, rng)
+            aucs.append(curve[-1])
+            cost += seconds * len(curve)
+        finalists.append((float(np.mean(aucs)), resolution, configuration))
+    _, reference, configuration = max(finalists, key=lambda finalist: finalist[0])
+    return reference, cost, configuration

@@ -1,0 +1,221 @@
+"""Claim: Acuity names the resolution that a label needs at half the cost of plain Optuna, confirmation included.
+
+Replays searches on surrogates of recorded learning curves (benchmarks/record_curves.py): a strategy asks for
+configurations, simulated workers pay the recorded CPU seconds epoch by epoch, and what the strategy would nominate at
+several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients that no search sees. One unit of
+cost is one whole training at the largest resolution. Strategies were designed on the image set "design" alone.
+
+    python benchmarks/search.py [--sets report nih] [--repetitions 100] [--workers 1 8] [--only random acuity]
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from record_curves import CURVES, LABELS
+from replay import confirm, replay
+from strategies import ARCHITECTURES, EXPONENTS, LEARNING_RATES, RESOLUTIONS, STRATEGIES
+from surrogate import Configuration, Surrogate, fit, validate
+
+UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
+NEAR = 0.005
+"""AUC within which of the best a configuration, or a resolution, counts as found."""
+FEWEST_CURVES = 40
+CERTAIN = (0.7, 0.8, 0.9)
+"""Probabilities of the right reference at which costs are compared."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label's surrogate and what is true of it."""
+
+    name: str
+    surrogate: Surrogate
+    unit_s: float
+    best: float
+    """The highest mean test AUC of the space."""
+    adequate: frozenset[int]
+    """Resolutions that can come within NEAR of it."""
+
+
+def main() -> None:
+    """Validate the surrogates, replay, print the tables and one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sets", nargs="+", default=["report", "nih"])
+    parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--only", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    asked = parser.parse_args()
+    rows = pd.read_parquet(CURVES)
+    rows = rows[rows["image_set"].isin(asked.sets)]
+    names = [f"{image_set}/{label}" for image_set, label in rows.groupby(["image_set", "label"]).groups]
+    _check_enough(rows, asked.sets)
+    checked = {name: validate(_of(rows, name)) for name in names}
+    print(pd.DataFrame(checked).T.round(3).to_string(), flush=True)
+    tasks = [
+        (name, strategy, workers, repetition)
+        for repetition in range(asked.repetitions)
+        for name in names
+        for workers in asked.workers
+        for strategy in asked.only
+    ]
+    with multiprocessing.get_context("spawn").Pool(asked.processes, _prepare, (rows, names)) as pool:
+        outcomes = pd.DataFrame([row for found in pool.imap_unordered(_run, tasks, chunksize=8) for row in found])
+    tables = _summarise(outcomes)
+    print(tables.to_string(), flush=True)
+    print(json.dumps(_result(tables, checked, asked, len(rows))))
+
+
+def _check_enough(rows: pd.DataFrame, image_sets: list[str]) -> None:
+    counts = {
+        f"{image_set}/{label}": int(((rows["image_set"] == image_set) & (rows["label"] == label)).sum())
+        for image_set in image_sets
+        for label in LABELS[image_set]
+    }
+    few = [f"{name} has {count}" for name, count in counts.items() if count < FEWEST_CURVES]
+    if few:
+        sys.exit(
+            f"{'; '.join(few)} curves, {FEWEST_CURVES} are needed: `python benchmarks/record_curves.py` records "
+            "more and goes on where it stopped"
+        )
+
+
+_labels: dict[str, Label] = {}
+
+
+def _prepare(rows: pd.DataFrame, names: list[str]) -> None:
+    """In each process, once."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    for name in names:
+        _labels[name] = _label(name, fit(_of(rows, name)))
+
+
+def _of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    image_set, label = name.split("/")
+    return rows[(rows["image_set"] == image_set) & (rows["label"] == label)].reset_index(drop=True)
+
+
+def _label(name: str, surrogate: Surrogate) -> Label:
+    rates = np.geomspace(*LEARNING_RATES, 21)
+    batches = [2**exponent for exponent in range(EXPONENTS[0], EXPONENTS[1] + 1)]
+    attainable = {
+        resolution: float(
+            surrogate.truth(
+                [
+                    Configuration(resolution, architecture, batch, float(rate))
+                    for architecture in ARCHITECTURES
+                    for batch in batches
+                    for rate in rates
+                ]
+            ).max()
+        )
+        for resolution in RESOLUTIONS
+    }
+    best = max(attainable.values())
+    largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
+    unit_s = float(surrogate.epoch_seconds(largest).mean()) * (surrogate.residuals.shape[1] - 1)
+    adequate = frozenset(resolution for resolution, auc in attainable.items() if auc >= best - NEAR)
+    return Label(name, surrogate, unit_s, best, adequate)
+
+
+def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
+    """One search, judged at every cost."""
+    name, strategy, workers, repetition = task
+    label = _labels[name]
+    seed = zlib.crc32(f"{name} {workers} {repetition}".encode())  # the same noise for every strategy
+    rng = np.random.default_rng(seed)
+    trials = replay(
+        STRATEGIES[strategy](seed % 2**31, workers),
+        label.surrogate,
+        workers=workers,
+        most_cost=UNITS[-1] * label.unit_s,
+        rng=rng,
+    )
+    found = []
+    for units in UNITS:
+        told = [trial for trial in trials if trial.spent <= units * label.unit_s]
+        row = {"label": name, "strategy": strategy, "workers": workers, "units": units, "trials": len(told)}
+        complete = [trial for trial in told if trial.complete]
+        if complete:
+            nominee = max(complete, key=lambda trial: trial.auc).configuration
+            reference, cost, finalist = confirm(told, label.surrogate, rng=rng)
+            nominated, final = label.surrogate.truth([nominee, finalist])
+            row |= {
+                "regret": label.best - nominated,
+                "final_regret": label.best - final,
+                "right": reference in label.adequate,
+                "confirm_units": cost / label.unit_s,
+            }
+        else:
+            row |= {"regret": label.best - 0.5, "final_regret": label.best - 0.5, "right": False, "confirm_units": 0.0}
+        found.append(row)
+    return found
+
+
+def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Means over repetitions and labels, by workers, strategy and cost of the search."""
+    grouped = outcomes.groupby(["workers", "strategy", "units"])
+    table = grouped[["trials", "regret", "final_regret", "right", "confirm_units"]].mean()
+    table["regret_se"] = grouped["regret"].sem()
+    table["near"] = grouped["regret"].apply(lambda regret: (regret <= NEAR).mean())
+    return table.round(4)
+
+
+def _cost_of(table: pd.DataFrame, probability: float, *, confirmed: bool) -> float:
+    """Units at which the probability of the right reference is first reached, between costs linearly; else NaN."""
+    costs = table.index.to_numpy(float) + (table["confirm_units"].to_numpy() if confirmed else 0)
+    reached = np.maximum.accumulate(table["right"].to_numpy(float))
+    if reached[-1] < probability:
+        return float("nan")
+    return float(np.interp(probability, reached, costs)) if reached[0] < probability else float(costs[0])
+
+
+def _result(table: pd.DataFrame, checked: dict[str, Any], asked: argparse.Namespace, curves: int) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "benchmark": "search",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": commit.stdout.strip(),
+        "n": asked.repetitions,
+        "curves": curves,
+        "surrogates": checked,
+        "probability_right": {
+            f"{workers} workers": {
+                strategy: table.loc[(workers, strategy)]["right"].to_dict() for strategy in asked.only
+            }
+            for workers in asked.workers
+        },
+        "costs": _costs(table, asked),
+    }
+
+
+def _costs(table: pd.DataFrame, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Units until the right reference is as probable, by strategy."""
+    found = []
+    for workers in asked.workers:
+        for probability in CERTAIN:
+            for confirmed in (False, True):
+                costs = {
+                    strategy: round(_cost_of(table.loc[(workers, strategy)], probability, confirmed=confirmed), 2)
+                    for strategy in asked.only
+                }
+                found.append({"workers": workers, "probability": probability, "confirmed": confirmed, "units": costs})
+                print(found[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()

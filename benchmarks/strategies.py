@@ -1,0 +1,144 @@
+"""The searches that `benchmarks/search.py` compares, all over one space and each as its users run it."""
+
+import itertools
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+from cost_aware_sampler import CostAwareSampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from replay import Strategy
+from surrogate import Configuration
+
+from study.experiment import Data, Experiment, Search, Training
+from study.search import first_trials, make_pruner, make_sampler, prunable_epochs, suggest
+
+RESOLUTIONS = (32, 48, 64, 96, 128)
+ARCHITECTURES = ("test_efficientnet", "test_resnet")
+LEARNING_RATES = (3e-4, 3e-2)
+EXPONENTS = (3, 6)
+EPOCHS = 8
+
+
+class OptunaSearch:
+    """Ask, report and tell of one Optuna study in memory."""
+
+    def __init__(self, sampler: BaseSampler, pruner: BasePruner) -> None:
+        self.study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        self.running: dict[int, optuna.Trial] = {}
+
+    def ask(self) -> tuple[int, Configuration] | None:
+        trial = self.study.ask()
+        self.running[trial.number] = trial
+        return trial.number, Configuration(
+            resolution=trial.suggest_categorical("resolution", RESOLUTIONS),
+            architecture=trial.suggest_categorical("architecture", ARCHITECTURES),
+            learning_rate=trial.suggest_float("learning_rate", *LEARNING_RATES, log=True),
+            batch_size=2 ** trial.suggest_int("batch_size_exponent", *EXPONENTS),
+        )
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:
+        self.running[number].report(auc, epoch)
+        return epoch < EPOCHS and self.running[number].should_prune()
+
+    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
+        trial = self.running.pop(number)
+        trial.set_user_attr("epochs", epochs)
+        trial.set_user_attr("seconds", seconds)
+        if auc is None:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(trial, auc)
+
+
+class AcuitySearch(OptunaSearch):
+    """The product's own first trials, sampler, pruner and rules of who is asked to stop."""
+
+    def __init__(self, seed: int, *, workers: int, experiment: Experiment, sampler: BaseSampler | None = None) -> None:
+        super().__init__(sampler or make_sampler(seed), make_pruner(experiment, running=workers))
+        self.experiment = experiment
+        self.first = 0
+        for parameters in first_trials(experiment, EXPONENTS):
+            self.study.enqueue_trial(parameters)
+            self.first += 1
+
+    def ask(self) -> tuple[int, Configuration] | None:
+        trial = self.study.ask()
+        self.running[trial.number] = trial
+        found = suggest(trial, self.experiment, EXPONENTS)
+        assert found.batch_size_exponent is not None
+        return trial.number, Configuration(
+            found.resolution, found.architecture, 2**found.batch_size_exponent, found.learning_rate
+        )
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:
+        self.running[number].report(auc, epoch)
+        asked = number >= self.first and epoch in prunable_epochs(self.experiment)
+        return asked and self.running[number].should_prune()
+
+
+class GridSearch:
+    """Every cell of the recorded factorial once, in random order, none ended early."""
+
+    def __init__(self, seed: int) -> None:
+        rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+        batches = [2**exponent for exponent in range(EXPONENTS[0], EXPONENTS[1] + 1)]
+        self.cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, batches, rates))
+        random.Random(seed).shuffle(self.cells)
+        self.next = 0
+
+    def ask(self) -> tuple[int, Configuration] | None:
+        if self.next == len(self.cells):
+            return None
+        self.next += 1
+        return self.next - 1, Configuration(*self.cells[self.next - 1])
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:  # noqa: ARG002
+        return False
+
+    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
+        pass
+
+
+def acuity_experiment(*, minimum: int, trials: int = 1000, pruner: str = "median") -> Experiment:
+    """The product's settings over the recorded space."""
+    search = Search(
+        resolutions=RESOLUTIONS,
+        architectures=ARCHITECTURES,
+        trials=trials,
+        min_complete_per_resolution=minimum,
+        learning_rate=LEARNING_RATES,
+        min_batch_size=2 ** EXPONENTS[0],
+        max_batch_size=2 ** EXPONENTS[1],
+        pruner=pruner,
+    )
+    data = Data(index=Path("none.csv"), images=Path("none"))
+    return Experiment("replay", ("label",), data, search, Training(epochs=EPOCHS))
+
+
+def _hyperband(seed: int) -> OptunaSearch:
+    return OptunaSearch(TPESampler(seed=seed), HyperbandPruner(min_resource=1, max_resource=EPOCHS))
+
+
+def _gaussian_process(seed: int) -> OptunaSearch:
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return OptunaSearch(GPSampler(seed=seed), MedianPruner())
+
+
+STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
+    "random": lambda seed, _: OptunaSearch(RandomSampler(seed=seed), NopPruner()),
+    "grid": lambda seed, _: GridSearch(seed),
+    "optuna": lambda seed, _: OptunaSearch(TPESampler(seed=seed), MedianPruner()),
+    "hyperband": lambda seed, _: _hyperband(seed),
+    "gp": lambda seed, _: _gaussian_process(seed),
+    "acuity": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=6)),
+    "acuity2": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=2)),
+    "cost2": lambda seed, workers: AcuitySearch(
+        seed, workers=workers, experiment=acuity_experiment(minimum=2), sampler=CostAwareSampler(seed)
+    ),
+}
+"""By name: made from (seed, simulated workers). `optuna` is what create_study() does by default."""
