@@ -289,7 +289,7 @@ def _acuity_worker(url: str, home: str, number: int, wait_s: float) -> None:
     import numpy as np
 
     from objectives.task import Outcome
-    from study import attempt, cli
+    from study import claimed_training, cli
 
     os.environ |= {"ACUITY_STORAGE": url, "HOME": home, "XDG_CACHE_HOME": home}
     log = os.open(f"{home}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -305,7 +305,7 @@ def _acuity_worker(url: str, home: str, number: int, wait_s: float) -> None:
             report(epoch, 0.95 + 0.001 * epoch)
         return Outcome(0.9, 0.01, 0.8, 0.5, EPOCHS, 10.0, 100.0, 1.0, False, np.zeros(1))
 
-    attempt.train = train
+    claimed_training.train = train
     time.sleep(wait_s)
     sys.argv = ["acuity", "worker", "bench", "--device", "cpu", "--threads", "1"]
     cli.main()

@@ -14,6 +14,7 @@ from storage.database import open_storage
 from study.attempt import run_attempt
 from study.claims import claim_trial, open_studies, reap
 from study.confirm_trials import claim_confirm_trial, is_running_elsewhere, open_confirm_studies
+from study.dashboard_notes import show_quietly
 from study.device import limit_memory, memory_limit, open_device, resident_bytes
 from study.errors import UsageError
 from study.gpu_choice import choose_device
@@ -123,8 +124,6 @@ class _Notes:
             self._show(label, every_s=0)
 
     def _show(self, label: str, *, every_s: float) -> None:
-        from study.dashboard_notes import show_quietly  # two seconds that no worker's first trial needs to wait for
-
         show_quietly(self._station.database, self._station.registered, label, every_s=every_s)
 
 

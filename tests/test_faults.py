@@ -132,7 +132,7 @@ class Fleet:
 
 def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed: int | None) -> None:
     """What a process of the fleet runs: `acuity worker`, its epochs counted."""
-    from study import attempt, cli
+    from study import claimed_training, cli
 
     os.environ["ACUITY_STORAGE"] = url
     os.environ["TZ"] = ZONES[number % len(ZONES)]
@@ -149,7 +149,7 @@ def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed:
 
     Checkpoints.write = counted  # type: ignore[method-assign]
     if quick or deadly_seed is not None:
-        attempt.train = lambda *args, **keywords: quick_training(*args, deadly_seed=deadly_seed, **keywords)
+        claimed_training.train = lambda *args, **keywords: quick_training(*args, deadly_seed=deadly_seed, **keywords)
     sys.argv = ["acuity", "worker", "tiny", "--device", "cpu", "--workers", "4", "--threads", "1"]
     cli.main()
 
