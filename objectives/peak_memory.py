@@ -25,7 +25,7 @@ def watch_peak_memory(device: torch.device) -> Callable[[], float]:
         before = _resident_peak_mib()
         return lambda: _resident_peak_mib() - before  # 0 where an earlier stretch of work held more
     before = _linux_peak_mib()
-    return lambda: _linux_peak_mib() - before
+    return lambda: max(0.0, _linux_peak_mib() - before)  # Linux counts to a few pages a thread, in either direction
 
 
 def held_memory_mib(device: torch.device) -> float:
