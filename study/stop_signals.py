@@ -19,11 +19,12 @@ def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM (preemption, docker stop, Slurm's time limit) and Ctrl-C set.
 
     Python runs no handler before a call of libpq or CUDA returns, and whoever sent the signal will not wait: a thread
-    that the signal itself wakes ends the process in time. The trial's checkpoint and its silence tell the others.
+    that the signal itself wakes ends the process in time. The trial's checkpoint and its silence tell the others. That
+    thread alone sets the event: a handler that did would wait for ever for the lock of a wait() that it interrupts.
     """
     stop = threading.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
-    earlier = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    earlier = [signal.signal(number, _leave_it_to_the_thread) for number in signals]
     woken, wake = socket.socketpair()
     wake.setblocking(False)
     earlier_wake = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
@@ -35,6 +36,10 @@ def stop_signals() -> Iterator[threading.Event]:
         wake.close()
         for number, handler in zip(signals, earlier, strict=True):
             signal.signal(number, handler)
+
+
+def _leave_it_to_the_thread(*_: object) -> None:
+    """Python wakes the thread only for signals that have a handler."""
 
 
 def _leave_in_time(woken: socket.socket, stop: threading.Event) -> None:
