@@ -17,9 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+from study.nominate import NEAR_THE_TOP
+
 Floats = NDArray[np.float64]
 
-NEAR_THE_TOP = 0.05
 _CANDIDATES = 400
 _LARGEST_FIT = 300
 _STARTUP = 8

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
+from study.nominate import NEAR_THE_TOP, NOMINEES
+
 
 class Strategy(Protocol):
     """A way to search, as the replay sees it."""
@@ -102,7 +104,7 @@ def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Gene
 
 
 def confirm(
-    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, nominees: int = 3, seeds: int = 3
+    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, seeds: int = 3
 ) -> tuple[int, float, Configuration]:
     """The reference that `acuity confirm` names, its cost in CPU seconds, and the configuration behind it.
 
@@ -113,11 +115,11 @@ def confirm(
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
-    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - 0.05} | {min(best)}
+    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - NEAR_THE_TOP} | {min(best)}
     cost, finalists = 0.0, []
     for resolution in sorted(chosen):
         candidates = []
-        for trial in best[resolution][:nominees]:
+        for trial in best[resolution][:NOMINEES]:
             aucs = []
             for _ in range(2):
                 curve, seconds = draw(surrogate, trial.configuration, rng)

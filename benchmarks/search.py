@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from record_curves import CURVES, LABELS
+from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, LABELS, RESOLUTIONS
 from replay import confirm, replay
-from strategies import ARCHITECTURES, EXPONENTS, LEARNING_RATES, RESOLUTIONS, STRATEGIES
+from strategies import RATES, STRATEGIES
 from surrogate import Configuration, Surrogate, fit, validate
 
 UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
@@ -109,15 +109,14 @@ def _of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _label(name: str, surrogate: Surrogate) -> Label:
-    rates = np.geomspace(*LEARNING_RATES, 21)
-    batches = [2**exponent for exponent in range(EXPONENTS[0], EXPONENTS[1] + 1)]
+    rates = np.geomspace(*RATES, 21)
     attainable = {
         resolution: float(
             surrogate.truth(
                 [
                     Configuration(resolution, architecture, batch, float(rate))
                     for architecture in ARCHITECTURES
-                    for batch in batches
+                    for batch in BATCH_SIZES
                     for rate in rates
                 ]
             ).max()

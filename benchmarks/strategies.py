@@ -11,17 +11,16 @@ from cost_aware_sampler import CostAwareSampler
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from record_curves import ARCHITECTURES, BATCH_SIZES, EPOCHS, LEARNING_RATES, RESOLUTIONS
 from replay import Strategy
 from surrogate import Configuration
 
-from study.experiment import Data, Experiment, Search, Training
+from study.experiment import Experiment
 from study.search import first_trials, make_pruner, make_sampler, prunable_epochs, suggest
+from study.sections import Data, Search, Training
 
-RESOLUTIONS = (32, 48, 64, 96, 128)
-ARCHITECTURES = ("test_efficientnet", "test_resnet")
-LEARNING_RATES = (3e-4, 3e-2)
-EXPONENTS = (3, 6)
-EPOCHS = 8
+RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
+EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)
 
 
 class OptunaSearch:
@@ -37,7 +36,7 @@ class OptunaSearch:
         return trial.number, Configuration(
             resolution=trial.suggest_categorical("resolution", RESOLUTIONS),
             architecture=trial.suggest_categorical("architecture", ARCHITECTURES),
-            learning_rate=trial.suggest_float("learning_rate", *LEARNING_RATES, log=True),
+            learning_rate=trial.suggest_float("learning_rate", *RATES, log=True),
             batch_size=2 ** trial.suggest_int("batch_size_exponent", *EXPONENTS),
         )
 
@@ -85,9 +84,7 @@ class GridSearch:
     """Every cell of the recorded factorial once, in random order, none ended early."""
 
     def __init__(self, seed: int) -> None:
-        rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-        batches = [2**exponent for exponent in range(EXPONENTS[0], EXPONENTS[1] + 1)]
-        self.cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, batches, rates))
+        self.cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES))
         random.Random(seed).shuffle(self.cells)
         self.next = 0
 
@@ -97,10 +94,10 @@ class GridSearch:
         self.next += 1
         return self.next - 1, Configuration(*self.cells[self.next - 1])
 
-    def report(self, number: int, epoch: int, auc: float) -> bool:  # noqa: ARG002
+    def report(self, *_: object) -> bool:
         return False
 
-    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
+    def tell(self, *_: object, **__: object) -> None:
         pass
 
 
@@ -111,9 +108,9 @@ def acuity_experiment(*, minimum: int, trials: int = 1000, pruner: str = "median
         architectures=ARCHITECTURES,
         trials=trials,
         min_complete_per_resolution=minimum,
-        learning_rate=LEARNING_RATES,
-        min_batch_size=2 ** EXPONENTS[0],
-        max_batch_size=2 ** EXPONENTS[1],
+        learning_rate=RATES,
+        min_batch_size=BATCH_SIZES[0],
+        max_batch_size=BATCH_SIZES[-1],
         pruner=pruner,
     )
     data = Data(index=Path("none.csv"), images=Path("none"))
@@ -136,8 +133,10 @@ STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
     "hyperband": lambda seed, _: _hyperband(seed),
     "gp": lambda seed, _: _gaussian_process(seed),
     "acuity": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=6)),
-    "acuity2": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=2)),
-    "cost2": lambda seed, workers: AcuitySearch(
+    "acuity-fewer-first": lambda seed, workers: AcuitySearch(
+        seed, workers=workers, experiment=acuity_experiment(minimum=2)
+    ),
+    "cost-aware": lambda seed, workers: AcuitySearch(
         seed, workers=workers, experiment=acuity_experiment(minimum=2), sampler=CostAwareSampler(seed)
     ),
 }

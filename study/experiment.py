@@ -12,11 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from study.errors import UsageError
 from study.experiment_rules import check_together, explain, shown
-from study.sections import Cluster as Cluster
-from study.sections import Data as Data
 from study.sections import Experiment as Experiment
-from study.sections import Search as Search
-from study.sections import Training as Training
 
 _ADAPTER = TypeAdapter(Experiment)
 

@@ -82,7 +82,8 @@ def launch(
     with live_progress(database, console, images=training_images(image_set, experiment.labels)) as live:
 
         def refresh(alive: int) -> None:
-            live.look(experiment, workers=alive, now=not alive)
+            if live.is_due() or not alive:
+                live.look(experiment, workers=alive)
 
         run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
     return registered

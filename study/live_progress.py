@@ -28,14 +28,16 @@ class LiveProgress:
         self._next_look = 0.0
         self._shown = Group()
 
-    def look(self, experiment: Experiment, *, workers: int | None = None, now: bool = False) -> Standing | None:
-        """Read and show how far the experiment is, unless that was done just now; then None, and with now never.
+    def is_due(self) -> bool:
+        """Whether the last look was long enough ago."""
+        return time.monotonic() >= self._next_look
+
+    def look(self, experiment: Experiment, *, workers: int | None = None) -> Standing:
+        """Read and show how far the experiment is.
 
         workers: those of a launch that live; without, the running trials are counted in their place.
         """
         began = time.monotonic()
-        if began < self._next_look and not now:
-            return None
         standing = read_standing(self._database, experiment)
         pause = (time.monotonic() - began) / _READING_SHARE
         self._next_look = time.monotonic() + (pause if self._live else max(pause, _LINE_EVERY_S))

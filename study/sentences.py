@@ -48,11 +48,12 @@ def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison], *, margin
         if difference.resolution != protocol.reference:
             continue
         better = each.p_value_holm <= _LEVEL and difference.difference < 0
-        open_gain = not better and -difference.difference_low > margin
+        gain = f"; that it gains more than {margin:g} is not excluded"
+        is_open = not better and -difference.difference_low > margin
         sentences.append(
             f"{difference.reference} px is {'shown better' if better else 'not shown better'} than the reference "
             f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
-            f"{-difference.difference_low:+.3f}){f'; that it gains more than {margin:g} is not excluded' * open_gain}."
+            f"{-difference.difference_low:+.3f}){gain if is_open else ''}."
         )
     return sentences
 

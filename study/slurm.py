@@ -20,7 +20,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from storage.url import PASSWORD_FILE, is_of_this_host, masked, parse_url
 from study.errors import UsageError
-from study.experiment import Cluster, Experiment
+from study.experiment import Experiment
+from study.sections import Cluster
 
 _NOTICE_S = 30
 """How long before its time limit a worker is told to stop. It needs ten; Slurm may tell it a minute earlier."""

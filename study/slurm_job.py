@@ -7,9 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +28,26 @@ class _Worker:
 
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    told_to_stop: bool = False
+    """No threading.Event: a handler that sets one waits for ever for the lock of a wait() that it interrupts."""
 
     def run(self) -> int:
         """Run a process to its end; its exit status, negative where a signal ended it."""
         self.process = subprocess.Popen([sys.executable, "-m", "study", *self.arguments])
-        if self.stop.is_set():
+        if self.told_to_stop:
             self.process.terminate()
         return self.process.wait()
 
+    def pause(self, seconds: float) -> bool:
+        """Wait, but no longer than until this job is told to stop; returns whether it is."""
+        until = time.monotonic() + seconds
+        while not self.told_to_stop and time.monotonic() < until:
+            time.sleep(0.5)
+        return self.told_to_stop
+
     def leave(self, *_: object) -> None:
         """On SIGTERM. Slurm tells this process alone, or the worker too; to be told twice does no harm."""
-        self.stop.set()
+        self.told_to_stop = True
         if self.process is not None:
             self.process.terminate()
             signal.alarm(_EXIT_S)
@@ -68,7 +75,7 @@ def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
         now = time.monotonic()
         if status in (1, 2):
             return status  # a mistake that the log explains; another try would end the same
-        if worker.stop.is_set():
+        if worker.told_to_stop:
             return _come_back(requeues)
         if status == 0:
             return 0
@@ -78,8 +85,7 @@ def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
             if now - away_since >= patience_s:
                 logger.error("the database has been away for %.0f s; bring it back and launch again", patience_s)
                 return status
-            worker.stop.wait(_OUTAGE_PAUSE_S)
-            if worker.stop.is_set():
+            if worker.pause(_OUTAGE_PAUSE_S):
                 return _come_back(requeues)
             continue
         crashes = [crash for crash in crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]

@@ -24,8 +24,11 @@ def watch(database: Database, name: str, console: Console) -> None:
     away = False
     with stop_signals() as stop, live_progress(database, console) as live:
         while not stop.is_set():
+            if not live.is_due():
+                stop.wait(_LOOK_EVERY_S)
+                continue
             try:
-                standing = live.look(recall(database, name).experiment, now=away)
+                standing = live.look(recall(database, name).experiment)
             except OUTAGES as error:
                 if not is_outage(error):
                     raise
@@ -38,7 +41,7 @@ def watch(database: Database, name: str, console: Console) -> None:
                 stop.wait(_OUTAGE_PAUSE_S)
                 continue
             away = False
-            if standing is not None and _is_over(standing):
+            if _is_over(standing):
                 return
             stop.wait(_LOOK_EVERY_S)
 

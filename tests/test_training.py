@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -64,7 +65,22 @@ def test_every_epoch_is_reported_and_the_last_one_is_the_value(uninterrupted):
     assert outcome.epochs == 3
     assert outcome.seconds > 0
     assert outcome.images_per_second > 0
-    assert outcome.peak_memory_mib >= 0  # so small a network may fit into what the process holds already
+
+
+def test_peak_memory_is_what_the_training_added_to_its_process():
+    def measured(batch_size):
+        # In a process of its own: this one may hold enough from other tests.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak_memory_mib, (batch_size,))
+
+    small, large = measured(8), measured(64)
+    assert small > 0
+    assert large - small > 30, "56 more images, of which the first layers alone keep half a MiB each"
+
+
+def _peak_memory_mib(batch_size):
+    task = dataclasses.replace(BASE, resolution=96, batch_size=batch_size, epochs=1)
+    return run(task, blobs(side=96)).peak_memory_mib
 
 
 def test_metrics_are_those_of_the_scores(uninterrupted):

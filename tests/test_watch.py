@@ -182,8 +182,8 @@ def test_a_launch_shows_its_workers_and_how_fast_their_trials_are(running: Regis
         for epoch in range(3):
             if epoch:
                 database.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.6)
-            assert live.look(running.experiment, workers=2, now=True) is not None
-        assert live.look(running.experiment, workers=2) is None, "too soon"
+            assert live.look(running.experiment, workers=2).running
+        assert not live.is_due(), "too soon"
     shown = console.file.getvalue().rpartition("tiny: ")[2]  # type: ignore[attr-defined]
     assert shown.startswith("2 workers, time left: estimating")
     assert "images/s" in shown
