@@ -4,9 +4,11 @@ Peers in the same run: Lightning's BatchSizeFinder (power and binsearch) and acc
 which this script wants installed beside Acuity. Twelve cells, three networks at four resolutions, all with the training
 step of Acuity's trials; each finder of a cell runs in a process of its own under the same limit of memory: on a CPU
 RLIMIT_DATA, on a GPU the allocator's share. The true largest is bisected over the allowed sizes, two steps in a fresh
-process each.
+process each. On a CPU all get what Acuity's processes have: large blocks go back to the system at once, and oneDNN's
+errors for want of memory are told in PyTorch's words, the only ones that the peers know (without it two of them crash).
 """
 
+import functools
 import json
 import os
 import platform
@@ -17,15 +19,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from objectives.allocator import return_large_blocks
 from objectives.augmentation import augment, draw_augmentation
-from objectives.batch_size import is_out_of_memory
 from objectives.fit import fit_batch
 from objectives.learner import make_learner, train_batches
 from objectives.network import make_network
+from objectives.out_of_memory import is_out_of_memory
 from objectives.task import Hyperparameters
 
 ARCHITECTURES = ("test_resnet", "resnet10t", "mobilenetv3_small_050")
@@ -147,6 +151,7 @@ def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], N
     """The training step of a trial, on random images."""
     learner = make_learner(Hyperparameters(architecture, side, 2, 1e-3, 1), total_steps=1000, device=DEVICE)
 
+    @_in_pytorch_words
     def step(batch: int) -> None:
         counts["steps"] += 1
         images = torch.randint(0, 256, (batch, 1, side, side), dtype=torch.uint8).to(DEVICE)
@@ -161,6 +166,21 @@ def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], N
             loss.item()
 
     return step
+
+
+def _in_pytorch_words(function: Callable) -> Callable:
+    """Raises afresh, so that nothing keeps the frames of the step that failed, and with them its memory."""
+
+    @functools.wraps(function)
+    def told(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not is_out_of_memory(error):
+                raise
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    return told
 
 
 def _augmentation(batch: int) -> torch.Tensor:
@@ -199,6 +219,7 @@ def _lightning(architecture: str, side: int, mode: str, counts: dict) -> int:
             images = torch.zeros(1, 1, side, side, dtype=torch.uint8).expand(MOST * 4, -1, -1, -1)
             return DataLoader(TensorDataset(images, torch.zeros(MOST * 4)), batch_size=self.batch_size, num_workers=0)
 
+        @_in_pytorch_words
         def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
             counts["steps"] += 1
             images = augment(batch[0].float().div_(255), _augmentation(len(batch[0])).to(self.device), side=side)
@@ -219,6 +240,7 @@ def _lightning(architecture: str, side: int, mode: str, counts: dict) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) == 4:
+        return_large_blocks()
         torch.set_num_threads(1)
         print(json.dumps(_find(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
     else:

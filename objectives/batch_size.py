@@ -25,8 +25,6 @@ CUDA_IMAGE_SHARE = 0.25
 CPU_SHARE = 0.8
 # Python with torch, timm, pandas and optuna loaded holds 0.7 GiB before the first step.
 CPU_RESERVE_BYTES = 1 * GIB
-# oneDNN does not say more of a scratchpad that it could not allocate (mobilenetv3_small_050 at its limit).
-_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
 
 
 @dataclass(frozen=True)
@@ -164,10 +162,3 @@ def _cpu_memory_bytes(root: Path = Path("/")) -> int:
             text = limit.read_text().strip() if limit.is_file() else "max"
             limits += [int(text)] if text.isdigit() else []
     return min(limits)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a step failed for lack of memory: by type on a GPU, by PyTorch's or oneDNN's own words on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from objectives.augmentation import draw_augmentation
-from objectives.batch_size import StepMemory, estimate_step_memory, is_out_of_memory, largest_batch
+from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch
 from objectives.learner import Learner, make_learner, train_batches
+from objectives.out_of_memory import is_out_of_memory
 from objectives.peak_memory import MIB, held_memory_mib, watch_peak_memory
 from objectives.task import Hyperparameters
 

@@ -8,6 +8,7 @@ import timm
 import torch
 
 from objectives.errors import InputError
+from objectives.out_of_memory import is_out_of_memory
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -75,7 +76,7 @@ def _build(architecture: str, input_size: int | None, **how: Any) -> torch.nn.Mo
     try:
         network: torch.nn.Module = timm.create_model(architecture, in_chans=1, num_classes=1, **how)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if how.get("pretrained"):
+        if how.get("pretrained") or is_out_of_memory(error):
             raise
         at = f" at {input_size} px" if input_size else ""
         raise InputError(
@@ -97,6 +98,8 @@ def _download_weights(architecture: str, input_size: int | None) -> torch.nn.Mod
         RuntimeError,
         ValueError,
     ) as error:  # what the hub's client raises for no network, no file, no entry
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"pretrained weights of {architecture} cannot be had ({_first_line(error)}): "
             "set pretrained = false, or weights = PATH to a file of them"
@@ -121,6 +124,8 @@ def _load_weights(architecture: str, input_size: int | None, path: Path) -> torc
     try:
         network = _build(architecture, input_size, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     except Exception as error:  # a foreign file fails in as many ways as there are formats
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"weights = {path} cannot be loaded into {architecture} ({_first_line(error)}): "
             "give a safetensors or torch file of this architecture's tensors"

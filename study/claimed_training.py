@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from objectives.batch_size import FeasibleBatch, cap_batch, is_out_of_memory
+from objectives.batch_size import FeasibleBatch, cap_batch
+from objectives.out_of_memory import is_out_of_memory
 from objectives.task import Hyperparameters, LabelledImages, Outcome
 from objectives.training import train
 from storage.attributes import write_attributes

@@ -12,6 +12,7 @@ from objectives import batch_size
 from objectives.batch_size import StepMemory, cap_batch, estimate_step_memory, largest_batch, memory_budget
 from objectives.errors import InputError
 from objectives.network import make_network
+from objectives.out_of_memory import is_out_of_memory
 
 MIB = 2**20
 
@@ -146,8 +147,8 @@ def test_workers_share_the_machine_and_each_keeps_its_reserve(monkeypatch):
 STEP_BEYOND_THE_LIMIT = """
 import resource, sys, torch
 from pathlib import Path
-from objectives.batch_size import is_out_of_memory
 from objectives.network import make_network
+from objectives.out_of_memory import is_out_of_memory
 network = make_network(sys.argv[1])
 network(torch.rand(2, 1, 64, 64)).mean().backward()
 data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
@@ -168,4 +169,14 @@ def test_running_into_the_limit_is_told_from_other_errors(architecture):
         [sys.executable, "-c", STEP_BEYOND_THE_LIMIT, architecture], check=True, capture_output=True, text=True
     )
     assert run.stdout == "True\n"
-    assert not batch_size.is_out_of_memory(RuntimeError("Kernel size can't be greater than actual input size"))
+    assert not is_out_of_memory(RuntimeError("Kernel size can't be greater than actual input size"))
+
+
+def test_memory_that_runs_out_as_the_network_is_built_is_not_the_architectures_fault(monkeypatch):
+    def run_out(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes.")
+
+    monkeypatch.setattr("timm.create_model", run_out)
+    with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
+        make_network("test_resnet")
+    assert is_out_of_memory(raised.value)
