@@ -12,7 +12,8 @@ On an H100 or H200 the goals are 0.95 of resident at each resolution, 3 times pl
 64 px, and nowhere below 1. And what 1, 2, 4 and 8 workers on one GPU train together at 64 and 320 px.
 
 On a GPU: resnet34 and densenet121 at 64, 128, 224, 320 and 448 px in bf16 (about 8 minutes). On a CPU: two small
-networks at 64 and 128 px in fp32, without goals for a GPU's figures (about 5 minutes). Arguments: resolutions.
+networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 12
+minutes). Arguments: resolutions.
 """
 
 import json
@@ -44,11 +45,13 @@ from objectives.task import Hyperparameters
 ROOT = Path(__file__).parent.parent
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-PRECISION = "bf16" if CUDA else "fp32"
+PRECISION = "bf16" if CUDA else "fp32"  # what a trial trains in, unless [training] precision says otherwise
 ARCHITECTURES = ("resnet34", "densenet121") if CUDA else ("resnet10t", "mobilenetv3_small_050")
 RESOLUTIONS = (64, 128, 224, 320, 448) if CUDA else (64, 128)
 BATCHES = {64: 512, 128: 256, 224: 128, 320: 64, 448: 32} if CUDA else {64: 64, 128: 32}
-KINDS = ("acuity", "resident", "plain fp32", "plain autocast")
+KINDS = ("acuity", *(() if CUDA else ("acuity bf16",)), "resident", "plain fp32", "plain autocast")
+# Whose images/s are held against a peer's: those in the peer's own precision, where a CPU trains in either.
+AGAINST = {"resident": "acuity", "plain fp32": "acuity", "plain autocast": "acuity" if CUDA else "acuity bf16"}
 ROUNDS = 3
 WARM_S, TIMED_S = (3.0, 5.0) if CUDA else (2.0, 8.0)
 SHARED = {64: 512, 320: 32}  # batch of each of the workers that share a GPU
@@ -107,8 +110,8 @@ def _cell(architecture: str, side: int) -> dict:
         "batch": BATCHES[side],
         "images_per_second": speeds,
         "ratios": {
-            kind: sorted(mine / other for mine, other in zip(runs["acuity"], runs[kind], strict=True))
-            for kind in KINDS[1:]
+            peer: sorted(ours / theirs for ours, theirs in zip(runs[mine], runs[peer], strict=True))
+            for peer, mine in AGAINST.items()
         },
         "gigaflops_per_image": flops / 1e9,
         "roofline": speeds["acuity"] * flops / peak if peak else None,
@@ -157,8 +160,12 @@ def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
     """Steps for WARM_S, then for TIMED_S; the device is waited for before the clock is read."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (16 * batch, side, side), dtype=np.uint8)
-    make_steps = {"acuity": _acuity, "resident": _resident}.get(kind)
-    steps = make_steps(architecture, images, batch) if make_steps else _plain(architecture, images, batch, kind)
+    if kind == "resident":
+        steps = _resident(architecture, images, batch)
+    elif kind.startswith("acuity"):
+        steps = _acuity(architecture, images, batch, "bf16" if kind == "acuity bf16" else PRECISION)
+    else:
+        steps = _plain(architecture, images, batch, kind)
     began = time.perf_counter()
     while time.perf_counter() - began < WARM_S:
         next(steps)
@@ -179,14 +186,14 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _learner(architecture: str, side: int, batch: int) -> Learner:
-    settings = Hyperparameters(architecture, side, batch, 1e-3, 1, precision=PRECISION)
+def _learner(architecture: str, side: int, batch: int, precision: str) -> Learner:
+    settings = Hyperparameters(architecture, side, batch, 1e-3, 1, precision=precision)
     return make_learner(settings, total_steps=10**6, device=DEVICE)
 
 
-def _acuity(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
+def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -> Iterator[None]:
     """The training loop of a trial, epoch after epoch."""
-    learner = _learner(architecture, images.shape[1], batch)
+    learner = _learner(architecture, images.shape[1], batch, precision)
     feed = open_feed(images, np.arange(len(images)), device=DEVICE)
     targets = (torch.arange(len(images)) % 2).float().to(DEVICE)
     generator = torch.Generator().manual_seed(0)
@@ -204,7 +211,7 @@ def _acuity(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]
 
 def _resident(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
     """Forward, backward and optimiser step on one batch of floats that is there already."""
-    learner = _learner(architecture, images.shape[1], batch)
+    learner = _learner(architecture, images.shape[1], batch, PRECISION)
     learner.network.train()
     ready = torch.from_numpy(images[:batch]).unsqueeze(1).float().div_(255).to(DEVICE)
     targets = (torch.arange(batch) % 2).float().to(DEVICE)
