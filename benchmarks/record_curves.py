@@ -6,7 +6,7 @@ grid of resolution x architecture x batch size x learning rate x 2 seeds is run 
 turn, a third of the cells with both seeds, so that wherever a run stops it has a balanced fraction. What is recorded
 already is not run again.
 
-    python benchmarks/record_curves.py [--minutes 75] [--processes 2] [--top]
+    python benchmarks/record_curves.py [--minutes 75] [--processes 2] [--sets design] [--top]
 
 --top: instead, 4 fresh seeds of each label's best two cells a resolution so far, which the truth rests on.
 """
@@ -89,11 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--sets", nargs="+", choices=list(IMAGE_SETS), default=list(IMAGE_SETS))
     parser.add_argument("--top", action="store_true")
     asked = parser.parse_args()
     rows = pd.read_parquet(CURVES).to_dict("records") if CURVES.exists() else []
     done = {Run(**{name: row[name] for name in Run.__dataclass_fields__}) for row in rows}
-    runs = [run for run in (_top(pd.DataFrame(rows)) if asked.top else _grid()) if run not in done]
+    wanted = _top(pd.DataFrame(rows)) if asked.top else _grid()
+    runs = [run for run in wanted if run not in done and run.image_set in asked.sets]
     until = time.time() + 60 * asked.minutes
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         for count, row in enumerate(pool.imap_unordered(_record, [(run, until) for run in runs]), start=1):
