@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optuna
 from cost_aware_sampler import CostAwareSampler
 from optuna.exceptions import ExperimentalWarning
@@ -80,6 +81,37 @@ class AcuitySearch(OptunaSearch):
         return asked and self.running[number].should_prune()
 
 
+class PrunedFirst(AcuitySearch):
+    """As ours, but first trials from turn `spared` on may end early: by the median of all or of their resolution."""
+
+    def __init__(self, seed: int, *, workers: int, experiment: Experiment, spared: int, by: tuple[str, ...]) -> None:
+        super().__init__(seed, workers=workers, experiment=experiment)
+        self.first = spared * len(experiment.search.resolutions)
+        self.by = by
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:
+        by_all = super().report(number, epoch, auc)
+        if number < self.first or epoch not in prunable_epochs(self.experiment):
+            return False
+        return ("all" in self.by and by_all) or (
+            "resolution" in self.by and self._is_below_its_resolution(number, epoch)
+        )
+
+    def _is_below_its_resolution(self, number: int, epoch: int) -> bool:
+        trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        mine = trials[number]
+        others = [
+            max(value for at, value in trial.intermediate_values.items() if at <= epoch)
+            for trial in trials.values()
+            if trial.number != number
+            and trial.params.get("resolution") == mine.params["resolution"]
+            and trial.state is not optuna.trial.TrialState.RUNNING
+            and epoch in trial.intermediate_values
+        ]
+        best = max(value for at, value in mine.intermediate_values.items() if at <= epoch)
+        return len(others) >= 2 and best < float(np.median(others))
+
+
 class GridSearch:
     """Every cell of the recorded factorial once, in random order, none ended early."""
 
@@ -117,6 +149,10 @@ def acuity_experiment(*, minimum: int, trials: int = 1000, pruner: str = "median
     return Experiment("replay", ("label",), data, search, Training(epochs=EPOCHS))
 
 
+def _pruned_first(seed: int, workers: int, *, minimum: int, spared: int, by: tuple[str, ...]) -> PrunedFirst:
+    return PrunedFirst(seed, workers=workers, experiment=acuity_experiment(minimum=minimum), spared=spared, by=by)
+
+
 def _hyperband(seed: int) -> OptunaSearch:
     return OptunaSearch(TPESampler(seed=seed), HyperbandPruner(min_resource=1, max_resource=EPOCHS))
 
@@ -133,6 +169,16 @@ STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
     "hyperband": lambda seed, _: _hyperband(seed),
     "gp": lambda seed, _: _gaussian_process(seed),
     "acuity": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=6)),
+    "prunable-2-all": lambda seed, workers: _pruned_first(seed, workers, minimum=6, spared=2, by=("all",)),
+    "prunable-2-resolution": lambda seed, workers: _pruned_first(
+        seed, workers, minimum=6, spared=2, by=("resolution",)
+    ),
+    "prunable-2-both": lambda seed, workers: _pruned_first(
+        seed, workers, minimum=6, spared=2, by=("all", "resolution")
+    ),
+    "prunable-1-both": lambda seed, workers: _pruned_first(
+        seed, workers, minimum=6, spared=1, by=("all", "resolution")
+    ),
     "acuity-fewer-first": lambda seed, workers: AcuitySearch(
         seed, workers=workers, experiment=acuity_experiment(minimum=2)
     ),

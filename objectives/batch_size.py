@@ -13,10 +13,9 @@ from objectives.network import make_network
 
 GIB = 2**30
 # Beside what autograd saves, a step holds gradients of activations, temporaries of single layers, and on a CPU what
-# glibc's allocator keeps back. Real steps on a CPU (resnet34, densenet121, convnext_tiny, vit_small, test_resnet; 128
-# and 224 px) took 1.10 to 1.39 of the saved bytes; with an allocator that gives everything back, which costs a third of
-# the speed, at most 1.07.
-TEMPORARIES = {"cpu": 1.4, "cuda": 1.07}
+# glibc's allocator keeps back. Real steps on a CPU (ten networks from test_resnet to vit_small, 64 to 224 px) took 0.81
+# to 1.18 of the saved bytes, with large blocks returned at once (objectives/allocator.py).
+TEMPORARIES = {"cpu": 1.2, "cuda": 1.07}
 PROBED_BATCH = 64  # what is saved once a batch (statistics of norms) is lost in it
 # Of a GPU: the driver's context, cuDNN's workspaces and fragmentation take what is left over by these two.
 CUDA_STEP_SHARE = 0.65

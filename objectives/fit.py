@@ -9,13 +9,14 @@ from objectives.augmentation import draw_augmentation
 from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch
 from objectives.learner import Learner, make_learner, train_batches
 from objectives.out_of_memory import is_out_of_memory
-from objectives.peak_memory import MIB, held_memory_mib, watch_peak_memory
+from objectives.peak_memory import MIB, held_memory_mib, reserved_memory_mib, watch_peak_memory
 from objectives.task import Hyperparameters
 
-MOST_STEPS = 3  # once a batch has fitted
-# A step's peak varies from one to the next, on a CPU by a tenth (what the allocator keeps depends on what it was asked
-# for before), so the next guess stays this far below.
-_MARGIN = 0.98
+MOST_STEPS = 3  # once a batch has fitted; one more where the last failed and the edge is far from what fitted
+_FAR = 0.9
+# A step's peak varies from one to the next, on a CPU with what the allocator was asked for before, so the next guess
+# stays this far below.
+_MARGIN = 0.96
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ def fit_batch(
     warm = _take_step(learner, 2, device, held_mib=0.0)
     held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - 0.75 * memory.fixed_bytes / MIB
     peak_mib = seconds = 0.0
-    guess = estimate or 2
-    while warm and fitting < guess < too_large and not (fitting and steps >= MOST_STEPS):
+    guess, most_steps = estimate or 2, MOST_STEPS
+    while warm and fitting < guess < too_large and not (fitting and steps >= most_steps):
         steps += 1
         taken = _take_step(learner, guess, device, held_mib=held_mib)
         if taken is not None and taken[0] * MIB <= budget_bytes:
             fitting, (peak_mib, seconds) = guess, taken
         else:
             too_large = guess
+            most_steps = MOST_STEPS + (fitting < _FAR * too_large)
         guess = _next_guess(memory, budget_bytes, fitting=fitting, too_large=too_large, peak_mib=peak_mib, most=most)
     return Fit(
         architecture=architecture,
@@ -87,7 +89,7 @@ def _next_guess(
     measured = StepMemory(memory.fixed_bytes, max(peak_mib * MIB - memory.fixed_bytes, 1) / fitting)
     edge = min(largest_batch(measured, int(budget_bytes * _MARGIN)), most)
     if edge >= too_large:
-        edge = largest_batch(StepMemory(0, 1), (fitting + too_large) // 2)
+        edge = largest_batch(StepMemory(0, 1), (fitting + 3 * too_large) // 4)
     return edge
 
 
@@ -98,6 +100,7 @@ def _take_step(
     images = torch.randint(0, 256, (batch_size, 1, learner.side, learner.side), dtype=torch.uint8).to(device)
     # On a CPU the allocator keeps much of an earlier step's memory, which this one uses again.
     kept_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - held_mib
+    reserved_mib = reserved_memory_mib()
     peak_memory_mib = watch_peak_memory(device)
     began = time.perf_counter()
     try:
@@ -115,4 +118,7 @@ def _take_step(
             raise
         learner.optimiser.zero_grad()
         return None
-    return kept_mib + peak_memory_mib(), time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    # Threads' arenas and the like, which a limit of a CPU worker's memory counts before they are written to.
+    newly_reserved_mib = 0.0 if device.type == "cuda" else max(0.0, reserved_memory_mib() - reserved_mib)
+    return kept_mib + peak_memory_mib() + newly_reserved_mib, seconds

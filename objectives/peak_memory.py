@@ -28,6 +28,15 @@ def watch_peak_memory(device: torch.device) -> Callable[[], float]:
     return lambda: max(0.0, _linux_peak_mib() - before)  # Linux counts to a few pages a thread, in either direction
 
 
+def reserved_memory_mib() -> float:
+    """What this process may write to without holding it yet, in MiB: RLIMIT_DATA counts it. 0 elsewhere than on Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0.0
+    sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return (int(sizes["VmData"].split()[0]) - int(sizes["RssAnon"].split()[0])) / 1024
+
+
 def held_memory_mib(device: torch.device) -> float:
     """What is held now, in MiB: of a GPU by torch's allocator for this process, on a CPU by the process."""
     if device.type == "cuda":
