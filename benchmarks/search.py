@@ -28,7 +28,7 @@ from replay import confirm, replay
 from strategies import RATES, STRATEGIES
 from surrogate import Configuration, Surrogate, fit, validate
 
-UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
+UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
 NEAR = 0.005
 """AUC within which of the best a configuration, or a resolution, counts as found."""
 FEWEST_CURVES = 40
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
     rows = pd.read_parquet(CURVES)
     rows = rows[rows["image_set"].isin(asked.sets)]
     names = [f"{image_set}/{label}" for image_set, label in rows.groupby(["image_set", "label"]).groups]

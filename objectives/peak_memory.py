@@ -29,7 +29,7 @@ def watch_peak_memory(device: torch.device) -> Callable[[], float]:
 
 
 def reserved_memory_mib() -> float:
-    """What this process may write to without holding it yet, in MiB: RLIMIT_DATA counts it. 0 elsewhere than on Linux."""
+    """What this process may write to and does not hold yet, in MiB, as RLIMIT_DATA counts it; 0 beside Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0.0
