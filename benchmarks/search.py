@@ -32,6 +32,8 @@ UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
 NEAR = 0.005
 """AUC within which of the best a configuration, or a resolution, counts as found."""
 FEWEST_CURVES = 40
+REGRETS = (0.05, 0.02, 0.01)
+"""Mean AUC below the best at which costs are compared."""
 CERTAIN = (0.7, 0.8, 0.9)
 """Probabilities of the right reference at which costs are compared."""
 
@@ -174,13 +176,14 @@ def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     return table.round(4)
 
 
-def _cost_of(table: pd.DataFrame, probability: float, *, confirmed: bool) -> float:
-    """Units at which the probability of the right reference is first reached, between costs linearly; else NaN."""
+def _cost_of(table: pd.DataFrame, *, column: str, wanted: float, confirmed: bool) -> float:
+    """Units at which a column first reaches what is wanted, between costs linearly; NaN where it never does."""
     costs = table.index.to_numpy(float) + (table["confirm_units"].to_numpy() if confirmed else 0)
-    reached = np.maximum.accumulate(table["right"].to_numpy(float))
-    if reached[-1] < probability:
+    sign = -1 if "regret" in column else 1
+    reached = np.maximum.accumulate(sign * table[column].to_numpy(float))
+    if reached[-1] < sign * wanted:
         return float("nan")
-    return float(np.interp(probability, reached, costs)) if reached[0] < probability else float(costs[0])
+    return float(np.interp(sign * wanted, reached, costs))
 
 
 def _result(table: pd.DataFrame, checked: dict[str, Any], asked: argparse.Namespace, curves: int) -> dict[str, Any]:
@@ -192,28 +195,35 @@ def _result(table: pd.DataFrame, checked: dict[str, Any], asked: argparse.Namesp
         "n": asked.repetitions,
         "curves": curves,
         "surrogates": checked,
-        "probability_right": {
-            f"{workers} workers": {
-                strategy: table.loc[(workers, strategy)]["right"].to_dict() for strategy in asked.only
-            }
-            for workers in asked.workers
-        },
+        "probability_right": _by_strategy(table, "right", asked),
+        "mean_regret": _by_strategy(table, "regret", asked),
         "costs": _costs(table, asked),
     }
 
 
+def _by_strategy(table: pd.DataFrame, column: str, asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        f"{workers} workers": {strategy: table.loc[(workers, strategy)][column].to_dict() for strategy in asked.only}
+        for workers in asked.workers
+    }
+
+
 def _costs(table: pd.DataFrame, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Units until the right reference is as probable, by strategy."""
+    """Units until the right reference is as probable, and until the best trial is as good, by strategy."""
+    compared = [("right", probability, confirmed) for probability in CERTAIN for confirmed in (False, True)]
+    compared += [("regret", regret, False) for regret in REGRETS]
     found = []
     for workers in asked.workers:
-        for probability in CERTAIN:
-            for confirmed in (False, True):
-                costs = {
-                    strategy: round(_cost_of(table.loc[(workers, strategy)], probability, confirmed=confirmed), 2)
-                    for strategy in asked.only
-                }
-                found.append({"workers": workers, "probability": probability, "confirmed": confirmed, "units": costs})
-                print(found[-1])
+        for column, wanted, confirmed in compared:
+            costs = {
+                strategy: _cost_of(table.loc[(workers, strategy)], column=column, wanted=wanted, confirmed=confirmed)
+                for strategy in asked.only
+            }
+            units = {strategy: None if np.isnan(cost) else round(cost, 2) for strategy, cost in costs.items()}
+            found.append(
+                {"workers": workers, "until": column, "is": wanted, "with_confirmation": confirmed, "units": units}
+            )
+            print(found[-1])
     return found
 
 
