@@ -133,8 +133,8 @@ class GridSearch:
         pass
 
 
-def acuity_experiment(*, minimum: int, trials: int = 1000, pruner: str = "median") -> Experiment:
-    """The product's settings over the recorded space."""
+def acuity_experiment(*, seed: int, minimum: int, trials: int = 1000, pruner: str = "median") -> Experiment:
+    """The product's settings over the recorded space; the seed draws the first trials' rates and batches."""
     search = Search(
         resolutions=RESOLUTIONS,
         architectures=ARCHITECTURES,
@@ -144,13 +144,16 @@ def acuity_experiment(*, minimum: int, trials: int = 1000, pruner: str = "median
         min_batch_size=BATCH_SIZES[0],
         max_batch_size=BATCH_SIZES[-1],
         pruner=pruner,
+        seed=seed,
     )
     data = Data(index=Path("none.csv"), images=Path("none"))
     return Experiment("replay", ("label",), data, search, Training(epochs=EPOCHS))
 
 
 def _pruned_first(seed: int, workers: int, *, minimum: int, spared: int, by: tuple[str, ...]) -> PrunedFirst:
-    return PrunedFirst(seed, workers=workers, experiment=acuity_experiment(minimum=minimum), spared=spared, by=by)
+    return PrunedFirst(
+        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=minimum), spared=spared, by=by
+    )
 
 
 def _hyperband(seed: int) -> OptunaSearch:
@@ -168,7 +171,9 @@ STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
     "optuna": lambda seed, _: OptunaSearch(TPESampler(seed=seed), MedianPruner()),
     "hyperband": lambda seed, _: _hyperband(seed),
     "gp": lambda seed, _: _gaussian_process(seed),
-    "acuity": lambda seed, workers: AcuitySearch(seed, workers=workers, experiment=acuity_experiment(minimum=6)),
+    "acuity": lambda seed, workers: AcuitySearch(
+        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=6)
+    ),
     "prunable-2-all": lambda seed, workers: _pruned_first(seed, workers, minimum=6, spared=2, by=("all",)),
     "prunable-2-resolution": lambda seed, workers: _pruned_first(
         seed, workers, minimum=6, spared=2, by=("resolution",)
@@ -180,10 +185,10 @@ STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
         seed, workers, minimum=6, spared=1, by=("all", "resolution")
     ),
     "acuity-fewer-first": lambda seed, workers: AcuitySearch(
-        seed, workers=workers, experiment=acuity_experiment(minimum=2)
+        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=2)
     ),
     "cost-aware": lambda seed, workers: AcuitySearch(
-        seed, workers=workers, experiment=acuity_experiment(minimum=2), sampler=CostAwareSampler(seed)
+        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=2), sampler=CostAwareSampler(seed)
     ),
 }
 """By name: made from (seed, simulated workers). `optuna` is what create_study() does by default."""
