@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -232,10 +233,17 @@ def _lightning(architecture: str, side: int, mode: str, counts: dict) -> int:
             return torch.optim.AdamW(self.network.parameters())
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = lightning.Trainer(
-        accelerator="auto", devices=1, max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    return Tuner(trainer).scale_batch_size(Module(), mode=mode, max_trials=12 if mode == "power" else 25) or 0
+    with tempfile.TemporaryDirectory() as folder:  # its finder keeps the module's state there
+        trainer = lightning.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
+        return Tuner(trainer).scale_batch_size(Module(), mode=mode, max_trials=12 if mode == "power" else 25) or 0
 
 
 if __name__ == "__main__":
