@@ -8,7 +8,7 @@ import torch
 from objectives.augmentation import draw_augmentation
 from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch
 from objectives.learner import Learner, make_learner, train_batches
-from objectives.out_of_memory import is_out_of_memory
+from objectives.out_of_memory import forget_failed_step, is_out_of_memory
 from objectives.peak_memory import MIB, held_memory_mib, reserved_memory_mib, watch_peak_memory
 from objectives.task import Hyperparameters
 
@@ -113,12 +113,15 @@ def _take_step(
             positive_weight=1.0,
         ):
             loss.item()
+        seconds: float | None = time.perf_counter() - began
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        seconds = None
+    if seconds is None:
         learner.optimiser.zero_grad()
+        forget_failed_step(device)
         return None
-    seconds = time.perf_counter() - began
     # Threads' arenas and the like, which a limit of a CPU worker's memory counts before they are written to.
     newly_reserved_mib = 0.0 if device.type == "cuda" else max(0.0, reserved_memory_mib() - reserved_mib)
     return kept_mib + peak_memory_mib() + newly_reserved_mib, seconds

@@ -1,4 +1,4 @@
-"""How it is told that memory ran out."""
+"""How it is told that memory ran out, and what has to be let go before another try."""
 
 import torch
 
@@ -11,3 +11,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
     )
+
+
+def forget_failed_step(device: torch.device) -> None:
+    """Let go of what a failed step left behind; to be called after its except block, when its tensors are free.
+
+    A backward pass that raises leaves the nodes that it had not come to yet in autograd's queue of this thread, and all
+    that they saved, until the next backward pass throws them out: in a network with branches several hundred MiB, so
+    that the next try ran out of memory whatever its batch. A pass through a single number empties the queue.
+    """
+    torch.zeros((), device=device, requires_grad=True).backward()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
