@@ -158,7 +158,7 @@ def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], N
         images = torch.randint(0, 256, (batch, 1, side, side), dtype=torch.uint8).to(DEVICE)
         for loss in train_batches(
             learner,
-            lambda positions: images[positions.to(DEVICE)],
+            functools.partial(map, lambda positions: images[positions.to(DEVICE)]),
             targets=torch.zeros(batch, device=DEVICE),
             batches=torch.arange(batch).unsqueeze(0),
             augmentation=_augmentation(batch),

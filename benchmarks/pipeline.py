@@ -290,7 +290,7 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     import torch
 
     from objectives.image_cache import build_cache
-    from objectives.image_feed import open_feed
+    from objectives.image_feed import open_feeds
     from objectives.index import read_index
     from objectives.learner import make_learner, train_batches
     from objectives.task import Hyperparameters
@@ -301,14 +301,14 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     task = Hyperparameters(ARCHITECTURE, resolution=side, batch_size=BATCH, learning_rate=1e-3, epochs=1, augment=False)
     learner = make_learner(task, total_steps=100_000, device=cpu)
     rows = np.arange(len(pixels))
-    from_cache = open_feed(pixels, rows, device=cpu)
-    batch = from_cache(torch.arange(BATCH))
+    (from_cache,) = open_feeds(pixels, rows, device=cpu)
+    (batch,) = from_cache([torch.arange(BATCH)])
     targets = torch.from_numpy((rows % 2).astype(np.float32))
     torch.set_num_threads(1)
     steps = max(3, int(24 * (64 / side) ** 2))
     rates: dict[str, list[float]] = {"cache": [], "resident": []}
     for round_ in range(ROUNDS + 1):
-        for name, feed in (("cache", from_cache), ("resident", lambda _: batch)):
+        for name, feed in (("cache", from_cache), ("resident", lambda batches: (batch for _ in batches))):
             batches = torch.randint(len(rows), (steps, BATCH)).sort(dim=1).values
             began = time.process_time()
             for _ in train_batches(

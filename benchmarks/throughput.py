@@ -11,8 +11,12 @@ own and in turn, at the same batch, against
 On an H100 or H200 the goals are 0.95 of resident at each resolution, 3 times plain fp32 and 1.3 times plain autocast at
 64 px, and nowhere below 1. And what 1, 2, 4 and 8 workers on one GPU train together at 64 and 320 px.
 
+Two more, which the trials do not use, say whether they should: the resident batch with its network compiled
+(torch.compile), and its whole step captured as a CUDA graph; with the seconds that the first step takes, which a trial
+must win back.
+
 On a GPU: resnet34 and densenet121 at 64, 128, 224, 320 and 448 px in bf16 (about 8 minutes). On a CPU: two small
-networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 12
+networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 14
 minutes). Arguments: resolutions.
 """
 
@@ -24,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from objectives.augmentation import draw_augmentation
-from objectives.image_feed import open_feed
+from objectives.image_feed import open_feeds
 from objectives.learner import Learner, make_learner, train_batches
 from objectives.network import make_network
 from objectives.prediction import compute_logits
@@ -50,6 +54,8 @@ ARCHITECTURES = ("resnet34", "densenet121") if CUDA else ("resnet10t", "mobilene
 RESOLUTIONS = (64, 128, 224, 320, 448) if CUDA else (64, 128)
 BATCHES = {64: 512, 128: 256, 224: 128, 320: 64, 448: 32} if CUDA else {64: 64, 128: 32}
 KINDS = ("acuity", *(() if CUDA else ("acuity bf16",)), "resident", "plain fp32", "plain autocast")
+# On a CPU torch.compile is out of the question: its first step took 5 minutes here, and it was no faster after it.
+PROBES = ("compiled", "captured") if CUDA else ()
 # Whose images/s are held against a peer's: those in the peer's own precision, where a CPU trains in either.
 AGAINST = {"resident": "acuity", "plain fp32": "acuity", "plain autocast": "acuity" if CUDA else "acuity bf16"}
 ROUNDS = 3
@@ -63,13 +69,14 @@ def main() -> None:
     """Measure every cell in turn, print the table and one line of JSON."""
     sides = [int(side) for side in sys.argv[1:]] or list(RESOLUTIONS)
     rows, goals = [], []
-    print(f"{'network':<24}{'px':>4}{'batch':>7}  " + "".join(f"{kind:>18}" for kind in KINDS) + f"{'roofline':>10}")
+    kinds = (*KINDS, *PROBES)
+    print(f"{'network':<24}{'px':>4}{'batch':>7}  " + "".join(f"{kind:>18}" for kind in kinds) + f"{'roofline':>10}")
     for architecture in ARCHITECTURES:
         for side in sides:
             row = _cell(architecture, side)
             rows.append(row)
             goals += _goals(row)
-            speeds = "".join(f"{row['images_per_second'][kind]:>18,.0f}" for kind in KINDS)
+            speeds = "".join(f"{row['images_per_second'][kind]:>18,.0f}" for kind in kinds)
             share = "" if row["roofline"] is None else f"{row['roofline']:.0%}"
             print(f"{architecture:<24}{side:>4}{row['batch']:>7}  {speeds}{share:>10}", flush=True)
     together = _workers_together() if CUDA else []
@@ -95,12 +102,14 @@ def main() -> None:
 
 def _cell(architecture: str, side: int) -> dict:
     """Each kind ROUNDS times in turn, so that what else the machine does falls on all of them."""
-    runs: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    runs: dict[str, list[float]] = {kind: [] for kind in (*KINDS, *PROBES)}
+    first_steps: dict[str, float] = {}
     flops = 0.0
-    for _ in range(ROUNDS):
-        for kind in KINDS:
+    for round_ in range(ROUNDS):
+        for kind in KINDS if round_ else (*KINDS, *PROBES):
             told = _in_fresh_process(kind, architecture, side, BATCHES[side])
             runs[kind].append(told["images_per_second"])
+            first_steps[kind] = told["first_step_s"]
             flops = told["flops_per_image"] or flops
     peak = next((peaks[PRECISION] for name, peaks in PEAKS.items() if CUDA and name in torch.cuda.get_device_name()), 0)
     speeds = {kind: statistics.median(values) for kind, values in runs.items()}
@@ -109,6 +118,7 @@ def _cell(architecture: str, side: int) -> dict:
         "resolution": side,
         "batch": BATCHES[side],
         "images_per_second": speeds,
+        "first_step_s": first_steps,
         "ratios": {
             peer: sorted(ours / theirs for ours, theirs in zip(runs[mine], runs[peer], strict=True))
             for peer, mine in AGAINST.items()
@@ -151,7 +161,9 @@ def _workers_together() -> list[dict]:
 
 def _in_fresh_process(kind: str, architecture: str, side: int, batch: int) -> dict:
     command = [sys.executable, __file__, kind, architecture, str(side), str(batch)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=kind not in PROBES)
+    if done.returncode != 0:  # its error is on the terminal
+        return {"images_per_second": 0.0, "first_step_s": 0.0, "flops_per_image": 0}
     told: dict = json.loads(done.stdout.splitlines()[-1])
     return told
 
@@ -160,14 +172,19 @@ def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
     """Steps for WARM_S, then for TIMED_S; the device is waited for before the clock is read."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (16 * batch, side, side), dtype=np.uint8)
-    if kind == "resident":
-        steps = _resident(architecture, images, batch)
+    if kind in ("resident", "compiled"):
+        steps = _resident(architecture, images, batch, is_compiled=kind == "compiled")
+    elif kind == "captured":
+        steps = _captured(architecture, images, batch)
     elif kind.startswith("acuity"):
         steps = _acuity(architecture, images, batch, "bf16" if kind == "acuity bf16" else PRECISION)
     else:
         steps = _plain(architecture, images, batch, kind)
     began = time.perf_counter()
-    while time.perf_counter() - began < WARM_S:
+    next(steps)
+    _wait()
+    first_step_s = time.perf_counter() - began
+    while time.perf_counter() - began < first_step_s + WARM_S:
         next(steps)
     _wait()
     done, began = 0, time.perf_counter()
@@ -178,7 +195,11 @@ def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
             _wait()
     _wait()
     speed = done * batch / (time.perf_counter() - began)
-    return {"images_per_second": speed, "flops_per_image": _flops(architecture, side) if kind == "acuity" else 0}
+    return {
+        "images_per_second": speed,
+        "first_step_s": round(first_step_s, 2),
+        "flops_per_image": _flops(architecture, side) if kind == "acuity" else 0,
+    }
 
 
 def _wait() -> None:
@@ -194,7 +215,7 @@ def _learner(architecture: str, side: int, batch: int, precision: str) -> Learne
 def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -> Iterator[None]:
     """The training loop of a trial, epoch after epoch."""
     learner = _learner(architecture, images.shape[1], batch, precision)
-    feed = open_feed(images, np.arange(len(images)), device=DEVICE)
+    (feed,) = open_feeds(images, np.arange(len(images)), device=DEVICE)
     targets = (torch.arange(len(images)) % 2).float().to(DEVICE)
     generator = torch.Generator().manual_seed(0)
     while True:
@@ -209,17 +230,47 @@ def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -
             yield
 
 
-def _resident(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
+def _resident(architecture: str, images: np.ndarray, batch: int, *, is_compiled: bool) -> Iterator[None]:
     """Forward, backward and optimiser step on one batch of floats that is there already."""
+    learner, step = _resident_step(architecture, images, batch)
+    if is_compiled:
+        learner.network.compile()
+    while True:
+        step()
+        yield
+
+
+def _captured(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
+    """The same step as one CUDA graph (PyTorch's notes on CUDA graphs: warm up on a side stream, then capture)."""
+    learner, step = _resident_step(architecture, images, batch)
+    for group in learner.optimiser.param_groups:
+        group["capturable"] = True
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    while True:
+        graph.replay()
+        yield
+
+
+def _resident_step(architecture: str, images: np.ndarray, batch: int) -> tuple[Learner, Callable[[], None]]:
     learner = _learner(architecture, images.shape[1], batch, PRECISION)
     learner.network.train()
     ready = torch.from_numpy(images[:batch]).unsqueeze(1).float().div_(255).to(DEVICE)
     targets = (torch.arange(batch) % 2).float().to(DEVICE)
-    while True:
+
+    def step() -> None:
+        learner.optimiser.zero_grad()
         F.binary_cross_entropy_with_logits(compute_logits(learner, ready), targets).backward()
         learner.optimiser.step()
-        learner.optimiser.zero_grad()
-        yield
+
+    return learner, step
 
 
 class _Images(Dataset):

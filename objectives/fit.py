@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -106,7 +107,7 @@ def _take_step(
     try:
         for loss in train_batches(
             learner,
-            lambda positions: images[positions.to(device)],
+            partial(map, lambda positions: images[positions.to(device)]),
             targets=(torch.arange(batch_size, device=device) % 2).float(),
             batches=torch.arange(batch_size).unsqueeze(0),
             augmentation=draw_augmentation(batch_size, generator=torch.Generator().manual_seed(0)),

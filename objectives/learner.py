@@ -52,8 +52,8 @@ def train_batches(
     weight = torch.tensor(positive_weight, device=learner.device)
     if augmentation is not None:
         augmentation = augmentation.to(learner.device)
-    for positions in batches:
-        images = feed(positions).float().div_(255)
+    for positions, stored in zip(batches, feed(batches), strict=True):
+        images = stored.float().div_(255)
         here = positions.to(learner.device, non_blocking=True)
         if augmentation is None:
             images = enlarge(images, side=learner.side)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from objectives.augmentation import enlarge
 from objectives.checkpoint import read_network
 from objectives.errors import InputError
-from objectives.image_feed import Feed, open_feed
+from objectives.image_feed import Feed, open_feeds
 from objectives.network import make_network, normalisation
 from objectives.task import Hyperparameters
 
@@ -53,9 +53,9 @@ def is_channels_last(device: torch.device, precision: str) -> bool:
 def predict_batches(predictor: Predictor, feed: Feed, *, num_images: int) -> Iterator[torch.Tensor]:
     """Logits (float32, on the device) of the feed's images in order; leaves the network in eval mode."""
     predictor.network.eval()
-    for positions in torch.arange(num_images).split(max(16, _PREDICTED_PIXELS // predictor.side**2)):
+    for images in feed(torch.arange(num_images).split(max(16, _PREDICTED_PIXELS // predictor.side**2))):
         with torch.inference_mode():
-            yield compute_logits(predictor, enlarge(feed(positions).float().div_(255), side=predictor.side))
+            yield compute_logits(predictor, enlarge(images.float().div_(255), side=predictor.side))
 
 
 def compute_logits(predictor: Predictor, images: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def score_images(
     images: uint8 [N, R, R], may be memory-mapped. InputError where the checkpoint is not one of such a network.
     """
     predictor = load_predictor(checkpoint, hyperparameters, device=device)
-    feed = open_feed(images, rows, device=device)
+    (feed,) = open_feeds(images, rows, device=device)
     return probabilities(list(predict_batches(predictor, feed, num_images=len(rows))))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from objectives.augmentation import draw_augmentation
 from objectives.checkpoint import Checkpoint, pack, unpack
-from objectives.image_feed import Feed, open_feed
+from objectives.image_feed import Feed, open_feeds
 from objectives.learner import Learner, make_learner, train_batches
 from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
 from objectives.peak_memory import watch_peak_memory
@@ -59,9 +59,7 @@ def train(
         hyperparameters, batches=batches, seed=seed, device=device, identity=identity, load_checkpoint=load_checkpoint
     )
     aucs, seconds_before = (checkpoint.aucs, checkpoint.seconds) if checkpoint else ([], 0.0)
-    training, validation = (
-        open_feed(data.images, rows, device=device, workers=workers) for rows in (data.training, data.validation)
-    )
+    training, validation = open_feeds(data.images, data.training, data.validation, device=device, workers=workers)
     targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
 
     resumed_epochs = len(aucs)

@@ -75,6 +75,7 @@ def _train_unless_out_of_memory(
             data,
             seed=_seed(station, claim),
             device=station.device.torch_device,
+            workers=station.device.workers,
             report=reporter,
             should_stop=station.stop.is_set,
             load_checkpoint=lambda: checkpoints.read(claim.checkpoint_study, claim.origin, attempt=attempt),

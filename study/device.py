@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch, memory_budget
+from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch, memory_budget, resident_image_bytes
 from objectives.fit import fit_batch
 from objectives.prediction import is_channels_last
 from storage.database import Database
@@ -27,6 +27,9 @@ class Device:
     name: str
     threads: int
     memory_budget_bytes: int
+    """Of its training steps, beside a GPU's images."""
+    workers: int = 1
+    """How many share the device."""
 
 
 def open_device(
@@ -48,6 +51,7 @@ def open_device(
         name=_device_name(device),
         threads=share,
         memory_budget_bytes=memory_budget(device, workers=workers, memory_gib=memory_budget_gib),
+        workers=workers,
     )
 
 
@@ -115,12 +119,14 @@ def _device_name(device: torch.device) -> str:
 
 
 def limit_memory(device: Device) -> None:
-    """On a CPU, let an allocation beyond the budget fail with an error, where Linux would kill the process later."""
+    """Let an allocation beyond this worker's share fail; else Linux kills the process later, or a neighbour's fails.
+
+    A GPU's share is the budget and the room for images, so that these do not eat into it.
+    """
     if device.torch_device.type != "cpu":
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, device.memory_budget_bytes / torch.cuda.get_device_properties(device.torch_device).total_memory),
-            device.torch_device,
-        )
+        share = device.memory_budget_bytes + resident_image_bytes(device.torch_device, workers=device.workers)
+        total = torch.cuda.get_device_properties(device.torch_device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share / total), device.torch_device)
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _status_bytes("VmData") + device.memory_budget_bytes + _SLACK_BYTES

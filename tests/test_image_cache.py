@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from objectives.errors import InputError
 from objectives.image_cache import BadImage, UnreadableImagesError, build_cache, cache_bytes
-from objectives.image_feed import Feed, open_feed
+from objectives.image_feed import Feed, open_feeds
 from objectives.index import ImageIndex, read_index, take_rows
 from objectives.pixels import area_average, fit_square, read_grey
 from objectives.task import Hyperparameters, LabelledImages
@@ -262,7 +263,8 @@ def test_full_disk_is_refused_with_figures_before_building(tmp_path: Path, monke
 
 FULL_DISK = """
 import shutil, sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from objectives.errors import InputError
 from objectives.image_cache import build_cache
@@ -307,7 +309,8 @@ def test_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None
 
 BUILD = """
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from objectives.image_cache import build_cache
 from objectives.index import read_index
@@ -543,27 +546,29 @@ def test_training_sees_the_same_from_the_cache_and_from_the_files(
     def decode(row: int) -> np.ndarray:
         return area_average(fit_square(read_grey(index.image_path(row)), "pad"), 32)
 
-    def from_files(_: np.ndarray, rows: np.ndarray, **__: object) -> Feed:
-        return lambda positions: torch.from_numpy(np.stack([decode(row) for row in rows[positions]])).unsqueeze(1)
+    def from_files(_: np.ndarray, *parts: np.ndarray, **__: object) -> list[Feed]:
+        def gather(rows: np.ndarray, positions: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(np.stack([decode(row) for row in rows[positions]])).unsqueeze(1)
 
-    def run(feed: Callable[..., Feed]) -> tuple[list[torch.Tensor], np.ndarray]:
+        return [partial(map, partial(gather, rows)) for rows in parts]
+
+    def run(feeds: Callable[..., list[Feed]]) -> tuple[list[torch.Tensor], np.ndarray]:
         batches: list[torch.Tensor] = []
 
-        def open_and_watch(*arguments: Any, **options: Any) -> Feed:
-            inner = feed(*arguments, **options)
+        def open_and_watch(*arguments: Any, **options: Any) -> list[Feed]:
+            def watched(inner: Feed, positions: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+                for batch in inner(positions):
+                    batches.append(batch.clone())
+                    yield batch
 
-            def watched(positions: torch.Tensor) -> torch.Tensor:
-                batches.append(inner(positions).clone())
-                return batches[-1]
+            return [partial(watched, feed) for feed in feeds(*arguments, **options)]
 
-            return watched
-
-        monkeypatch.setattr("objectives.training.open_feed", open_and_watch)
+        monkeypatch.setattr("objectives.training.open_feeds", open_and_watch)
         task = Hyperparameters("test_resnet", resolution=32, batch_size=4, learning_rate=1e-3, epochs=2)
         outcome = train(task, data, seed=7, device=torch.device("cpu"), report=lambda *_: False)
         return batches, outcome.scores
 
-    cached, decoded = run(open_feed), run(from_files)
+    cached, decoded = run(open_feeds), run(from_files)
     assert len(cached[0]) == len(decoded[0]) >= 8
     assert all(torch.equal(*pair) for pair in zip(cached[0], decoded[0], strict=True))
     np.testing.assert_array_equal(cached[1], decoded[1])
