@@ -40,7 +40,8 @@ class Surrogate:
     """[trainings, epochs + 1], scaled to the seeds' variance."""
     levels: Floats
     """[trainings] mean logit of the validation AUC after the last epoch, which says whose residuals are alike."""
-    seconds: LinearRegression
+    seconds: Floats
+    """Coefficients of the columns of `_costs`, then the constant."""
     resolutions: tuple[int, ...]
     architectures: tuple[str, ...]
 
@@ -50,7 +51,7 @@ class Surrogate:
 
     def epoch_seconds(self, configurations: list[Configuration]) -> Floats:
         """CPU seconds of an epoch, [N]."""
-        return np.exp(self.seconds.predict(self._costs(configurations)))
+        return np.exp(self._costs(configurations) @ self.seconds[:-1] + self.seconds[-1])
 
     def mean(self, configurations: list[Configuration]) -> Floats:
         """Logits, [N, epochs + 1]: validation after each epoch, then test."""
@@ -62,10 +63,10 @@ class Surrogate:
         return self.residuals[rng.choice(similar)] * rng.choice((-1, 1))
 
     def _features(self, configurations: list[Configuration]) -> Floats:
-        return _features(pd.DataFrame([vars(one) for one in configurations]), self.architectures)
+        return _features(_columns(configurations), self.architectures)
 
     def _costs(self, configurations: list[Configuration]) -> Floats:
-        return _costs(pd.DataFrame([vars(one) for one in configurations]), self.resolutions, self.architectures)
+        return _costs(_columns(configurations), self.resolutions, self.architectures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +74,25 @@ class _Means:
     centre: Floats
     axes: Floats
     """[components, epochs + 1]"""
-    processes: list[GaussianProcessRegressor]
+    processes: "list[_Process]"
 
     def of(self, features: Floats) -> Floats:
-        return self.centre + np.column_stack([process.predict(features) for process in self.processes]) @ self.axes
+        return self.centre + np.column_stack([process(features) for process in self.processes]) @ self.axes
+
+
+@dataclass(frozen=True, eq=False)
+class _Process:
+    """The mean of a fitted process, without what scikit-learn checks at each call: replays ask for one at a time."""
+
+    lengths: Floats
+    points: Floats
+    """[trainings, features], over the lengths"""
+    weights: Floats
+    mean: float
+
+    def __call__(self, features: Floats) -> Floats:
+        distances = ((features / self.lengths)[:, None] - self.points) ** 2
+        return self.mean + np.exp(-0.5 * distances.sum(axis=2)) @ self.weights
 
 
 def fit(rows: pd.DataFrame) -> Surrogate:
@@ -92,7 +108,8 @@ def fit(rows: pd.DataFrame) -> Surrogate:
     wanted = _seed_variance(rows, curves)
     residuals = residuals * np.sqrt(wanted / residuals.var(axis=0))
     costs = _costs(rows, resolutions, architectures)
-    seconds = LinearRegression().fit(costs, np.log([np.median(seconds) for seconds in rows["epoch_seconds"]]))
+    line = LinearRegression().fit(costs, np.log([np.median(seconds) for seconds in rows["epoch_seconds"]]))
+    seconds = np.append(line.coef_, line.intercept_)
     return Surrogate(means, residuals, fitted[:, -2], seconds, resolutions, architectures)
 
 
@@ -135,7 +152,10 @@ def _fit_means(features: Floats, curves: Floats) -> _Means:
     processes = []
     for component in ((curves - centre) @ axes.T).T:
         kernel = ConstantKernel(1.0) * RBF(np.ones(features.shape[1]), (0.1, 30)) + WhiteKernel(0.3)
-        processes.append(GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(features, component))
+        fitted = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(features, component)
+        lengths, scale = fitted.kernel_.k1.k2.length_scale, fitted.kernel_.k1.k1.constant_value
+        weights = scale * fitted.alpha_ * component.std()
+        processes.append(_Process(lengths, features / lengths, weights, float(component.mean())))
     return _Means(centre, axes, processes)
 
 
@@ -149,7 +169,11 @@ def _seed_variance(rows: pd.DataFrame, values: Floats) -> Floats:
     return np.asarray((variances[repeated] * weights).sum() / weights.sum())
 
 
-def _features(rows: pd.DataFrame, architectures: tuple[str, ...]) -> Floats:
+def _columns(configurations: list[Configuration]) -> dict[str, NDArray]:
+    return {name: np.array([getattr(one, name) for one in configurations]) for name in _CELL}
+
+
+def _features(rows: pd.DataFrame | dict[str, NDArray], architectures: tuple[str, ...]) -> Floats:
     return np.column_stack(
         [
             2 * np.log2(rows["resolution"] / 64),
@@ -160,7 +184,7 @@ def _features(rows: pd.DataFrame, architectures: tuple[str, ...]) -> Floats:
     ).astype(np.float64)
 
 
-def _costs(rows: pd.DataFrame, resolutions: tuple[int, ...], architectures: tuple[str, ...]) -> Floats:
+def _costs(rows: pd.DataFrame | dict[str, NDArray], resolutions: tuple[int, ...], architectures: tuple[str, ...]) -> Floats:
     """One constant for each resolution of each architecture, and two terms for what small batches cost."""
     columns = [
         (rows["resolution"] == resolution) & (rows["architecture"] == architecture)
