@@ -184,7 +184,9 @@ def _features(rows: pd.DataFrame | dict[str, NDArray], architectures: tuple[str,
     ).astype(np.float64)
 
 
-def _costs(rows: pd.DataFrame | dict[str, NDArray], resolutions: tuple[int, ...], architectures: tuple[str, ...]) -> Floats:
+def _costs(
+    rows: pd.DataFrame | dict[str, NDArray], resolutions: tuple[int, ...], architectures: tuple[str, ...]
+) -> Floats:
     """One constant for each resolution of each architecture, and two terms for what small batches cost."""
     columns = [
         (rows["resolution"] == resolution) & (rows["architecture"] == architecture)

@@ -146,4 +146,4 @@ def _tidy(station: Station, claim: Claim) -> None:
 def _fail(station: Station, claim: Claim, reason: str) -> None:
     with claim_study(station.database, claim.study._study_id):
         trial = station.database.storage.get_trial(claim.trial_id)
-        fail(station.database, station.registered, claim.study, trial, reason=reason)
+        fail(station.database, claim.study, trial, reason=reason)

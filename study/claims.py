@@ -19,9 +19,10 @@ from sqlalchemy import text
 from storage.attributes import write_attributes
 from storage.claim import claim_study
 from storage.database import Database
+from study.first_trials import give_recipe
 from study.progress import spoken_for
 from study.register import Registered, checkpoint_name, enqueue, study_name
-from study.search import first_trial, make_sampler
+from study.search import make_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -106,21 +107,25 @@ def claim_trial(
     open_labels = [label for label, trials in taken.items() if label in studies and trials < budget]
     random.shuffle(open_labels)  # workers that start together do not all race for the first of equal labels
     for label in sorted(open_labels, key=taken.__getitem__):
-        claim = _claim_in(database, label, studies[label], budget=budget, can_hold=can_hold)
+        claim = _claim_in(database, registered, label, studies[label], can_hold=can_hold)
         if claim is not None:
             return claim
     return None
 
 
-def _claim_in(database: Database, label: str, study: optuna.Study, *, budget: int, can_hold: CanHold) -> Claim | None:
+def _claim_in(
+    database: Database, registered: Registered, label: str, study: optuna.Study, *, can_hold: CanHold
+) -> Claim | None:
     study.get_trials(deepcopy=False)  # warms the cache, so that the lock is held for milliseconds
     with claim_study(database, study._study_id):
         finished, running, waiting = _count(database, study._study_id)
-        if finished + running >= budget:
+        if finished + running >= registered.experiment.search.trials:
             return None
         trial_id = _take_waiting(database, study, can_hold) if waiting else None
         if trial_id is None:
             trial_id = database.storage.create_new_trial(study._study_id)
+        else:
+            give_recipe(database, registered, label, study, trial_id)
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
         database.heartbeats.record_heartbeat(trial_id)
     return _claim(database, label, study, trial_id, running=running)
@@ -215,10 +220,10 @@ def _reap_trial(database: Database, registered: Registered, study: optuna.Study,
         _requeue(database, study, trial, reason="its worker is gone", retries=retries)
         return
     logger.error("%s trial %d: given up after %d workers died on it", study.study_name, trial.number, retries)
-    fail(database, registered, study, trial, reason=f"given up: {retries} workers died on it")
+    fail(database, study, trial, reason=f"given up: {retries} workers died on it")
 
 
-def fail(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
+def fail(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
     """End a trial as FAILED for good, outside the budget; a first trial's resolution gets another one instead.
 
     Called under the study's claim lock.
@@ -227,14 +232,7 @@ def fail(database: Database, registered: Registered, study: optuna.Study, trial:
         return
     if trial.user_attrs.get("first"):
         resolution = (trial.params or trial.system_attrs["fixed_params"])["resolution"]
-        turns = sum(
-            other.user_attrs.get("first", False)
-            and "origin" not in other.user_attrs
-            and other.system_attrs["fixed_params"]["resolution"] == resolution
-            for other in study.get_trials(deepcopy=False)
-        )
-        parameters = first_trial(registered.experiment, registered.exponents, resolution=resolution, turn=turns)
-        enqueue(database, study, parameters, attributes={"first": True})
+        enqueue(database, study, {"resolution": resolution}, attributes={"first": True})
     _end(database, trial, {"reason": reason})
 
 

@@ -55,7 +55,7 @@ def check_together(experiment: Experiment, source: str) -> None:
     if len(search.architectures) > search.min_complete_per_resolution:
         raise UsageError(
             f"{source}: search.architectures has {len(search.architectures)} networks, must be at most "
-            f"min_complete_per_resolution = {search.min_complete_per_resolution}, to try each at each resolution"
+            f"min_complete_per_resolution = {search.min_complete_per_resolution}, for each label to try each"
         )
     low, high = search.learning_rate
     if not low < high:

@@ -14,7 +14,8 @@ from storage.database import Database
 from storage.experiments import StoredExperiment, delete_experiment, find_experiment, read_experiment, save_experiment
 from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
-from study.search import batch_size_exponents, first_trials
+from study.recipes import first_trials
+from study.search import batch_size_exponents
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _make_study(database: Database, registered: Registered, label: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
             study.set_metric_names(["validation AUC"])
-        for parameters in first_trials(experiment, registered.exponents):
+        for parameters in first_trials(experiment, registered.exponents, label):
             enqueue(database, study, parameters, attributes={"first": True})
 
 

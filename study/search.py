@@ -1,12 +1,9 @@
-"""What is searched and how: the static space, the first trials, the sampler and the pruner of an experiment."""
+"""What is searched and how: the static space, the sampler and the pruner of an experiment."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 
@@ -58,43 +55,6 @@ def choose_batch_size(configuration: Configuration, experiment: Experiment, *, f
         return min(1 << configuration.batch_size_exponent, feasible)
     assert isinstance(policy, int)
     return policy if policy <= feasible else None
-
-
-def first_trials(experiment: Experiment, exponents: tuple[int, int]) -> list[dict[str, Any]]:
-    """Parameters of the trials enqueued first: every (resolution, architecture), then equal effort a resolution.
-
-    Round i holds the same rate, batch and architecture for every resolution, so that no resolution is judged by luck.
-    """
-    search = experiment.search
-    return [
-        first_trial(experiment, exponents, resolution=resolution, turn=turn)
-        for turn in range(search.min_complete_per_resolution)
-        for resolution in search.resolutions
-    ]
-
-
-def first_trial(experiment: Experiment, exponents: tuple[int, int], *, resolution: int, turn: int) -> dict[str, Any]:
-    """Parameters of the first trial number `turn` of a resolution; turns beyond the minimum replace failed ones."""
-    search = experiment.search
-    rate_quantile, batch_quantile = _spread(search.min_complete_per_resolution, search.seed)[
-        turn % search.min_complete_per_resolution
-    ]
-    low, high = (math.log(rate) for rate in search.learning_rate)
-    parameters: dict[str, Any] = {
-        "resolution": resolution,
-        "architecture": search.architectures[turn % len(search.architectures)],
-        "learning_rate": math.exp(low + rate_quantile * (high - low)),
-    }
-    if search.batch == "search":
-        lowest, highest = exponents
-        parameters["batch_size_exponent"] = lowest + int(batch_quantile * (highest - lowest + 1))
-    return parameters
-
-
-def _spread(points: int, seed: int) -> NDArray[np.float64]:
-    """Quantiles [points, 2] of rate and batch, each dimension's strata hit once (Latin hypercube, McKay 1979)."""
-    generator = np.random.default_rng(seed)
-    return np.stack([(generator.permutation(points) + 0.5) / points for _ in range(2)], axis=1)
 
 
 def make_sampler(seed: int) -> BaseSampler:

@@ -62,7 +62,7 @@ class Search:
     architectures: Annotated[tuple[str, ...], Field(min_length=1)]
     trials: PositiveInt
     """Finished trials (complete and pruned) for each label."""
-    min_complete_per_resolution: PositiveInt = 6
+    min_complete_per_resolution: PositiveInt = 3
     learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
     """Range at the reference batch of 128."""
     batch: Literal["search", "largest"] | Annotated[int, Field(ge=2)] = "search"

@@ -170,7 +170,7 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up_and_its_slot_filled(d
     last = database.storage.get_trial(taken.trial_id)
     assert "3 workers died on it" in last.user_attrs["reason"]
     [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == "Mass"]
-    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 4), "its resolution got another first trial"
+    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 6), "its resolution got another first trial"
 
 
 def test_a_trial_handed_back_is_next_in_line_and_counts_no_retry(database: Database) -> None:

@@ -35,7 +35,7 @@ def read(text: str):
         ("[32, 64]", "[64, 64]", r"search.resolutions has 64 more than once"),
         ("trials = 12", 'trials = "12"', r'search.trials has "12", must be a valid integer'),
         ("trials = 12", "trails = 12", r"unknown key search.trails; did you mean trials\?"),
-        ("trials = 12", "trials = 8", r"search.trials is 8, must be at least 12: 2 resolutions x"),
+        ("trials = 12", "trials = 5", r"search.trials is 5, must be at least 6: 2 resolutions x"),
         (
             "trials = 12",
             "trials = 12\nbatch = 'larg'",

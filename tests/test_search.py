@@ -1,18 +1,17 @@
-"""The search space is static, the first trials give every resolution the same effort."""
+"""The search space is static, and the pruner patient."""
 
 import dataclasses
 import tomllib
-from collections import Counter
 
 import optuna
 import pytest
 
 from study.experiment import Experiment, parse
+from study.recipes import own_recipes
 from study.search import (
     Configuration,
     batch_size_exponents,
     choose_batch_size,
-    first_trials,
     make_pruner,
     make_sampler,
     suggest,
@@ -47,39 +46,9 @@ def test_the_exponents_top_is_the_largest_batch_that_any_trial_may_run() -> None
     assert batch_size_exponents(EXPERIMENT, 60) == (2, 2)
 
 
-def test_first_trials_cover_all_pairs_and_treat_resolutions_alike() -> None:
-    trials = first_trials(EXPERIMENT, (4, 10))
-    pairs = {(trial["resolution"], trial["architecture"]) for trial in trials[:6]}
-    assert len(pairs) == 6
-    assert Counter(trial["resolution"] for trial in trials) == {32: 6, 64: 6, 128: 6}
-    effort = {
-        resolution: [
-            {key: value for key, value in trial.items() if key != "resolution"}
-            for trial in trials
-            if trial["resolution"] == resolution
-        ]
-        for resolution in (32, 64, 128)
-    }
-    assert effort[32] == effort[64] == effort[128]
-
-
-def test_first_trials_spread_rates_and_batches_over_their_whole_range() -> None:
-    trials = [trial for trial in first_trials(EXPERIMENT, (4, 10)) if trial["resolution"] == 32]
-    low, high = EXPERIMENT.search.learning_rate
-    sixths = {int(6 * quantile(trial["learning_rate"], low, high)) for trial in trials}
-    assert len(sixths) >= 5
-    assert len({trial["batch_size_exponent"] for trial in trials}) >= 5
-
-
-def quantile(rate: float, low: float, high: float) -> float:
-    import math
-
-    return math.log(rate / low) / math.log(high / low)
-
-
 def test_enqueued_parameters_are_what_suggest_returns() -> None:
     study = optuna.create_study(sampler=make_sampler(1))
-    parameters = first_trials(EXPERIMENT, (4, 10))[4]
+    parameters = own_recipes(EXPERIMENT, (4, 10), "Effusion")[1].at(64)
     study.enqueue_trial(parameters)
     configuration = suggest(study.ask(), EXPERIMENT, (4, 10))
     assert dataclasses.asdict(configuration) == parameters
@@ -87,8 +56,8 @@ def test_enqueued_parameters_are_what_suggest_returns() -> None:
 
 def test_the_sampler_models_all_parameters_together() -> None:
     study = optuna.create_study(direction="maximize", sampler=make_sampler(1))
-    for parameters in first_trials(EXPERIMENT, (4, 10)):
-        study.enqueue_trial(parameters)
+    for recipe in own_recipes(EXPERIMENT, (4, 10), "Effusion"):
+        study.enqueue_trial(recipe.at(128))
     for _ in range(24):
         trial = study.ask()
         suggest(trial, EXPERIMENT, (4, 10))
