@@ -1,6 +1,7 @@
 """Replays a search on a surrogate of recorded curves: simulated workers pay recorded seconds, epoch by epoch."""
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,10 +13,10 @@ from study.nominate import NEAR_THE_TOP, NOMINEES
 
 
 class Strategy(Protocol):
-    """A way to search, as the replay sees it."""
+    """A way to search for several labels at once, as the replay sees it. Trials are numbered over all labels."""
 
-    def ask(self) -> tuple[int, Configuration] | None:
-        """Number and configuration of the next trial; None where it has no more."""
+    def ask(self) -> tuple[int, str, Configuration] | None:
+        """Number, label and configuration of the next trial; None where it has no more."""
         ...
 
     def report(self, number: int, epoch: int, auc: float) -> bool:
@@ -31,6 +32,7 @@ class Strategy(Protocol):
 class Trial:
     """A trial that has ended."""
 
+    label: str
     configuration: Configuration
     epoch_aucs: list[float]
     cost: float
@@ -49,6 +51,7 @@ class Trial:
 @dataclass
 class _Running:
     number: int
+    label: str
     configuration: Configuration
     curve: list[float]
     epoch_seconds: float
@@ -57,7 +60,7 @@ class _Running:
 
 
 def replay(
-    strategy: Strategy, surrogate: Surrogate, *, workers: int, most_cost: float, rng: np.random.Generator
+    strategy: Strategy, surrogates: Mapping[str, Surrogate], *, workers: int, most_cost: float, rng: np.random.Generator
 ) -> list[Trial]:
     """Run until the workers have spent most_cost together; trials in the order in which they ended."""
     ended: list[Trial] = []
@@ -69,9 +72,9 @@ def replay(
         asked = strategy.ask()
         if asked is None:
             return
-        number, configuration = asked
-        curve, epoch_seconds = draw(surrogate, configuration, rng)
-        running = _Running(number, configuration, curve, epoch_seconds)
+        number, label, configuration = asked
+        curve, epoch_seconds = draw(surrogates[label], configuration, rng)
+        running = _Running(number, label, configuration, curve, epoch_seconds)
         turn += 1
         heapq.heappush(clock, (now + epoch_seconds, turn, running))
 
@@ -87,7 +90,9 @@ def replay(
         whole = running.seen == len(running.curve)
         if stop or whole:
             cost = running.seen * running.epoch_seconds
-            ended.append(Trial(running.configuration, running.aucs, cost, now, now * workers, complete=whole))
+            ended.append(
+                Trial(running.label, running.configuration, running.aucs, cost, now, now * workers, complete=whole)
+            )
             strategy.tell(running.number, running.aucs[-1] if whole else None, epochs=running.seen, seconds=cost)
             start(now)
         else:

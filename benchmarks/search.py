@@ -1,9 +1,10 @@
 """Claim: Acuity names the resolution that a label needs at half the cost of plain Optuna, confirmation included.
 
 Replays searches on surrogates of recorded learning curves (benchmarks/record_curves.py): a strategy asks for
-configurations, simulated workers pay the recorded CPU seconds epoch by epoch, and what the strategy would nominate at
-several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients that no search sees. One unit of
-cost is one whole training at the largest resolution. Strategies were designed on the image set "design" alone.
+configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
+the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
+whom no search knows. One unit of cost is one whole training at the largest resolution for each label. Strategies were designed
+on the image set "design" alone.
 
     python benchmarks/search.py [--sets report nih] [--repetitions 100] [--workers 1 8] [--only random acuity]
 """
@@ -24,11 +25,11 @@ import numpy as np
 import optuna
 import pandas as pd
 from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, LABELS, RESOLUTIONS
-from replay import confirm, replay
+from replay import Trial, confirm, replay
 from strategies import RATES, STRATEGIES
 from surrogate import Configuration, Surrogate, fit, validate
 
-UNITS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 36, 48)
+UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 NEAR = 0.005
 """AUC within which of the best a configuration, or a resolution, counts as found."""
 FEWEST_CURVES = 40
@@ -63,14 +64,14 @@ def main() -> None:
     warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
     rows = pd.read_parquet(CURVES)
     rows = rows[rows["image_set"].isin(asked.sets)]
-    names = [f"{image_set}/{label}" for image_set, label in rows.groupby(["image_set", "label"]).groups]
+    names = [f"{image_set}/{label}" for image_set in asked.sets for label in LABELS[image_set]]
     _check_enough(rows, asked.sets)
     checked = {name: validate(_of(rows, name)) for name in names}
     print(pd.DataFrame(checked).T.round(3).to_string(), flush=True)
     tasks = [
-        (name, strategy, workers, repetition)
+        (image_set, strategy, workers, repetition)
         for repetition in range(asked.repetitions)
-        for name in names
+        for image_set in asked.sets
         for workers in asked.workers
         for strategy in asked.only
     ]
@@ -95,7 +96,8 @@ def _check_enough(rows: pd.DataFrame, image_sets: list[str]) -> None:
         )
 
 
-_labels: dict[str, Label] = {}
+_labels: dict[str, list[Label]] = {}
+"""Of each image set."""
 
 
 def _prepare(rows: pd.DataFrame, names: list[str]) -> None:
@@ -103,7 +105,7 @@ def _prepare(rows: pd.DataFrame, names: list[str]) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     for name in names:
-        _labels[name] = _label(name, fit(_of(rows, name)))
+        _labels.setdefault(name.split("/")[0], []).append(_label(name, fit(_of(rows, name))))
 
 
 def _of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -134,37 +136,43 @@ def _label(name: str, surrogate: Surrogate) -> Label:
 
 
 def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
-    """One search, judged at every cost."""
-    name, strategy, workers, repetition = task
-    label = _labels[name]
-    seed = zlib.crc32(f"{name} {workers} {repetition}".encode())  # the same noise for every strategy
+    """One search for all labels of an image set, judged at every cost."""
+    image_set, strategy, workers, repetition = task
+    labels = {label.name: label for label in _labels[image_set]}
+    seed = zlib.crc32(f"{image_set} {workers} {repetition}".encode())  # the same noise for every strategy
     rng = np.random.default_rng(seed)
+    unit_s = sum(label.unit_s for label in labels.values())  # one whole training for each label
     trials = replay(
-        STRATEGIES[strategy](seed % 2**31, workers),
-        label.surrogate,
+        STRATEGIES[strategy](list(labels), seed % 2**31, workers),
+        {name: label.surrogate for name, label in labels.items()},
         workers=workers,
-        most_cost=UNITS[-1] * label.unit_s,
+        most_cost=UNITS[-1] * unit_s,
         rng=rng,
     )
-    found = []
-    for units in UNITS:
-        told = [trial for trial in trials if trial.spent <= units * label.unit_s]
-        row = {"label": name, "strategy": strategy, "workers": workers, "units": units, "trials": len(told)}
-        complete = [trial for trial in told if trial.complete]
-        if complete:
-            nominee = max(complete, key=lambda trial: trial.auc).configuration
-            reference, cost, finalist = confirm(told, label.surrogate, rng=rng)
-            nominated, final = label.surrogate.truth([nominee, finalist])
-            row |= {
-                "regret": label.best - nominated,
-                "final_regret": label.best - final,
-                "right": reference in label.adequate,
-                "confirm_units": cost / label.unit_s,
-            }
-        else:
-            row |= {"regret": label.best - 0.5, "final_regret": label.best - 0.5, "right": False, "confirm_units": 0.0}
-        found.append(row)
-    return found
+    return [
+        {"label": name, "strategy": strategy, "workers": workers, "units": units, "repetition": repetition}
+        | _judge(label, [trial for trial in trials if trial.label == name and trial.spent <= units * unit_s], rng)
+        for units in UNITS
+        for name, label in labels.items()
+    ]
+
+
+def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
+    """What a label's trials nominate, and what is left of it after a confirmation."""
+    complete = [trial for trial in told if trial.complete]
+    row: dict[str, Any] = {"trials": len(told)}
+    if not complete:
+        worst = label.best - 0.5
+        return row | {"regret": worst, "final_regret": worst, "right": False, "confirm_units": 0.0}
+    nominee = max(complete, key=lambda trial: trial.auc).configuration
+    reference, cost, finalist = confirm(told, label.surrogate, rng=rng)
+    nominated, final = label.surrogate.truth([nominee, finalist])
+    return row | {
+        "regret": label.best - nominated,
+        "final_regret": label.best - final,
+        "right": reference in label.adequate,
+        "confirm_units": cost / label.unit_s,
+    }
 
 
 def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:

@@ -3,38 +3,51 @@
 import itertools
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import optuna
-from cost_aware_sampler import CostAwareSampler
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from record_curves import ARCHITECTURES, BATCH_SIZES, EPOCHS, LEARNING_RATES, RESOLUTIONS
 from replay import Strategy
 from surrogate import Configuration
 
 from study.experiment import Experiment
-from study.search import first_trials, make_pruner, make_sampler, prunable_epochs, suggest
+from study.recipes import Recipe, Tried, choose_recipe, first_trials, own_recipes
+from study.search import make_pruner, make_sampler, prunable_epochs, suggest
 from study.sections import Data, Search, Training
 
 RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
 EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)
+_EVEN = 6
 
 
-class OptunaSearch:
-    """Ask, report and tell of one Optuna study in memory."""
+class OptunaStudies:
+    """A study in memory for each label; the label with the fewest trials is asked next, as our workers do."""
 
-    def __init__(self, sampler: BaseSampler, pruner: BasePruner) -> None:
-        self.study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-        self.running: dict[int, optuna.Trial] = {}
+    def __init__(self, labels: Sequence[str], make: Callable[[int], tuple[BaseSampler, BasePruner]]) -> None:
+        self.studies = {}
+        for position, label in enumerate(labels):
+            sampler, pruner = make(position)
+            self.studies[label] = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+        self.asked = dict.fromkeys(labels, 0)
+        self.running: dict[int, tuple[str, optuna.Trial]] = {}
 
-    def ask(self) -> tuple[int, Configuration] | None:
-        trial = self.study.ask()
-        self.running[trial.number] = trial
-        return trial.number, Configuration(
+    def ask(self) -> tuple[int, str, Configuration] | None:
+        label = min(self.asked, key=self.asked.__getitem__)
+        number = sum(self.asked.values())
+        self.asked[label] += 1
+        trial = self.start(label)
+        self.running[number] = (label, trial)
+        return number, label, self.configuration(trial)
+
+    def start(self, label: str) -> optuna.Trial:
+        return self.studies[label].ask()
+
+    def configuration(self, trial: optuna.Trial) -> Configuration:
+        return Configuration(
             resolution=trial.suggest_categorical("resolution", RESOLUTIONS),
             architecture=trial.suggest_categorical("architecture", ARCHITECTURES),
             learning_rate=trial.suggest_float("learning_rate", *RATES, log=True),
@@ -42,89 +55,119 @@ class OptunaSearch:
         )
 
     def report(self, number: int, epoch: int, auc: float) -> bool:
-        self.running[number].report(auc, epoch)
-        return epoch < EPOCHS and self.running[number].should_prune()
+        _, trial = self.running[number]
+        trial.report(auc, epoch)
+        return epoch < EPOCHS and trial.should_prune()
 
-    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
-        trial = self.running.pop(number)
-        trial.set_user_attr("epochs", epochs)
-        trial.set_user_attr("seconds", seconds)
+    def tell(self, number: int, auc: float | None, **_: float) -> None:
+        label, trial = self.running.pop(number)
         if auc is None:
-            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            self.studies[label].tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            self.study.tell(trial, auc)
+            self.studies[label].tell(trial, auc)
 
 
-class AcuitySearch(OptunaSearch):
+class Acuity(OptunaStudies):
     """The product's own first trials, sampler, pruner and rules of who is asked to stop."""
 
-    def __init__(self, seed: int, *, workers: int, experiment: Experiment, sampler: BaseSampler | None = None) -> None:
-        super().__init__(sampler or make_sampler(seed), make_pruner(experiment, running=workers))
+    def __init__(self, experiment: Experiment, *, workers: int) -> None:
+        seed, labels = experiment.search.seed, experiment.labels
+        # A study rarely has more trials running than its share of the workers.
+        pruner = make_pruner(experiment, running=-(-workers // len(labels)))
+        super().__init__(labels, lambda position: (make_sampler(seed + position), pruner))
         self.experiment = experiment
-        self.first = 0
-        for parameters in first_trials(experiment, EXPONENTS):
-            self.study.enqueue_trial(parameters)
-            self.first += 1
+        self.waiting = {label: self.first_trials(label) for label in labels}
+        self.given: dict[tuple[str, int], set[Recipe]] = {}
+        self.first: dict[int, tuple[str, int, Recipe]] = {}
+        self.tried: list[Tried] = []
 
-    def ask(self) -> tuple[int, Configuration] | None:
-        trial = self.study.ask()
-        self.running[trial.number] = trial
+    def first_trials(self, label: str) -> list[dict]:
+        return first_trials(self.experiment, EXPONENTS, label)
+
+    def start(self, label: str) -> optuna.Trial:
+        if not self.waiting[label]:
+            return super().start(label)
+        parameters = self.waiting[label].pop(0)
+        resolution = parameters["resolution"]
+        given = self.given.setdefault((label, resolution), set())
+        if "architecture" in parameters:
+            recipe = Recipe(**{name: value for name, value in parameters.items() if name != "resolution"})
+        else:
+            recipe = choose_recipe(self.experiment, EXPONENTS, label=label, tried=self.tried, given=given)
+        given.add(recipe)
+        self.studies[label].enqueue_trial(recipe.at(resolution))
+        self.first[sum(self.asked.values()) - 1] = (label, resolution, recipe)
+        return super().start(label)
+
+    def configuration(self, trial: optuna.Trial) -> Configuration:
         found = suggest(trial, self.experiment, EXPONENTS)
         assert found.batch_size_exponent is not None
-        return trial.number, Configuration(
-            found.resolution, found.architecture, 2**found.batch_size_exponent, found.learning_rate
-        )
+        return Configuration(found.resolution, found.architecture, 2**found.batch_size_exponent, found.learning_rate)
 
     def report(self, number: int, epoch: int, auc: float) -> bool:
-        self.running[number].report(auc, epoch)
-        asked = number >= self.first and epoch in prunable_epochs(self.experiment)
-        return asked and self.running[number].should_prune()
+        _, trial = self.running[number]
+        trial.report(auc, epoch)
+        asked = number not in self.first and epoch in prunable_epochs(self.experiment)
+        return asked and trial.should_prune()
+
+    def tell(self, number: int, auc: float | None, **how: float) -> None:
+        if number in self.first:
+            assert auc is not None
+            self.tried.append(Tried(*self.first[number], auc))
+        super().tell(number, auc, **how)
 
 
-class PrunedFirst(AcuitySearch):
-    """As ours, but first trials from turn `spared` on may end early: by the median of all or of their resolution."""
+class EvenFirst(Acuity):
+    """Without recipes that are passed on: every resolution runs the same six of its label's own."""
 
-    def __init__(self, seed: int, *, workers: int, experiment: Experiment, spared: int, by: tuple[str, ...]) -> None:
-        super().__init__(seed, workers=workers, experiment=experiment)
-        self.first = spared * len(experiment.search.resolutions)
-        self.by = by
+    def first_trials(self, label: str) -> list[dict]:
+        recipes = own_recipes(self.experiment, EXPONENTS, label)
+        return [recipe.at(resolution) for recipe in recipes for resolution in RESOLUTIONS]
 
-    def report(self, number: int, epoch: int, auc: float) -> bool:
-        by_all = super().report(number, epoch, auc)
-        if number < self.first or epoch not in prunable_epochs(self.experiment):
-            return False
-        return ("all" in self.by and by_all) or (
-            "resolution" in self.by and self._is_below_its_resolution(number, epoch)
-        )
 
-    def _is_below_its_resolution(self, number: int, epoch: int) -> bool:
-        trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
-        mine = trials[number]
-        others = [
-            max(value for at, value in trial.intermediate_values.items() if at <= epoch)
-            for trial in trials.values()
-            if trial.number != number
-            and trial.params.get("resolution") == mine.params["resolution"]
-            and trial.state is not optuna.trial.TrialState.RUNNING
-            and epoch in trial.intermediate_values
+class Alone:
+    """Every label as an experiment of its own, which learns nothing from the others."""
+
+    def __init__(self, labels: Sequence[str], seed: int, *, workers: int) -> None:
+        share = -(-workers // len(labels))
+        self.searches = [
+            Acuity(acuity_experiment([label], seed=seed + position), workers=share)
+            for position, label in enumerate(labels)
         ]
-        best = max(value for at, value in mine.intermediate_values.items() if at <= epoch)
-        return len(others) >= 2 and best < float(np.median(others))
+        self.asked = 0
+
+    def ask(self) -> tuple[int, str, Configuration] | None:
+        position = self.asked % len(self.searches)
+        asked = self.searches[position].ask()
+        assert asked is not None
+        self.asked += 1
+        number, label, configuration = asked
+        return number * len(self.searches) + position, label, configuration
+
+    def report(self, number: int, epoch: int, auc: float) -> bool:
+        return self._of(number).report(number // len(self.searches), epoch, auc)
+
+    def tell(self, number: int, auc: float | None, **how: float) -> None:
+        self._of(number).tell(number // len(self.searches), auc, **how)
+
+    def _of(self, number: int) -> Acuity:
+        return self.searches[number % len(self.searches)]
 
 
 class GridSearch:
-    """Every cell of the recorded factorial once, in random order, none ended early."""
+    """Every cell of the recorded factorial once, in random order, labels in turn, none ended early."""
 
-    def __init__(self, seed: int) -> None:
-        self.cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES))
-        random.Random(seed).shuffle(self.cells)
+    def __init__(self, labels: Sequence[str], seed: int) -> None:
+        cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES))
+        random.Random(seed).shuffle(cells)
+        self.runs = [(label, Configuration(*cell)) for cell in cells for label in labels]
         self.next = 0
 
-    def ask(self) -> tuple[int, Configuration] | None:
-        if self.next == len(self.cells):
+    def ask(self) -> tuple[int, str, Configuration] | None:
+        if self.next == len(self.runs):
             return None
         self.next += 1
-        return self.next - 1, Configuration(*self.cells[self.next - 1])
+        return self.next - 1, *self.runs[self.next - 1]
 
     def report(self, *_: object) -> bool:
         return False
@@ -133,62 +176,42 @@ class GridSearch:
         pass
 
 
-def acuity_experiment(*, seed: int, minimum: int, trials: int = 1000, pruner: str = "median") -> Experiment:
-    """The product's settings over the recorded space; the seed draws the first trials' rates and batches."""
+def acuity_experiment(labels: Sequence[str], *, seed: int, minimum: int | None = None) -> Experiment:
+    """The product's settings over the recorded space; the seed draws the recipes."""
     search = Search(
         resolutions=RESOLUTIONS,
         architectures=ARCHITECTURES,
-        trials=trials,
-        min_complete_per_resolution=minimum,
+        trials=1000,
         learning_rate=RATES,
         min_batch_size=BATCH_SIZES[0],
         max_batch_size=BATCH_SIZES[-1],
-        pruner=pruner,
         seed=seed,
+        **({} if minimum is None else {"min_complete_per_resolution": minimum}),
     )
     data = Data(index=Path("none.csv"), images=Path("none"))
-    return Experiment("replay", ("label",), data, search, Training(epochs=EPOCHS))
+    return Experiment("replay", tuple(labels), data, search, Training(epochs=EPOCHS))
 
 
-def _pruned_first(seed: int, workers: int, *, minimum: int, spared: int, by: tuple[str, ...]) -> PrunedFirst:
-    return PrunedFirst(
-        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=minimum), spared=spared, by=by
-    )
-
-
-def _hyperband(seed: int) -> OptunaSearch:
-    return OptunaSearch(TPESampler(seed=seed), HyperbandPruner(min_resource=1, max_resource=EPOCHS))
-
-
-def _gaussian_process(seed: int) -> OptunaSearch:
+def _gaussian_process(seed: int) -> GPSampler:
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        return OptunaSearch(GPSampler(seed=seed), MedianPruner())
+        return GPSampler(seed=seed)
 
 
-STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
-    "random": lambda seed, _: OptunaSearch(RandomSampler(seed=seed), NopPruner()),
-    "grid": lambda seed, _: GridSearch(seed),
-    "optuna": lambda seed, _: OptunaSearch(TPESampler(seed=seed), MedianPruner()),
-    "hyperband": lambda seed, _: _hyperband(seed),
-    "gp": lambda seed, _: _gaussian_process(seed),
-    "acuity": lambda seed, workers: AcuitySearch(
-        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=6)
+STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
+    "random": lambda labels, seed, _: OptunaStudies(labels, lambda i: (RandomSampler(seed=seed + i), NopPruner())),
+    "grid": lambda labels, seed, _: GridSearch(labels, seed),
+    "optuna": lambda labels, seed, _: OptunaStudies(labels, lambda i: (TPESampler(seed=seed + i), MedianPruner())),
+    "hyperband": lambda labels, seed, _: OptunaStudies(
+        labels, lambda i: (TPESampler(seed=seed + i), HyperbandPruner(min_resource=1, max_resource=EPOCHS))
     ),
-    "prunable-2-all": lambda seed, workers: _pruned_first(seed, workers, minimum=6, spared=2, by=("all",)),
-    "prunable-2-resolution": lambda seed, workers: _pruned_first(
-        seed, workers, minimum=6, spared=2, by=("resolution",)
+    "asha": lambda labels, seed, _: OptunaStudies(
+        labels, lambda i: (RandomSampler(seed=seed + i), SuccessiveHalvingPruner(reduction_factor=2))
     ),
-    "prunable-2-both": lambda seed, workers: _pruned_first(
-        seed, workers, minimum=6, spared=2, by=("all", "resolution")
-    ),
-    "prunable-1-both": lambda seed, workers: _pruned_first(
-        seed, workers, minimum=6, spared=1, by=("all", "resolution")
-    ),
-    "acuity-fewer-first": lambda seed, workers: AcuitySearch(
-        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=2)
-    ),
-    "cost-aware": lambda seed, workers: AcuitySearch(
-        seed, workers=workers, experiment=acuity_experiment(seed=seed, minimum=2), sampler=CostAwareSampler(seed)
+    "gp": lambda labels, seed, _: OptunaStudies(labels, lambda i: (_gaussian_process(seed + i), MedianPruner())),
+    "acuity": lambda labels, seed, workers: Acuity(acuity_experiment(labels, seed=seed), workers=workers),
+    "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
+    "acuity, even first trials": lambda labels, seed, workers: EvenFirst(
+        acuity_experiment(labels, seed=seed, minimum=_EVEN), workers=workers
     ),
 }
-"""By name: made from (seed, simulated workers). `optuna` is what create_study() does by default."""
+"""By name: made from (labels, seed, simulated workers). `optuna` is what create_study() does by default."""
