@@ -3,8 +3,8 @@
 Replays searches on surrogates of recorded learning curves (benchmarks/record_curves.py): a strategy asks for
 configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
 the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
-whom no search knows. One unit of cost is one whole training at the largest resolution for each label. Strategies were designed
-on the image set "design" alone.
+whom no search knows. One unit of cost is one whole training at the largest resolution for each label. Strategies were
+designed on the image set "design" alone.
 
     python benchmarks/search.py [--sets report nih] [--repetitions 100] [--workers 1 8] [--only random acuity]
 """
