@@ -254,10 +254,11 @@ def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> 
         return auc
 
     from study.experiment import load
-    from study.search import first_trials
+    from study.recipes import first_trials
 
     study = optuna.create_study(direction="maximize")
-    for parameters in first_trials(load(folder / f"{side}.toml"), (0, 0))[:trials]:
+    experiment = load(folder / f"{side}.toml")
+    for parameters in first_trials(experiment, (0, 0), experiment.labels[0])[:trials]:
         study.enqueue_trial(parameters)
     study.optimize(objective, n_trials=trials)
     _tell(study.get_trials(), images=len(training) + len(validation))

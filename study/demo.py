@@ -29,7 +29,7 @@ cache = "cache"
 resolutions = [32, 64, 128]
 architectures = ["test_resnet", "test_efficientnet"]
 trials = 15
-min_complete_per_resolution = 4
+min_complete_per_resolution = 2
 learning_rate = [1e-3, 3e-2]
 
 [training]

@@ -123,7 +123,6 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         "search": f"batch size (powers of two from {2**low:,} to {2**high:,}, each cut to the largest feasible one)",
         "largest": "and, not searched, the largest feasible batch size",
     }.get(str(search.batch), f"and, not searched, a batch size of {search.batch}")
-    first = search.min_complete_per_resolution * len(search.resolutions)
     pruning = (
         "Trials whose validation AUC was below the median of earlier trials at the same epoch were stopped."
         if search.pruner == "median"
@@ -139,10 +138,12 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         f"({_list(search.architectures)}), learning rate (log-uniform, {search.learning_rate[0]:g} to "
         f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
         f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
-        f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. The "
-        f"first {first} trials of a label covered each resolution {search.min_complete_per_resolution} times with the "
-        f"same networks, rates and batches and were never stopped; the others were chosen by a multivariate "
-        f"tree-structured Parzen estimator (Optuna {version('optuna')}). {pruning} The value of a trial was the "
+        f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
+        f"label first ran {search.min_complete_per_resolution} combinations of network, rate and batch of its own at "
+        f"{max(search.resolutions)} px, and then, as often at each resolution, the combinations that had done best for "
+        "all labels until then (ridge regression of AUC on label and resolution, and combination); these trials were "
+        "never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
+        f"{version('optuna')}). {pruning} The value of a trial was the "
         f"AUC on validation patients after the last epoch. Each label had {per_label} finished trials, {trials:,} in "
         f"all ({complete:,} complete, {trials - complete:,} stopped early), {duration(seconds)} of training"
         f"{' on ' + _list(devices) if devices else ''}."
