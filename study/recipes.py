@@ -63,8 +63,8 @@ def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) 
 def first_trials(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[dict[str, Any]]:
     """Parameters of the trials enqueued first; where there is only a resolution, the recipe is chosen when they start.
 
-    The label's own recipes at the largest resolution; as many at each other one; as many again at the largest, as far
-    as the budget goes, since the best recipe may be another label's.
+    The label's own recipes at the largest resolution, then as many turns through all resolutions, the largest one as
+    far as the budget goes: the best recipe may be another label's.
     """
     search = experiment.search
     *others, largest = sorted(search.resolutions)
@@ -72,8 +72,11 @@ def first_trials(experiment: Experiment, exponents: tuple[int, int], label: str)
     again = min(turns, search.trials - turns * len(search.resolutions))
     return [
         *(recipe.at(largest) for recipe in own_recipes(experiment, exponents, label)),
-        *({"resolution": resolution} for _ in range(turns) for resolution in reversed(others)),
-        *({"resolution": largest} for _ in range(again)),
+        *(
+            {"resolution": resolution}
+            for turn in range(turns)
+            for resolution in ([largest] if turn < again else []) + others[::-1]
+        ),
     ]
 
 

@@ -53,15 +53,12 @@ def test_best_recipe_of_one_label_is_the_next_of_another(database: Database, reg
             own[label, auc] = recipe
             claim.study.tell(trial, auc)
     best = own["Effusion", 0.8]
-    claim, trial, recipe, resolution = start(database, registered, "Mass")
-    assert (recipe, resolution) == (best, 32)
-    assert claim.first
-    claim.study.tell(trial, 0.5)
-    _, _, other, resolution = start(database, registered, "Mass")
-    assert resolution == 32
-    assert other != best
-    _, _, again, resolution = start(database, registered, "Mass")
-    assert (again, resolution) == (best, 64), "at the largest resolution it is new to this label"
+    for expected in (64, 32):  # new to this label at either
+        claim, trial, recipe, resolution = start(database, registered, "Mass")
+        assert (recipe, resolution) == (best, expected)
+        assert claim.first
+        claim.study.tell(trial, 0.5)
+    assert best not in {start(database, registered, "Mass")[2] for _ in range(2)}
 
 
 def test_recipe_that_diverged_counts_as_seeing_nothing(database: Database, registered: Registered) -> None:
@@ -69,9 +66,10 @@ def test_recipe_that_diverged_counts_as_seeing_nothing(database: Database, regis
     claim.study.tell(trial, state=TrialState.PRUNED)
     claim, trial, learnt, _ = start(database, registered, "Effusion")
     claim.study.tell(trial, 0.6)
+    at_the_largest = start(database, registered, "Effusion")
+    assert at_the_largest[2] not in (diverged, learnt), "both have run there"
     _, _, recipe, resolution = start(database, registered, "Effusion")
     assert (recipe, resolution) == (learnt, 32)
-    assert recipe != diverged
 
 
 def test_resolution_whose_first_trial_failed_gets_another_recipe(database: Database, registered: Registered) -> None:
