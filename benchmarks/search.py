@@ -46,10 +46,15 @@ class Label:
     name: str
     surrogate: Surrogate
     unit_s: float
-    best: float
-    """The highest mean test AUC of the space."""
+    attainable: dict[int, float]
+    """The highest mean test AUC at each resolution."""
     adequate: frozenset[int]
-    """Resolutions that can come within NEAR of it."""
+    """Resolutions that can come within NEAR of the best."""
+
+    @property
+    def best(self) -> float:
+        """The highest mean test AUC of the space."""
+        return max(self.attainable.values())
 
 
 def main() -> None:
@@ -132,7 +137,7 @@ def _label(name: str, surrogate: Surrogate) -> Label:
     largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
     unit_s = float(surrogate.epoch_seconds(largest).mean()) * (surrogate.residuals.shape[1] - 1)
     adequate = frozenset(resolution for resolution, auc in attainable.items() if auc >= best - NEAR)
-    return Label(name, surrogate, unit_s, best, adequate)
+    return Label(name, surrogate, unit_s, attainable, adequate)
 
 
 def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
@@ -160,7 +165,7 @@ def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
 def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
     """What a label's trials nominate, and what is left of it after a confirmation."""
     complete = [trial for trial in told if trial.complete]
-    row: dict[str, Any] = {"trials": len(told)}
+    row: dict[str, Any] = {"trials": len(told), "curve_regret": _curve_regret(label, complete)}
     if not complete:
         worst = label.best - 0.5
         return row | {"regret": worst, "final_regret": worst, "right": False, "confirm_units": 0.0}
@@ -175,10 +180,23 @@ def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[st
     }
 
 
+def _curve_regret(label: Label, complete: list[Trial]) -> float:
+    """Mean over resolutions of what each one's best trial is below what it could be: how well the curve is known."""
+    below = []
+    for resolution, attainable in label.attainable.items():
+        there = [trial for trial in complete if trial.configuration.resolution == resolution]
+        if there:
+            chosen = max(there, key=lambda trial: trial.auc).configuration
+            below.append(attainable - float(label.surrogate.truth([chosen])[0]))
+        else:
+            below.append(attainable - 0.5)
+    return float(np.mean(below))
+
+
 def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Means over repetitions and labels, by workers, strategy and cost of the search."""
     grouped = outcomes.groupby(["workers", "strategy", "units"])
-    table = grouped[["trials", "regret", "final_regret", "right", "confirm_units"]].mean()
+    table = grouped[["trials", "regret", "curve_regret", "final_regret", "right", "confirm_units"]].mean()
     table["regret_se"] = grouped["regret"].sem()
     table["near"] = grouped["regret"].apply(lambda regret: (regret <= NEAR).mean())
     return table.round(4)
@@ -205,6 +223,7 @@ def _result(table: pd.DataFrame, checked: dict[str, Any], asked: argparse.Namesp
         "surrogates": checked,
         "probability_right": _by_strategy(table, "right", asked),
         "mean_regret": _by_strategy(table, "regret", asked),
+        "mean_curve_regret": _by_strategy(table, "curve_regret", asked),
         "costs": _costs(table, asked),
     }
 
@@ -219,7 +238,7 @@ def _by_strategy(table: pd.DataFrame, column: str, asked: argparse.Namespace) ->
 def _costs(table: pd.DataFrame, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Units until the right reference is as probable, and until the best trial is as good, by strategy."""
     compared = [("right", probability, confirmed) for probability in CERTAIN for confirmed in (False, True)]
-    compared += [("regret", regret, False) for regret in REGRETS]
+    compared += [(column, regret, False) for column in ("regret", "curve_regret") for regret in REGRETS]
     found = []
     for workers in asked.workers:
         for column, wanted, confirmed in compared:
