@@ -78,9 +78,11 @@ def serve(database: Database) -> Serve:
         try:
             yield f"http://127.0.0.1:{server.effective_port}"
         finally:
-            server.asyncore.close_all(server._map)
-            server.task_dispatcher.shutdown()
+            # In the server's own thread: its select must not see a socket that was closed meanwhile.
+            server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
             thread.join(timeout=10)
+            assert not thread.is_alive()
+            server.task_dispatcher.shutdown()
 
     return serve
 
