@@ -48,10 +48,10 @@ index = "{folder}/Data_Entry.csv"
 images = "{folder}/images"
 cache = "{folder}/cache"
 [search]
-resolutions = [16, 24, 32]
+resolutions = {resolutions}
 architectures = ["test_resnet"]
 trials = {trials}
-min_complete_per_resolution = 3
+min_complete_per_resolution = {minimum}
 min_batch_size = 4
 max_batch_size = 8
 min_updates_per_epoch = 5
@@ -66,6 +66,9 @@ max_retries = 1000
 checkpoints = "{checkpoints}"
 """
 TRIALS = {"fixed": 9, "search": 15}
+# At one resolution the first trials run recipes that do not depend on what has ended before.
+RESOLUTIONS = {"fixed": [32], "search": [16, 24, 32]}
+MINIMUM = {"fixed": 9, "search": 3}
 
 _processes = get_context("forkserver")
 
@@ -294,6 +297,8 @@ def _register(this: Round, images: Path) -> None:
             labels=json.dumps(LABELS),
             folder=images,
             trials=TRIALS[this.mode],
+            resolutions=RESOLUTIONS[this.mode],
+            minimum=MINIMUM[this.mode],
             pruner="none" if this.mode == "fixed" else "median",
             epochs=EPOCHS,
             grace_s=GRACE_S,

@@ -180,6 +180,8 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     def make(url: str, **changes: str) -> Fleet:
         folder = tmp_path_factory.mktemp("fleet")
         settings = {"labels": '["Cardiomegaly", "Nodule"]', "trials": "4", "patience_min": "10", "max_retries": "50"}
+        # At one resolution the first four trials run recipes that do not depend on what has ended before.
+        settings |= {"resolutions": "[32]", "minimum": "4"}
         settings |= {"epochs": str(EPOCHS), "checkpoints": str(folder / "checkpoints")} | changes
         file = folder / "tiny.toml"
         file.write_text(
@@ -192,10 +194,10 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             split = "{shared / "tiny.split.csv"}"
             cache = "{shared / "cache"}"
             [search]
-            resolutions = [16, 32]
+            resolutions = {settings["resolutions"]}
             architectures = ["test_resnet"]
             trials = {settings["trials"]}
-            min_complete_per_resolution = 2
+            min_complete_per_resolution = {settings["minimum"]}
             min_batch_size = 4
             max_batch_size = 8
             min_updates_per_epoch = 5
@@ -468,13 +470,13 @@ def test_a_lost_checkpoint_restarts_its_trial_alone_and_that_is_recorded(
     [restarted] = [trial for trial in fleet.trials() if trial.user_attrs["attempt"] == 2]
     assert restarted.user_attrs["resumed_epochs"] == 0
     kept = Counter(path.parent.name.split()[0] for path in fleet.folder.rglob("*.ckpt"))
-    assert sorted(kept.values()) == [2, 2], "of each label's two resolutions the best alone"
+    assert sorted(kept.values()) == [1, 1], "of each label's only resolution the best alone"
 
 
 def test_a_trial_that_kills_its_workers_fails_with_the_reason_and_its_slot_is_filled(
     make_fleet: Callable[..., Fleet], database_url: str
 ) -> None:
-    fleet = make_fleet(database_url, max_retries="2")
+    fleet = make_fleet(database_url, max_retries="2", resolutions="[16, 32]", minimum="2")
     deadly = int.from_bytes(hashlib.sha256(b"0/tiny/Nodule/1").digest()[:4])
     fleet.run(2, deadly_seed=deadly)
     check_budget(fleet, 4)
