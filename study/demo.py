@@ -28,7 +28,7 @@ cache = "cache"
 [search]
 resolutions = [32, 64, 128]
 architectures = ["test_resnet", "test_efficientnet"]
-trials = 15
+trials = 12
 min_complete_per_resolution = 2
 learning_rate = [1e-3, 3e-2]
 
