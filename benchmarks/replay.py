@@ -23,8 +23,8 @@ class Strategy(Protocol):
         """Take the AUC after an epoch, from 1 on; True ends the trial there."""
         ...
 
-    def tell(self, number: int, auc: float | None, *, epochs: int, seconds: float) -> None:
-        """Its value, or None where it was ended early, and what it took."""
+    def tell(self, number: int, auc: float | None) -> None:
+        """Its value, or None where it was ended early."""
         ...
 
 
@@ -35,10 +35,6 @@ class Trial:
     label: str
     configuration: Configuration
     epoch_aucs: list[float]
-    cost: float
-    """CPU seconds."""
-    ended: float
-    """Simulated time at which it ended."""
     spent: float
     """CPU seconds of all workers together until then, running trials included."""
     complete: bool
@@ -89,11 +85,8 @@ def replay(
         stop = strategy.report(running.number, running.seen, running.aucs[-1])
         whole = running.seen == len(running.curve)
         if stop or whole:
-            cost = running.seen * running.epoch_seconds
-            ended.append(
-                Trial(running.label, running.configuration, running.aucs, cost, now, now * workers, complete=whole)
-            )
-            strategy.tell(running.number, running.aucs[-1] if whole else None, epochs=running.seen, seconds=cost)
+            ended.append(Trial(running.label, running.configuration, running.aucs, now * workers, complete=whole))
+            strategy.tell(running.number, running.aucs[-1] if whole else None)
             start(now)
         else:
             turn += 1

@@ -32,7 +32,7 @@ from surrogate import Configuration, Surrogate, fit, validate
 UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 NEAR = 0.005
 """AUC within which of the best a configuration, or a resolution, counts as found."""
-FEWEST_CURVES = 30
+FEWEST_CURVES = 40
 REGRETS = (0.05, 0.02, 0.01)
 """Mean AUC below the best at which costs are compared."""
 CERTAIN = (0.7, 0.8, 0.9)

@@ -59,7 +59,7 @@ class OptunaStudies:
         trial.report(auc, epoch)
         return epoch < EPOCHS and trial.should_prune()
 
-    def tell(self, number: int, auc: float | None, **_: float) -> None:
+    def tell(self, number: int, auc: float | None) -> None:
         label, trial = self.running.pop(number)
         if auc is None:
             self.studies[label].tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -110,11 +110,11 @@ class Acuity(OptunaStudies):
         asked = number not in self.first and epoch in prunable_epochs(self.experiment)
         return asked and trial.should_prune()
 
-    def tell(self, number: int, auc: float | None, **how: float) -> None:
+    def tell(self, number: int, auc: float | None) -> None:
         if number in self.first:
             assert auc is not None
             self.tried.append(Tried(*self.first[number], auc))
-        super().tell(number, auc, **how)
+        super().tell(number, auc)
 
 
 class EvenFirst(Acuity):
@@ -147,8 +147,8 @@ class Alone:
     def report(self, number: int, epoch: int, auc: float) -> bool:
         return self._of(number).report(number // len(self.searches), epoch, auc)
 
-    def tell(self, number: int, auc: float | None, **how: float) -> None:
-        self._of(number).tell(number // len(self.searches), auc, **how)
+    def tell(self, number: int, auc: float | None) -> None:
+        self._of(number).tell(number // len(self.searches), auc)
 
     def _of(self, number: int) -> Acuity:
         return self.searches[number % len(self.searches)]
@@ -172,7 +172,7 @@ class GridSearch:
     def report(self, *_: object) -> bool:
         return False
 
-    def tell(self, *_: object, **__: object) -> None:
+    def tell(self, *_: object) -> None:
         pass
 
 

@@ -16,7 +16,7 @@ Two more, which the trials do not use, say whether they should: the resident bat
 must win back.
 
 On a GPU: resnet34 and densenet121 at 64, 128, 224, 320 and 448 px in bf16 (about 8 minutes). On a CPU: two small
-networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 14
+networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 12
 minutes). Arguments: resolutions.
 """
 

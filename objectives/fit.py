@@ -98,6 +98,7 @@ def _take_step(
     learner: Learner, batch_size: int, device: torch.device, *, held_mib: float
 ) -> tuple[float, float] | None:
     """One training step on random images: its peak in MiB above held_mib, and seconds; None where memory ran out."""
+    forget_failed_step(device)
     images = torch.randint(0, 256, (batch_size, 1, learner.side, learner.side), dtype=torch.uint8).to(device)
     # On a CPU the allocator keeps much of an earlier step's memory, which this one uses again.
     kept_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - held_mib
@@ -114,15 +115,12 @@ def _take_step(
             positive_weight=1.0,
         ):
             loss.item()
-        seconds: float | None = time.perf_counter() - began
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        seconds = None
-    if seconds is None:
         learner.optimiser.zero_grad()
-        forget_failed_step(device)
         return None
+    seconds = time.perf_counter() - began
     # Threads' arenas and the like, which a limit of a CPU worker's memory counts before they are written to.
     newly_reserved_mib = 0.0 if device.type == "cuda" else max(0.0, reserved_memory_mib() - reserved_mib)
     return kept_mib + peak_memory_mib() + newly_reserved_mib, seconds

@@ -14,7 +14,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def forget_failed_step(device: torch.device) -> None:
-    """Let go of what a failed step left behind; to be called after its except block, when its tensors are free.
+    """Let go of what a step that failed left behind; before the next training, when nothing holds the error any more.
 
     A backward pass that raises leaves the nodes that it had not come to yet in autograd's queue of this thread, and all
     that they saved, until the next backward pass throws them out: in a network with branches several hundred MiB, so

@@ -15,6 +15,7 @@ from objectives.checkpoint import Checkpoint, pack, unpack
 from objectives.image_feed import Feed, open_feeds
 from objectives.learner import Learner, make_learner, train_batches
 from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
+from objectives.out_of_memory import forget_failed_step
 from objectives.peak_memory import watch_peak_memory
 from objectives.prediction import predict_batches, probabilities
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome, check_task
@@ -51,6 +52,7 @@ def train(
     workers: how many share the device. Raises Interrupted within a batch of should_stop(), Diverged, InputError.
     """
     started = time.perf_counter()
+    forget_failed_step(device)  # of whichever training failed in this process before, and for whatever reason
     peak_memory_mib = watch_peak_memory(device)
     check_task(hyperparameters, data)
     batches = len(data.training) // hyperparameters.batch_size  # an incomplete last one is dropped

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from objectives.batch_size import FeasibleBatch, cap_batch
-from objectives.out_of_memory import forget_failed_step, is_out_of_memory
+from objectives.out_of_memory import is_out_of_memory
 from objectives.task import Hyperparameters, LabelledImages, Outcome
 from objectives.training import train
 from storage.attributes import write_attributes
@@ -86,7 +86,6 @@ def _train_unless_out_of_memory(
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    forget_failed_step(station.device.torch_device)
     return None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study.experiment import Experiment
+from study.sections import Search
 
 # In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
 _RIDGE = 0.1
@@ -66,18 +67,22 @@ def first_trials(experiment: Experiment, exponents: tuple[int, int], label: str)
     The label's own recipes at the largest resolution, then as many turns through all resolutions, the largest one as
     far as the budget goes: the best recipe may be another label's.
     """
-    search = experiment.search
-    *others, largest = sorted(search.resolutions)
-    turns = search.min_complete_per_resolution
-    again = min(turns, search.trials - turns * len(search.resolutions))
+    *others, largest = sorted(experiment.search.resolutions)
+    again = turns_again(experiment.search)
     return [
         *(recipe.at(largest) for recipe in own_recipes(experiment, exponents, label)),
         *(
             {"resolution": resolution}
-            for turn in range(turns)
+            for turn in range(experiment.search.min_complete_per_resolution)
             for resolution in ([largest] if turn < again else []) + others[::-1]
         ),
     ]
+
+
+def turns_again(search: Search) -> int:
+    """How many of the best recipes run at the largest resolution too, beside a label's own: what the budget allows."""
+    turns = search.min_complete_per_resolution
+    return min(turns, search.trials - turns * len(search.resolutions))
 
 
 def choose_recipe(
