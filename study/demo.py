@@ -30,7 +30,7 @@ resolutions = [32, 64, 128]
 architectures = ["test_resnet", "test_efficientnet"]
 trials = 12
 min_complete_per_resolution = 2
-learning_rate = [1e-3, 3e-2]
+learning_rate = [1e-3, 1e-2]
 
 [training]
 epochs = 5
