@@ -103,8 +103,8 @@ def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Gene
 
 def confirm(
     trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, seeds: int = 3
-) -> tuple[int, float, Configuration]:
-    """The reference that `acuity confirm` names, its cost in CPU seconds, and the configuration behind it.
+) -> tuple[dict[int, Configuration], int, float]:
+    """What `acuity confirm` compares: each resolution's finalist, the best of these, and the cost in CPU seconds.
 
     Resolutions within 0.05 of the top, plus the smallest; of each the top 3 by validation AUC with 2 seeds, the best of
     them with 3 seeds in all.
@@ -114,7 +114,7 @@ def confirm(
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
     chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - NEAR_THE_TOP} | {min(best)}
-    cost, finalists = 0.0, []
+    cost, finalists, means = 0.0, {}, {}
     for resolution in sorted(chosen):
         candidates = []
         for trial in best[resolution][:NOMINEES]:
@@ -129,6 +129,5 @@ def confirm(
             curve, seconds = draw(surrogate, configuration, rng)
             aucs.append(curve[-1])
             cost += seconds * len(curve)
-        finalists.append((float(np.mean(aucs)), resolution, configuration))
-    _, reference, configuration = max(finalists, key=lambda finalist: finalist[0])
-    return reference, cost, configuration
+        finalists[resolution], means[resolution] = configuration, float(np.mean(aucs))
+    return finalists, max(means, key=means.__getitem__), cost

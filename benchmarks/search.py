@@ -3,13 +3,17 @@
 Replays searches on surrogates of recorded learning curves (benchmarks/record_curves.py): a strategy asks for
 configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
 the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
-whom no search knows. One unit of cost is one whole training at the largest resolution for each label. Strategies were
+whom no search knows, as a verdict with any number of test patients would: the smallest resolution that is not MARGIN
+below the best. One unit of cost is one whole training at the largest resolution for each label. Strategies were
 designed on the image set "design" alone.
 
-    python benchmarks/search.py [--sets report nih] [--repetitions 100] [--workers 1 8] [--only random acuity]
+    python benchmarks/search.py [report|nih|design] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
+
+Syne Tune's strategies need it: pip install --no-deps syne-tune dill statsmodels patsy sortedcontainers
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,19 +28,18 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, LABELS, RESOLUTIONS
+from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LABELS, LEARNING_RATES, RESOLUTIONS, SEEDS
 from replay import Trial, confirm, replay
+from search_costs import costs, goals
 from strategies import RATES, STRATEGIES
 from surrogate import Configuration, Surrogate, fit, validate
 
 UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 NEAR = 0.005
 """AUC within which of the best a configuration, or a resolution, counts as found."""
+MARGIN = 0.02
+"""AUC below the best that makes a resolution inadequate: the product's default."""
 FEWEST_CURVES = 40
-REGRETS = (0.05, 0.02, 0.01)
-"""Mean AUC below the best at which costs are compared."""
-CERTAIN = (0.7, 0.8, 0.9)
-"""Probabilities of the right reference at which costs are compared."""
 
 
 @dataclass(frozen=True)
@@ -48,74 +51,97 @@ class Label:
     unit_s: float
     attainable: dict[int, float]
     """The highest mean test AUC at each resolution."""
-    adequate: frozenset[int]
-    """Resolutions that can come within NEAR of the best."""
+    grid_units: float
+    """Cost of the whole recorded factorial."""
 
     @property
     def best(self) -> float:
         """The highest mean test AUC of the space."""
         return max(self.attainable.values())
 
+    @property
+    def references(self) -> set[int]:
+        """Resolutions that can come within NEAR of the best."""
+        return {resolution for resolution, auc in self.attainable.items() if auc >= self.best - NEAR}
+
+    @property
+    def verdicts(self) -> set[int]:
+        """The smallest resolution that is not MARGIN below the best; two where NEAR leaves it open."""
+        edges = (self.best - MARGIN - NEAR, self.best - MARGIN, self.best - MARGIN + NEAR)
+        return {_smallest(self.attainable, at_least=edge) for edge in edges}
+
 
 def main() -> None:
     """Validate the surrogates, replay, print the tables and one line of JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sets", nargs="+", default=["report", "nih"])
+    parser.add_argument("image_set", nargs="?", choices=list(LABELS), default="report")
     parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--only", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
     rows = pd.read_parquet(CURVES)
-    rows = rows[rows["image_set"].isin(asked.sets)]
-    names = [f"{image_set}/{label}" for image_set in asked.sets for label in LABELS[image_set]]
-    _check_enough(rows, asked.sets)
-    checked = {name: validate(_of(rows, name)) for name in names}
+    rows = rows[rows["image_set"] == asked.image_set]
+    _check_enough(rows, asked.image_set)
+    checked = {label: validate(_of(rows, label)) for label in LABELS[asked.image_set]}
     print(pd.DataFrame(checked).T.round(3).to_string(), flush=True)
+    _prepare(rows, asked.image_set)
+    truth = {name: _truth(label, _of(rows, name)) for name, label in _labels.items()}
+    print(json.dumps(truth, indent=1), flush=True)
     tasks = [
-        (image_set, strategy, workers, repetition)
+        (strategy, workers, repetition)
         for repetition in range(asked.repetitions)
-        for image_set in asked.sets
         for workers in asked.workers
         for strategy in asked.only
     ]
-    with multiprocessing.get_context("spawn").Pool(asked.processes, _prepare, (rows, names)) as pool:
+    with multiprocessing.get_context("spawn").Pool(asked.processes, _prepare, (rows, asked.image_set)) as pool:
         outcomes = pd.DataFrame([row for found in pool.imap_unordered(_run, tasks, chunksize=8) for row in found])
-    tables = _summarise(outcomes)
-    print(tables.to_string(), flush=True)
-    print(json.dumps(_result(tables, checked, asked, len(rows))))
+    table = _summarise(outcomes)
+    print(table.to_string(), flush=True)
+    grid_units = float(np.mean([label.grid_units for label in _labels.values()]))
+    found = costs(outcomes, grid_units=grid_units)
+    for row in found:
+        print(row)
+    print(
+        json.dumps(
+            _about(asked, curves=len(rows))
+            | {
+                "goals": goals(found, outcomes) if asked.image_set != "nih" else [],
+                "surrogates": checked,
+                "truth": truth,
+                "grid_units": round(grid_units, 1),
+                "costs": found,
+            }
+            | {column: _by_strategy(table, column, asked) for column in ("verdict", "regret", "curve_regret")}
+        )
+    )
 
 
-def _check_enough(rows: pd.DataFrame, image_sets: list[str]) -> None:
-    counts = {
-        f"{image_set}/{label}": int(((rows["image_set"] == image_set) & (rows["label"] == label)).sum())
-        for image_set in image_sets
-        for label in LABELS[image_set]
-    }
-    few = [f"{name} has {count}" for name, count in counts.items() if count < FEWEST_CURVES]
+def _check_enough(rows: pd.DataFrame, image_set: str) -> None:
+    counts = {label: int((rows["label"] == label).sum()) for label in LABELS[image_set]}
+    few = [f"{label} has {count}" for label, count in counts.items() if count < FEWEST_CURVES]
     if few:
         sys.exit(
-            f"{'; '.join(few)} curves, {FEWEST_CURVES} are needed: `python benchmarks/record_curves.py` records "
-            "more and goes on where it stopped"
+            f"{image_set}: {'; '.join(few)} curves, {FEWEST_CURVES} are needed: `python benchmarks/record_curves.py "
+            f"--sets {image_set}` records more and goes on where it stopped"
         )
 
 
-_labels: dict[str, list[Label]] = {}
-"""Of each image set."""
+_labels: dict[str, Label] = {}
+"""Of the image set, by name."""
 
 
-def _prepare(rows: pd.DataFrame, names: list[str]) -> None:
+def _prepare(rows: pd.DataFrame, image_set: str) -> None:
     """In each process, once."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    for name in names:
-        _labels.setdefault(name.split("/")[0], []).append(_label(name, fit(_of(rows, name))))
+    for name in LABELS[image_set]:
+        _labels[name] = _label(name, fit(_of(rows, name)))
 
 
-def _of(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    image_set, label = name.split("/")
-    return rows[(rows["image_set"] == image_set) & (rows["label"] == label)].reset_index(drop=True)
+def _of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
+    return rows[rows["label"] == label].reset_index(drop=True)
 
 
 def _label(name: str, surrogate: Surrogate) -> Label:
@@ -133,23 +159,40 @@ def _label(name: str, surrogate: Surrogate) -> Label:
         )
         for resolution in RESOLUTIONS
     }
-    best = max(attainable.values())
     largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
-    unit_s = float(surrogate.epoch_seconds(largest).mean()) * (surrogate.residuals.shape[1] - 1)
-    adequate = frozenset(resolution for resolution, auc in attainable.items() if auc >= best - NEAR)
-    return Label(name, surrogate, unit_s, attainable, adequate)
+    unit_s = float(surrogate.epoch_seconds(largest).mean()) * EPOCHS
+    cells = itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES)
+    grid_s = float(surrogate.epoch_seconds([Configuration(*cell) for cell in cells]).sum()) * EPOCHS
+    return Label(name, surrogate, unit_s, attainable, grid_s / unit_s)
 
 
-def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
-    """One search for all labels of an image set, judged at every cost."""
-    image_set, strategy, workers, repetition = task
-    labels = {label.name: label for label in _labels[image_set]}
-    seed = zlib.crc32(f"{image_set} {workers} {repetition}".encode())  # the same noise for every strategy
+def _truth(label: Label, rows: pd.DataFrame) -> dict[str, Any]:
+    """What is attainable by the model, beside the mean test AUC of the seeds that were trained for this at the top."""
+    by_resolution = {}
+    for resolution, attainable in label.attainable.items():
+        aucs = rows[(rows["resolution"] == resolution) & ~rows["seed"].isin(SEEDS)]["test_auc"].dropna()
+        by_resolution[str(resolution)] = {
+            "attainable": round(attainable, 4),
+            "recorded": round(float(aucs.mean()), 4) if len(aucs) else None,
+            "recorded_se": round(float(aucs.sem()), 4) if len(aucs) > 1 else None,
+            "seeds": len(aucs),
+        }
+    return {"verdicts": sorted(label.verdicts), "references": sorted(label.references), "auc": by_resolution}
+
+
+def _smallest(attainable: dict[int, float], *, at_least: float) -> int:
+    return min(resolution for resolution, auc in attainable.items() if auc >= at_least)
+
+
+def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
+    """One search for all labels of the image set, judged at every cost."""
+    strategy, workers, repetition = task
+    seed = zlib.crc32(f"{workers} {repetition}".encode())  # the same noise for every strategy
     rng = np.random.default_rng(seed)
-    unit_s = sum(label.unit_s for label in labels.values())  # one whole training for each label
+    unit_s = sum(label.unit_s for label in _labels.values())  # one whole training for each label
     trials = replay(
-        STRATEGIES[strategy](list(labels), seed % 2**31, workers),
-        {name: label.surrogate for name, label in labels.items()},
+        STRATEGIES[strategy](list(_labels), seed % 2**31, workers),
+        {name: label.surrogate for name, label in _labels.items()},
         workers=workers,
         most_cost=UNITS[-1] * unit_s,
         rng=rng,
@@ -158,7 +201,7 @@ def _run(task: tuple[str, str, int, int]) -> list[dict[str, Any]]:
         {"label": name, "strategy": strategy, "workers": workers, "units": units, "repetition": repetition}
         | _judge(label, [trial for trial in trials if trial.label == name and trial.spent <= units * unit_s], rng)
         for units in UNITS
-        for name, label in labels.items()
+        for name, label in _labels.items()
     ]
 
 
@@ -168,14 +211,18 @@ def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[st
     row: dict[str, Any] = {"trials": len(told), "curve_regret": _curve_regret(label, complete)}
     if not complete:
         worst = label.best - 0.5
-        return row | {"regret": worst, "final_regret": worst, "right": False, "confirm_units": 0.0}
+        answer = {"regret": worst, "final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
+        return row | answer
     nominee = max(complete, key=lambda trial: trial.auc).configuration
-    reference, cost, finalist = confirm(told, label.surrogate, rng=rng)
-    nominated, final = label.surrogate.truth([nominee, finalist])
+    finalists, reference, cost = confirm(told, label.surrogate, rng=rng)
+    true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
+    # What is named is the smallest that is not worse than the reference.
+    named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
     return row | {
-        "regret": label.best - nominated,
-        "final_regret": label.best - final,
-        "right": reference in label.adequate,
+        "regret": label.best - float(label.surrogate.truth([nominee])[0]),
+        "final_regret": label.best - true_aucs[reference],
+        "reference": reference in label.references,
+        "verdict": named in label.verdicts,
         "confirm_units": cost / label.unit_s,
     }
 
@@ -195,36 +242,20 @@ def _curve_regret(label: Label, complete: list[Trial]) -> float:
 
 def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Means over repetitions and labels, by workers, strategy and cost of the search."""
-    grouped = outcomes.groupby(["workers", "strategy", "units"])
-    table = grouped[["trials", "regret", "curve_regret", "final_regret", "right", "confirm_units"]].mean()
-    table["regret_se"] = grouped["regret"].sem()
-    table["near"] = grouped["regret"].apply(lambda regret: (regret <= NEAR).mean())
-    return table.round(4)
+    columns = ["trials", "regret", "curve_regret", "final_regret", "reference", "verdict", "confirm_units"]
+    return outcomes.groupby(["workers", "strategy", "units"])[columns].mean().round(4)
 
 
-def _cost_of(table: pd.DataFrame, *, column: str, wanted: float, confirmed: bool) -> float:
-    """Units at which a column first reaches what is wanted, between costs linearly; NaN where it never does."""
-    costs = table.index.to_numpy(float) + (table["confirm_units"].to_numpy() if confirmed else 0)
-    sign = -1 if "regret" in column else 1
-    reached = np.maximum.accumulate(sign * table[column].to_numpy(float))
-    if reached[-1] < sign * wanted:
-        return float("nan")
-    return float(np.interp(sign * wanted, reached, costs))
-
-
-def _result(table: pd.DataFrame, checked: dict[str, Any], asked: argparse.Namespace, curves: int) -> dict[str, Any]:
+def _about(asked: argparse.Namespace, *, curves: int) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "benchmark": "search",
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"optuna": optuna.__version__, "python": platform.python_version()},
         "commit": commit.stdout.strip(),
+        "image_set": asked.image_set,
         "n": asked.repetitions,
         "curves": curves,
-        "surrogates": checked,
-        "probability_right": _by_strategy(table, "right", asked),
-        "mean_regret": _by_strategy(table, "regret", asked),
-        "mean_curve_regret": _by_strategy(table, "curve_regret", asked),
-        "costs": _costs(table, asked),
     }
 
 
@@ -233,25 +264,6 @@ def _by_strategy(table: pd.DataFrame, column: str, asked: argparse.Namespace) ->
         f"{workers} workers": {strategy: table.loc[(workers, strategy)][column].to_dict() for strategy in asked.only}
         for workers in asked.workers
     }
-
-
-def _costs(table: pd.DataFrame, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Units until the right reference is as probable, and until the best trial is as good, by strategy."""
-    compared = [("right", probability, confirmed) for probability in CERTAIN for confirmed in (False, True)]
-    compared += [(column, regret, False) for column in ("regret", "curve_regret") for regret in REGRETS]
-    found = []
-    for workers in asked.workers:
-        for column, wanted, confirmed in compared:
-            costs = {
-                strategy: _cost_of(table.loc[(workers, strategy)], column=column, wanted=wanted, confirmed=confirmed)
-                for strategy in asked.only
-            }
-            units = {strategy: None if np.isnan(cost) else round(cost, 2) for strategy, cost in costs.items()}
-            found.append(
-                {"workers": workers, "until": column, "is": wanted, "with_confirmation": confirmed, "units": units}
-            )
-            print(found[-1])
-    return found
 
 
 if __name__ == "__main__":

@@ -197,6 +197,12 @@ def _gaussian_process(seed: int) -> GPSampler:
         return GPSampler(seed=seed)
 
 
+def _syne_tune(name: str, labels: Sequence[str], seed: int) -> Strategy:
+    import syne_tune_searches  # a peer that Acuity itself does not need
+
+    return getattr(syne_tune_searches, name)(labels, seed)
+
+
 STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     "random": lambda labels, seed, _: OptunaStudies(labels, lambda i: (RandomSampler(seed=seed + i), NopPruner())),
     "grid": lambda labels, seed, _: GridSearch(labels, seed),
@@ -207,6 +213,8 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     "asha": lambda labels, seed, _: OptunaStudies(
         labels, lambda i: (RandomSampler(seed=seed + i), SuccessiveHalvingPruner(reduction_factor=2))
     ),
+    "syne tune asha": lambda labels, seed, _: _syne_tune("asha", labels, seed),
+    "syne tune bohb": lambda labels, seed, _: _syne_tune("bohb", labels, seed),
     "gp": lambda labels, seed, _: OptunaStudies(labels, lambda i: (_gaussian_process(seed + i), MedianPruner())),
     "acuity": lambda labels, seed, workers: Acuity(acuity_experiment(labels, seed=seed), workers=workers),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),

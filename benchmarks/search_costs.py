@@ -1,0 +1,131 @@
+"""What a search costs until its answer is as good as wanted: units by strategy, ratios to the peers, and the goals.
+
+Spread is a bootstrap over repetitions, which are paired: all strategies meet the same labels and the same seeds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+_BOOTSTRAPS = 1000
+OURS, PLAIN, CHANCE = "acuity", "optuna", "random"
+_HALF, _QUARTER = 0.5, 0.25
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When a search's answer is good enough."""
+
+    column: str
+    """Of the outcomes: a mean regret, or the share of right answers."""
+    wanted: float
+    confirmed: bool = False
+    """Whether the confirmation of the answer is paid too."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.column}_{self.wanted:g}" + ("_confirmed" if self.confirmed else "")
+
+    def cost(self, quality: Floats, units: Floats) -> float:
+        """Units at which the quality [costs] is first as wanted, between costs linearly; NaN where it never is."""
+        sign = -1 if "regret" in self.column else 1
+        reached = np.maximum.accumulate(sign * quality)
+        return float(np.interp(sign * self.wanted, reached, units)) if reached[-1] >= sign * self.wanted else np.nan
+
+
+CRITERIA = (
+    *(Criterion("verdict", probability, confirmed=True) for probability in (0.6, 0.7, 0.8, 0.9)),
+    *(Criterion("reference", probability, confirmed=True) for probability in (0.8, 0.9)),
+    *(Criterion("regret", auc) for auc in (0.05, 0.02, 0.01, 0.005)),
+    *(Criterion("curve_regret", auc) for auc in (0.05, 0.02, 0.01)),
+)
+_GOALS = ("verdict_0.7_confirmed", "verdict_0.8_confirmed", "regret_0.02", "regret_0.01", "curve_regret_0.02")
+
+
+def costs(outcomes: pd.DataFrame, *, grid_units: float) -> list[dict[str, Any]]:
+    """Of every criterion and number of workers: units by strategy, and ours as a ratio of each other's, [low, high]."""
+    found = []
+    for workers, of_workers in outcomes.groupby("workers"):
+        for criterion in CRITERIA:
+            drawn = {name: _drawn(rows, criterion) for name, rows in of_workers.groupby("strategy")}
+            row = {
+                "workers": int(str(workers)),
+                "until": criterion.name,
+                "units": {name: _rounded(values[0]) for name, values in drawn.items()},
+            }
+            if OURS in drawn:
+                most = float(outcomes["units"].max())
+                row["ratio"] = {
+                    name: _ratio(drawn[OURS], np.nan_to_num(values, nan=most))
+                    for name, values in drawn.items()
+                    if name != OURS
+                } | {"whole grid": _ratio(drawn[OURS], np.array([grid_units]))}
+            found.append(row)
+    return found
+
+
+def goals(found: Sequence[dict[str, Any]], outcomes: pd.DataFrame) -> list[dict[str, Any]]:
+    """Half of plain Optuna's cost, a quarter of the grid's, and on no label worse than random search."""
+    kept = []
+    for row in found:
+        for peer, most in ((PLAIN, _HALF), ("whole grid", _QUARTER)):
+            if row["until"] in _GOALS and row["workers"] <= 8 and peer in row.get("ratio", {}):
+                value, low, high = row["ratio"][peer]
+                name = f"{row['until']}_{row['workers']}_workers_of_{peer.replace(' ', '_')}"
+                met = value is not None and value <= most
+                kept.append({"name": name, "value": value, "low": low, "high": high, "goal": f"<= {most}", "met": met})
+    return kept + list(_against_random(outcomes))
+
+
+def _against_random(outcomes: pd.DataFrame) -> list[dict[str, Any]]:
+    """Our mean regret over all costs less random search's: its upper bound, one-sided 95 %, for each label."""
+    kept = []
+    both = outcomes[outcomes["strategy"].isin([OURS, CHANCE])]
+    if both["strategy"].nunique() < 2:
+        return []
+    for (label, workers), rows in both.groupby(["label", "workers"]):
+        regret = rows.pivot_table(index="repetition", columns="strategy", values="final_regret")
+        less = regret[OURS] - regret[CHANCE]
+        high = float(less.mean() + 1.645 * less.sem())
+        kept.append(
+            {
+                "name": f"regret_less_than_random_{label}_{workers}_workers",
+                "value": round(float(less.mean()), 4),
+                "high": round(high, 4),
+                "goal": "high <= 0",
+                "met": high <= 0,
+            }
+        )
+    return kept
+
+
+def _drawn(rows: pd.DataFrame, criterion: Criterion) -> Floats:
+    """Costs: of all repetitions, then of bootstraps."""
+    quality = _by_repetition(rows, criterion.column)
+    units = np.broadcast_to(np.sort(rows["units"].unique()).astype(float), quality.shape)
+    if criterion.confirmed:
+        units = units + _by_repetition(rows, "confirm_units")
+    rng = np.random.default_rng(0)  # the same repetitions for every strategy
+    picks = [np.arange(len(quality)), *rng.integers(len(quality), size=(_BOOTSTRAPS, len(quality)))]
+    return np.array([criterion.cost(quality[pick].mean(axis=0), units[pick].mean(axis=0)) for pick in picks])
+
+
+def _by_repetition(rows: pd.DataFrame, column: str) -> Floats:
+    """Means over labels, [repetitions, costs]."""
+    return rows.pivot_table(index="repetition", columns="units", values=column, aggfunc="mean").to_numpy(float)
+
+
+def _ratio(ours: Floats, theirs: Floats) -> list[float | None]:
+    """Value, and 95 % of the bootstraps. A peer that never gets there counts as one that does at the last cost."""
+    ratios = np.nan_to_num(ours / theirs, nan=np.inf)
+    low, high = np.quantile(ratios[1:], (0.025, 0.975), method="nearest")
+    return [_rounded(value) for value in (ratios[0], low, high)]
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 3) if np.isfinite(value) else None
