@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from storage.confirmations import StoredConfirmation
-from study.confirm_trials import REPEATS, Confirming
+from study.confirm_trials import Confirming
 from study.protocol import Protocol
 from study.terminal import duration
 
@@ -30,7 +30,7 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
     seconds = sum(map(_seconds, labels))
     seeds = labels[0].plan.seeds
     cost = (
-        f"{total} trainings ({REPEATS} of each nominee, {seeds} of each resolution's finalist), {min(done, total)} of "
+        f"{total} trainings (one of each nominee, {seeds} of each resolution's finalist), {min(done, total)} of "
         f"them done; at the search's speed about {duration(seconds)} of training in all, {duration(seconds / workers)} "
         f"with {workers} worker{'s' if workers > 1 else ''}."
     )
@@ -39,8 +39,8 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
 
 def _seconds(label: Confirming) -> float:
     return sum(
-        REPEATS * sum(nominee.seconds for nominee in nominees)
-        + (label.plan.seeds - REPEATS) * max(nominee.seconds for nominee in nominees)
+        sum(nominee.seconds for nominee in nominees)
+        + (label.plan.seeds - 1) * max(nominee.seconds for nominee in nominees)
         for nominees in label.plan.resolutions().values()
     )
 

@@ -22,8 +22,6 @@ from study.experiment import Experiment
 from study.nominate import Nomination, Nominee
 from study.register import Registered, enqueue, study_name
 
-REPEATS = 2
-"""Trainings of each nominee before one is the finalist."""
 _MOST_FAILURES = 3
 """After so many trainings that diverged or failed for good a nominee is out."""
 
@@ -44,7 +42,7 @@ class Plan:
 
     def trainings(self) -> int:
         """How many trainings it takes if none fails."""
-        return len(self.nominees) * REPEATS + len(self.resolutions()) * (self.seeds - REPEATS)
+        return len(self.nominees) + len(self.resolutions()) * (self.seeds - 1)
 
 
 @dataclass(frozen=True)
@@ -133,14 +131,14 @@ def plan_from_table(plan: dict[str, Any]) -> Plan:
 
 
 def missing_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> Iterator[tuple[Nominee, int]]:
-    """Trainings still to be enqueued, as (nominee, repeat): two of each nominee, all seeds of a finalist.
+    """Trainings still to be enqueued, as (nominee, repeat): one of each nominee, all seeds of a finalist.
 
     A training that diverged or failed is replaced by one of another seed.
     """
     runs = _Runs(trials)
     for nominees in plan.resolutions().values():
         finalist = _finalist(nominees, runs)
-        wanted = [(finalist, plan.seeds)] if finalist else [(nominee, REPEATS) for nominee in runs.left_of(nominees)]
+        wanted = [(finalist, plan.seeds)] if finalist else [(nominee, 1) for nominee in runs.left_of(nominees)]
         for nominee, count in wanted:
             there = runs.of(nominee)
             alive = sum(run.state is not TrialState.PRUNED and run.state is not TrialState.FAIL for run in there)
@@ -150,7 +148,7 @@ def missing_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> Iterator[tuple[No
 
 
 def finalists(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[int, Chosen]:
-    """The finalist of each resolution that has all its trainings, by mean validation AUC of the nominees' first two."""
+    """The finalist of each resolution that has all its trainings."""
     runs = _Runs(trials)
     chosen = {}
     for resolution, nominees in plan.resolutions().items():
@@ -162,7 +160,10 @@ def finalists(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[int, Chosen]:
 
 
 def _finalist(nominees: list[Nominee], runs: "_Runs") -> Nominee | None:
-    """The best of the nominees once each has its repeats; None before. UsageError where all of them fail."""
+    """The nominee whose search and first retraining have the best mean validation AUC; None before all are retrained.
+
+    UsageError where all of them fail.
+    """
     left = runs.left_of(nominees)
     if not left:
         reason = next((run.user_attrs.get("reason") for run in runs.of(nominees[0])[::-1]), "no reason is known")
@@ -170,12 +171,14 @@ def _finalist(nominees: list[Nominee], runs: "_Runs") -> Nominee | None:
             f"no nominee at {nominees[0].resolution} px could be retrained ({reason}): leave that resolution out of "
             "[confirm] resolutions, or widen the search"
         )
-    first = {nominee.number: runs.complete(nominee)[:REPEATS] for nominee in left}
-    if any(len(complete) < REPEATS for complete in first.values()):
+    first = {nominee.number: runs.complete(nominee)[:1] for nominee in left}
+    if not all(first.values()):
         return None
 
     def mean_auc(nominee: Nominee) -> float:
-        return sum(run.value or 0.0 for run in first[nominee.number]) / REPEATS
+        (run,) = first[nominee.number]
+        assert run.value is not None
+        return (nominee.auc + run.value) / 2
 
     return max(left, key=lambda nominee: (mean_auc(nominee), -nominee.number))
 

@@ -11,7 +11,6 @@ from objectives.planning import FEWEST_POSITIVE_PATIENTS
 from storage.confirmations import StoredConfirmation
 from study.answer import Answer
 from study.cohort_here import Cohort
-from study.confirm_trials import REPEATS
 from study.experiment import Experiment
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
@@ -193,10 +192,11 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     return (
-        f"{going_on} the {NOMINEES} best configurations were retrained with {REPEATS} seeds, the best of them by mean "
-        f"validation AUC with {protocol.seeds}. The reference resolution of a label was the one with the highest mean "
-        f"validation AUC over the seeds. Finalists ({networks} networks), seeds, reference and margin were fixed "
-        "before a test patient was read; each network scored the test patients once. No networks were averaged."
+        f"{going_on} the {NOMINEES} best configurations were retrained with another seed, and the best of them by mean "
+        f"validation AUC of search and retraining with {protocol.seeds} seeds in all. The reference resolution of a "
+        "label was the one with the highest mean validation AUC over the seeds. Finalists "
+        f"({networks} networks), seeds, reference and margin were fixed before a test patient was read; each network "
+        "scored the test patients once. No networks were averaged."
     )
 
 

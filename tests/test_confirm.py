@@ -191,15 +191,15 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     with pytest.raises(KeyboardInterrupt):
         run(database, searched)
     interrupted = trainings(database)
-    assert 0 < interrupted < 10
+    assert 0 < interrupted < 8
     assert trainings(database, "RUNNING") == 0
     assert count_test_uses(database, searched.split_sha256) == 0
     assert kept_scores(database) == []
 
     fleet_here(monkeypatch)
     told = run(database, searched)
-    assert f"10 trainings (2 of each nominee, 3 of each resolution's finalist), {interrupted} of them done" in told
-    assert trainings(database) == 10
+    assert f"8 trainings (one of each nominee, 3 of each resolution's finalist), {interrupted} of them done" in told
+    assert trainings(database) == 8
     assert "Frozen before any test patient is read" in told
     assert "the test patients have been used once" in told
     stored = find_confirmation(database, "tiny")
@@ -220,7 +220,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
         patch.setattr(scores_module, "score_images", _cut_off)
         assert "the test patients have been used once" in run(database, searched)
         assert "the test patients have been used twice" in run(database, with_confirm(searched, margin=0.1))
-    assert trainings(database) == 10
+    assert trainings(database) == 8
     assert kept_scores(database) == first_scores
     answer = read_answer(database, "tiny")
     assert answer.test_uses == 2
