@@ -4,7 +4,7 @@ Replays searches on surrogates of recorded learning curves (benchmarks/record_cu
 configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
 the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
 whom no search knows, as a verdict with any number of test patients would: the smallest resolution that is not MARGIN
-below the best. One unit of cost is one whole training at the largest resolution for each label. Strategies were
+below the reference, all smaller ones tried. One unit of cost is one whole training at the largest resolution for each label. Strategies were
 designed on the image set "design" alone.
 
     python benchmarks/search.py [report|nih|design] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
@@ -216,13 +216,14 @@ def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[st
     nominee = max(complete, key=lambda trial: trial.auc).configuration
     finalists, reference, cost = confirm(told, label.surrogate, rng=rng)
     true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
-    # What is named is the smallest that is not worse than the reference.
     named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
+    tried = {trial.configuration.resolution for trial in complete}
     return row | {
         "regret": label.best - float(label.surrogate.truth([nominee])[0]),
         "final_regret": label.best - true_aucs[reference],
         "reference": reference in label.references,
-        "verdict": named in label.verdicts,
+        # That a smaller one is worse is known only where it was tried.
+        "verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
         "confirm_units": cost / label.unit_s,
     }
 
