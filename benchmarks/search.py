@@ -4,8 +4,8 @@ Replays searches on surrogates of recorded learning curves (benchmarks/record_cu
 configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
 the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
 whom no search knows, as a verdict with any number of test patients would: the smallest resolution that is not MARGIN
-below the reference, all smaller ones tried. One unit of cost is one whole training at the largest resolution for each label. Strategies were
-designed on the image set "design" alone.
+below the reference, all smaller ones tried. One unit of cost is one whole training at the largest resolution for each
+label. Strategies were designed on the image set "design" alone.
 
     python benchmarks/search.py [report|nih|design] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
 
