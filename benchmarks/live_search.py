@@ -1,4 +1,4 @@
-"""Claim: what the replays of `benchmarks/search.py` show holds for real trainings and real workers.
+"""A spot check, one run a command: what the replays of `benchmarks/search.py` show, with real trainings and workers.
 
 The same experiment twice on this machine, in turn, each with two workers: `acuity launch` as a user runs it, and plain
 Optuna as a user writes it (a study a label in one journal file, TPE and median pruner by default, two processes), which
@@ -7,7 +7,8 @@ Then every configuration that was a label's best on validation patients at some 
 the end, are trained anew with two other seeds and scored on patients of whom neither search knew.
 
 Told for phantoms (three labels at once) and for one label of nih-cxr-128 (ACUITY_NIH_DIR): mean true AUC of the best
-trial over wall-clock time, and the smallest resolution that is not MARGIN below the best, as in a verdict.
+trial over wall-clock time, and the smallest resolution that is not MARGIN below the reference, which is the best on
+validation patients.
 
     python benchmarks/live_search.py [phantoms|nih] [--trials 24] [--seed 31] [--optuna-first]
 """
@@ -160,7 +161,7 @@ def _decode(folder: Path) -> None:
 def _run(folder: Path, contestant: str, image_set: str) -> list[Ended]:
     environment = {key: value for key, value in os.environ.items() if key != "ACUITY_STORAGE"}
     environment |= {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "XDG_CACHE_HOME": str(folder / "home")}
-    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     command = [sys.executable, "-P", __file__, image_set, "--contestant", contestant, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -222,6 +223,8 @@ def _optuna(folder: Path) -> list[dict[str, Any]]:
         worker.start()
     for worker in workers:
         worker.join()
+    if any(worker.exitcode for worker in workers):
+        sys.exit("a process of the script failed")
     return [row for label in experiment.labels for row in _ended(label, _study(folder, label, seed=None), began)]
 
 
@@ -248,12 +251,14 @@ def _optimize(folder: Path, worker: int) -> None:
     from study.experiment import load
     from study.image_set import labelled_images, open_image_set
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # as our workers do
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     experiment = load(folder / "live.toml")
     image_set = open_image_set(experiment)
     seed = experiment.search.seed + worker
-    studies = {label: _study(folder, label, seed=seed) for label in experiment.labels}
+    studies = {
+        label: _study(folder, label, seed=seed + WORKERS * position) for position, label in enumerate(experiment.labels)
+    }
 
     def objective(trial: optuna.Trial, label: str) -> float:
         hyperparameters = Hyperparameters(
@@ -406,14 +411,12 @@ def _at(ended: list[Ended], labels: tuple[str, ...], truth: dict[Configuration, 
 
 
 def _named(ended: list[Ended], label: str, truth: dict[Configuration, float]) -> dict[str, Any]:
-    """True AUC of each resolution's best trial, and the smallest that is not MARGIN below the best of them."""
-    aucs = {
-        each.configuration.resolution: round(truth[each.configuration], 4)
-        for each in _finalists(ended)
-        if each.configuration.label == label
-    }
-    named = min(resolution for resolution, auc in aucs.items() if auc >= max(aucs.values()) - MARGIN)
-    return {"named": named, "true_auc": dict(sorted(aucs.items()))}
+    """True AUC of each resolution's best trial, and the smallest that is not MARGIN below the reference."""
+    finalists = [each for each in _finalists(ended) if each.configuration.label == label]
+    aucs = {each.configuration.resolution: round(truth[each.configuration], 4) for each in finalists}
+    reference = max(finalists, key=lambda each: each.auc).configuration.resolution
+    named = min(resolution for resolution, auc in aucs.items() if auc >= aucs[reference] - MARGIN)
+    return {"named": named, "reference": reference, "true_auc": dict(sorted(aucs.items()))}
 
 
 if __name__ == "__main__":
