@@ -3,8 +3,9 @@
 Replays searches on surrogates of recorded learning curves (benchmarks/record_curves.py): a strategy asks for
 configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
 the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
-whom no search knows, as a verdict with any number of test patients would: the smallest resolution that is not MARGIN
-below the reference, all smaller ones tried. One unit of cost is one whole training at the largest resolution for each
+whom no search knows, as a verdict with unlimited test patients would: the smallest resolution that is not MARGIN
+below the reference, all smaller ones tried. The goals are for phantoms and up to 8 workers; on nih, whose truth nobody
+knows that well, cost and direction are told. One unit of cost is one whole training at the largest resolution for each
 label. Strategies were designed on the image set "design" alone.
 
     python benchmarks/search.py [report|nih|design] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
@@ -23,6 +24,8 @@ import sys
 import warnings
 import zlib
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -66,7 +69,7 @@ class Label:
 
     @property
     def verdicts(self) -> set[int]:
-        """The smallest resolution that is not MARGIN below the best; two where NEAR leaves it open."""
+        """The smallest resolution that is not MARGIN below the best; several where NEAR leaves it open."""
         edges = (self.best - MARGIN - NEAR, self.best - MARGIN, self.best - MARGIN + NEAR)
         return {_smallest(self.attainable, at_least=edge) for edge in edges}
 
@@ -81,6 +84,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
+    if any(name.startswith("syne tune") for name in asked.only) and find_spec("syne_tune") is None:
+        sys.exit(f"Syne Tune is not installed: see {__file__}, or name the strategies without it by --only")
     rows = pd.read_parquet(CURVES)
     rows = rows[rows["image_set"] == asked.image_set]
     _check_enough(rows, asked.image_set)
@@ -107,13 +112,13 @@ def main() -> None:
         json.dumps(
             _about(asked, curves=len(rows))
             | {
-                "goals": goals(found, outcomes) if asked.image_set != "nih" else [],
+                "goals": goals(found, outcomes) if asked.image_set == "report" else [],
                 "surrogates": checked,
                 "truth": truth,
                 "grid_units": round(grid_units, 1),
                 "costs": found,
             }
-            | {column: _by_strategy(table, column, asked) for column in ("verdict", "regret", "curve_regret")}
+            | {column: _by_strategy(table, column, asked) for column in table.columns}
         )
     )
 
@@ -187,7 +192,7 @@ def _smallest(attainable: dict[int, float], *, at_least: float) -> int:
 def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
     """One search for all labels of the image set, judged at every cost."""
     strategy, workers, repetition = task
-    seed = zlib.crc32(f"{workers} {repetition}".encode())  # the same noise for every strategy
+    seed = zlib.crc32(f"{workers} {repetition}".encode())  # the same for every strategy
     rng = np.random.default_rng(seed)
     unit_s = sum(label.unit_s for label in _labels.values())  # one whole training for each label
     trials = replay(
@@ -211,21 +216,23 @@ def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[st
     row: dict[str, Any] = {"trials": len(told), "curve_regret": _curve_regret(label, complete)}
     if not complete:
         worst = label.best - 0.5
-        answer = {"regret": worst, "final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
-        return row | answer
+        answer = {"final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
+        return row | {"regret": worst} | answer | {f"twice_{name}": value for name, value in answer.items()}
     nominee = max(complete, key=lambda trial: trial.auc).configuration
-    finalists, reference, cost = confirm(told, label.surrogate, rng=rng)
-    true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
-    named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
-    tried = {trial.configuration.resolution for trial in complete}
-    return row | {
-        "regret": label.best - float(label.surrogate.truth([nominee])[0]),
-        "final_regret": label.best - true_aucs[reference],
-        "reference": reference in label.references,
-        # That a smaller one is worse is known only where it was tried.
-        "verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
-        "confirm_units": cost / label.unit_s,
-    }
+    row["regret"] = label.best - float(label.surrogate.truth([nominee])[0])
+    tried = {trial.configuration.resolution for trial in told}
+    for rule, trainings in (("", 1), ("twice_", 2)):
+        finalists, reference, cost = confirm(told, label.surrogate, rng=rng, trainings=trainings)
+        true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
+        named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
+        row |= {
+            f"{rule}final_regret": label.best - true_aucs[reference],
+            f"{rule}reference": reference in label.references,
+            # That a smaller one is worse is known only where it was tried.
+            f"{rule}verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
+            f"{rule}confirm_units": cost / label.unit_s,
+        }
+    return row
 
 
 def _curve_regret(label: Label, complete: list[Trial]) -> float:
@@ -243,8 +250,8 @@ def _curve_regret(label: Label, complete: list[Trial]) -> float:
 
 def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Means over repetitions and labels, by workers, strategy and cost of the search."""
-    columns = ["trials", "regret", "curve_regret", "final_regret", "reference", "verdict", "confirm_units"]
-    return outcomes.groupby(["workers", "strategy", "units"])[columns].mean().round(4)
+    columns = outcomes.columns.difference(["label", "repetition", "workers", "strategy", "units"], sort=False)
+    return outcomes.groupby(["workers", "strategy", "units"])[list(columns)].mean().round(4)
 
 
 def _about(asked: argparse.Namespace, *, curves: int) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _about(asked: argparse.Namespace, *, curves: int) -> dict[str, Any]:
     return {
         "benchmark": "search",
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"optuna": optuna.__version__, "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("optuna", "syne-tune") if find_spec(name.replace("-", "_"))},
         "commit": commit.stdout.strip(),
         "image_set": asked.image_set,
         "n": asked.repetitions,

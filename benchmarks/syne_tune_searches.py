@@ -1,9 +1,10 @@
-"""Syne Tune's schedulers in the replay, one for each label, as its users run them."""
+"""Syne Tune's schedulers at their defaults in the replay, one for each label."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from record_curves import ARCHITECTURES, BATCH_SIZES, EPOCHS, LEARNING_RATES, RESOLUTIONS
 from surrogate import Configuration
 from syne_tune.backend.trial_status import Trial
@@ -23,7 +24,8 @@ _METRIC: dict[str, Any] = {"metric": "auc", "do_minimize": False, "time_attr": "
 class SyneTuneSchedulers:
     """The label with the fewest trials is asked next, as our workers do."""
 
-    def __init__(self, labels: Sequence[str], make: Callable[[int], TrialScheduler]) -> None:
+    def __init__(self, labels: Sequence[str], make: Callable[[int], TrialScheduler], *, seed: int) -> None:
+        np.random.seed(seed)  # which their configurations are drawn with, whatever their random_seed
         self.schedulers = {label: make(position) for position, label in enumerate(labels)}
         self.asked = dict.fromkeys(labels, 0)
         self.running: dict[int, tuple[str, Trial]] = {}
@@ -55,9 +57,9 @@ class SyneTuneSchedulers:
 
 def asha(labels: Sequence[str], seed: int) -> SyneTuneSchedulers:
     """Random configurations, successive halving."""
-    return SyneTuneSchedulers(labels, lambda position: ASHA(_SPACE, random_seed=seed + position, **_METRIC))
+    return SyneTuneSchedulers(labels, lambda position: ASHA(_SPACE, random_seed=seed + position, **_METRIC), seed=seed)
 
 
 def bohb(labels: Sequence[str], seed: int) -> SyneTuneSchedulers:
-    """Kernel densities as in BOHB, successive halving."""
-    return SyneTuneSchedulers(labels, lambda position: BOHB(_SPACE, random_seed=seed + position, **_METRIC))
+    """Kernel densities as in BOHB (by default random for a label's first 33 trials), successive halving."""
+    return SyneTuneSchedulers(labels, lambda position: BOHB(_SPACE, random_seed=seed + position, **_METRIC), seed=seed)

@@ -30,7 +30,7 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
     seconds = sum(map(_seconds, labels))
     seeds = labels[0].plan.seeds
     cost = (
-        f"{total} trainings (one of each nominee, {seeds} of each resolution's finalist), {min(done, total)} of "
+        f"{total} trainings (one of each nominee, {seeds} in all of each finalist), {min(done, total)} of "
         f"them done; at the search's speed about {duration(seconds)} of training in all, {duration(seconds / workers)} "
         f"with {workers} worker{'s' if workers > 1 else ''}."
     )

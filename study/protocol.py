@@ -33,7 +33,7 @@ class Finalist:
     feasible_batch_size: int
     learning_rate: float
     trials: int
-    """Finished trials of the search at this resolution, of which it is the best."""
+    """Finished trials of the search at this resolution, which it was chosen from."""
     runs: tuple[Run, ...]
 
     @property

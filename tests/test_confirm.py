@@ -198,7 +198,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
 
     fleet_here(monkeypatch)
     told = run(database, searched)
-    assert f"8 trainings (one of each nominee, 3 of each resolution's finalist), {interrupted} of them done" in told
+    assert f"8 trainings (one of each nominee, 3 in all of each finalist), {interrupted} of them done" in told
     assert trainings(database) == 8
     assert "Frozen before any test patient is read" in told
     assert "the test patients have been used once" in told
