@@ -192,9 +192,9 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     return (
-        f"{going_on} the {NOMINEES} best configurations were retrained with another seed, and the one with the best mean "
-        f"validation AUC of its search and its retraining until it had {protocol.seeds} retrainings. The reference of a "
-        "label was the one with the highest mean validation AUC over the seeds. Finalists "
+        f"{going_on} the {NOMINEES} best configurations were retrained with another seed, and the one with the best "
+        f"mean validation AUC of its search and its retraining until it had {protocol.seeds} retrainings. The "
+        "reference resolution of a label was the one with the highest mean validation AUC over the seeds. Finalists "
         f"({networks} networks), seeds, reference and margin were fixed before a test patient was read; each network "
         "scored the test patients once. No networks were averaged."
     )
