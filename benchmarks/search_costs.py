@@ -46,7 +46,7 @@ class Criterion:
 
 
 CRITERIA = (
-    *(Criterion("verdict", probability, confirmed=True) for probability in (0.6, 0.7, 0.8, 0.9)),
+    *(Criterion("verdict", probability, confirmed) for probability in (0.7, 0.8, 0.9) for confirmed in (True, False)),
     *(Criterion("reference", probability, confirmed=True) for probability in (0.8, 0.9)),
     *(Criterion("regret", auc) for auc in (0.05, 0.02, 0.01, 0.005)),
     *(Criterion("curve_regret", auc) for auc in (0.05, 0.02, 0.01)),
