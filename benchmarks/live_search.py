@@ -23,21 +23,19 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
+import live_contestants
 import numpy as np
 import pandas as pd
+from live_contestants import ARCHITECTURES, EPOCHS, EXPONENTS, RATES, RESOLUTIONS, WORKERS, Configuration
 
 from objectives.phantom import write_phantoms
 
-RESOLUTIONS = (32, 48, 64, 96, 128)
-ARCHITECTURES = ("test_resnet", "test_efficientnet")
-RATES = (3e-4, 3e-2)
-EPOCHS, WORKERS, MARGIN = 8, 2, 0.02
+MARGIN = 0.02
 SEEDS = (101, 102)
 LABELS = {"phantoms": ("Cardiomegaly", "Nodule", "Fibrosis"), "nih": ("Effusion",)}
 SEARCHED, UNSEEN = {"phantoms": 1250, "nih": 1800}, 2000
@@ -55,25 +53,14 @@ resolutions = {resolutions}
 architectures = {architectures}
 trials = {trials}
 learning_rate = {rates}
-min_batch_size = 8
-max_batch_size = 64
+min_batch_size = {smallest_batch}
+max_batch_size = {largest_batch}
 min_updates_per_epoch = 10
 seed = {seed}
 [training]
 epochs = {epochs}
 augment = false
 """
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What a trial trained."""
-
-    label: str
-    resolution: int
-    architecture: str
-    batch_size: int
-    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -94,19 +81,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--optuna-first", action="store_true")
-    parser.add_argument("--contestant", choices=("acuity", "optuna"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.contestant:
-        print(json.dumps({"acuity": _acuity, "optuna": _optuna}[asked.contestant](asked.folder)))
-        return
     order = ("optuna", "acuity") if asked.optuna_first else ("acuity", "optuna")
     with tempfile.TemporaryDirectory(prefix="acuity-live-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
         folder = Path(temporary)
         folder.chmod(0o711)  # root's server runs under another account
         _write(folder, asked.image_set, trials=asked.trials, seed=asked.seed)
         _decode(folder)
-        found = {contestant: _run(folder, contestant, asked.image_set) for contestant in order}
+        found = {contestant: _run(folder, contestant) for contestant in order}
         truth = _train_anew(folder, found)
     print(json.dumps(_result(asked, order, found, truth)))
 
@@ -129,6 +111,8 @@ def _write(folder: Path, image_set: str, *, trials: int, seed: int) -> None:
             architectures=json.dumps(ARCHITECTURES),
             trials=trials,
             rates=list(RATES),
+            smallest_batch=2 ** EXPONENTS[0],
+            largest_batch=2 ** EXPONENTS[1],
             seed=seed,
             epochs=EPOCHS,
         )
@@ -158,11 +142,11 @@ def _decode(folder: Path) -> None:
     open_image_set(load(folder / "live.toml"))
 
 
-def _run(folder: Path, contestant: str, image_set: str) -> list[Ended]:
+def _run(folder: Path, contestant: str) -> list[Ended]:
     environment = {key: value for key, value in os.environ.items() if key != "ACUITY_STORAGE"}
     environment |= {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "XDG_CACHE_HOME": str(folder / "home")}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-P", __file__, image_set, "--contestant", contestant, "--folder", str(folder)]
+    command = [sys.executable, live_contestants.__file__, contestant, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{contestant}: {done.stdout}{done.stderr}")
@@ -170,126 +154,6 @@ def _run(folder: Path, contestant: str, image_set: str) -> list[Ended]:
     ended = [Ended(Configuration(**row.pop("configuration")), **row) for row in rows]
     print(f"{contestant}: {len(ended)} complete trials in {max(each.seconds for each in ended):.0f} s", flush=True)
     return ended
-
-
-def _acuity(folder: Path) -> list[dict[str, Any]]:
-    """`acuity launch`, then what its trials were."""
-    import optuna
-    from rich.console import Console
-
-    from storage.database import open_storage
-    from study.experiment import load
-    from study.launch import launch
-
-    began = datetime.now()
-    experiment = load(folder / "live.toml")
-    with open_storage(None) as database:
-        launch(database, experiment, storage_url=None, workers=WORKERS, device="cpu", console=Console(stderr=True))
-        studies = {
-            label: optuna.load_study(study_name=f"{experiment.name}/{label}", storage=database.storage)
-            for label in experiment.labels
-        }
-        return [row for label, study in studies.items() for row in _ended(label, study, began)]
-
-
-def _ended(label: str, study: Any, began: datetime) -> list[dict[str, Any]]:
-    from optuna.trial import TrialState
-
-    rows = []
-    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
-        configuration = Configuration(
-            label,
-            trial.params["resolution"],
-            trial.params["architecture"],
-            trial.user_attrs["batch_size"],
-            trial.params["learning_rate"],
-        )
-        seconds = (trial.datetime_complete - began).total_seconds()
-        rows.append({"configuration": asdict(configuration), "auc": trial.value, "seconds": seconds})
-    return rows
-
-
-def _optuna(folder: Path) -> list[dict[str, Any]]:
-    """The script that a user would write: two processes, which take the label with the fewest trials in turn."""
-    from study.experiment import load
-
-    began = datetime.now()
-    experiment = load(folder / "live.toml")
-    workers = [
-        multiprocessing.get_context("spawn").Process(target=_optimize, args=(folder, worker))
-        for worker in range(WORKERS)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        sys.exit("a process of the script failed")
-    return [row for label in experiment.labels for row in _ended(label, _study(folder, label, seed=None), began)]
-
-
-def _study(folder: Path, label: str, *, seed: int | None) -> Any:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    return optuna.create_study(
-        study_name=label,
-        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        load_if_exists=True,
-    )
-
-
-def _optimize(folder: Path, worker: int) -> None:
-    import optuna
-    import torch
-
-    from objectives.task import Diverged, Hyperparameters
-    from objectives.training import train
-    from study.experiment import load
-    from study.image_set import labelled_images, open_image_set
-
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # as our workers do
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    experiment = load(folder / "live.toml")
-    image_set = open_image_set(experiment)
-    seed = experiment.search.seed + worker
-    studies = {
-        label: _study(folder, label, seed=seed + WORKERS * position) for position, label in enumerate(experiment.labels)
-    }
-
-    def objective(trial: optuna.Trial, label: str) -> float:
-        hyperparameters = Hyperparameters(
-            resolution=trial.suggest_categorical("resolution", RESOLUTIONS),
-            architecture=trial.suggest_categorical("architecture", ARCHITECTURES),
-            learning_rate=trial.suggest_float("learning_rate", *RATES, log=True),
-            batch_size=2 ** trial.suggest_int("batch_size_exponent", 3, 6),
-            epochs=EPOCHS,
-            augment=False,
-        )
-        trial.set_user_attr("batch_size", hyperparameters.batch_size)
-
-        def report(epoch: int, auc: float) -> bool:
-            trial.report(auc, epoch)
-            return epoch < EPOCHS and trial.should_prune()
-
-        data = labelled_images(image_set, label=label, resolution=hyperparameters.resolution)
-        try:
-            outcome = train(hyperparameters, data, seed=trial.number, device=torch.device("cpu"), report=report)
-        except Diverged as diverged:
-            raise optuna.TrialPruned from diverged
-        if outcome.stopped:
-            raise optuna.TrialPruned
-        return outcome.auc
-
-    while True:
-        counts = {label: len(study.get_trials(deepcopy=False)) for label, study in studies.items()}
-        label = min(counts, key=counts.__getitem__)
-        if counts[label] >= experiment.search.trials:
-            return
-        studies[label].optimize(lambda trial, label=label: objective(trial, label), n_trials=1)
 
 
 def _train_anew(folder: Path, found: dict[str, list[Ended]]) -> dict[Configuration, float]:

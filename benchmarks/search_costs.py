@@ -91,7 +91,7 @@ def goals(found: Sequence[dict[str, Any]], outcomes: pd.DataFrame) -> list[dict[
                 name = f"{row['until']}_{row['workers']}_workers_of_{peer.replace(' ', '_')}"
                 met = value is not None and value <= most
                 kept.append({"name": name, "value": value, "low": low, "high": high, "goal": f"<= {most}", "met": met})
-    return kept + list(_against_random(outcomes))
+    return kept + _against_random(outcomes)
 
 
 def _against_random(outcomes: pd.DataFrame) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def _drawn(rows: pd.DataFrame, criterion: Criterion) -> tuple[Floats, Floats]:
     rng = np.random.default_rng(0)
     picks = [np.arange(len(quality)), *rng.integers(len(quality), size=(_BOOTSTRAPS, len(quality)))]
     means = [(quality[pick].mean(axis=0), units[pick].mean(axis=0)) for pick in picks]
-    return np.array([criterion.cost(*mean) for mean in means]), np.array([costs[-1] for _, costs in means])
+    return np.array([criterion.cost(*mean) for mean in means]), np.array([units[-1] for _, units in means])
 
 
 def _by_repetition(rows: pd.DataFrame, column: str) -> Floats:
