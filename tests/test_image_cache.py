@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -393,15 +394,23 @@ def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels[59], noise(64, 59))
 
 
-def test_decoding_process_that_dies_ends_the_build(tmp_path: Path) -> None:
+def test_decoding_processes_that_die_end_the_build(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(400))
 
-    def kill_one(*_: int) -> None:
-        for child in multiprocessing.active_children():
+    def kill_both() -> None:
+        """While they start, which takes so long that no image is decoded yet."""
+        deadline = time.monotonic() + 20
+        while len(children := multiprocessing.active_children()) < 2:
+            assert time.monotonic() < deadline, "no processes were started"
+            time.sleep(0.01)
+        for child in children:
             child.kill()
 
+    killer = threading.Thread(target=kill_both)
+    killer.start()
     with pytest.raises(InputError, match="a process that decodes images was killed"):
-        build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=2, progress=kill_one)
+        build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=2)
+    killer.join()
     assert not list((tmp_path / "cache").glob("*.npy"))
     cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
     assert np.abs(cache.open(16)[399] - block_mean(noise(32, 399), 16)).max() <= 1
