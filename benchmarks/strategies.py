@@ -15,7 +15,7 @@ from replay import Strategy
 from surrogate import Configuration
 
 from study.experiment import Experiment
-from study.recipes import Recipe, Tried, choose_recipe, first_trials, own_recipes
+from study.recipes import Recipe, Tried, complete, first_trials, own_recipes, recipe_of
 from study.search import make_pruner, make_sampler, prunable_epochs, suggest
 from study.sections import Data, Search, Training
 
@@ -77,7 +77,7 @@ class Acuity(OptunaStudies):
         super().__init__(labels, lambda position: (make_sampler(seed + position), pruner))
         self.experiment = experiment
         self.waiting = {label: self.first_trials(label) for label in labels}
-        self.given: dict[tuple[str, int], set[Recipe]] = {}
+        self.given: dict[str, dict[int, set[Recipe]]] = {label: {} for label in labels}
         self.first: dict[int, tuple[str, int, Recipe]] = {}
         self.tried: list[Tried] = []
 
@@ -87,15 +87,13 @@ class Acuity(OptunaStudies):
     def start(self, label: str) -> optuna.Trial:
         if not self.waiting[label]:
             return super().start(label)
-        parameters = self.waiting[label].pop(0)
-        resolution = parameters["resolution"]
-        given = self.given.setdefault((label, resolution), set())
-        if "architecture" in parameters:
-            recipe = Recipe(**{name: value for name, value in parameters.items() if name != "resolution"})
-        else:
-            recipe = choose_recipe(self.experiment, EXPONENTS, label=label, tried=self.tried, given=given)
-        given.add(recipe)
-        self.studies[label].enqueue_trial(recipe.at(resolution))
+        given = self.given[label]
+        parameters = complete(
+            self.waiting[label].pop(0), self.experiment, EXPONENTS, label=label, tried=self.tried, given=given
+        )
+        resolution, recipe = parameters["resolution"], recipe_of(parameters)
+        given.setdefault(resolution, set()).add(recipe)
+        self.studies[label].enqueue_trial(parameters)
         self.first[sum(self.asked.values()) - 1] = (label, resolution, recipe)
         return super().start(label)
 
@@ -117,11 +115,24 @@ class Acuity(OptunaStudies):
         super().tell(number, auc)
 
 
+class LargestFirst(Acuity):
+    """Whose labels try all of their own recipes at the largest resolution, before any smaller one."""
+
+    def first_trials(self, label: str) -> list[dict]:
+        *smaller, largest = RESOLUTIONS
+        turns = self.experiment.search.min_complete_per_resolution
+        own = own_recipes(self.experiment, EXPONENTS, label)[:turns]
+        return [
+            *(recipe.at(largest) for recipe in own),
+            *({"resolution": resolution} for _ in own for resolution in (largest, *smaller[::-1])),
+        ]
+
+
 class EvenFirst(Acuity):
     """Without recipes that are passed on: every resolution runs the same six of its label's own."""
 
     def first_trials(self, label: str) -> list[dict]:
-        recipes = own_recipes(self.experiment, EXPONENTS, label)
+        recipes = own_recipes(self.experiment, EXPONENTS, label)[:_EVEN]
         return [recipe.at(resolution) for recipe in recipes for resolution in RESOLUTIONS]
 
 
@@ -218,6 +229,9 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     "gp": lambda labels, seed, _: OptunaStudies(labels, lambda i: (_gaussian_process(seed + i), MedianPruner())),
     "acuity": lambda labels, seed, workers: Acuity(acuity_experiment(labels, seed=seed), workers=workers),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
+    "acuity, largest first": lambda labels, seed, workers: LargestFirst(
+        acuity_experiment(labels, seed=seed), workers=workers
+    ),
     "acuity, even first trials": lambda labels, seed, workers: EvenFirst(
         acuity_experiment(labels, seed=seed, minimum=_EVEN), workers=workers
     ),

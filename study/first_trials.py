@@ -1,12 +1,10 @@
-"""The recipe of a first trial that starts: the best by what every label of the experiment has seen until then."""
-
-from typing import Any
+"""What a first trial runs is settled when it starts, by what every label of the experiment has seen until then."""
 
 import optuna
 from sqlalchemy import text
 
 from storage.database import Database
-from study.recipes import Recipe, Tried, choose_recipe
+from study.recipes import Recipe, Tried, complete, recipe_of
 from study.register import Registered, study_name
 
 _TRIED = text(
@@ -21,20 +19,27 @@ _TRIED = text(
 )
 
 
-def give_recipe(database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int) -> None:
-    """Fix all parameters of a trial enqueued with its resolution alone. Called under the study's claim lock."""
-    fixed = database.storage.get_trial(trial_id).system_attrs.get("fixed_params", {})
-    if set(fixed) != {"resolution"}:
+def complete_first_trial(
+    database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int
+) -> None:
+    """Fix all parameters of a trial enqueued with a part of them. Called under the study's claim lock."""
+    enqueued = database.storage.get_trial(trial_id).system_attrs.get("fixed_params", {})
+    if not enqueued or ("resolution" in enqueued and "architecture" in enqueued):
         return
-    given = set()
+    given: dict[int, set[Recipe]] = {}
     for other in study.get_trials(deepcopy=False):
         parameters = other.system_attrs.get("fixed_params", {})
-        if "architecture" in parameters and parameters["resolution"] == fixed["resolution"]:
-            given.add(_recipe(parameters))
-    recipe = choose_recipe(
-        registered.experiment, registered.exponents, label=label, tried=_tried(database, registered), given=given
+        if "architecture" in parameters and "resolution" in parameters:
+            given.setdefault(parameters["resolution"], set()).add(recipe_of(parameters))
+    parameters = complete(
+        enqueued,
+        registered.experiment,
+        registered.exponents,
+        label=label,
+        tried=_tried(database, registered),
+        given=given,
     )
-    database.storage.set_trial_system_attr(trial_id, "fixed_params", recipe.at(fixed["resolution"]))
+    database.storage.set_trial_system_attr(trial_id, "fixed_params", parameters)
 
 
 def _tried(database: Database, registered: Registered) -> list[Tried]:
@@ -46,7 +51,3 @@ def _tried(database: Database, registered: Registered) -> list[Tried]:
         Tried(label, resolution, Recipe(architecture, rate, exponent), auc)
         for label, resolution, architecture, rate, exponent, auc in rows
     ]
-
-
-def _recipe(parameters: dict[str, Any]) -> Recipe:
-    return Recipe(parameters["architecture"], parameters["learning_rate"], parameters.get("batch_size_exponent"))

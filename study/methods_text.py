@@ -14,7 +14,7 @@ from study.cohort_here import Cohort
 from study.experiment import Experiment
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
-from study.recipes import turns_again
+from study.recipes import trials_of_its_own
 from study.register import Registered
 from study.search_summary import SearchSummary
 from study.terminal import duration
@@ -128,15 +128,18 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         if search.pruner == "median"
         else "No trial was stopped early."
     )
-    turns, again, largest = search.min_complete_per_resolution, turns_again(search), max(search.resolutions)
-    then = [f"{turns} times at each other resolution"] if len(search.resolutions) > 1 else []
-    then += [f"{again} times at {largest} px"] if again else []
-    passed_on = (
-        f", and then, {' and '.join(then)}, the combinations that had done best for all labels until then (ridge "
-        "regression of AUC on label and resolution, and combination)"
-        if then
-        else ""
-    )
+    own, turns = trials_of_its_own(search), search.min_complete_per_resolution - 1
+    more = ""
+    if own:
+        more += (
+            f", then {own} more at the smallest resolution whose AUC was clearly above chance, "
+            f"{max(search.resolutions)} px where none was"
+        )
+    if turns:
+        more += (
+            f", then, {turns} times at every resolution, the combination that had done best for all labels until then "
+            "(ridge regression of AUC on label and resolution, and combination)"
+        )
     trials, complete = sum(each.trials for each in summaries), sum(each.complete for each in summaries)
     seconds = sum(each.training_s for each in summaries)
     devices = sorted({device for each in summaries for device in each.devices})
@@ -148,7 +151,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
         f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
         f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
-        f"label first ran {turns} combinations of network, rate and batch of its own at {largest} px{passed_on}; these "
+        f"label first ran one combination of network, rate and batch of its own at every resolution{more}; these "
         "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
         f"{version('optuna')}). {pruning} The value of a trial was the "
         f"AUC on validation patients after the last epoch. Each label had {per_label} finished trials, {trials:,} in "

@@ -1,12 +1,13 @@
 """Training recipes: all of a trial but its resolution, and which of them the first trials of a label run.
 
 What is a good recipe at one resolution, or for one label, is mostly a good one at another (recorded trainings: rank
-correlation .65 to .99). So each label tries a few of its own at the largest resolution, where a finding shows if it
-shows anywhere, and every resolution then gets the best of all labels' recipes: equal effort, informed.
+correlation .65 to .99). So each label looks with one recipe at every resolution, tries the others of its own at the
+smallest one where its finding shows, and every resolution then gets the best of all labels' recipes: equal effort,
+informed.
 """
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from study.sections import Search
 # In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
 _RIDGE = 0.1
 
+# A finding shows at a resolution whose AUC is this far above chance, and this share of what is known to be possible.
+# Between .12 and .2, and between .5 and .9, replays differ by less than their noise.
+_SHOWS = 0.1
+_MOST_OF_IT = 0.6
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,9 +35,13 @@ class Recipe:
     batch_size_exponent: int | None
     """None where the batch policy leaves nothing to search."""
 
+    def parameters(self) -> dict[str, Any]:
+        """Those of a trial, without the resolution."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
     def at(self, resolution: int) -> dict[str, Any]:
         """The parameters of a trial."""
-        return {"resolution": resolution} | {key: value for key, value in asdict(self).items() if value is not None}
+        return {"resolution": resolution} | self.parameters()
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,18 @@ class Tried:
     """On validation patients; 0.5 where it ended without one."""
 
 
+def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
+    """The recipe among a trial's parameters."""
+    return Recipe(parameters["architecture"], parameters["learning_rate"], parameters.get("batch_size_exponent"))
+
+
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
-    """The recipes that a label tries itself: with those of the other labels they are spread over the whole space."""
+    """The recipes that a label tries itself: with those of the other labels they are spread over the whole space.
+
+    One more than min_complete_per_resolution.
+    """
     search, position, labels = experiment.search, experiment.labels.index(label), len(experiment.labels)
-    spread = _spread(search.min_complete_per_resolution * labels, search.seed)
+    spread = _spread((search.min_complete_per_resolution + 1) * labels, search.seed)
     low, high = (math.log(rate) for rate in search.learning_rate)
     lowest, highest = exponents
     return [
@@ -62,27 +80,66 @@ def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) 
 
 
 def first_trials(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[dict[str, Any]]:
-    """Parameters of the trials enqueued first; where there is only a resolution, the recipe is chosen when they start.
+    """Parameters of the trials enqueued first; what lacks a resolution, or a recipe, gets it when it starts.
 
-    The label's own recipes at the largest resolution, then as many turns through all resolutions, the largest one as
-    far as the budget goes: the best recipe may be another label's.
+    The label's first recipe at every resolution, the smallest first; its other ones, as far as the budget goes, where
+    they are cheapest to tell apart; then turns through all resolutions, each with the best recipe of any label.
     """
-    *others, largest = sorted(experiment.search.resolutions)
-    again = turns_again(experiment.search)
+    search = experiment.search
+    first, *others = own_recipes(experiment, exponents, label)
+    ascending = sorted(search.resolutions)
     return [
-        *(recipe.at(largest) for recipe in own_recipes(experiment, exponents, label)),
+        *(first.at(resolution) for resolution in ascending),
+        *(other.parameters() for other in others[: trials_of_its_own(search)]),
         *(
             {"resolution": resolution}
-            for turn in range(experiment.search.min_complete_per_resolution)
-            for resolution in ([largest] if turn < again else []) + others[::-1]
+            for _ in range(search.min_complete_per_resolution - 1)
+            for resolution in ascending[::-1]
         ),
     ]
 
 
-def turns_again(search: Search) -> int:
-    """How many of the best recipes run at the largest resolution too, beside a label's own: what the budget allows."""
-    turns = search.min_complete_per_resolution
-    return min(turns, search.trials - turns * len(search.resolutions))
+def trials_of_its_own(search: Search) -> int:
+    """How many recipes a label tries where its finding shows, beside its first: what the budget allows."""
+    minimum = search.min_complete_per_resolution
+    return min(minimum, search.trials - minimum * len(search.resolutions))
+
+
+def complete(
+    enqueued: dict[str, Any],
+    experiment: Experiment,
+    exponents: tuple[int, int],
+    *,
+    label: str,
+    tried: Sequence[Tried],
+    given: Mapping[int, Container[Recipe]],
+) -> dict[str, Any]:
+    """All parameters of a first trial that starts: tried is what all labels have seen until then.
+
+    given: what this label has run, or begun, at each resolution.
+    """
+    if "resolution" not in enqueued:
+        return recipe_of(enqueued).at(telling_resolution(experiment, label, tried))
+    if "architecture" in enqueued:
+        return enqueued
+    there = given.get(enqueued["resolution"], ())
+    return choose_recipe(experiment, exponents, label=label, tried=tried, given=there).at(enqueued["resolution"])
+
+
+def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried]) -> int:
+    """The smallest resolution at which the label's finding shows, since recipes are cheapest to tell apart there.
+
+    The largest as long as it shows nowhere: if anywhere, it will show there.
+    """
+    shown: dict[int, float] = {}
+    for each in tried:
+        if each.label == label:
+            shown[each.resolution] = max(each.auc - 0.5, shown.get(each.resolution, 0.0))
+    enough = max(_SHOWS, _MOST_OF_IT * max(shown.values(), default=0.0))
+    return min(
+        (resolution for resolution, above_chance in shown.items() if above_chance >= enough),
+        default=max(experiment.search.resolutions),
+    )
 
 
 def choose_recipe(
