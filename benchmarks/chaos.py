@@ -66,7 +66,6 @@ max_retries = 1000
 checkpoints = "{checkpoints}"
 """
 TRIALS = {"fixed": 9, "search": 15}
-# At one resolution the first trials run recipes that do not depend on what has ended before.
 RESOLUTIONS = {"fixed": [32], "search": [16, 24, 32]}
 MINIMUM = {"fixed": 9, "search": 3}
 
@@ -308,13 +307,31 @@ def _register(this: Round, images: Path) -> None:
     experiment = load(file)
     image_set = open_image_set(experiment)
     with open_storage(_text(this.url)) as database:
-        register(
+        registered = register(
             database,
             experiment,
             index_sha256=image_set.index.sha256,
             split_sha256=image_set.split.sha256,
             training_images=training_images(image_set, experiment.labels),
         )
+        if this.mode == "fixed":
+            _give_all_recipes(database, registered)
+
+
+def _give_all_recipes(database: Any, registered: Any) -> None:
+    """Fix what each first trial runs, so that it does not depend on what has ended before."""
+    import optuna
+
+    from study.recipes import own_recipes
+    from study.register import study_name
+
+    for label in registered.experiment.labels:
+        name = study_name(registered.experiment.name, label)
+        study = optuna.load_study(storage=database.storage, study_name=name)
+        own = own_recipes(registered.experiment, registered.exponents, label)
+        for trial, recipe in zip(study.get_trials(), own, strict=False):
+            [resolution] = registered.experiment.search.resolutions
+            database.storage.set_trial_system_attr(trial._trial_id, "fixed_params", recipe.at(resolution))
 
 
 def _text(url: URL) -> str:

@@ -21,16 +21,17 @@ import numpy as np
 import optuna
 import psycopg2
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from objectives.task import Hyperparameters, Outcome
 from storage.checkpoints import Checkpoints
-from storage.database import open_storage
+from storage.database import Database, open_storage
 from storage.embedded import embedded_server
 from study.experiment import load
 from study.image_set import open_image_set, training_images
-from study.register import register
+from study.recipes import own_recipes
+from study.register import Registered, register, study_name
 
 pytestmark = pytest.mark.slow
 
@@ -55,13 +56,15 @@ class Fleet:
         experiment = load(self.file)
         image_set = open_image_set(experiment)
         with open_storage(self.url) as database:
-            register(
+            registered = register(
                 database,
                 experiment,
                 index_sha256=image_set.index.sha256,
                 split_sha256=image_set.split.sha256,
                 training_images=training_images(image_set, experiment.labels),
             )
+            if len(experiment.search.resolutions) == 1:
+                _give_all_recipes(database, registered)
 
     def start(self, workers: int = 1, *, quick: bool = False, deadly_seed: int | None = None) -> list[BaseProcess]:
         started = []
@@ -130,6 +133,17 @@ class Fleet:
             process.join()
 
 
+def _give_all_recipes(database: Database, registered: Registered) -> None:
+    """Fix what each first trial runs, so that it does not depend on what has ended before."""
+    for label in registered.experiment.labels:
+        name = study_name(registered.experiment.name, label)
+        study = optuna.load_study(storage=database.storage, study_name=name)
+        own = own_recipes(registered.experiment, registered.exponents, label)
+        for trial, recipe in zip(study.get_trials(states=(TrialState.WAITING,)), own, strict=False):
+            resolution = registered.experiment.search.resolutions[0]
+            database.storage.set_trial_system_attr(trial._trial_id, "fixed_params", recipe.at(resolution))
+
+
 def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed: int | None) -> None:
     """What a process of the fleet runs: `acuity worker`, its epochs counted."""
     from study import claimed_training, cli
@@ -180,7 +194,6 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     def make(url: str, **changes: str) -> Fleet:
         folder = tmp_path_factory.mktemp("fleet")
         settings = {"labels": '["Cardiomegaly", "Nodule"]', "trials": "4", "patience_min": "10", "max_retries": "50"}
-        # At one resolution the first four trials run recipes that do not depend on what has ended before.
         settings |= {"resolutions": "[32]", "minimum": "4"}
         settings |= {"epochs": str(EPOCHS), "checkpoints": str(folder / "checkpoints")} | changes
         file = folder / "tiny.toml"
