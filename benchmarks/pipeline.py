@@ -254,12 +254,12 @@ def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> 
         return auc
 
     from study.experiment import load
-    from study.recipes import first_trials
+    from study.recipes import own_recipes
 
     study = optuna.create_study(direction="maximize")
     experiment = load(folder / f"{side}.toml")
-    for parameters in first_trials(experiment, (0, 0), experiment.labels[0])[:trials]:
-        study.enqueue_trial(parameters)
+    for recipe in own_recipes(experiment, (0, 0), LABEL)[:trials]:  # of one label at one resolution, in this order
+        study.enqueue_trial(recipe.at(side))
     study.optimize(objective, n_trials=trials)
     _tell(study.get_trials(), images=len(training) + len(validation))
 

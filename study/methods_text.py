@@ -14,7 +14,7 @@ from study.cohort_here import Cohort
 from study.experiment import Experiment
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
-from study.recipes import trials_of_its_own
+from study.recipes import MOST_OF_IT, SHOWS, trials_of_its_own
 from study.register import Registered
 from study.search_summary import SearchSummary
 from study.terminal import duration
@@ -132,8 +132,8 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     more = ""
     if own:
         more += (
-            f", then {own} more at the smallest resolution whose AUC was clearly above chance, "
-            f"{max(search.resolutions)} px where none was"
+            f", then {own} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
+            f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did)"
         )
     if turns:
         more += (

@@ -20,10 +20,10 @@ from study.sections import Search
 # In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
 _RIDGE = 0.1
 
-# A finding shows at a resolution whose AUC is this far above chance, and this share of what is known to be possible.
-# Between .12 and .2, and between .5 and .9, replays differ by less than their noise.
-_SHOWS = 0.1
-_MOST_OF_IT = 0.6
+SHOWS = 0.1
+"""AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""
+MOST_OF_IT = 0.6
+"""Share of the most that any resolution has shown which it must be besides; between .5 and .9 likewise."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried
     for each in tried:
         if each.label == label:
             shown[each.resolution] = max(each.auc - 0.5, shown.get(each.resolution, 0.0))
-    enough = max(_SHOWS, _MOST_OF_IT * max(shown.values(), default=0.0))
+    enough = max(SHOWS, MOST_OF_IT * max(shown.values(), default=0.0))
     return min(
         (resolution for resolution, above_chance in shown.items() if above_chance >= enough),
         default=max(experiment.search.resolutions),
