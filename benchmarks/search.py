@@ -6,7 +6,8 @@ the strategy would nominate at several costs is confirmed as `acuity confirm` do
 whom no search knows, as a verdict with unlimited test patients would: the smallest resolution that is not MARGIN
 below the reference, all smaller ones tried. The goals are for phantoms and up to 8 workers; on nih, whose truth nobody
 knows that well, cost and direction are told. One unit of cost is one whole training at the largest resolution for each
-label. Strategies were designed on the image sets "design" and "validation"; "report" was kept for the last look.
+label. Strategies were designed on the image sets "design", "validation" and "previous"; "report" was kept for the last
+look.
 
     python benchmarks/search.py [IMAGE SET] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
 
@@ -46,6 +47,7 @@ FEWEST_CURVES = 40
 FEWER = {
     "hyperband": 40,
     "acuity, labels alone": 40,
+    "acuity, turns from the largest": 40,
     "acuity, largest first": 40,
     "acuity, even first trials": 40,
     "gp": 10,

@@ -4,24 +4,31 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import optuna
+import pandas as pd
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from record_curves import ARCHITECTURES, BATCH_SIZES, EPOCHS, LEARNING_RATES, RESOLUTIONS
-from replay import Strategy
-from surrogate import Configuration
+from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LEARNING_RATES, RESOLUTIONS
+from replay import Strategy, replay
+from surrogate import Configuration, Surrogate, fit
 
 from study.experiment import Experiment
-from study.recipes import Recipe, Tried, complete, first_trials, own_recipes, recipe_of
+from study.first_trials import FirstTrial, complete, first_trials
+from study.recipes import Tried, own_recipes, recipe_of
 from study.search import make_pruner, make_sampler, prunable_epochs, suggest
 from study.sections import Data, Search, Training
 
 RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
 EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)
 _EVEN = 6
+ANOTHER = "design"
+"""Image set of the experiment that `acuity, after another` has learnt from."""
 
 
 class OptunaStudies:
@@ -70,31 +77,28 @@ class OptunaStudies:
 class Acuity(OptunaStudies):
     """The product's own first trials, sampler, pruner and rules of who is asked to stop."""
 
-    def __init__(self, experiment: Experiment, *, workers: int) -> None:
+    def __init__(self, experiment: Experiment, *, workers: int, learnt: Sequence[Tried] = ()) -> None:
         seed, labels = experiment.search.seed, experiment.labels
         # A study rarely has more trials running than its share of the workers.
         pruner = make_pruner(experiment, running=-(-workers // len(labels)))
         super().__init__(labels, lambda position: (make_sampler(seed + position), pruner))
         self.experiment = experiment
+        self.tried = list(learnt)
         self.waiting = {label: self.first_trials(label) for label in labels}
-        self.given: dict[str, dict[int, set[Recipe]]] = {label: {} for label in labels}
-        self.first: dict[int, tuple[str, int, Recipe]] = {}
-        self.tried: list[Tried] = []
+        self.given: dict[str, list[FirstTrial]] = {label: [] for label in labels}
+        self.first: set[int] = set()
 
-    def first_trials(self, label: str) -> list[dict]:
-        return first_trials(self.experiment, EXPONENTS, label)
+    def first_trials(self, label: str) -> list[FirstTrial]:
+        return first_trials(self.experiment, EXPONENTS, label, informed=bool(self.tried))
 
     def start(self, label: str) -> optuna.Trial:
         if not self.waiting[label]:
             return super().start(label)
-        given = self.given[label]
-        parameters = complete(
-            self.waiting[label].pop(0), self.experiment, EXPONENTS, label=label, tried=self.tried, given=given
-        )
-        resolution, recipe = parameters["resolution"], recipe_of(parameters)
-        given.setdefault(resolution, set()).add(recipe)
+        starting, given = self.waiting[label].pop(0), self.given[label]
+        parameters = complete(starting, self.experiment, EXPONENTS, label=label, tried=self.tried, given=given)
+        given.append(FirstTrial(starting.part, parameters))
         self.studies[label].enqueue_trial(parameters)
-        self.first[sum(self.asked.values()) - 1] = (label, resolution, recipe)
+        self.first.add(sum(self.asked.values()) - 1)
         return super().start(label)
 
     def configuration(self, trial: optuna.Trial) -> Configuration:
@@ -109,31 +113,39 @@ class Acuity(OptunaStudies):
         return asked and trial.should_prune()
 
     def tell(self, number: int, auc: float | None) -> None:
-        if number in self.first:
-            assert auc is not None
-            self.tried.append(Tried(*self.first[number], auc))
+        label, trial = self.running[number]
         super().tell(number, auc)
+        if auc is not None:
+            self.tried.append(Tried(label, trial.params["resolution"], recipe_of(trial.params), auc))
+
+
+class TurnsFromTheLargest(Acuity):
+    """Whose turns begin at the largest resolution, wherever the finding shows."""
+
+    def first_trials(self, label: str) -> list[FirstTrial]:
+        resolutions = itertools.cycle(RESOLUTIONS[::-1])
+        return [
+            first if first.parameters else FirstTrial(first.part, {"resolution": next(resolutions)})
+            for first in super().first_trials(label)
+        ]
 
 
 class LargestFirst(Acuity):
     """Whose labels try all of their own recipes at the largest resolution, before any smaller one."""
 
-    def first_trials(self, label: str) -> list[dict]:
+    def first_trials(self, label: str) -> list[FirstTrial]:
         *smaller, largest = RESOLUTIONS
-        turns = self.experiment.search.min_complete_per_resolution
-        own = own_recipes(self.experiment, EXPONENTS, label)[:turns]
-        return [
-            *(recipe.at(largest) for recipe in own),
-            *({"resolution": resolution} for _ in own for resolution in (largest, *smaller[::-1])),
-        ]
+        own = own_recipes(self.experiment, EXPONENTS, label)[: self.experiment.search.min_complete_per_resolution]
+        turns = [{"resolution": resolution} for _ in own for resolution in (largest, *smaller[::-1])]
+        return [FirstTrial("turn", parameters) for parameters in (*(recipe.at(largest) for recipe in own), *turns)]
 
 
 class EvenFirst(Acuity):
     """Without recipes that are passed on: every resolution runs the same six of its label's own."""
 
-    def first_trials(self, label: str) -> list[dict]:
+    def first_trials(self, label: str) -> list[FirstTrial]:
         recipes = own_recipes(self.experiment, EXPONENTS, label)[:_EVEN]
-        return [recipe.at(resolution) for recipe in recipes for resolution in RESOLUTIONS]
+        return [FirstTrial("even", recipe.at(resolution)) for recipe in recipes for resolution in RESOLUTIONS]
 
 
 class Alone:
@@ -203,6 +215,24 @@ def acuity_experiment(labels: Sequence[str], *, seed: int, minimum: int | None =
     return Experiment("replay", tuple(labels), data, search, Training(epochs=EPOCHS))
 
 
+def _another(seed: int) -> list[Tried]:
+    """What an experiment on the phantoms of another set has tried in 20 units, by one worker."""
+    surrogates = _another_surrogates()
+    search = Acuity(acuity_experiment(list(surrogates), seed=seed), workers=1)
+    largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
+    unit_s = sum(float(surrogate.epoch_seconds(largest).mean()) * EPOCHS for surrogate in surrogates.values())
+    replay(search, surrogates, workers=1, most_cost=20 * unit_s, rng=np.random.default_rng(seed))
+    return [replace(each, label=f"another/{each.label}") for each in search.tried]
+
+
+@cache
+def _another_surrogates() -> dict[str, Surrogate]:
+    """Of the image set whose experiment was run before."""
+    rows = pd.read_parquet(CURVES)
+    rows = rows[rows["image_set"] == ANOTHER]
+    return {str(label): fit(of_label.reset_index(drop=True)) for label, of_label in rows.groupby("label")}
+
+
 def _gaussian_process(seed: int) -> GPSampler:
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         return GPSampler(seed=seed)
@@ -228,7 +258,13 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     "syne tune bohb": lambda labels, seed, _: _syne_tune("bohb", labels, seed),
     "gp": lambda labels, seed, _: OptunaStudies(labels, lambda i: (_gaussian_process(seed + i), MedianPruner())),
     "acuity": lambda labels, seed, workers: Acuity(acuity_experiment(labels, seed=seed), workers=workers),
+    "acuity, after another": lambda labels, seed, workers: Acuity(
+        acuity_experiment(labels, seed=seed), workers=workers, learnt=_another(seed)
+    ),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
+    "acuity, turns from the largest": lambda labels, seed, workers: TurnsFromTheLargest(
+        acuity_experiment(labels, seed=seed), workers=workers
+    ),
     "acuity, largest first": lambda labels, seed, workers: LargestFirst(
         acuity_experiment(labels, seed=seed), workers=workers
     ),

@@ -19,10 +19,10 @@ from sqlalchemy import text
 from storage.attributes import write_attributes
 from storage.claim import claim_study
 from storage.database import Database
-from study.first_trials import complete_first_trial
 from study.progress import spoken_for
 from study.register import Registered, checkpoint_name, enqueue, study_name
 from study.search import make_sampler
+from study.settle import settle_first_trial
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Claim:
     @property
     def first(self) -> bool:
         """One of the enqueued first trials, which are never pruned."""
-        return bool(self.inherited.get("first", False))
+        return "first" in self.inherited
 
     @property
     def confirms(self) -> bool:
@@ -125,7 +125,7 @@ def _claim_in(
         if trial_id is None:
             trial_id = database.storage.create_new_trial(study._study_id)
         else:
-            complete_first_trial(database, registered, label, study, trial_id)
+            settle_first_trial(database, registered, label, study, trial_id)
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
         database.heartbeats.record_heartbeat(trial_id)
     return _claim(database, label, study, trial_id, running=running)
@@ -230,10 +230,11 @@ def fail(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason:
     """
     if trial.state.is_finished():
         return
-    if trial.user_attrs.get("first"):
+    part = trial.user_attrs.get("first")
+    if part is not None:
         parameters = trial.params or trial.system_attrs["fixed_params"]
         again = {"resolution": parameters["resolution"]} if "resolution" in parameters else parameters
-        enqueue(database, study, again, attributes={"first": True})
+        enqueue(database, study, again, attributes={"first": part})
     _end(database, trial, {"reason": reason})
 
 

@@ -34,6 +34,7 @@ def check_together(experiment: Experiment, source: str) -> None:
     lists = {
         "labels": experiment.labels,
         "search.resolutions": search.resolutions,
+        "search.learn_from": search.learn_from,
         "confirm.resolutions": experiment.confirm.resolutions or (),
     }
     for key, values in lists.items():
@@ -46,6 +47,11 @@ def check_together(experiment: Experiment, source: str) -> None:
                 f"{source}: confirm.resolutions has {resolution}, must be among search.resolutions: only what was "
                 "searched has configurations to confirm"
             )
+    if experiment.name in search.learn_from:
+        raise UsageError(
+            f"{source}: search.learn_from has {experiment.name}, this experiment's own name; its labels learn from one "
+            "another anyway, so leave it out"
+        )
     needed = len(search.resolutions) * search.min_complete_per_resolution
     if search.trials < needed:
         raise UsageError(

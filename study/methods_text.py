@@ -12,9 +12,9 @@ from storage.confirmations import StoredConfirmation
 from study.answer import Answer
 from study.cohort_here import Cohort
 from study.experiment import Experiment
+from study.first_trials import MOST_OF_IT, SHOWS, trials_of_its_own
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
-from study.recipes import MOST_OF_IT, SHOWS, trials_of_its_own
 from study.register import Registered
 from study.search_summary import SearchSummary
 from study.terminal import duration
@@ -128,12 +128,19 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         if search.pruner == "median"
         else "No trial was stopped early."
     )
+    look = "one combination of network, rate and batch (its own; of a label added later, the best of the others)"
+    if search.learn_from:
+        look = (
+            f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
+            "and for its own labels until then"
+        )
     own, turns = trials_of_its_own(search), search.min_complete_per_resolution - 1
     more = ""
     if own:
         more += (
             f", then {own} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
-            f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did)"
+            f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did, spread over "
+            "the resolutions while no trial of the label had ended)"
         )
     if turns:
         more += (
@@ -151,7 +158,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
         f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
         f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
-        f"label first ran one combination of network, rate and batch of its own at every resolution{more}; these "
+        f"label first ran {look} at every resolution{more}; these "
         "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
         f"{version('optuna')}). {pruning} The value of a trial was the "
         f"AUC on validation patients after the last epoch. Each label had {per_label} finished trials, {trials:,} in "

@@ -1,9 +1,7 @@
-"""Training recipes: all of a trial but its resolution, and which of them the first trials of a label run.
+"""Training recipes: all of a trial but its resolution, those that a label tries itself, and which has done best.
 
 What is a good recipe at one resolution, or for one label, is mostly a good one at another (recorded trainings: rank
-correlation .65 to .99). So each label looks with one recipe at every resolution, tries the others of its own at the
-smallest one where its finding shows, and every resolution then gets the best of all labels' recipes: equal effort,
-informed.
+correlation .65 to .99).
 """
 
 import math
@@ -15,15 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study.experiment import Experiment
-from study.sections import Search
 
 # In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
 _RIDGE = 0.1
-
-SHOWS = 0.1
-"""AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""
-MOST_OF_IT = 0.6
-"""Share of the most that any resolution has shown which it must be besides; between .5 and .9 likewise."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +38,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Tried:
-    """A first trial that has ended."""
+    """A trial that has ended."""
 
     label: str
+    """Of another experiment: its name, a slash, the label."""
     resolution: int
     recipe: Recipe
     auc: float
@@ -79,67 +72,15 @@ def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) 
     ]
 
 
-def first_trials(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[dict[str, Any]]:
-    """Parameters of the trials enqueued first; what lacks a resolution, or a recipe, gets it when it starts.
-
-    The label's first recipe at every resolution, the smallest first; its other ones, as far as the budget goes, where
-    they are cheapest to tell apart; then turns through all resolutions, each with the best recipe of any label.
-    """
-    search = experiment.search
-    first, *others = own_recipes(experiment, exponents, label)
-    ascending = sorted(search.resolutions)
-    return [
-        *(first.at(resolution) for resolution in ascending),
-        *(other.parameters() for other in others[: trials_of_its_own(search)]),
-        *(
-            {"resolution": resolution}
-            for _ in range(search.min_complete_per_resolution - 1)
-            for resolution in ascending[::-1]
-        ),
-    ]
-
-
-def trials_of_its_own(search: Search) -> int:
-    """How many recipes a label tries where its finding shows, beside its first: what the budget allows."""
-    minimum = search.min_complete_per_resolution
-    return min(minimum, search.trials - minimum * len(search.resolutions))
-
-
-def complete(
-    enqueued: dict[str, Any],
-    experiment: Experiment,
-    exponents: tuple[int, int],
-    *,
-    label: str,
-    tried: Sequence[Tried],
-    given: Mapping[int, Container[Recipe]],
-) -> dict[str, Any]:
-    """All parameters of a first trial that starts: tried is what all labels have seen until then.
-
-    given: what this label has run, or begun, at each resolution.
-    """
-    if "resolution" not in enqueued:
-        return recipe_of(enqueued).at(telling_resolution(experiment, label, tried))
-    if "architecture" in enqueued:
-        return enqueued
-    there = given.get(enqueued["resolution"], ())
-    return choose_recipe(experiment, exponents, label=label, tried=tried, given=there).at(enqueued["resolution"])
-
-
-def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried]) -> int:
-    """The smallest resolution at which the label's finding shows, since recipes are cheapest to tell apart there.
-
-    The largest as long as it shows nowhere: if anywhere, it will show there.
-    """
-    shown: dict[int, float] = {}
-    for each in tried:
-        if each.label == label:
-            shown[each.resolution] = max(each.auc - 0.5, shown.get(each.resolution, 0.0))
-    enough = max(SHOWS, MOST_OF_IT * max(shown.values(), default=0.0))
-    return min(
-        (resolution for resolution, above_chance in shown.items() if above_chance >= enough),
-        default=max(experiment.search.resolutions),
-    )
+def searched_by(recipe: Recipe, experiment: Experiment, exponents: tuple[int, int]) -> bool:
+    """Whether the recipe lies in the experiment's space."""
+    search, exponent = experiment.search, recipe.batch_size_exponent
+    slowest, fastest = search.learning_rate
+    if recipe.architecture not in search.architectures or not slowest <= recipe.learning_rate <= fastest:
+        return False
+    if exponent is None or search.batch != "search":
+        return exponent is None and search.batch != "search"
+    return exponents[0] <= exponent <= exponents[1]
 
 
 def choose_recipe(
@@ -158,17 +99,22 @@ def choose_recipe(
 def rank_recipes(tried: Iterable[Tried]) -> list[Recipe]:
     """Best first: an AUC is what its label and resolution allow plus what its recipe adds, by ridge regression.
 
-    Labels and resolutions that show nothing differ little between recipes, so they hardly count.
+    Labels and resolutions that show nothing differ little between recipes, so they hardly count. Solved for the labels
+    and resolutions alone (Schur complement), since there are as many recipes as trials.
     """
     tried = list(tried)
     cells = {cell: i for i, cell in enumerate(dict.fromkeys((each.label, each.resolution) for each in tried))}
-    recipes = {recipe: i for i, recipe in enumerate(dict.fromkeys(each.recipe for each in tried), start=len(cells))}
-    design = np.zeros((len(tried), len(cells) + len(recipes)))
-    for row, each in zip(design, tried, strict=True):
-        row[cells[each.label, each.resolution]] = row[recipes[each.recipe]] = 1
-    penalty = np.diag([1e-6] * len(cells) + [_RIDGE] * len(recipes))
-    effects = np.linalg.solve(design.T @ design + penalty, design.T @ np.array([each.auc for each in tried]))
-    return sorted(recipes, key=lambda recipe: -effects[recipes[recipe]])
+    recipes = {recipe: i for i, recipe in enumerate(dict.fromkeys(each.recipe for each in tried))}
+    counts, sums = np.zeros((2, len(cells), len(recipes)))
+    for each in tried:
+        at = cells[each.label, each.resolution], recipes[each.recipe]
+        counts[at] += 1
+        sums[at] += each.auc
+    shrunk = counts / (counts.sum(axis=0) + _RIDGE)
+    left = np.diag(counts.sum(axis=1) + 1e-6) - shrunk @ counts.T
+    allowed = np.linalg.solve(left, sums.sum(axis=1) - shrunk @ sums.sum(axis=0))
+    added = (sums.sum(axis=0) - allowed @ counts) / (counts.sum(axis=0) + _RIDGE)
+    return sorted(recipes, key=lambda recipe: -added[recipes[recipe]])
 
 
 def _spread(points: int, seed: int) -> NDArray[np.float64]:

@@ -14,8 +14,9 @@ from storage.database import Database
 from storage.experiments import StoredExperiment, delete_experiment, find_experiment, read_experiment, save_experiment
 from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
-from study.recipes import first_trials
+from study.first_trials import first_trials
 from study.search import batch_size_exponents
+from study.tried import check_learn_from, read_tried
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def register(
         split_sha256=split_sha256,
     )
     stored = find_experiment(database, experiment.name)
-    if stored is not None:
+    if stored is None:
+        check_learn_from(database, experiment, registered.exponents)
+    else:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
@@ -133,11 +136,12 @@ def forget(database: Database, registered: Registered) -> None:
 
 def make_studies(database: Database, registered: Registered) -> None:
     """Make the study of each label with its first trials, unless it is there."""
+    informed = bool(read_tried(database, registered.experiment, registered.exponents))
     for label in registered.experiment.labels:
-        _make_study(database, registered, label)
+        _make_study(database, registered, label, informed=informed)
 
 
-def _make_study(database: Database, registered: Registered, label: str) -> None:
+def _make_study(database: Database, registered: Registered, label: str, *, informed: bool) -> None:
     experiment = registered.experiment
     study = optuna.create_study(
         storage=database.storage,
@@ -151,8 +155,8 @@ def _make_study(database: Database, registered: Registered, label: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
             study.set_metric_names(["validation AUC"])
-        for parameters in first_trials(experiment, registered.exponents, label):
-            enqueue(database, study, parameters, attributes={"first": True})
+        for first in first_trials(experiment, registered.exponents, label, informed=informed):
+            enqueue(database, study, first.parameters, attributes={"first": first.part})
 
 
 def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:

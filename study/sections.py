@@ -71,6 +71,8 @@ class Search:
     min_updates_per_epoch: PositiveInt = 20
     pruner: Literal["median", "none"] = "median"
     seed: int = 0
+    learn_from: tuple[Name, ...] = ()
+    """Experiments of the same storage whose trials say which recipes are tried first."""
 
 
 @dataclass(frozen=True)

@@ -1,113 +1,127 @@
-"""What one label finds out, the others run next: first trials on a real Postgres."""
+"""The plan of the first trials: every resolution gets the same number, informed by what has been seen before."""
 
+import dataclasses
 import tomllib
+from collections import Counter
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
-from storage.claim import claim_study
-from storage.database import Database
-from study.claims import Claim, claim_trial, fail, open_studies, reap
-from study.experiment import parse
-from study.recipes import Recipe, recipe_of
-from study.register import Registered, make_studies
-from study.search import suggest
+from study.experiment import Experiment, parse
+from study.first_trials import FirstTrial, complete, first_trials, telling_resolution
+from study.recipes import Recipe, Tried, own_recipes
 
-EXPERIMENT = """
-name = "nih"
-labels = ["Effusion", "Mass"]
-data = { index = "a.csv", images = "images" }
-training = { epochs = 5 }
-[search]
-resolutions = [32, 64]
-architectures = ["test_resnet", "test_efficientnet"]
-trials = 8
-min_complete_per_resolution = 2
-"""
-
-
-@pytest.fixture
-def registered(database: Database) -> Registered:
-    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), "index", "split")
-    make_studies(database, registered)
-    return registered
+EXPONENTS = (4, 10)
+EXPERIMENT = parse(
+    tomllib.loads(
+        """
+        name = "nih"
+        labels = ["Effusion", "Mass", "Nodule"]
+        data = { index = "a.csv", images = "images" }
+        training = { epochs = 10 }
+        [search]
+        resolutions = [64, 128, 32]
+        architectures = ["test_resnet", "test_efficientnet"]
+        trials = 24
+        """
+    ),
+    source="here",
+)
 
 
-def start(database: Database, registered: Registered, label: str) -> tuple[Claim, optuna.Trial, Recipe, int]:
-    """The label's next trial, with the parameters that its worker would train with."""
-    studies = {label: open_studies(database, registered, sampler_seed=0)[label]}
-    claim = claim_trial(database, registered, studies, can_hold=lambda *_: True)
-    assert claim is not None
-    trial = optuna.Trial(claim.study, claim.trial_id)
-    asked = suggest(trial, registered.experiment, registered.exponents)
-    return claim, trial, Recipe(asked.architecture, asked.learning_rate, asked.batch_size_exponent), asked.resolution
+def with_trials(trials: int) -> Experiment:
+    return dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, trials=trials))
 
 
-def test_own_recipes_run_where_the_finding_shows_and_the_best_of_all_labels_everywhere(
-    database: Database, registered: Registered
+GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3))
+
+
+def test_label_looks_at_every_resolution_then_tries_its_own_recipes_then_runs_the_best() -> None:
+    trials = first_trials(EXPERIMENT, EXPONENTS, "Mass")
+    first, *others = own_recipes(EXPERIMENT, EXPONENTS, "Mass")
+    assert [trial.parameters for trial in trials[:3]] == [first.at(32), first.at(64), first.at(128)], "cheapest first"
+    assert [trial.parameters for trial in trials[3:6]] == [other.parameters() for other in others]
+    assert [trial.part for trial in trials[6:]] == ["turn 1"] * 3 + ["turn 2"] * 3
+    assert not any(trial.parameters for trial in trials[6:]), "settled when they start"
+
+
+def test_informed_look_leaves_its_recipe_to_what_was_found_before() -> None:
+    trials = first_trials(EXPERIMENT, EXPONENTS, "Mass", informed=True)
+    assert [trial.parameters for trial in trials[:3]] == [{"resolution": at} for at in (32, 64, 128)]
+    assert trials[3:] == first_trials(EXPERIMENT, EXPONENTS, "Mass")[3:]
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_small_budget_has_the_same_number_at_each_resolution_before_recipes_of_its_own(more: int) -> None:
+    parts = Counter(trial.part for trial in first_trials(with_trials(9 + more), EXPONENTS, "Mass"))
+    assert parts == Counter({"look": 3, "own": more, "turn 1": 3, "turn 2": 3})
+
+
+def seen(auc_by_resolution: dict[int, float], label: str = "Mass") -> list[Tried]:
+    return [Tried(label, resolution, POOR, auc) for resolution, auc in auc_by_resolution.items()]
+
+
+@pytest.mark.parametrize(
+    ("aucs", "expected"),
+    [
+        ({}, 128),
+        ({32: 0.55, 64: 0.53}, 128),  # nothing shows yet: it may at the largest
+        ({32: 0.55, 64: 0.53, 128: 0.57}, 128),
+        ({32: 0.80, 64: 0.85, 128: 0.84}, 32),
+        ({32: 0.61, 64: 0.75, 128: 0.95}, 128),  # the smaller ones show only a part of it
+        ({32: 0.61, 64: 0.80, 128: 0.95}, 64),
+        ({32: 0.61}, 32),
+    ],
+)
+def test_recipes_are_told_apart_at_the_smallest_resolution_where_the_finding_shows(
+    aucs: dict[int, float], expected: int
 ) -> None:
-    looked: dict[str, Recipe] = {}
-    for label, aucs in {"Effusion": {32: 0.80, 64: 0.85}, "Mass": {32: 0.55, 64: 0.56}}.items():
-        for resolution, auc in aucs.items():
-            claim, trial, looked[label], at = start(database, registered, label)
-            assert (at, claim.first) == (resolution, True)
-            claim.study.tell(trial, auc)
-    own = {}
-    for label, expected, aucs in (("Effusion", 32, (0.9, 0.7)), ("Mass", 64, (0.5, 0.5))):
-        for auc in aucs:
-            claim, trial, recipe, at = start(database, registered, label)
-            assert (at, recipe == looked[label]) == (expected, False)
-            own[label, auc] = recipe
-            claim.study.tell(trial, auc)
-    for expected in (64, 32):  # new to this label at either
-        claim, trial, recipe, at = start(database, registered, "Mass")
-        assert (recipe, at) == (own["Effusion", 0.9], expected)
-        claim.study.tell(trial, 0.5)
-    assert not start(database, registered, "Mass")[0].first, "eight trials were its first"
+    assert telling_resolution(EXPERIMENT, "Mass", seen(aucs)) == expected
+    others = seen({32: 0.9}, label="Effusion")
+    assert telling_resolution(EXPERIMENT, "Mass", [*others, *seen(aucs)]) == expected, "another label's sight counted"
 
 
-def test_recipe_that_diverged_counts_as_seeing_nothing(database: Database, registered: Registered) -> None:
-    tried = []
-    for auc in (0.7, 0.7, None, 0.6):
-        claim, trial, recipe, _ = start(database, registered, "Effusion")
-        if auc is None:
-            claim.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            claim.study.tell(trial, auc)
-        tried.append(recipe)
-    *_, looked, _, learnt = tried
-    claim, trial, recipe, resolution = start(database, registered, "Effusion")
-    assert (recipe, resolution) == (learnt, 64), f"after {looked}, which 64 px has had"
+def run(starting: FirstTrial, tried: list[Tried], given: list[FirstTrial] | None = None) -> dict:
+    return complete(starting, EXPERIMENT, EXPONENTS, label="Mass", tried=tried, given=given or [])
 
 
-def test_resolution_whose_first_trial_failed_gets_another_recipe(database: Database, registered: Registered) -> None:
-    claim, _, failed, resolution = start(database, registered, "Effusion")
-    with claim_study(database, claim.study._study_id):
-        fail(database, claim.study, database.storage.get_trial(claim.trial_id), reason="a test's")
-    assert resolution == 32
-    at_32 = []
-    for _ in range(6):
-        claim, trial, recipe, resolution = start(database, registered, "Effusion")
-        claim.study.tell(trial, 0.7 if resolution == 64 else 0.5)
-        if resolution == 32:
-            at_32.append(recipe)
-    assert len(at_32) == 2, "one of the best, and one in the failed one's place"
-    assert failed not in at_32
+def test_trial_that_starts_gets_what_it_lacks() -> None:
+    tried = [Tried("Mass", 32, GOOD, 0.8), Tried("Mass", 32, FAIR, 0.7)]
+    assert run(FirstTrial("own", POOR.parameters()), tried) == POOR.at(32)
+    assert run(FirstTrial("look", POOR.at(128)), tried) == POOR.at(128)
+    to_look = FirstTrial("look", {"resolution": 64})
+    assert run(to_look, tried) == GOOD.at(64)
+    assert run(to_look, tried, [FirstTrial("own", GOOD.at(64))]) == FAIR.at(64)
+    assert run(to_look, tried, [FirstTrial("own", GOOD.at(32))]) == GOOD.at(64), "it was given at another resolution"
 
 
-def test_trial_whose_worker_died_before_it_knew_what_to_run_is_started_as_it_was_enqueued(
-    database: Database, registered: Registered
-) -> None:
-    for _ in range(2):
-        claim, trial, looked, _ = start(database, registered, "Effusion")
-        claim.study.tell(trial, 0.8)
-    study = claim.study
-    (third,) = (trial for trial in study.get_trials() if trial.number == 2)
-    assert set(third.system_attrs["fixed_params"]) == {"architecture", "learning_rate", "batch_size_exponent"}
-    database.storage.set_trial_state_values(third._trial_id, TrialState.RUNNING)
-    reap(database, registered, {"Effusion": study}, grace_s=0)
-    claim, _, recipe, resolution = start(database, registered, "Effusion")
-    assert claim.attempt == 2
-    assert (recipe, resolution) == (recipe_of(third.system_attrs["fixed_params"]), 32)
-    assert recipe != looked
+@pytest.mark.parametrize(
+    ("aucs", "expected"),
+    [
+        ({32: 0.8, 64: 0.8, 128: 0.8}, [32, 64, 128]),
+        ({32: 0.5, 64: 0.8, 128: 0.8}, [64, 128, 32]),
+        ({32: 0.5, 64: 0.5, 128: 0.8}, [128, 64, 32]),
+        ({}, [128, 64, 32]),
+    ],
+)
+def test_turn_begins_where_the_finding_shows_and_goes_up_then_down(aucs: dict[int, float], expected: list[int]) -> None:
+    own = FirstTrial("own", FAIR.at(128))
+    for turn in ("turn 1", "turn 2"):
+        given = [own]
+        for _ in EXPERIMENT.search.resolutions:
+            given.append(FirstTrial(turn, run(FirstTrial(turn, {}), seen(aucs), given)))
+        assert [trial.parameters["resolution"] for trial in given[1:]] == expected
+
+
+def test_every_resolution_has_its_turn_although_the_finding_shows_elsewhere_meanwhile() -> None:
+    given: list[FirstTrial] = []
+    for aucs in ({32: 0.5, 64: 0.5, 128: 0.8}, {64: 0.8, 128: 0.8}, {32: 0.8}):
+        given.append(FirstTrial("turn 1", run(FirstTrial("turn 1", {}), seen(aucs), given)))
+    assert [trial.parameters["resolution"] for trial in given] == [128, 64, 32]
+
+
+def test_own_recipes_are_spread_over_the_resolutions_while_nothing_has_ended() -> None:
+    others = seen({32: 0.9}, label="Effusion")
+    given: list[FirstTrial] = []
+    for _ in range(4):  # one more than planned: a failed one's replacement
+        given.append(FirstTrial("own", run(FirstTrial("own", POOR.parameters()), others, given)))
+    assert [trial.parameters["resolution"] for trial in given] == [32, 64, 128, 128]

@@ -1,24 +1,14 @@
-"""The first trials: every resolution gets the same number, and the best recipes that any label has found."""
+"""Recipes: those that a label tries itself, and which of all has done best."""
 
 import dataclasses
 import math
 import tomllib
-from collections import Counter
-from typing import Any
 
+import numpy as np
 import pytest
 
-from study.experiment import Experiment, parse
-from study.recipes import (
-    Recipe,
-    Tried,
-    choose_recipe,
-    complete,
-    first_trials,
-    own_recipes,
-    rank_recipes,
-    telling_resolution,
-)
+from study.experiment import parse
+from study.recipes import Recipe, Tried, choose_recipe, own_recipes, rank_recipes, searched_by
 
 EXPONENTS = (4, 10)
 EXPERIMENT = parse(
@@ -38,67 +28,11 @@ EXPERIMENT = parse(
 )
 
 
-def with_trials(trials: int) -> Experiment:
-    return dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, trials=trials))
-
-
 def recipe(rate: float) -> Recipe:
     return Recipe("test_resnet", rate, 5)
 
 
 GOOD, FAIR, POOR = (recipe(rate) for rate in (1e-3, 2e-3, 3e-3))
-
-
-def test_label_looks_at_every_resolution_then_tries_its_own_recipes_then_runs_the_best() -> None:
-    trials = first_trials(EXPERIMENT, EXPONENTS, "Mass")
-    first, *others = own_recipes(EXPERIMENT, EXPONENTS, "Mass")
-    assert trials[:3] == [first.at(32), first.at(64), first.at(128)], "one recipe, from the cheapest on"
-    assert trials[3:6] == [other.parameters() for other in others], "where, is decided when they start"
-    assert Counter(trial["resolution"] for trial in trials[6:]) == {32: 2, 64: 2, 128: 2}
-    assert all(set(trial) == {"resolution"} for trial in trials[6:])
-
-
-@pytest.mark.parametrize("more", [0, 1, 2])
-def test_small_budget_has_the_same_number_at_each_resolution_before_recipes_of_its_own(more: int) -> None:
-    trials = first_trials(with_trials(9 + more), EXPONENTS, "Mass")
-    assert Counter(trial.get("resolution") for trial in trials if "resolution" in trial) == {32: 3, 64: 3, 128: 3}
-    assert len(trials) == 9 + more
-
-
-def seen(auc_by_resolution: dict[int, float], label: str = "Mass") -> list[Tried]:
-    return [Tried(label, resolution, POOR, auc) for resolution, auc in auc_by_resolution.items()]
-
-
-@pytest.mark.parametrize(
-    ("aucs", "expected"),
-    [
-        ({}, 128),
-        ({32: 0.55, 64: 0.53}, 128),  # nothing shows yet: it may at the largest
-        ({32: 0.55, 64: 0.53, 128: 0.57}, 128),
-        ({32: 0.80, 64: 0.85, 128: 0.84}, 32),
-        ({32: 0.61, 64: 0.75, 128: 0.95}, 128),  # the smaller ones show only a part of it
-        ({32: 0.61, 64: 0.80, 128: 0.95}, 64),
-        ({32: 0.61}, 32),
-    ],
-)
-def test_recipes_are_told_apart_at_the_smallest_resolution_where_the_finding_shows(
-    aucs: dict[int, float], expected: int
-) -> None:
-    assert telling_resolution(EXPERIMENT, "Mass", seen(aucs)) == expected
-    others = seen({32: 0.9}, label="Effusion")
-    assert telling_resolution(EXPERIMENT, "Mass", [*others, *seen(aucs)]) == expected, "another label's sight counted"
-
-
-def test_trial_that_starts_gets_what_it_lacks() -> None:
-    def started(enqueued: dict[str, Any], given: dict[int, set[Recipe]] | None = None) -> dict[str, Any]:
-        tried = [Tried("Mass", 32, GOOD, 0.8), Tried("Mass", 32, FAIR, 0.7)]
-        return complete(enqueued, EXPERIMENT, EXPONENTS, label="Mass", tried=tried, given=given or {})
-
-    assert started(POOR.parameters()) == POOR.at(32)
-    assert started({"resolution": 64}) == GOOD.at(64)
-    assert started({"resolution": 64}, {64: {GOOD}}) == FAIR.at(64)
-    assert started({"resolution": 64}, {32: {GOOD}}) == GOOD.at(64), "it was given at another resolution"
-    assert started(POOR.at(128)) == POOR.at(128)
 
 
 def test_recipes_of_all_labels_together_spread_over_rates_batches_and_networks() -> None:
@@ -129,6 +63,41 @@ def test_recipe_of_a_hard_label_may_be_better_than_one_with_a_higher_auc_on_an_e
         Tried("Nodule", 128, GOOD, 0.70),
     ]
     assert rank_recipes(tried) == [GOOD, FAIR, POOR]
+
+
+def test_ranking_is_that_of_ridge_regression_written_out() -> None:
+    rng = np.random.default_rng(3)
+    recipes = [recipe(rate) for rate in np.geomspace(1e-4, 1e-2, 9)]
+    tried = [
+        Tried(str(rng.choice(["Effusion", "Mass"])), int(rng.choice([32, 64])), recipes[rng.integers(9)], rng.random())
+        for _ in range(40)
+    ]
+    cells = sorted({(each.label, each.resolution) for each in tried})
+    design = np.zeros((len(tried), len(cells) + len(recipes)))
+    for row, each in zip(design, tried, strict=True):
+        row[cells.index((each.label, each.resolution))] = row[len(cells) + recipes.index(each.recipe)] = 1
+    penalty = np.diag([1e-6] * len(cells) + [0.1] * len(recipes))
+    added = np.linalg.solve(design.T @ design + penalty, design.T @ [each.auc for each in tried])[len(cells) :]
+    expected = [recipes[at] for at in np.argsort(-added) if any(each.recipe == recipes[at] for each in tried)]
+    assert rank_recipes(tried) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"architecture": "resnet34"}, False),
+        ({"learning_rate": 2e-2}, False),
+        ({"learning_rate": 1e-2}, True),
+        ({"batch_size_exponent": 3}, False),
+        ({"batch_size_exponent": None}, False),  # of an experiment whose batch was not searched
+    ],
+)
+def test_recipe_of_another_space_is_told(change: dict, expected: bool) -> None:
+    changed = dataclasses.replace(recipe(1e-3), **change)
+    assert searched_by(changed, EXPERIMENT, EXPONENTS) is expected
+    largest = dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, batch="largest"))
+    assert searched_by(changed, largest, EXPONENTS) is (changed.batch_size_exponent is None)
 
 
 def test_best_recipe_of_any_label_is_taken_unless_the_resolution_has_had_it() -> None:

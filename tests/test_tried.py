@@ -1,0 +1,147 @@
+"""What was tried before informs what comes: other experiments of the storage, and labels of this one."""
+
+import dataclasses
+import tomllib
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from storage.database import Database
+from storage.experiments import delete_experiment
+from study.claims import claim_trial, open_studies
+from study.errors import UsageError
+from study.experiment import Experiment, parse
+from study.recipes import Recipe, recipe_of
+from study.register import Registered, register, study_name
+from study.search import suggest
+from study.tried import read_tried
+
+FILE = """
+name = "{name}"
+labels = {labels}
+data = {{ index = "a.csv", images = "images" }}
+training = {{ epochs = 5 }}
+[search]
+resolutions = [32, 64]
+architectures = ["test_resnet", "test_efficientnet"]
+trials = 12
+min_complete_per_resolution = 2
+learn_from = {learn_from}
+"""
+EXPONENTS = (4, 6)
+GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3))
+ELSEWHERE = Recipe("resnet34", 1e-3, 5)
+
+
+def experiment(name: str, labels: list[str], learn_from: list[str]) -> Experiment:
+    text = FILE.format(name=name, labels=labels, learn_from=learn_from)
+    return parse(tomllib.loads(text), source="test")
+
+
+def registered(database: Database, name: str, *, labels: list[str], learn_from: list[str] = []) -> Registered:  # noqa: B006
+    return register(
+        database,
+        experiment(name, labels, learn_from),
+        index_sha256="index",
+        split_sha256="split",
+        training_images=20 * 2 ** EXPONENTS[1],
+    )
+
+
+def has_run(database: Database, name: str, recipes: dict[Recipe, float | None], *, label: str = "Mass") -> None:
+    """Trials of that experiment, at 64 px; None was pruned by the median."""
+    study = optuna.load_study(storage=database.storage, study_name=study_name(name, label))
+    distributions = {
+        "resolution": optuna.distributions.CategoricalDistribution([32, 64]),
+        "architecture": optuna.distributions.CategoricalDistribution(["test_resnet", "test_efficientnet", "resnet34"]),
+        "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "batch_size_exponent": optuna.distributions.IntDistribution(4, 6),
+    }
+    for recipe, auc in recipes.items():
+        state = TrialState.PRUNED if auc is None else TrialState.COMPLETE
+        study.add_trial(
+            optuna.trial.create_trial(state=state, params=recipe.at(64), distributions=distributions, value=auc)
+        )
+
+
+def starts(database: Database, registered: Registered, label: str) -> tuple[Recipe, int]:
+    """What the label's next trial trains with, and at which resolution; it ends with .6."""
+    studies = {label: open_studies(database, registered, sampler_seed=0)[label]}
+    claim = claim_trial(database, registered, studies, can_hold=lambda *_: True)
+    assert claim is not None
+    trial = optuna.Trial(claim.study, claim.trial_id)
+    asked = suggest(trial, registered.experiment, registered.exponents)
+    claim.study.tell(trial, 0.6)
+    return recipe_of(dataclasses.asdict(asked)), asked.resolution
+
+
+@pytest.fixture
+def pilot(database: Database) -> str:
+    registered(database, "pilot", labels=["Mass"])
+    has_run(database, "pilot", {FAIR: 0.7, GOOD: 0.8, POOR: 0.6, ELSEWHERE: 0.95})
+    return "pilot"
+
+
+def test_experiment_begins_with_the_best_recipe_of_the_one_it_learns_from(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert [starts(database, again, "Nodule") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
+    own = [starts(database, again, "Nodule")[0] for _ in range(2)]
+    assert not {GOOD, FAIR, POOR} & set(own), "it still tries some of its own"
+    turn = [starts(database, again, "Nodule") for _ in range(2)]
+    assert {resolution for _, resolution in turn} == {32, 64}
+    assert FAIR in {recipe for recipe, _ in turn}
+
+
+@pytest.mark.usefixtures("pilot")
+def test_without_learn_from_an_experiment_begins_with_its_own(database: Database) -> None:
+    again = registered(database, "again", labels=["Nodule"])
+    assert read_tried(database, again.experiment, again.exponents) == []
+    assert starts(database, again, "Nodule")[0] not in {GOOD, FAIR, POOR}
+
+
+def test_trials_of_other_spaces_and_trials_pruned_by_the_median_are_not_learnt_from(
+    database: Database, pilot: str
+) -> None:
+    has_run(database, pilot, {dataclasses.replace(GOOD, learning_rate=5e-4): None})
+    again = experiment("again", ["Nodule"], [pilot])
+    tried = read_tried(database, again, EXPONENTS)
+    assert {(each.label, each.resolution, each.recipe, each.auc) for each in tried} == {
+        ("pilot/Mass", 64, GOOD, 0.8),
+        ("pilot/Mass", 64, FAIR, 0.7),
+        ("pilot/Mass", 64, POOR, 0.6),
+    }
+
+
+def test_label_added_later_begins_with_the_best_recipe_of_the_others(database: Database, pilot: str) -> None:
+    added = registered(database, pilot, labels=["Mass", "Hernia"])
+    assert [starts(database, added, "Hernia") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
+
+
+def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert starts(database, again, "Nodule") == (GOOD, 32)
+    delete_experiment(database, pilot)
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert starts(database, again, "Nodule") == (GOOD, 64), "it has seen that itself"
+
+
+@pytest.mark.usefixtures("pilot")
+def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Database) -> None:
+    with pytest.raises(UsageError, match=r'names "pilto".*there are: pilot'):
+        registered(database, "again", labels=["Nodule"], learn_from=["pilto"])
+    with pytest.raises(UsageError, match="this experiment's own name"):
+        registered(database, "pilot", labels=["Mass"], learn_from=["pilot"])
+
+
+def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pilot: str) -> None:
+    registered(database, "empty", labels=["Mass"])
+    has_run(database, "empty", {ELSEWHERE: 0.9})
+    with pytest.raises(UsageError, match=r'names "empty", which has no complete trial .* rate from 0.0001 to 0.01'):
+        registered(database, "again", labels=["Nodule"], learn_from=["empty", pilot])
+
+
+def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
+    registered(database, "again", labels=["Nodule"])
+    with pytest.raises(UsageError, match=r"search.learn_from: \[\] -> \[\"pilot\"\]"):
+        registered(database, "again", labels=["Nodule"], learn_from=[pilot])
