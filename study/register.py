@@ -16,7 +16,7 @@ from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.first_trials import first_trials
 from study.search import batch_size_exponents
-from study.tried import check_learn_from, read_tried
+from study.tried import read_tried
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ def register(
         split_sha256=split_sha256,
     )
     stored = find_experiment(database, experiment.name)
-    if stored is None:
-        check_learn_from(database, experiment, registered.exponents)
-    else:
+    if stored is not None:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)

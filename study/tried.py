@@ -1,9 +1,11 @@
 """What has been tried before: by all labels of an experiment, and by the experiments that it learns from."""
 
+from collections import Counter
+
 from sqlalchemy import text
 
 from storage.database import Database
-from storage.experiments import list_experiments
+from storage.experiments import find_experiment, list_experiments
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.recipes import Recipe, Tried, searched_by
@@ -21,6 +23,9 @@ _TRIED = text(
     """
 )
 
+_ANY_EXPONENT = (1, 30)
+"""The experiment's own range is known once its images are."""
+
 
 def read_tried(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[Tried]:
     """All trials that count, with recipes of the experiment's own space; the oldest first."""
@@ -34,20 +39,27 @@ def read_tried(database: Database, experiment: Experiment, exponents: tuple[int,
     return [each for each in tried if searched_by(each.recipe, experiment, exponents)]
 
 
-def check_learn_from(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> None:
-    """UsageError where an experiment to learn from is not in the storage, or has tried nothing of this one's space."""
+def check_learn_from(database: Database, experiment: Experiment) -> dict[str, int]:
+    """How many trials there are to learn from in each experiment that a new one names.
+
+    UsageError where one is not in the storage, or has tried nothing of this one's space.
+    """
+    if find_experiment(database, experiment.name) is not None:
+        return {}  # begun: what it has learnt stays learnt
     known = list_experiments(database)
-    tried = {each.label.rsplit("/", 1)[0] for each in read_tried(database, experiment, exponents) if "/" in each.label}
+    tried = read_tried(database, experiment, _ANY_EXPONENT)
+    counts = Counter(each.label.rsplit("/", 1)[0] for each in tried if "/" in each.label)
     for name in experiment.search.learn_from:
         if name not in known:
             raise UsageError(
                 f'search.learn_from names "{name}", which this storage does not have (there are: '
                 f"{', '.join(known) or 'none'}). Launch it first, or leave it out"
             )
-        if name not in tried:
+        if not counts[name]:
             low, high = experiment.search.learning_rate
             raise UsageError(
                 f'search.learn_from names "{name}", which has no complete trial with one of {experiment.name}\'s '
                 f"architectures, a learning rate from {low:g} to {high:g} and its batch setting: there is nothing to "
                 "learn from it. Leave it out, or wait until it has some"
             )
+    return dict(counts)

@@ -15,7 +15,7 @@ from study.experiment import Experiment, parse
 from study.recipes import Recipe, recipe_of
 from study.register import Registered, register, study_name
 from study.search import suggest
-from study.tried import read_tried
+from study.tried import check_learn_from, read_tried
 
 FILE = """
 name = "{name}"
@@ -122,6 +122,7 @@ def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: 
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert starts(database, again, "Nodule") == (GOOD, 32)
     delete_experiment(database, pilot)
+    assert check_learn_from(database, again.experiment) == {}
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert starts(database, again, "Nodule") == (GOOD, 64), "it has seen that itself"
 
@@ -129,16 +130,17 @@ def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: 
 @pytest.mark.usefixtures("pilot")
 def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Database) -> None:
     with pytest.raises(UsageError, match=r'names "pilto".*there are: pilot'):
-        registered(database, "again", labels=["Nodule"], learn_from=["pilto"])
+        check_learn_from(database, experiment("again", ["Nodule"], ["pilto"]))
     with pytest.raises(UsageError, match="this experiment's own name"):
-        registered(database, "pilot", labels=["Mass"], learn_from=["pilot"])
+        experiment("pilot", ["Mass"], ["pilot"])
 
 
 def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pilot: str) -> None:
     registered(database, "empty", labels=["Mass"])
     has_run(database, "empty", {ELSEWHERE: 0.9})
     with pytest.raises(UsageError, match=r'names "empty", which has no complete trial .* rate from 0.0001 to 0.01'):
-        registered(database, "again", labels=["Nodule"], learn_from=["empty", pilot])
+        check_learn_from(database, experiment("again", ["Nodule"], ["empty", pilot]))
+    assert check_learn_from(database, experiment("again", ["Nodule"], [pilot])) == {pilot: 3}
 
 
 def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
