@@ -35,7 +35,7 @@ import pandas as pd
 from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LABELS, LEARNING_RATES, RESOLUTIONS, SEEDS
 from replay import Trial, confirm, replay
 from search_costs import costs, goals
-from strategies import RATES, STRATEGIES
+from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES
 from surrogate import Configuration, Surrogate, fit, validate
 
 UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
+    if asked.image_set == ANOTHER:
+        asked.only = [strategy for strategy in asked.only if strategy != AFTER_ANOTHER]
     if any(name.startswith("syne tune") for name in asked.only) and find_spec("syne_tune") is None:
         sys.exit(f"Syne Tune is not installed: see {__file__}, or name the strategies without it by --only")
     rows = pd.read_parquet(CURVES)

@@ -27,8 +27,8 @@ from study.sections import Data, Search, Training
 RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
 EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)
 _EVEN = 6
-ANOTHER = "design"
-"""Image set of the experiment that `acuity, after another` has learnt from."""
+ANOTHER, AFTER_ANOTHER = "design", "acuity, after another"
+"""Image set of the experiment that this strategy has learnt from."""
 
 
 class OptunaStudies:
@@ -199,7 +199,9 @@ class GridSearch:
         pass
 
 
-def acuity_experiment(labels: Sequence[str], *, seed: int, minimum: int | None = None) -> Experiment:
+def acuity_experiment(
+    labels: Sequence[str], *, seed: int, minimum: int | None = None, learn_from: tuple[str, ...] = ()
+) -> Experiment:
     """The product's settings over the recorded space; the seed draws the recipes."""
     search = Search(
         resolutions=RESOLUTIONS,
@@ -209,6 +211,7 @@ def acuity_experiment(labels: Sequence[str], *, seed: int, minimum: int | None =
         min_batch_size=BATCH_SIZES[0],
         max_batch_size=BATCH_SIZES[-1],
         seed=seed,
+        learn_from=learn_from,
         **({} if minimum is None else {"min_complete_per_resolution": minimum}),
     )
     data = Data(index=Path("none.csv"), images=Path("none"))
@@ -222,7 +225,7 @@ def _another(seed: int) -> list[Tried]:
     largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
     unit_s = sum(float(surrogate.epoch_seconds(largest).mean()) * EPOCHS for surrogate in surrogates.values())
     replay(search, surrogates, workers=1, most_cost=20 * unit_s, rng=np.random.default_rng(seed))
-    return [replace(each, label=f"another/{each.label}") for each in search.tried]
+    return [replace(each, label=f"{ANOTHER}/{each.label}") for each in search.tried]
 
 
 @cache
@@ -258,8 +261,8 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     "syne tune bohb": lambda labels, seed, _: _syne_tune("bohb", labels, seed),
     "gp": lambda labels, seed, _: OptunaStudies(labels, lambda i: (_gaussian_process(seed + i), MedianPruner())),
     "acuity": lambda labels, seed, workers: Acuity(acuity_experiment(labels, seed=seed), workers=workers),
-    "acuity, after another": lambda labels, seed, workers: Acuity(
-        acuity_experiment(labels, seed=seed), workers=workers, learnt=_another(seed)
+    AFTER_ANOTHER: lambda labels, seed, workers: Acuity(
+        acuity_experiment(labels, seed=seed, learn_from=(ANOTHER,)), workers=workers, learnt=_another(seed)
     ),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
     "acuity, turns from the largest": lambda labels, seed, workers: TurnsFromTheLargest(

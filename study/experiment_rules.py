@@ -115,7 +115,8 @@ def explain(error: ValidationError) -> str:
     if key == "search.batch":
         return f'{key} is {shown(given)}, must be "search", "largest" or a number from 2'
     if kind == "string_pattern_mismatch":
-        allowed = {"name": "letters, digits, '.', '_' and '-' (64 at most)"}.get(key, "1 to 128 characters without '/'")
+        a_name = key in ("name", "search.learn_from")
+        allowed = "letters, digits, '.', '_' and '-' (64 at most)" if a_name else "1 to 128 characters without '/'"
         return f"{key} has {shown(given)}, must be {allowed}"
     if kind in ("too_short", "too_long"):
         return f"{key} has {shown(given)}, must be a list of at {'least' if kind == 'too_short' else 'most'} " + str(

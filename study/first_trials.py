@@ -17,7 +17,7 @@ SHOWS = 0.1
 """AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""
 MOST_OF_IT = 0.6
 """Share of the most that any resolution has shown which it must be besides; between .5 and .9 likewise."""
-_OWN = "own"
+_LOOK, _OWN = "look", "own"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def first_trials(
     looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in _ascending(search)]
     turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
     return [
-        *(FirstTrial("look", look) for look in looks),
+        *(FirstTrial(_LOOK, look) for look in looks),
         *(FirstTrial(_OWN, other.parameters()) for other in others[: trials_of_its_own(search)]),
         *(FirstTrial(turn, {}) for turn in turns for _ in search.resolutions),
     ]
@@ -66,15 +66,20 @@ def complete(
 ) -> dict[str, Any]:
     """All parameters of a first trial that starts.
 
-    tried: what all labels have seen until then. given: the label's first trials that have begun, parameters complete.
+    tried: what all labels have seen until then. given: the label's first trials whose parameters are complete.
     """
     parameters = starting.parameters
     resolution = parameters.get("resolution")
     if resolution is None:
         resolution = _choose_resolution(starting, experiment, label=label, tried=tried, given=given)
-    if "architecture" in parameters:
-        return recipe_of(parameters).at(resolution)
     there = {recipe_of(other.parameters) for other in given if other.parameters["resolution"] == resolution}
+    there |= {each.recipe for each in tried if (each.label, each.resolution) == (label, resolution)}
+    wanted = [recipe_of(parameters)] if "architecture" in parameters else []
+    if starting.part == _LOOK:  # one recipe at all resolutions, whatever has ended meanwhile
+        wanted += [recipe_of(other.parameters) for other in given if other.part == _LOOK]
+    for recipe in wanted:
+        if recipe not in there:
+            return recipe.at(resolution)
     return choose_recipe(experiment, exponents, label=label, tried=tried, given=there).at(resolution)
 
 

@@ -17,7 +17,7 @@ from study.progress import read_progress
 from study.register import Registered, register
 from study.slurm import submit_workers, tell_submission
 from study.terminal import cost_line, decoding_bar
-from study.tried import check_learn_from
+from study.tried import check_learn_from, count_learnt
 
 
 def launch(
@@ -41,7 +41,7 @@ def launch(
     places = [] if workers == 0 or on_slurm else place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
     count = (workers or 0) if on_slurm else len(places)
     check_networks(experiment)
-    learnt = check_learn_from(database, experiment)
+    check_learn_from(database, experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
     registered = register(
@@ -61,8 +61,8 @@ def launch(
         f"{count} worker{'s' if count > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
-    for name, trials in learnt.items():
-        console.print(f"Its first trials begin with what {trials:,} trials of {name} have found.", soft_wrap=True)
+    for name, trials in count_learnt(database, experiment, registered.exponents).items():
+        console.print(f"Its first trials learn from {trials:,} trials of {name}.", soft_wrap=True, highlight=False)
     for warning in caveats(experiment):
         console.print(f"Warning: {warning}", soft_wrap=True, highlight=False)
     console.print(predict_disk(experiment, image_set, workers=count).line(), soft_wrap=True)

@@ -132,7 +132,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     if search.learn_from:
         look = (
             f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
-            "and for its own labels until then"
+            "and for the other labels until then"
         )
     own, turns = trials_of_its_own(search), search.min_complete_per_resolution - 1
     more = ""
@@ -144,7 +144,8 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         )
     if turns:
         more += (
-            f", then, {turns} times at every resolution, the combination that had done best for all labels until then "
+            f", then, {turns} times at every resolution, the combination that had done best for all labels until then"
+            f"{' and there' if search.learn_from else ''} "
             "(ridge regression of AUC on label and resolution, and combination)"
         )
     trials, complete = sum(each.trials for each in summaries), sum(each.complete for each in summaries)

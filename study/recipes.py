@@ -5,6 +5,7 @@ correlation .65 to .99).
 """
 
 import math
+import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,10 +57,11 @@ def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
     """The recipes that a label tries itself: with those of the other labels they are spread over the whole space.
 
-    One more than min_complete_per_resolution.
+    One more than min_complete_per_resolution. Others than those of the experiments that are learnt from.
     """
     search, position, labels = experiment.search, experiment.labels.index(label), len(experiment.labels)
-    spread = _spread((search.min_complete_per_resolution + 1) * labels, search.seed)
+    seed = [search.seed, *(zlib.crc32(name.encode()) for name in search.learn_from)]
+    spread = _spread((search.min_complete_per_resolution + 1) * labels, seed)
     low, high = (math.log(rate) for rate in search.learning_rate)
     lowest, highest = exponents
     return [
@@ -117,7 +119,7 @@ def rank_recipes(tried: Iterable[Tried]) -> list[Recipe]:
     return sorted(recipes, key=lambda recipe: -added[recipes[recipe]])
 
 
-def _spread(points: int, seed: int) -> NDArray[np.float64]:
+def _spread(points: int, seed: Sequence[int]) -> NDArray[np.float64]:
     """Quantiles [points, 2] of rate and batch, each dimension's strata hit once (Latin hypercube, McKay 1979)."""
     generator = np.random.default_rng(seed)
     return np.stack([(generator.permutation(points) + 0.5) / points for _ in range(2)], axis=1)

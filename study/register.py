@@ -16,7 +16,7 @@ from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.first_trials import first_trials
 from study.search import batch_size_exponents
-from study.tried import read_tried
+from study.tried import check_same_division, read_tried
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def register(
 ) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
-    UsageError where the file, the index or the split differ from the stored ones so that trials would not compare.
+    UsageError where the file, the index or the split differ from the stored ones so that trials would not compare, or
+    where it would learn from an experiment that divides these images otherwise.
     """
     registered = Registered(
         experiment=experiment,
@@ -44,7 +45,9 @@ def register(
         split_sha256=split_sha256,
     )
     stored = find_experiment(database, experiment.name)
-    if stored is not None:
+    if stored is None:
+        check_same_division(database, experiment, index_sha256=index_sha256, split_sha256=split_sha256)
+    else:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)

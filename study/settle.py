@@ -15,7 +15,7 @@ def settle_first_trial(
     starting = _first_trial(database.storage.get_trial(trial_id))
     if starting is None or _is_settled(starting):
         return
-    others = map(_first_trial, study.get_trials(deepcopy=False))
+    others = [_first_trial(other) for other in study.get_trials(deepcopy=False) if "requeued" not in other.user_attrs]
     parameters = complete(
         starting,
         registered.experiment,

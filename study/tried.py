@@ -10,7 +10,7 @@ from study.errors import UsageError
 from study.experiment import Experiment
 from study.recipes import Recipe, Tried, searched_by
 
-# A first trial that was pruned had no finite loss, or no room: it has seen nothing. Others were pruned by the median.
+# A first trial that was pruned had no finite loss, or no room: it has seen nothing. Why others were is not told apart.
 _TRIED = text(
     """
     select t.experiment, t.label, t.resolution, t.architecture, t.learning_rate, t.batch_size_exponent,
@@ -24,7 +24,6 @@ _TRIED = text(
 )
 
 _ANY_EXPONENT = (1, 30)
-"""The experiment's own range is known once its images are."""
 
 
 def read_tried(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[Tried]:
@@ -39,27 +38,44 @@ def read_tried(database: Database, experiment: Experiment, exponents: tuple[int,
     return [each for each in tried if searched_by(each.recipe, experiment, exponents)]
 
 
-def check_learn_from(database: Database, experiment: Experiment) -> dict[str, int]:
-    """How many trials there are to learn from in each experiment that a new one names.
+def count_learnt(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> dict[str, int]:
+    """Trials that can be learnt from, by the experiments that are named for it."""
+    tried = read_tried(database, experiment, exponents)
+    counts = Counter(each.label.rsplit("/", 1)[0] for each in tried if "/" in each.label)
+    return {name: counts[name] for name in experiment.search.learn_from}
 
-    UsageError where one is not in the storage, or has tried nothing of this one's space.
+
+def check_learn_from(database: Database, experiment: Experiment) -> None:
+    """UsageError where a new experiment names one that is not in the storage, or has tried nothing of its space.
+
+    For before the images are read, with which the range of batch sizes is known.
     """
     if find_experiment(database, experiment.name) is not None:
-        return {}  # begun: what it has learnt stays learnt
+        return  # begun: what it has learnt stays learnt
     known = list_experiments(database)
-    tried = read_tried(database, experiment, _ANY_EXPONENT)
-    counts = Counter(each.label.rsplit("/", 1)[0] for each in tried if "/" in each.label)
-    for name in experiment.search.learn_from:
+    for name, trials in count_learnt(database, experiment, _ANY_EXPONENT).items():
         if name not in known:
             raise UsageError(
                 f'search.learn_from names "{name}", which this storage does not have (there are: '
                 f"{', '.join(known) or 'none'}). Launch it first, or leave it out"
             )
-        if not counts[name]:
+        if not trials:
             low, high = experiment.search.learning_rate
+            searched = "a searched" if experiment.search.batch == "search" else "no searched"
             raise UsageError(
-                f'search.learn_from names "{name}", which has no complete trial with one of {experiment.name}\'s '
-                f"architectures, a learning rate from {low:g} to {high:g} and its batch setting: there is nothing to "
-                "learn from it. Leave it out, or wait until it has some"
+                f'search.learn_from names "{name}", which has no finished trial with one of {experiment.name}\'s '
+                f"architectures, a learning rate from {low:g} to {high:g} and {searched} batch size: there is nothing "
+                "to learn from it. Leave it out, or wait until it has some"
             )
-    return dict(counts)
+
+
+def check_same_division(database: Database, experiment: Experiment, *, index_sha256: str, split_sha256: str) -> None:
+    """UsageError where one to learn from divides the same images otherwise: it may have learnt from test patients."""
+    for name in experiment.search.learn_from:
+        teacher = find_experiment(database, name)
+        if teacher and teacher.index_sha256 == index_sha256 and teacher.split_sha256 != split_sha256:
+            raise UsageError(
+                f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
+                f"{teacher.split_sha256[:12]}, here {split_sha256[:12]}): patients who are test patients here have had "
+                "a say in its recipes. Give both the same split, or leave it out"
+            )

@@ -88,6 +88,7 @@ def test_trial_that_starts_gets_what_it_lacks() -> None:
     tried = [Tried("Mass", 32, GOOD, 0.8), Tried("Mass", 32, FAIR, 0.7)]
     assert run(FirstTrial("own", POOR.parameters()), tried) == POOR.at(32)
     assert run(FirstTrial("look", POOR.at(128)), tried) == POOR.at(128)
+    assert run(FirstTrial("own", GOOD.parameters()), tried) not in (GOOD.at(32), FAIR.at(32)), "it has run there"
     to_look = FirstTrial("look", {"resolution": 64})
     assert run(to_look, tried) == GOOD.at(64)
     assert run(to_look, tried, [FirstTrial("own", GOOD.at(64))]) == FAIR.at(64)
@@ -125,3 +126,16 @@ def test_own_recipes_are_spread_over_the_resolutions_while_nothing_has_ended() -
     for _ in range(4):  # one more than planned: a failed one's replacement
         given.append(FirstTrial("own", run(FirstTrial("own", POOR.parameters()), others, given)))
     assert [trial.parameters["resolution"] for trial in given] == [32, 64, 128, 128]
+
+
+def test_informed_look_keeps_its_recipe_although_another_one_does_better_meanwhile() -> None:
+    looked = FirstTrial("look", run(FirstTrial("look", {"resolution": 32}), [Tried("pilot/Mass", 32, GOOD, 0.8)]))
+    tried = [Tried("pilot/Mass", 32, GOOD, 0.8), Tried("Effusion", 64, FAIR, 0.9), Tried("Effusion", 64, GOOD, 0.6)]
+    assert looked.parameters == GOOD.at(32)
+    assert run(FirstTrial("look", {"resolution": 64}), tried, [looked]) == GOOD.at(64)
+    assert run(FirstTrial("turn 1", {}), tried, [looked])["learning_rate"] == FAIR.learning_rate
+
+
+def test_recipe_is_not_given_again_where_the_sampler_has_run_it() -> None:
+    tried = [Tried("Mass", 64, GOOD, 0.8), Tried("Mass", 32, FAIR, 0.7)]
+    assert run(FirstTrial("turn 2", {"resolution": 64}), tried) == FAIR.at(64)

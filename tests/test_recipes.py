@@ -45,6 +45,13 @@ def test_recipes_of_all_labels_together_spread_over_rates_batches_and_networks()
         assert len({recipe.architecture for recipe in own_recipes(EXPERIMENT, EXPONENTS, label)}) == 2
 
 
+def test_own_recipes_are_others_than_those_of_the_experiment_that_is_learnt_from() -> None:
+    again = dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, learn_from=("pilot",)))
+    for label in EXPERIMENT.labels:
+        theirs = own_recipes(EXPERIMENT, EXPONENTS, label)
+        assert not set(own_recipes(again, EXPONENTS, label)) & set(theirs)
+
+
 def test_recipe_is_ranked_by_the_labels_that_show_a_difference() -> None:
     tried = [
         Tried("Effusion", 128, GOOD, 0.80),

@@ -2,20 +2,23 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from storage.database import Database
-from storage.experiments import delete_experiment
+from storage.experiments import delete_experiment, list_experiments
 from study.claims import claim_trial, open_studies
 from study.errors import UsageError
 from study.experiment import Experiment, parse
+from study.methods_text import _search
 from study.recipes import Recipe, recipe_of
 from study.register import Registered, register, study_name
 from study.search import suggest
-from study.tried import check_learn_from, read_tried
+from study.search_summary import summarise_search
+from study.tried import check_learn_from, count_learnt, read_tried
 
 FILE = """
 name = "{name}"
@@ -34,17 +37,19 @@ GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3
 ELSEWHERE = Recipe("resnet34", 1e-3, 5)
 
 
-def experiment(name: str, labels: list[str], learn_from: list[str]) -> Experiment:
-    text = FILE.format(name=name, labels=labels, learn_from=learn_from)
+def experiment(name: str, labels: list[str], learn_from: Sequence[str]) -> Experiment:
+    text = FILE.format(name=name, labels=labels, learn_from=list(learn_from))
     return parse(tomllib.loads(text), source="test")
 
 
-def registered(database: Database, name: str, *, labels: list[str], learn_from: list[str] = []) -> Registered:  # noqa: B006
+def registered(
+    database: Database, name: str, *, labels: list[str], learn_from: Sequence[str] = (), split: str = "split"
+) -> Registered:
     return register(
         database,
         experiment(name, labels, learn_from),
         index_sha256="index",
-        split_sha256="split",
+        split_sha256=split,
         training_images=20 * 2 ** EXPONENTS[1],
     )
 
@@ -122,7 +127,7 @@ def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: 
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert starts(database, again, "Nodule") == (GOOD, 32)
     delete_experiment(database, pilot)
-    assert check_learn_from(database, again.experiment) == {}
+    check_learn_from(database, again.experiment)
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert starts(database, again, "Nodule") == (GOOD, 64), "it has seen that itself"
 
@@ -138,9 +143,25 @@ def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Data
 def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pilot: str) -> None:
     registered(database, "empty", labels=["Mass"])
     has_run(database, "empty", {ELSEWHERE: 0.9})
-    with pytest.raises(UsageError, match=r'names "empty", which has no complete trial .* rate from 0.0001 to 0.01'):
+    with pytest.raises(UsageError, match=r'names "empty", which has no finished trial .* rate from 0.0001 to 0.01'):
         check_learn_from(database, experiment("again", ["Nodule"], ["empty", pilot]))
-    assert check_learn_from(database, experiment("again", ["Nodule"], [pilot])) == {pilot: 3}
+    again = experiment("again", ["Nodule"], [pilot])
+    check_learn_from(database, again)
+    assert count_learnt(database, again, EXPONENTS) == {pilot: 3}
+    assert count_learnt(database, again, (6, 7)) == {pilot: 0}, "no such batch is searched here"
+
+
+def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Database, pilot: str) -> None:
+    with pytest.raises(UsageError, match=r"pilot.*divides the same images otherwise \(split SHA-256 split, here other"):
+        registered(database, "again", labels=["Nodule"], learn_from=[pilot], split="other")
+    assert "again" not in list_experiments(database)
+
+
+def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert "that had done best in experiment pilot and for the other labels" in _search(
+        again, [summarise_search(database, again, "Nodule")]
+    )
 
 
 def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
