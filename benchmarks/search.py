@@ -46,9 +46,11 @@ MARGIN = 0.02
 FEWEST_CURVES = 40
 FEWER = {
     "hyperband": 40,
+    "asha": 40,
+    "syne tune asha": 40,
+    "syne tune bohb": 40,
     "acuity, labels alone": 40,
     "acuity, turns from the largest": 40,
-    "acuity, largest first": 40,
     "acuity, even first trials": 40,
     "gp": 10,
 }

@@ -130,16 +130,6 @@ class TurnsFromTheLargest(Acuity):
         ]
 
 
-class LargestFirst(Acuity):
-    """Whose labels try all of their own recipes at the largest resolution, before any smaller one."""
-
-    def first_trials(self, label: str) -> list[FirstTrial]:
-        *smaller, largest = RESOLUTIONS
-        own = own_recipes(self.experiment, EXPONENTS, label)[: self.experiment.search.min_complete_per_resolution]
-        turns = [{"resolution": resolution} for _ in own for resolution in (largest, *smaller[::-1])]
-        return [FirstTrial("turn", parameters) for parameters in (*(recipe.at(largest) for recipe in own), *turns)]
-
-
 class EvenFirst(Acuity):
     """Without recipes that are passed on: every resolution runs the same six of its label's own."""
 
@@ -266,9 +256,6 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
     ),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
     "acuity, turns from the largest": lambda labels, seed, workers: TurnsFromTheLargest(
-        acuity_experiment(labels, seed=seed), workers=workers
-    ),
-    "acuity, largest first": lambda labels, seed, workers: LargestFirst(
         acuity_experiment(labels, seed=seed), workers=workers
     ),
     "acuity, even first trials": lambda labels, seed, workers: EvenFirst(
