@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -109,6 +110,15 @@ def test_an_experiment_runs_from_its_file_to_the_answer(
     again = acuity("launch", str(experiment), environment=environment)
     assert "has its 5 trials" in again.stderr
     assert count(database_url, "true") == 10
+
+    pupil = experiment.with_name("pupil.toml")
+    text = experiment.read_text().replace('name = "tiny"', 'name = "pupil"')
+    pupil.write_text(text.replace("[search]", '[search]\n        learn_from = ["tiny"]'))
+    taught = acuity("launch", str(pupil), "--workers", "0", environment=environment)
+    assert re.search(r"learn from \d+ trials of tiny", taught.stderr)
+    pupil.write_text(text.replace("[search]", '[search]\n        learn_from = ["tyni"]').replace('"pupil"', '"third"'))
+    refused = acuity("launch", str(pupil), "--workers", "0", environment=environment, status=1)
+    assert 'search.learn_from names "tyni", which this storage does not have (there are: tiny, pupil)' in refused.stderr
 
     assert "Nodule" in acuity("status", "tiny", environment=environment).stdout
     refused = acuity("delete", "tiny", environment=environment, status=1)

@@ -8,10 +8,10 @@ from optuna.trial import TrialState
 
 from storage.claim import claim_study
 from storage.database import Database
-from study.claims import Claim, claim_trial, fail, open_studies, reap
+from study.claims import Claim, claim_trial, fail, hand_back, open_studies, reap
 from study.experiment import parse
 from study.recipes import Recipe, recipe_of
-from study.register import Registered, make_studies
+from study.register import Registered, enqueue, make_studies
 from study.search import suggest
 
 EXPERIMENT = """
@@ -114,3 +114,54 @@ def test_trial_whose_worker_died_before_it_knew_what_to_run_is_started_as_it_was
     assert claim.attempt == 2
     assert (recipe, resolution) == (recipe_of(third.system_attrs["fixed_params"]), 32)
     assert recipe != looked
+
+
+def test_turn_whose_worker_died_before_it_was_settled_still_covers_every_resolution_once(
+    database: Database, registered: Registered
+) -> None:
+    for _ in range(4):
+        claim, trial, *_ = start(database, registered, "Mass")
+        claim.study.tell(trial, 0.8)
+    study = claim.study
+    (turn,) = (trial for trial in study.get_trials() if trial.number == 4)
+    database.storage.set_trial_state_values(turn._trial_id, TrialState.RUNNING)
+    reap(database, registered, {"Mass": study}, grace_s=0)
+    places = []
+    for _ in registered.experiment.search.resolutions:
+        claim, trial, _, resolution = start(database, registered, "Mass")
+        claim.study.tell(trial, 0.8)
+        places.append(resolution)
+    assert places == [32, 64]
+
+
+def test_preempted_own_trials_do_not_push_the_next_one_to_the_largest_resolution(
+    database: Database, registered: Registered
+) -> None:
+    studies = open_studies(database, registered, sampler_seed=0)
+    for _ in range(2):
+        start(database, registered, "Mass")  # looks that nobody ends
+    claim, _, _, first = start(database, registered, "Mass")
+    hand_back(database, claim, reason="a test's")
+    again, _, _, resolution = start(database, registered, "Mass")
+    assert (again.attempt, first, resolution) == (2, 32, 32)
+    assert start(database, registered, "Mass")[3] == 64
+    assert studies["Mass"].get_trials()[2].user_attrs["requeued"]
+
+
+def test_study_made_by_an_earlier_version_goes_on_with_its_own_first_trials(database: Database) -> None:
+    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), "index", "split")
+    study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
+    looked, other = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3))
+    earlier = [looked.at(32), looked.at(64), other.parameters(), {"resolution": 64}, {"resolution": 32}]
+    with claim_study(database, study._study_id):
+        for parameters in earlier:
+            enqueue(database, study, parameters, attributes={"first": True})
+    make_studies(database, registered)
+    run = []
+    for auc in (0.8, 0.85, 0.7, 0.6, 0.6):
+        claim, trial, recipe, resolution = start(database, registered, "Effusion")
+        claim.study.tell(trial, auc)
+        run.append((recipe, resolution, claim.first))
+    assert run[:3] == [(looked, 32, True), (looked, 64, True), (other, 32, True)]
+    assert run[3] == (other, 64, True)
+    assert run[4][1:] == (32, True)
