@@ -134,18 +134,19 @@ def test_turn_whose_worker_died_before_it_was_settled_still_covers_every_resolut
     assert places == [32, 64]
 
 
-def test_preempted_own_trials_do_not_push_the_next_one_to_the_largest_resolution(
-    database: Database, registered: Registered
-) -> None:
-    studies = open_studies(database, registered, sampler_seed=0)
-    for _ in range(2):
+def test_preempted_own_trial_does_not_push_the_next_one_to_the_largest_resolution(database: Database) -> None:
+    text = EXPERIMENT.replace("[32, 64]", "[32, 64, 128]").replace("trials = 8", "trials = 12")
+    text = text.replace("min_complete_per_resolution = 2", "min_complete_per_resolution = 3")
+    registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), "index", "split")
+    make_studies(database, registered)
+    for _ in range(3):
         start(database, registered, "Mass")  # looks that nobody ends
-    claim, _, _, first = start(database, registered, "Mass")
+    claim, _, recipe, first = start(database, registered, "Mass")
     hand_back(database, claim, reason="a test's")
-    again, _, _, resolution = start(database, registered, "Mass")
-    assert (again.attempt, first, resolution) == (2, 32, 32)
+    again, _, same, resolution = start(database, registered, "Mass")
+    assert (again.attempt, same, first, resolution) == (2, recipe, 32, 32)
     assert start(database, registered, "Mass")[3] == 64
-    assert studies["Mass"].get_trials()[2].user_attrs["requeued"]
+    assert start(database, registered, "Mass")[3] == 128
 
 
 def test_study_made_by_an_earlier_version_goes_on_with_its_own_first_trials(database: Database) -> None:
