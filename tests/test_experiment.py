@@ -38,6 +38,11 @@ def read(text: str):
         ("trials = 12", "trials = 5", r"search.trials is 5, must be at least 6: 2 resolutions x"),
         (
             "trials = 12",
+            "trials = 12\nlearn_from = ['my pilot']",
+            r'search.learn_from has "my pilot", must be letters, digits',
+        ),
+        (
+            "trials = 12",
             "trials = 12\nbatch = 'larg'",
             r'search.batch is "larg", must be "search", "largest" or a number',
         ),
