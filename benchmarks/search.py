@@ -35,7 +35,7 @@ import pandas as pd
 from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LABELS, LEARNING_RATES, RESOLUTIONS, SEEDS
 from replay import Trial, confirm, replay
 from search_costs import costs, goals
-from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES
+from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES, unit_seconds
 from surrogate import Configuration, Surrogate, fit, validate
 
 UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
@@ -179,8 +179,7 @@ def _label(name: str, surrogate: Surrogate) -> Label:
         )
         for resolution in RESOLUTIONS
     }
-    largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
-    unit_s = float(surrogate.epoch_seconds(largest).mean()) * EPOCHS
+    unit_s = unit_seconds(surrogate)
     cells = itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES)
     grid_s = float(surrogate.epoch_seconds([Configuration(*cell) for cell in cells]).sum()) * EPOCHS
     return Label(name, surrogate, unit_s, attainable, grid_s / unit_s)

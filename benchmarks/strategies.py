@@ -208,13 +208,18 @@ def acuity_experiment(
     return Experiment("replay", tuple(labels), data, search, Training(epochs=EPOCHS))
 
 
+def unit_seconds(surrogate: Surrogate) -> float:
+    """CPU seconds of one whole training at the largest resolution, the mean of the architectures."""
+    largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
+    return float(surrogate.epoch_seconds(largest).mean()) * EPOCHS
+
+
 def _another(seed: int) -> list[Tried]:
     """What an experiment on the phantoms of another set has tried in 20 units, by one worker."""
     surrogates = _another_surrogates()
     search = Acuity(acuity_experiment(list(surrogates), seed=seed), workers=1)
-    largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
-    unit_s = sum(float(surrogate.epoch_seconds(largest).mean()) * EPOCHS for surrogate in surrogates.values())
-    replay(search, surrogates, workers=1, most_cost=20 * unit_s, rng=np.random.default_rng(seed))
+    most_cost = 20 * sum(map(unit_seconds, surrogates.values()))
+    replay(search, surrogates, workers=1, most_cost=most_cost, rng=np.random.default_rng(seed))
     return [replace(each, label=f"{ANOTHER}/{each.label}") for each in search.tried]
 
 

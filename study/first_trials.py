@@ -40,7 +40,7 @@ def first_trials(
     """
     search = experiment.search
     first, *others = own_recipes(experiment, exponents, label)
-    looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in _ascending(search)]
+    looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in sorted(search.resolutions)]
     turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
     return [
         *(FirstTrial(_LOOK, look) for look in looks),
@@ -92,7 +92,7 @@ def _choose_resolution(
     resolution to the largest. (32 workers on 3 labels with all of them at the largest: .01 AUC worse than random search
     for a finding that shows everywhere.)
     """
-    ascending = _ascending(experiment.search)
+    ascending = sorted(experiment.search.resolutions)
     begun = [other.parameters["resolution"] for other in given if other.part == starting.part]
     if starting.part == _OWN and not any(each.label == label for each in tried):
         place = min(len(begun) / max(trials_of_its_own(experiment.search) - 1, 1), 1.0)
@@ -118,7 +118,3 @@ def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried
         (resolution for resolution, above_chance in shown.items() if above_chance >= enough),
         default=max(experiment.search.resolutions),
     )
-
-
-def _ascending(search: Search) -> list[int]:
-    return sorted(search.resolutions)

@@ -1,38 +1,18 @@
 """The plan of the first trials: every resolution gets the same number, informed by what has been seen before."""
 
 import dataclasses
-import tomllib
 from collections import Counter
 
 import pytest
+from searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
-from study.experiment import Experiment, parse
+from study.experiment import Experiment
 from study.first_trials import FirstTrial, complete, first_trials, telling_resolution
-from study.recipes import Recipe, Tried, own_recipes
-
-EXPONENTS = (4, 10)
-EXPERIMENT = parse(
-    tomllib.loads(
-        """
-        name = "nih"
-        labels = ["Effusion", "Mass", "Nodule"]
-        data = { index = "a.csv", images = "images" }
-        training = { epochs = 10 }
-        [search]
-        resolutions = [64, 128, 32]
-        architectures = ["test_resnet", "test_efficientnet"]
-        trials = 24
-        """
-    ),
-    source="here",
-)
+from study.recipes import Tried, own_recipes
 
 
 def with_trials(trials: int) -> Experiment:
     return dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, trials=trials))
-
-
-GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3))
 
 
 def test_label_looks_at_every_resolution_then_tries_its_own_recipes_then_runs_the_best() -> None:

@@ -2,37 +2,16 @@
 
 import dataclasses
 import math
-import tomllib
 
 import numpy as np
 import pytest
+from searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
-from study.experiment import parse
 from study.recipes import Recipe, Tried, choose_recipe, own_recipes, rank_recipes, searched_by
-
-EXPONENTS = (4, 10)
-EXPERIMENT = parse(
-    tomllib.loads(
-        """
-        name = "nih"
-        labels = ["Effusion", "Mass", "Nodule"]
-        data = { index = "a.csv", images = "images" }
-        training = { epochs = 10 }
-        [search]
-        resolutions = [64, 128, 32]
-        architectures = ["test_resnet", "test_efficientnet"]
-        trials = 24
-        """
-    ),
-    source="here",
-)
 
 
 def recipe(rate: float) -> Recipe:
     return Recipe("test_resnet", rate, 5)
-
-
-GOOD, FAIR, POOR = (recipe(rate) for rate in (1e-3, 2e-3, 3e-3))
 
 
 def test_recipes_of_all_labels_together_spread_over_rates_batches_and_networks() -> None:

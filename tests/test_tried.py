@@ -10,10 +10,11 @@ from optuna.trial import TrialState
 
 from storage.database import Database
 from storage.experiments import delete_experiment, list_experiments
+from study.answer import read_answer
 from study.claims import claim_trial, open_studies
 from study.errors import UsageError
 from study.experiment import Experiment, parse
-from study.methods_text import _search
+from study.methods_text import write_methods
 from study.recipes import Recipe, recipe_of
 from study.register import Registered, register, study_name
 from study.search import suggest
@@ -159,9 +160,11 @@ def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Dat
 
 def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
-    assert "that had done best in experiment pilot and for the other labels" in _search(
-        again, [summarise_search(database, again, "Nodule")]
+    told = write_methods(
+        again, read_answer(database, "again"), [summarise_search(database, again, "Nodule")], None, None, None
     )
+    (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
+    assert "that had done best in experiment pilot and for the other labels" in search
 
 
 def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
