@@ -40,7 +40,8 @@ def first_trials(
     """
     search = experiment.search
     first, *others = own_recipes(experiment, exponents, label)
-    looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in sorted(search.resolutions)]
+    ascending = sorted(search.resolutions)
+    looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in ascending]
     turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
     return [
         *(FirstTrial(_LOOK, look) for look in looks),
