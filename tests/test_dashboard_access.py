@@ -73,16 +73,23 @@ def serve(database: Database) -> Serve:
         store = FileSystemArtifactStore(artifacts) if artifacts else None
         app = guard(wsgi(database.storage, artifact_store=store), writable=writable, password=password)
         server = waitress.create_server(app, host="127.0.0.1", port=0)
-        thread = threading.Thread(target=server.run)
+        stopped = threading.Event()
+
+        def run() -> None:
+            # Closed by the thread that selects, after the last request: nothing writes to a socket that is closed.
+            while not stopped.is_set():
+                server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+            server.task_dispatcher.shutdown()
+            server.asyncore.close_all(server._map)
+
+        thread = threading.Thread(target=run)
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.effective_port}"
         finally:
-            # In the server's own thread: its select must not see a socket that was closed meanwhile.
-            server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
+            stopped.set()
             thread.join(timeout=10)
             assert not thread.is_alive()
-            server.task_dispatcher.shutdown()
 
     return serve
 
