@@ -1,42 +1,44 @@
-"""A spot check, one run a command: what the replays of `benchmarks/search.py` show, with real trainings and workers.
+"""A check of what the replays of `benchmarks/search.py` show, with real trainings and workers.
 
 The same experiment twice on this machine, in turn, each with two workers: `acuity launch` as a user runs it, and plain
 Optuna as a user writes it (a study a label in one journal file, TPE and median pruner by default, two processes), which
-calls our training loop on our image cache, so that a trial costs both the same. Same space, same number of trials.
-Then every configuration that was a label's best on validation patients at some time, and the best of each resolution at
-the end, are trained anew with two other seeds and scored on patients of whom neither search knew.
+calls our training loop on our image cache, so that a trial costs both the same. Same space, same number of trials. One
+run a seed, images and searches anew; which of the two is first alternates.
+Then every trial that was its label's and resolution's best on validation patients at some time is trained anew with two
+other seeds and scored on patients of whom neither search knew.
 
-Told for phantoms (three labels at once) and for one label of nih-cxr-128 (ACUITY_NIH_DIR): mean true AUC of the best
-trial over wall-clock time, and the smallest resolution that is not MARGIN below the reference, which is the best on
-validation patients.
+Told for phantoms (three labels at once) and for one label of nih-cxr-128 (ACUITY_NIH_DIR), over wall-clock time: the
+mean true AUC of the labels' best trials, and the share of right verdicts. A verdict is the smallest resolution that is
+not MARGIN below the reference, all smaller ones tried; right is what the replays' recorded trainings say.
+"After two retrainings" is the best resolution's trial by the validation AUCs of the trainings anew, not by its own.
 
-    python benchmarks/live_search.py [phantoms|nih] [--trials 24] [--seed 31] [--optuna-first]
+    python benchmarks/live_search.py [phantoms|nih] [--trials 24] [--seeds 41 42 43]
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import live_contestants
 import numpy as np
 import pandas as pd
-from live_contestants import ARCHITECTURES, EPOCHS, EXPONENTS, RATES, RESOLUTIONS, WORKERS, Configuration
+from live_contestants import ARCHITECTURES, EPOCHS, EXPONENTS, RATES, RESOLUTIONS, Configuration
+from live_truth import Truth, train_anew
 
 from objectives.phantom import write_phantoms
 
 MARGIN = 0.02
-SEEDS = (101, 102)
+STEP_S = 60
+CONTESTANTS = ("acuity", "optuna")
 LABELS = {"phantoms": ("Cardiomegaly", "Nodule", "Fibrosis"), "nih": ("Effusion",)}
 SEARCHED, UNSEEN = {"phantoms": 1250, "nih": 1800}, 2000
 """Images of the experiment (64 % of them for training), and images of other patients that judge what it found."""
@@ -75,22 +77,28 @@ class Ended:
 
 
 def main() -> None:
-    """Both searches, then the truth of what they found; a table and one line of JSON."""
+    """A run a seed: both searches, then the truth of what they found; a table and one line of JSON, after every run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("image_set", nargs="?", choices=list(LABELS), default="phantoms")
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=31)
-    parser.add_argument("--optuna-first", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
     asked = parser.parse_args()
-    order = ("optuna", "acuity") if asked.optuna_first else ("acuity", "optuna")
+    runs = []
+    for position, seed in enumerate(asked.seeds):
+        order = CONTESTANTS if position % 2 == 0 else CONTESTANTS[::-1]
+        runs.append(_search_twice(asked.image_set, order, trials=asked.trials, seed=seed))
+        print(json.dumps(_result(asked, runs)), flush=True)
+
+
+def _search_twice(image_set: str, order: tuple[str, ...], *, trials: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="acuity-live-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
         folder = Path(temporary)
         folder.chmod(0o711)  # root's server runs under another account
-        _write(folder, asked.image_set, trials=asked.trials, seed=asked.seed)
+        _write(folder, image_set, trials=trials, seed=seed)
         _decode(folder)
         found = {contestant: _run(folder, contestant) for contestant in order}
-        truth = _train_anew(folder, found)
-    print(json.dumps(_result(asked, order, found, truth)))
+        truth = train_anew(folder, {each.configuration for ended in found.values() for each in _leaders(ended)})
+    return {"seed": seed, "order": order} | _judge(image_set, found, truth)
 
 
 def _write(folder: Path, image_set: str, *, trials: int, seed: int) -> None:
@@ -156,98 +164,87 @@ def _run(folder: Path, contestant: str) -> list[Ended]:
     return ended
 
 
-def _train_anew(folder: Path, found: dict[str, list[Ended]]) -> dict[Configuration, float]:
-    """Mean AUC on unseen patients over SEEDS, of all that may be an answer."""
-    wanted = {each.configuration for ended in found.values() for each in (*_leaders(ended), *_finalists(ended))}
-    tasks = [(folder, configuration, seed) for configuration in sorted(wanted, key=str) for seed in SEEDS]
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        aucs = pool.starmap(_true_auc, tasks, chunksize=1)
-    table = pd.DataFrame({"configuration": [task[1] for task in tasks], "auc": aucs})
-    return {configuration: rows["auc"].mean() for configuration, rows in table.groupby("configuration", sort=False)}
-
-
 def _leaders(ended: list[Ended]) -> list[Ended]:
-    """Every trial that was its label's best when it ended, in time's order."""
-    best: dict[str, float] = {}
+    """Every trial that was its label's and resolution's best when it ended, in time's order."""
+    best: dict[tuple[str, int], float] = {}
     leaders = []
     for each in sorted(ended, key=lambda each: each.seconds):
-        if each.auc > best.get(each.configuration.label, 0.0):
-            best[each.configuration.label] = each.auc
+        cell = (each.configuration.label, each.configuration.resolution)
+        if each.auc > best.get(cell, 0.0):
+            best[cell] = each.auc
             leaders.append(each)
     return leaders
 
 
-def _finalists(ended: list[Ended]) -> list[Ended]:
-    """The best of each resolution for each label."""
-    best: dict[tuple[str, int], Ended] = {}
-    for each in ended:
-        cell = (each.configuration.label, each.configuration.resolution)
-        if cell not in best or each.auc > best[cell].auc:
-            best[cell] = each
-    return list(best.values())
-
-
-def _true_auc(folder: Path, configuration: Configuration, seed: int) -> float:
-    import torch
-
-    from objectives.metrics import auc
-    from objectives.prediction import score_images
-    from objectives.task import Diverged, Hyperparameters
-    from objectives.training import train
-    from study.experiment import load
-    from study.image_set import labelled_images, open_image_set
-
-    torch.set_num_threads(1)
-    data = labelled_images(
-        open_image_set(load(folder / "live.toml")), label=configuration.label, resolution=configuration.resolution
-    )
-    kept = [b""]
-    settings = asdict(configuration)
-    settings.pop("label")
-    hyperparameters = Hyperparameters(**settings, epochs=EPOCHS, augment=False)
-    try:
-        train(
-            hyperparameters,
-            data,
-            seed=seed,
-            device=torch.device("cpu"),
-            report=lambda *_: False,
-            save_checkpoint=lambda checkpoint: kept.__setitem__(0, checkpoint),
-        )
-    except Diverged:
-        return 0.5
-    pixels, targets = _unseen(folder, configuration.label, configuration.resolution)
-    rows = np.arange(len(targets))
-    return float(auc(targets, score_images(kept[0], hyperparameters, pixels, rows, device=torch.device("cpu"))))
-
-
-@cache
-def _unseen(folder: Path, label: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    from objectives.index import read_index
-    from study.experiment import load
-
-    here = folder / "unseen" / "images"
-    images = here if here.exists() else load(folder / "live.toml").data.images
-    index = read_index(folder / "unseen" / "Data_Entry.csv", images=images)
-    pixels = [cv2.imread(str(images / file), cv2.IMREAD_GRAYSCALE) for file in index.table["file"]]
-    size = (resolution, resolution)
-    resized = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in pixels]
-    return np.stack(resized), index.target(label)
-
-
-def _result(
-    asked: argparse.Namespace,
-    order: tuple[str, ...],
-    found: dict[str, list[Ended]],
-    truth: dict[Configuration, float],
-) -> dict[str, Any]:
+def _judge(image_set: str, found: dict[str, list[Ended]], truth: dict[Configuration, Truth]) -> dict[str, Any]:
+    """What each search had over time, and what at its end."""
+    labels = LABELS[image_set]
     last = max(each.seconds for ended in found.values() for each in ended)
-    times = [round(last * part / 8) for part in range(1, 9)]
-    labels = LABELS[asked.image_set]
-    curves = {name: [round(_at(ended, labels, truth, time), 4) for time in times] for name, ended in found.items()}
-    named = {name: {label: _named(ended, label, truth) for label in labels} for name, ended in found.items()}
-    print(pd.DataFrame(curves, index=pd.Index(times, name="seconds")).T.to_string())
-    print(json.dumps(named, indent=1))
+    times = list(range(STEP_S, int(last) + 2 * STEP_S, STEP_S))
+    right = {label: _right(image_set, label) for label in labels}
+    judged: dict[str, Any] = {"seconds": times, "right": right}
+    for name in CONTESTANTS:
+        answers = [
+            [_answer([each for each in found[name] if each.seconds <= time], label, truth) for label in labels]
+            for time in (*times, last)
+        ]
+        judged[name] = {
+            "complete_trials": len(found[name]),
+            "seconds": round(max(each.seconds for each in found[name])),
+            "mean_true_auc_of_best": [_mean(answer["auc"] for answer in at) for at in answers[:-1]],
+            "right_verdicts": [
+                _mean(answer["verdict"] in right[label] for label, answer in zip(labels, at, strict=True))
+                for at in answers[:-1]
+            ],
+            "after_two_retrainings": _mean(answer["retrained_auc"] for answer in answers[-1]),
+            "at_the_end": dict(zip(labels, answers[-1], strict=True)),
+        }
+    return judged
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(float(np.mean(list(values))), 4)
+
+
+def _right(image_set: str, label: str) -> list[int]:
+    """Verdicts that the recorded trainings leave open, of as many images and fresh seeds; usually one."""
+    results = (
+        Path(__file__).parent / "results" / {"phantoms": "search_report.json", "nih": "search_nih.json"}[image_set]
+    )
+    verdicts: list[int] = json.loads(results.read_text())["truth"][label]["verdicts"]
+    return verdicts
+
+
+def _answer(ended: list[Ended], label: str, truth: dict[Configuration, Truth]) -> dict[str, Any]:
+    """What a search says of a label after these trials; chance and no verdict where there are none."""
+    finalists = {
+        each.configuration.resolution: each for each in _leaders(ended) if each.configuration.label == label
+    }  # a resolution's last leader is its best
+    if not finalists:
+        return {"auc": 0.5, "retrained_auc": 0.5, "verdict": None, "reference": None, "true_auc": {}}
+    true = {resolution: truth[finalist.configuration] for resolution, finalist in sorted(finalists.items())}
+    reference = max(finalists, key=lambda resolution: finalists[resolution].auc)
+    retrained = max(true, key=lambda resolution: true[resolution].validation_auc)
+    named = min(at for at, its in true.items() if its.auc >= true[reference].auc - MARGIN)
+    return {
+        "auc": true[reference].auc,
+        "retrained_auc": true[retrained].auc,
+        # That a smaller one is worse is known only where it was tried.
+        "verdict": named if all(below in true for below in RESOLUTIONS if below < named) else None,
+        "reference": reference,
+        "true_auc": {resolution: round(its.auc, 4) for resolution, its in true.items()},
+    }
+
+
+def _result(asked: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    longest = max((run["seconds"] for run in runs), key=len)
+    kinds = ("mean_true_auc_of_best", "right_verdicts")
+    over_time = {
+        kind: {name: _over_time([run[name][kind] for run in runs], len(longest)) for name in CONTESTANTS}
+        for kind in kinds
+    }
+    for kind, rows in over_time.items():
+        print(kind, pd.DataFrame(rows, index=pd.Index(longest, name="seconds")).T.to_string(), sep="\n")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "benchmark": "live_search",
@@ -255,32 +252,20 @@ def _result(
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
         "image_set": asked.image_set,
-        "seed": asked.seed,
         "trials_per_label": asked.trials,
-        "order": order,
-        "seconds_in_all": {name: round(max(each.seconds for each in ended)) for name, ended in found.items()},
-        "seconds": times,
-        "mean_true_auc_of_best": curves,
-        "by_resolution": named,
+        "n": len(runs),
+        "seconds": longest,
+        **over_time,
+        "after_two_retrainings": {
+            name: _mean(run[name]["after_two_retrainings"] for run in runs) for name in CONTESTANTS
+        },
+        "runs": runs,
     }
 
 
-def _at(ended: list[Ended], labels: tuple[str, ...], truth: dict[Configuration, float], seconds: float) -> float:
-    """Mean over labels of the true AUC of the best trial until then; chance where there is none."""
-    aucs = dict.fromkeys(labels, 0.5)
-    for each in _leaders(ended):
-        if each.seconds <= seconds:
-            aucs[each.configuration.label] = truth[each.configuration]
-    return float(np.mean(list(aucs.values())))
-
-
-def _named(ended: list[Ended], label: str, truth: dict[Configuration, float]) -> dict[str, Any]:
-    """True AUC of each resolution's best trial, and the smallest that is not MARGIN below the reference."""
-    finalists = [each for each in _finalists(ended) if each.configuration.label == label]
-    aucs = {each.configuration.resolution: round(truth[each.configuration], 4) for each in finalists}
-    reference = max(finalists, key=lambda each: each.auc).configuration.resolution
-    named = min(resolution for resolution, auc in aucs.items() if auc >= aucs[reference] - MARGIN)
-    return {"named": named, "reference": reference, "true_auc": dict(sorted(aucs.items()))}
+def _over_time(rows: list[list[float]], length: int) -> list[float]:
+    """Mean over runs; a search that has ended keeps what it said last."""
+    return [_mean(row[min(at, len(row) - 1)] for row in rows) for at in range(length)]
 
 
 if __name__ == "__main__":
