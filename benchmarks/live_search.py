@@ -37,7 +37,7 @@ from live_truth import Truth, train_anew
 from objectives.phantom import write_phantoms
 
 MARGIN = 0.02
-STEP_S = 60
+STEP_S = 30
 CONTESTANTS = ("acuity", "optuna")
 LABELS = {"phantoms": ("Cardiomegaly", "Nodule", "Fibrosis"), "nih": ("Effusion",)}
 SEARCHED, UNSEEN = {"phantoms": 1250, "nih": 1800}, 2000
