@@ -12,7 +12,7 @@ from storage.confirmations import StoredConfirmation
 from study.answer import Answer
 from study.cohort_here import Cohort
 from study.experiment import Experiment
-from study.first_trials import MOST_OF_IT, SHOWS, trials_of_its_own
+from study.first_trials import MOST_OF_IT, SHOWS
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
 from study.register import Registered
@@ -134,11 +134,11 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
             f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
             "and for the other labels until then"
         )
-    own, turns = trials_of_its_own(search), search.min_complete_per_resolution - 1
+    own, turns = [each.own for each in summaries], search.min_complete_per_resolution - 1
     more = ""
-    if own:
+    if any(own):
         more += (
-            f", then {own} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
+            f", then {_range(own)} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
             f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did, spread over "
             "the resolutions while no trial of the label had ended)"
         )
@@ -151,8 +151,6 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     trials, complete = sum(each.trials for each in summaries), sum(each.complete for each in summaries)
     seconds = sum(each.training_s for each in summaries)
     devices = sorted({device for each in summaries for device in each.devices})
-    each_had = sorted({each.trials for each in summaries})
-    per_label = f"{each_had[0]:,}" if len(each_had) == 1 else f"{each_had[0]:,} to {each_had[-1]:,}"
     return (
         f"For each label a study of its own searched image resolution ({_list(search.resolutions)} px), architecture "
         f"({_list(search.architectures)}), learning rate (log-uniform, {search.learning_rate[0]:g} to "
@@ -161,9 +159,9 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
         f"label first ran {look} at every resolution{more}; these "
         "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
-        f"{version('optuna')}). {pruning} The value of a trial was the "
-        f"AUC on validation patients after the last epoch. Each label had {per_label} finished trials, {trials:,} in "
-        f"all ({complete:,} complete, {trials - complete:,} stopped early), {duration(seconds)} of training"
+        f"{version('optuna')}). {pruning} The value of a trial was the AUC on validation patients after the last "
+        f"epoch. Each label had {_range([each.trials for each in summaries])} finished trials, {trials:,} in all "
+        f"({complete:,} complete, {trials - complete:,} stopped early), {duration(seconds)} of training"
         f"{' on ' + _list(devices) if devices else ''}."
     )
 
@@ -255,3 +253,8 @@ def _times(count: int) -> str:
 def _list(values: tuple[object, ...] | list[str] | None) -> str:
     words = [str(value) for value in values or ()]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

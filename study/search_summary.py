@@ -27,8 +27,9 @@ ENOUGH_FOR_IMPORTANCE = 50
 _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
-        feasible_batch_size, batch_cap, epochs, seconds, device
-    from acuity.trials
+        feasible_batch_size, batch_cap, epochs, seconds, device, exists (select from trial_user_attributes a
+            where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = '"own"') as own
+    from acuity.trials t
     where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
         and resolution is not null
     """
@@ -41,6 +42,8 @@ class SearchSummary:
 
     label: str
     trials: int
+    own: int
+    """Of them, first trials that tried a recipe of the label's own where its finding shows."""
     cells: pd.DataFrame
     """By architecture and resolution: feasible, cap, complete, and of these seconds (median), seconds_low, _high."""
     batches: pd.DataFrame
@@ -73,6 +76,7 @@ def summarise_search(
     return SearchSummary(
         label=label,
         trials=len(trials),
+        own=int(trials["own"].sum()),
         cells=_cells(trials, complete),
         batches=_batches(complete),
         resolutions=pd.crosstab(trials["resolution"], trials["state"])

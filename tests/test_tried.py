@@ -29,7 +29,7 @@ training = {{ epochs = 5 }}
 [search]
 resolutions = [32, 64]
 architectures = ["test_resnet", "test_efficientnet"]
-trials = 12
+trials = {trials}
 min_complete_per_resolution = 2
 learn_from = {learn_from}
 """
@@ -38,17 +38,23 @@ GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3
 ELSEWHERE = Recipe("resnet34", 1e-3, 5)
 
 
-def experiment(name: str, labels: list[str], learn_from: Sequence[str]) -> Experiment:
-    text = FILE.format(name=name, labels=labels, learn_from=list(learn_from))
+def experiment(name: str, labels: list[str], learn_from: Sequence[str], *, trials: int = 12) -> Experiment:
+    text = FILE.format(name=name, labels=labels, learn_from=list(learn_from), trials=trials)
     return parse(tomllib.loads(text), source="test")
 
 
 def registered(
-    database: Database, name: str, *, labels: list[str], learn_from: Sequence[str] = (), split: str = "split"
+    database: Database,
+    name: str,
+    *,
+    labels: list[str],
+    learn_from: Sequence[str] = (),
+    split: str = "split",
+    trials: int = 12,
 ) -> Registered:
     return register(
         database,
-        experiment(name, labels, learn_from),
+        experiment(name, labels, learn_from, trials=trials),
         index_sha256="index",
         split_sha256=split,
         training_images=20 * 2 ** EXPONENTS[1],
@@ -78,8 +84,17 @@ def starts(database: Database, registered: Registered, label: str) -> tuple[Reci
     assert claim is not None
     trial = optuna.Trial(claim.study, claim.trial_id)
     asked = suggest(trial, registered.experiment, registered.exponents)
+    trial.set_user_attr("auc_se", 0.02)
     claim.study.tell(trial, 0.6)
     return recipe_of(dataclasses.asdict(asked)), asked.resolution
+
+
+def search_paragraph(database: Database, registered: Registered, label: str) -> str:
+    """Of the methods text."""
+    summaries = [summarise_search(database, registered, label)]
+    told = write_methods(registered, read_answer(database, registered.experiment.name), summaries, None, None, None)
+    (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
+    return search
 
 
 @pytest.fixture
@@ -160,11 +175,18 @@ def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Dat
 
 def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
-    told = write_methods(
-        again, read_answer(database, "again"), [summarise_search(database, again, "Nodule")], None, None, None
-    )
-    (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
+    search = search_paragraph(database, again, "Nodule")
     assert "that had done best in experiment pilot and for the other labels" in search
+
+
+def test_methods_text_counts_the_own_recipes_that_were_tried_not_those_of_a_budget_raised_later(
+    database: Database,
+) -> None:
+    begun = registered(database, "nih", labels=["Mass"], trials=5)
+    for _ in range(5):
+        starts(database, begun, "Mass")
+    raised = registered(database, "nih", labels=["Mass"], trials=12)
+    assert ", then 1 more at the smallest resolution" in search_paragraph(database, raised, "Mass")
 
 
 def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
