@@ -180,21 +180,21 @@ def _judge(image_set: str, found: dict[str, list[Ended]], truth: dict[Configurat
     """What each search had over time, and what at its end."""
     labels = LABELS[image_set]
     last = max(each.seconds for ended in found.values() for each in ended)
-    times = list(range(STEP_S, int(last) + 2 * STEP_S, STEP_S))
+    times = list(range(STEP_S, int(last) + STEP_S + 1, STEP_S))  # the last after both have ended
     right = {label: _right(image_set, label) for label in labels}
     judged: dict[str, Any] = {"seconds": times, "right": right}
     for name in CONTESTANTS:
         answers = [
             [_answer([each for each in found[name] if each.seconds <= time], label, truth) for label in labels]
-            for time in (*times, last)
+            for time in times
         ]
         judged[name] = {
             "complete_trials": len(found[name]),
             "seconds": round(max(each.seconds for each in found[name])),
-            "mean_true_auc_of_best": [_mean(answer["auc"] for answer in at) for at in answers[:-1]],
+            "mean_true_auc_of_best": [_mean(answer["auc"] for answer in at) for at in answers],
             "right_verdicts": [
                 _mean(answer["verdict"] in right[label] for label, answer in zip(labels, at, strict=True))
-                for at in answers[:-1]
+                for at in answers
             ],
             "after_two_retrainings": _mean(answer["retrained_auc"] for answer in answers[-1]),
             "at_the_end": dict(zip(labels, answers[-1], strict=True)),
@@ -208,10 +208,9 @@ def _mean(values: Iterable[float]) -> float:
 
 def _right(image_set: str, label: str) -> list[int]:
     """Verdicts that the recorded trainings leave open, of as many images and fresh seeds; usually one."""
-    results = (
-        Path(__file__).parent / "results" / {"phantoms": "search_report.json", "nih": "search_nih.json"}[image_set]
-    )
-    verdicts: list[int] = json.loads(results.read_text())["truth"][label]["verdicts"]
+    file = {"phantoms": "search_report.json", "nih": "search_nih.json"}[image_set]
+    recorded = json.loads((Path(__file__).parent / "results" / file).read_text(encoding="utf-8"))
+    verdicts: list[int] = recorded["truth"][label]["verdicts"]
     return verdicts
 
 
@@ -227,8 +226,8 @@ def _answer(ended: list[Ended], label: str, truth: dict[Configuration, Truth]) -
     retrained = max(true, key=lambda resolution: true[resolution].validation_auc)
     named = min(at for at, its in true.items() if its.auc >= true[reference].auc - MARGIN)
     return {
-        "auc": true[reference].auc,
-        "retrained_auc": true[retrained].auc,
+        "auc": round(true[reference].auc, 4),
+        "retrained_auc": round(true[retrained].auc, 4),
         # That a smaller one is worse is known only where it was tried.
         "verdict": named if all(below in true for below in RESOLUTIONS if below < named) else None,
         "reference": reference,

@@ -17,7 +17,9 @@ SHOWS = 0.1
 """AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""
 MOST_OF_IT = 0.6
 """Share of the most that any resolution has shown which it must be besides; between .5 and .9 likewise."""
-_LOOK, _OWN = "look", "own"
+OWN = "own"
+"""The part in which a label tries recipes of its own."""
+_LOOK = "look"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def first_trials(
     turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
     return [
         *(FirstTrial(_LOOK, look) for look in looks),
-        *(FirstTrial(_OWN, other.parameters()) for other in others[: trials_of_its_own(search)]),
+        *(FirstTrial(OWN, other.parameters()) for other in others[: trials_of_its_own(search)]),
         *(FirstTrial(turn, {}) for turn in turns for _ in search.resolutions),
     ]
 
@@ -95,11 +97,11 @@ def _choose_resolution(
     """
     ascending = sorted(experiment.search.resolutions)
     begun = [other.parameters["resolution"] for other in given if other.part == starting.part]
-    if starting.part == _OWN and not any(each.label == label for each in tried):
+    if starting.part == OWN and not any(each.label == label for each in tried):
         place = min(len(begun) / max(trials_of_its_own(experiment.search) - 1, 1), 1.0)
         return ascending[round(place * (len(ascending) - 1))]
     telling = telling_resolution(experiment, label, tried)
-    if starting.part == _OWN:
+    if starting.part == OWN:
         return telling
     order = sorted(ascending, key=lambda resolution: (resolution < telling, abs(resolution - telling)))
     return next((resolution for resolution in order if resolution not in begun), telling)

@@ -1,5 +1,6 @@
 """A label's search in a few numbers, whatever its size: what fitted, what it took, what was pruned, what mattered."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from optuna.trial import create_trial
 from sqlalchemy import text
 
 from storage.database import Database
+from study.first_trials import OWN
 from study.register import Registered
 
 PARAMETERS = {
@@ -28,7 +30,7 @@ _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
         feasible_batch_size, batch_cap, epochs, seconds, device, exists (select from trial_user_attributes a
-            where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = '"own"') as own
+            where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = :own) as own
     from acuity.trials t
     where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
         and resolution is not null
@@ -68,7 +70,7 @@ def summarise_search(
     """Read the label's finished trials and boil them down; importance takes most of the time."""
     name = registered.experiment.name
     with database.engine.connect() as connection:
-        trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label})
+        trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label, "own": json.dumps(OWN)})
     trials = trials.astype({"value": float, "seconds": float, "epochs": float, "batch_size": float})  # where none has
     complete = trials[trials["state"] == "COMPLETE"]
     epochs = registered.experiment.training.epochs

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import optuna
 import pytest
 from optuna.trial import TrialState
+from searched_experiment import FAIR, GOOD, POOR
 
 from storage.database import Database
 from storage.experiments import delete_experiment, list_experiments
@@ -34,7 +35,6 @@ min_complete_per_resolution = 2
 learn_from = {learn_from}
 """
 EXPONENTS = (4, 6)
-GOOD, FAIR, POOR = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3, 3e-3))
 ELSEWHERE = Recipe("resnet34", 1e-3, 5)
 
 
