@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,18 @@ def _ended(label: str, study: Any, began: datetime) -> list[dict[str, Any]]:
     return rows
 
 
-def plain_optuna(folder: Path) -> list[dict[str, Any]]:
-    """The script that a user would write: two processes, which take the label with the fewest trials in turn."""
+def plain_optuna(folder: Path, seconds: str) -> list[dict[str, Any]]:
+    """The script that a user would write: two processes, which take the label with the fewest trials in turn.
+
+    No trial begins after so many seconds; one that ends later is not told.
+    """
     from study.experiment import load
 
     began = datetime.now()
+    limit = timedelta(seconds=float(seconds))
     experiment = load(folder / "live.toml")
     workers = [
-        multiprocessing.get_context("spawn").Process(target=_optimize, args=(folder, worker))
+        multiprocessing.get_context("spawn").Process(target=_optimize, args=(folder, worker, began + limit))
         for worker in range(WORKERS)
     ]
     for worker in workers:
@@ -80,7 +84,8 @@ def plain_optuna(folder: Path) -> list[dict[str, Any]]:
         worker.join()
     if any(worker.exitcode for worker in workers):
         sys.exit("a process of the script failed")
-    return [row for label in experiment.labels for row in _ended(label, _study(folder, label, seed=None), began)]
+    rows = [row for label in experiment.labels for row in _ended(label, _study(folder, label, seed=None), began)]
+    return [row for row in rows if row["seconds"] <= limit.total_seconds()]
 
 
 def _study(folder: Path, label: str, *, seed: int | None) -> Any:
@@ -97,7 +102,7 @@ def _study(folder: Path, label: str, *, seed: int | None) -> Any:
     )
 
 
-def _optimize(folder: Path, worker: int) -> None:
+def _optimize(folder: Path, worker: int, until: datetime) -> None:
     import optuna
     import torch
 
@@ -139,13 +144,11 @@ def _optimize(folder: Path, worker: int) -> None:
             raise optuna.TrialPruned
         return outcome.auc
 
-    while True:
+    while datetime.now() < until:
         counts = {label: len(study.get_trials(deepcopy=False)) for label, study in studies.items()}
         label = min(counts, key=counts.__getitem__)
-        if counts[label] >= experiment.search.trials:
-            return
         studies[label].optimize(lambda trial, label=label: objective(trial, label), n_trials=1)
 
 
 if __name__ == "__main__":
-    print(json.dumps({"acuity": acuity, "optuna": plain_optuna}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"acuity": acuity, "optuna": plain_optuna}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])))

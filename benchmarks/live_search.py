@@ -1,9 +1,9 @@
 """A check of what the replays of `benchmarks/search.py` show, with real trainings and workers.
 
-The same experiment twice on this machine, in turn, each with two workers: `acuity launch` as a user runs it, and plain
-Optuna as a user writes it (a study a label in one journal file, TPE and median pruner by default, two processes), which
-calls our training loop on our image cache, so that a trial costs both the same. Same space, same number of trials. One
-run a seed, images and searches anew; which of the two is first alternates.
+The same experiment twice on this machine, one after the other, each with two workers: `acuity launch` as a user runs
+it, and plain Optuna as a user writes it (a study a label in one journal file, TPE and median pruner by default, two
+processes), which calls our training loop on our image cache, so that a trial costs both the same. Same space; Optuna
+goes on for as long as ours has taken. One run a seed, images and searches anew.
 Then every trial that was its label's and resolution's best on validation patients at some time is trained anew with two
 other seeds and scored on patients of whom neither search knew.
 
@@ -84,21 +84,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
     asked = parser.parse_args()
     runs = []
-    for position, seed in enumerate(asked.seeds):
-        order = CONTESTANTS if position % 2 == 0 else CONTESTANTS[::-1]
-        runs.append(_search_twice(asked.image_set, order, trials=asked.trials, seed=seed))
+    for seed in asked.seeds:
+        runs.append(_search_twice(asked.image_set, trials=asked.trials, seed=seed))
         print(json.dumps(_result(asked, runs)), flush=True)
 
 
-def _search_twice(image_set: str, order: tuple[str, ...], *, trials: int, seed: int) -> dict[str, Any]:
+def _search_twice(image_set: str, *, trials: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="acuity-live-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
         folder = Path(temporary)
         folder.chmod(0o711)  # root's server runs under another account
         _write(folder, image_set, trials=trials, seed=seed)
         _decode(folder)
-        found = {contestant: _run(folder, contestant) for contestant in order}
+        ours = _run(folder, "acuity")
+        found = {"acuity": ours, "optuna": _run(folder, "optuna", str(_seconds(ours)))}
         truth = train_anew(folder, {each.configuration for ended in found.values() for each in _leaders(ended)})
-    return {"seed": seed, "order": order} | _judge(image_set, found, truth)
+    return {"seed": seed} | _judge(image_set, found, truth)
 
 
 def _write(folder: Path, image_set: str, *, trials: int, seed: int) -> None:
@@ -150,18 +150,22 @@ def _decode(folder: Path) -> None:
     open_image_set(load(folder / "live.toml"))
 
 
-def _run(folder: Path, contestant: str) -> list[Ended]:
+def _run(folder: Path, contestant: str, *limit: str) -> list[Ended]:
     environment = {key: value for key, value in os.environ.items() if key != "ACUITY_STORAGE"}
     environment |= {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "XDG_CACHE_HOME": str(folder / "home")}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    command = [sys.executable, live_contestants.__file__, contestant, str(folder)]
+    command = [sys.executable, live_contestants.__file__, contestant, str(folder), *limit]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{contestant}: {done.stdout}{done.stderr}")
     rows = json.loads(done.stdout.splitlines()[-1])
     ended = [Ended(Configuration(**row.pop("configuration")), **row) for row in rows]
-    print(f"{contestant}: {len(ended)} complete trials in {max(each.seconds for each in ended):.0f} s", flush=True)
+    print(f"{contestant}: {len(ended)} complete trials in {_seconds(ended):.0f} s", flush=True)
     return ended
+
+
+def _seconds(ended: list[Ended]) -> float:
+    return max(each.seconds for each in ended)
 
 
 def _leaders(ended: list[Ended]) -> list[Ended]:
@@ -179,8 +183,7 @@ def _leaders(ended: list[Ended]) -> list[Ended]:
 def _judge(image_set: str, found: dict[str, list[Ended]], truth: dict[Configuration, Truth]) -> dict[str, Any]:
     """What each search had over time, and what at its end."""
     labels = LABELS[image_set]
-    last = max(each.seconds for ended in found.values() for each in ended)
-    times = list(range(STEP_S, int(last) + STEP_S + 1, STEP_S))  # the last after both have ended
+    times = list(range(STEP_S, int(_seconds(found["acuity"])) + STEP_S + 1, STEP_S))  # the last after both have ended
     right = {label: _right(image_set, label) for label in labels}
     judged: dict[str, Any] = {"seconds": times, "right": right}
     for name in CONTESTANTS:
@@ -190,7 +193,7 @@ def _judge(image_set: str, found: dict[str, list[Ended]], truth: dict[Configurat
         ]
         judged[name] = {
             "complete_trials": len(found[name]),
-            "seconds": round(max(each.seconds for each in found[name])),
+            "seconds": round(_seconds(found[name])),
             "mean_true_auc_of_best": [_mean(answer["auc"] for answer in at) for at in answers],
             "right_verdicts": [
                 _mean(answer["verdict"] in right[label] for label, answer in zip(labels, at, strict=True))
