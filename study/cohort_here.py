@@ -40,6 +40,10 @@ class Cohort:
     labels: tuple[LabelCohort, ...]
     left_out: dict[str, int]
     """Images of the index by the filter that they did not pass."""
+    unreadable: int
+    """Images that passed the filters and are in no part: on_bad_image = "drop"."""
+    repeated: int
+    """Images in no part because an earlier part has the same picture."""
 
 
 def read_cohort_here(registered: Registered) -> Cohort | None:
@@ -59,6 +63,8 @@ def read_cohort_here(registered: Registered) -> Cohort | None:
         parts={part: _count(image_set, part) for part in PARTS if len(image_set.split.rows(part))},
         labels=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
         left_out={name: count for name, count in image_set.left_out.items() if count},
+        unreadable=len(image_set.cache.bad),
+        repeated=image_set.repeats.left_out,
     )
 
 

@@ -81,16 +81,25 @@ def _data(registered: Registered, cohort: Cohort | None) -> str:
             for name, part in cohort.parts.items()
         )
         counts = f"{images:,} radiographs{of_patients} were divided {how}: {parts}."
-        if cohort.left_out:
-            filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
-            counts += f" Left out before by the experiment's filters: {filters}."
-        counts += " " + _events(cohort)
+        counts += _left_out(cohort) + " " + _events(cohort)
     differ = "differ as the publisher made them [say how]" if published else "differ by chance alone"
     same = (
         f"All patients are of one index and the parts {differ}; no patients of another "
         "setting were used [unless `acuity score` was run]."
     )
     return f"{counts} {source} {same} SHA-256 of the split: {registered.split_sha256[:16]}."
+
+
+def _left_out(cohort: Cohort) -> str:
+    text = ""
+    if cohort.left_out:
+        filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
+        text += f" Left out before by the experiment's filters: {filters}."
+    if cohort.unreadable:
+        text += f" Left out because their files could not be read: {cohort.unreadable:,}."
+    if cohort.repeated:
+        text += f" Left out because an image of an earlier part shows the same picture: {cohort.repeated:,}."
+    return text
 
 
 def _events(cohort: Cohort) -> str:
