@@ -31,6 +31,8 @@ class Split:
     """uint8 [N]: position in PARTS or LEFT_OUT, in the index's order."""
     sha256: str
     """Of this index's patients and their parts, in the patients' order: the same for every index of these patients."""
+    whole_sha256: str
+    """Likewise of the index before filters: the same for every filter."""
     unit: str = "patient"
     """The index's column whose every value is in one part: "patient", or "file" where images were split."""
 
@@ -71,14 +73,16 @@ def read_or_make_split(
                 if write:
                     write_split_file(path, written)
     mine = {patient: written.parts[patient] for patient in names}
-    return Split(path=path, part=patients.map(mine).to_numpy(np.uint8), sha256=parts_digest(mine), unit=unit)
+    digest = parts_digest(mine)
+    part = patients.map(mine).to_numpy(np.uint8)
+    return Split(path=path, part=part, sha256=digest, whole_sha256=digest, unit=unit)
 
 
 def take_split(split: Split, index: ImageIndex, rows: np.ndarray) -> Split:
     """The split of an index that has only these rows of the one that was split."""
     part = split.part[rows]
     digest = parts_digest(dict(zip(index.table[split.unit], part.tolist(), strict=True)))
-    return Split(split.path, part, digest, split.unit)
+    return replace(split, part=part, sha256=digest)
 
 
 def leave_out(split: Split, rows: np.ndarray) -> Split:

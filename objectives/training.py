@@ -82,6 +82,8 @@ def train(
 
     if scores is None:  # all that was to train is in the checkpoint
         scores = _predict(learner, validation, num_images=len(known), epoch=len(aucs), should_stop=should_stop)
+        if save_checkpoint:  # this attempt's own: earlier ones' are removed once the trial is told
+            save_checkpoint(pack(_checkpoint(learner, aucs, seconds_before, identity=identity)))
     return Outcome(
         auc=auc(known, scores),
         auc_se=auc_standard_error(known, scores, data.patients[data.validation]),

@@ -1,6 +1,6 @@
 """What was frozen before test patients were read, how often they have been used, and the score of every image.
 
-Uses are counted by the split's SHA-256 over all experiments, and stay when an experiment is deleted.
+Uses are counted by the SHA-256 of the split before filters, over all experiments, and stay when one is deleted.
 """
 
 import hashlib
@@ -36,13 +36,15 @@ def freeze_protocol(
     protocol: dict[str, Any],
     *,
     split_sha256: str,
+    test_patients_sha256: str,
     margin: float,
     labels: Sequence[str],
 ) -> StoredConfirmation:
-    """Store a protocol and count one use of the split's test patients; committed before a test patient is read.
+    """Store a protocol and count one use of its test patients; committed before a test patient is read.
 
     A protocol that was frozen before, to the letter, is taken up again and counts no further use; either way it is the
-    experiment's answer from now on.
+    experiment's answer from now on. split_sha256: of the images that it is about; test_patients_sha256: of the split
+    before filters, by which uses are counted.
     """
     canonical = json.dumps(protocol, sort_keys=True, allow_nan=False)
     row = {
@@ -50,6 +52,7 @@ def freeze_protocol(
         "protocol": canonical,
         "protocol_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         "split_sha256": split_sha256,
+        "test_patients_sha256": test_patients_sha256,
     }
     with database.engine.begin() as connection:
         is_new = connection.execute(
@@ -64,7 +67,7 @@ def freeze_protocol(
             connection.execute(
                 text(
                     "insert into acuity.test_uses (split_sha256, experiment, protocol_sha256, margin, labels) "
-                    "values (:split_sha256, :experiment, :protocol_sha256, :margin, :labels)"
+                    "values (:test_patients_sha256, :experiment, :protocol_sha256, :margin, :labels)"
                 ),
                 row | {"margin": margin, "labels": list(labels)},
             )
@@ -78,11 +81,14 @@ def freeze_protocol(
     return StoredConfirmation(*stored)
 
 
-def count_test_uses(database: Database, split_sha256: str) -> int:
-    """How many protocols of any experiment, deleted ones too, were frozen for these test patients."""
-    query = text("select count(*) from acuity.test_uses where split_sha256 = :split_sha256")
+def count_test_uses(database: Database, *splits_sha256: str) -> int:
+    """How many protocols of any experiment, deleted ones too, were frozen for these test patients.
+
+    splits_sha256: of the split before filters, by which uses are counted, and after them, as they were before that.
+    """
+    query = text("select count(*) from acuity.test_uses where split_sha256 = any(:splits_sha256)")
     with database.engine.connect() as connection:
-        return int(connection.scalars(query, {"split_sha256": split_sha256}).one())
+        return int(connection.scalars(query, {"splits_sha256": list(splits_sha256)}).one())
 
 
 def save_results(database: Database, confirmation_id: int, results: dict[str, Any]) -> None:

@@ -59,11 +59,20 @@ def read_feasible_batch(database: Database, key: FeasibleBatchKey) -> int | None
 
 def write_feasible_batch(database: Database, key: FeasibleBatchKey, largest: int) -> None:
     """Tell the fleet; a later finding replaces an earlier one."""
+    _write(database, key, largest, kept="excluded.largest")
+
+
+def lower_feasible_batch(database: Database, key: FeasibleBatchKey, largest: int) -> None:
+    """Tell the fleet that no more than this has run, unless it knows of less."""
+    _write(database, key, largest, kept="least(feasible_batches.largest, excluded.largest)")
+
+
+def _write(database: Database, key: FeasibleBatchKey, largest: int, *, kept: str) -> None:
     columns = list(asdict(key))
     statement = text(
         f"insert into acuity.feasible_batches ({', '.join(columns)}, largest) "
         f"values ({', '.join(f':{column}' for column in columns)}, :largest) "
-        f"on conflict ({', '.join(columns)}) do update set largest = excluded.largest, created = now()"
+        f"on conflict ({', '.join(columns)}) do update set largest = {kept}, created = now()"
     )
     with database.engine.begin() as connection:
         connection.execute(statement, asdict(key) | {"largest": largest})

@@ -161,7 +161,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
             for progress in read_progress(database, experiment)
             if progress.label in labels
         ),
-        test_uses=count_test_uses(database, registered.split_sha256),
+        test_uses=count_test_uses(database, registered.test_patients_sha256, registered.split_sha256),
         warnings=caveats(experiment),
     )
 

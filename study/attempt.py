@@ -20,7 +20,7 @@ from study.heartbeat import beating
 from study.image_set import labelled_images
 from study.kept_checkpoints import remove_spent_checkpoints
 from study.reporter import Reporter
-from study.search import make_pruner, prunable_epochs, suggest
+from study.search import BELOW_THE_MEDIAN, make_pruner, prunable_epochs, suggest
 from study.station import Station
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _train_and_tell(station: Station, claim: Claim) -> None:
         return
     note(station, claim, _measured(outcome) | _resumption(claim, outcome))
     if outcome.stopped:
-        _tell_pruned(station, claim, trial, "below the median of earlier trials at this epoch")
+        _tell_pruned(station, claim, trial, BELOW_THE_MEDIAN)
     else:
         _tell(station, claim, trial, value=outcome.auc)
     logger.info("%s: AUC %.3f after %d epochs", name_of(claim), outcome.auc, outcome.epochs)

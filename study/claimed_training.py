@@ -14,6 +14,7 @@ from objectives.training import train
 from storage.attributes import write_attributes
 from study.claims import Claim
 from study.device import lower_memory_limit, memory_limit
+from study.errors import UsageError
 from study.experiment import Experiment
 from study.reporter import Reporter
 from study.search import Configuration, choose_batch_size
@@ -33,9 +34,14 @@ class TooLargeError(Exception):
 def train_claimed(
     station: Station, claim: Claim, configuration: Configuration, data: LabelledImages, reporter: Reporter
 ) -> Outcome:
-    """Train at the batch that fits; where memory runs out all the same, note it and try again at half the batch."""
+    """Train at the batch that fits; where memory runs out all the same, note it and try again at half the batch.
+
+    The fleet learns of a smaller batch once it has run. Where not even two images run, although many were to fit, the
+    memory is somebody else's: UsageError, so that neither trials nor the fleet's table pay for it.
+    """
     batch = _feasible(station, configuration, data)
     batch_size = _batch_size(station, claim, configuration, batch)
+    plan = _plan(station, claim, batch, batch_size)
     torch.set_num_threads(_threads(station, claim))
     out_of_memory = 0
     while True:
@@ -43,26 +49,42 @@ def train_claimed(
         hyperparameters = _hyperparameters(station.experiment, configuration, batch_size)
         outcome = _train_unless_out_of_memory(station, claim, hyperparameters, data, reporter)
         if outcome is not None:
+            if out_of_memory:
+                _tell_the_fleet(station, configuration, limit=batch_size)
             return outcome
         # Out of the except block by now, so that the failed step's tensors are gone.
+        if batch_size < 4 <= plan["batch_size"]:
+            note(station, claim, plan)  # what whoever takes it up inherits
+            raise UsageError(
+                f"{configuration.architecture} at {configuration.resolution} px: out of memory on "
+                f"{station.device.name} even with a batch of {batch_size}, though {plan['batch_size']} was to fit. "
+                "Another program may hold its memory: free it, or take another device, then launch again"
+            )
         if batch_size < 4:
             raise InfeasibleError(f"out of memory with a batch of {batch_size} on {station.device.name}")
+        if claim.confirms:
+            _tell_the_fleet(station, configuration, limit=batch_size // 2)
+            raise TooLargeError(f"out of memory on {station.device.name} at the nominee's own batch")
+        if isinstance(station.experiment.search.batch, int):
+            _tell_the_fleet(station, configuration, limit=batch_size // 2)
+            raise InfeasibleError(f"out of memory with the batch of {batch_size} on {station.device.name}")
         logger.warning("%s: out of memory with a batch of %d, on with half", name_of(claim), batch_size)
         batch_size //= 2
         batch = FeasibleBatch(size=batch_size, cap="memory")
-        station.patiently(
-            lower_memory_limit,
-            station.database,
-            station.device,
-            station.experiment,
-            architecture=configuration.architecture,
-            resolution=configuration.resolution,
-            limit=batch_size,
-        )
-        if claim.confirms:
-            raise TooLargeError(f"out of memory on {station.device.name} at the nominee's own batch")
         out_of_memory += 1
         note(station, claim, {"out_of_memory": out_of_memory})
+
+
+def _tell_the_fleet(station: Station, configuration: Configuration, *, limit: int) -> None:
+    station.patiently(
+        lower_memory_limit,
+        station.database,
+        station.device,
+        station.experiment,
+        architecture=configuration.architecture,
+        resolution=configuration.resolution,
+        limit=limit,
+    )
 
 
 def _train_unless_out_of_memory(

@@ -262,6 +262,14 @@ def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, rea
         _end(database, database.storage.get_trial(successors[0]), {"requeued": True, "reason": "not needed after all"})
 
 
+def drop(database: Database, trial: FrozenTrial, *, reason: str) -> None:
+    """End a waiting trial that nobody wants any more; it counts as if it had never been enqueued.
+
+    Called under the study's claim lock.
+    """
+    _end(database, trial, {"requeued": True, "reason": reason})
+
+
 def _end(database: Database, trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
     """FAIL a trial, its attributes first, since a finished trial takes none. False where it had ended by itself."""
     try:

@@ -12,7 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
 from storage.database import Database
 from study.confirm_tables import plan_table, protocol_table
-from study.confirm_trials import Confirming, confirm_study_name, finalists, open_confirm_studies, plan_label
+from study.confirm_trials import (
+    Confirming,
+    check_retrainable,
+    confirm_study_name,
+    finalists,
+    open_confirm_studies,
+    plan_label,
+)
 from study.dashboard_notes import show_quietly
 from study.device import open_device
 from study.errors import UsageError
@@ -74,10 +81,12 @@ def confirm(
         experiment.name,
         protocol.to_table(),
         split_sha256=protocol.split_sha256,
+        test_patients_sha256=registered.test_patients_sha256,
         margin=protocol.margin,
         labels=experiment.labels,
     )
-    console.print(protocol_table(protocol, stored, uses=count_test_uses(database, protocol.split_sha256)))
+    uses = count_test_uses(database, registered.test_patients_sha256, registered.split_sha256)
+    console.print(protocol_table(protocol, stored, uses=uses))
     _score(database, registered, protocol, stored, image_set, device=device, console=console)
     return stored
 
@@ -140,8 +149,9 @@ def _unfinished(label: Confirming, studies: dict[str, optuna.Study]) -> list[int
 
 
 def _check_finished(labels: list[Confirming], studies: dict[str, optuna.Study]) -> None:
-    """UsageError where the fleet has left before all was trained."""
+    """UsageError where the fleet has left before all was trained, or where some cannot be."""
     for label in labels:
+        check_retrainable(label.plan, studies[label.nomination.label].get_trials(deepcopy=False))
         for resolution in _unfinished(label, studies):
             batches = [nominee.batch_size for nominee in label.plan.nominees if nominee.resolution == resolution]
             raise UsageError(

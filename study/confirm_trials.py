@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from storage.claim import claim_study
 from storage.database import Database
-from study.claims import CanHold, Claim, start_waiting
+from study.claims import CanHold, Claim, drop, start_waiting
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.nominate import Nomination, Nominee
@@ -99,11 +99,13 @@ def claim_confirm_trial(
 ) -> Claim | None:
     """Take a training that this device can hold, enqueuing what is missing first; None where there is none."""
     for label, study in studies.items():
-        plan = read_plan(study)
-        if not _is_there_work(plan, study.get_trials(deepcopy=False)):  # asked without the lock, which warms the cache
+        if not _is_there_work(study):  # asked without the lock, which warms the cache
             continue
         with claim_study(database, study._study_id):
-            for nominee, repeat in missing_runs(plan, study.get_trials(deepcopy=False)):
+            plan, trials = read_plan(study), study.get_trials(deepcopy=False)
+            for trial in unwanted_runs(plan, trials):
+                drop(database, trial, reason="no longer asked for")
+            for nominee, repeat in missing_runs(plan, trials):
                 _enqueue_run(database, registered, study, nominee, repeat)
             claim = start_waiting(database, label, study, can_hold)
         if claim is not None:
@@ -136,15 +138,40 @@ def missing_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> Iterator[tuple[No
     A training that diverged or failed is replaced by one of another seed.
     """
     runs = _Runs(trials)
+    for nominee, count in _wanted(plan, runs):
+        last = max((run.user_attrs["repeat"] for run in runs.of(nominee)), default=0)
+        for repeat in range(last + 1, last + 1 + count - len(runs.alive(nominee))):
+            yield nominee, repeat
+
+
+def unwanted_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Waiting trainings of another plan: more seeds than are asked for now, or of who is no longer a nominee."""
+    runs = _Runs(trials)
+    wanted = {nominee.number: count for nominee, count in _wanted(plan, runs)}
+    kept = {run._trial_id for nominee in plan.nominees for run in runs.alive(nominee)[: wanted.get(nominee.number, 0)]}
+    return [trial for trial in trials if trial.state is TrialState.WAITING and trial._trial_id not in kept]
+
+
+def check_retrainable(plan: Plan, trials: Sequence[FrozenTrial]) -> None:
+    """UsageError where every nominee of a resolution has diverged or failed too often."""
+    runs = _Runs(trials)
+    for resolution, nominees in plan.resolutions().items():
+        if not runs.left_of(nominees):
+            reason = next((run.user_attrs.get("reason") for run in runs.of(nominees[0])[::-1]), "no reason is known")
+            raise UsageError(
+                f"no nominee at {resolution} px could be retrained ({reason}): leave that resolution out of [confirm] "
+                "resolutions, or widen the search"
+            )
+
+
+def _wanted(plan: Plan, runs: "_Runs") -> Iterator[tuple[Nominee, int]]:
+    """How many trainings of whom: one of each nominee, all seeds of a finalist."""
     for nominees in plan.resolutions().values():
         finalist = _finalist(nominees, runs)
-        wanted = [(finalist, plan.seeds)] if finalist else [(nominee, 1) for nominee in runs.left_of(nominees)]
-        for nominee, count in wanted:
-            there = runs.of(nominee)
-            alive = sum(run.state is not TrialState.PRUNED and run.state is not TrialState.FAIL for run in there)
-            last = max((run.user_attrs["repeat"] for run in there), default=0)
-            for repeat in range(last + 1, last + 1 + count - alive):
-                yield nominee, repeat
+        if finalist:
+            yield finalist, plan.seeds
+        else:
+            yield from ((nominee, 1) for nominee in runs.left_of(nominees))
 
 
 def finalists(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[int, Chosen]:
@@ -160,19 +187,13 @@ def finalists(plan: Plan, trials: Sequence[FrozenTrial]) -> dict[int, Chosen]:
 
 
 def _finalist(nominees: list[Nominee], runs: "_Runs") -> Nominee | None:
-    """The nominee whose search and first retraining have the best mean validation AUC; None before all are retrained.
+    """The nominee whose search and first retraining have the best mean validation AUC.
 
-    UsageError where all of them fail.
+    None before all that are left are retrained, or where none is left.
     """
     left = runs.left_of(nominees)
-    if not left:
-        reason = next((run.user_attrs.get("reason") for run in runs.of(nominees[0])[::-1]), "no reason is known")
-        raise UsageError(
-            f"no nominee at {nominees[0].resolution} px could be retrained ({reason}): leave that resolution out of "
-            "[confirm] resolutions, or widen the search"
-        )
     first = {nominee.number: runs.complete(nominee)[:1] for nominee in left}
-    if not all(first.values()):
+    if not left or not all(first.values()):
         return None
 
     def mean_auc(nominee: Nominee) -> float:
@@ -198,6 +219,11 @@ class _Runs:
     def complete(self, nominee: Nominee) -> list[FrozenTrial]:
         return [run for run in self.of(nominee) if run.state is TrialState.COMPLETE]
 
+    def alive(self, nominee: Nominee) -> list[FrozenTrial]:
+        """Those that may still come to something, or have; the ones that are furthest first."""
+        order = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+        return sorted((run for run in self.of(nominee) if run.state in order), key=lambda run: order.index(run.state))
+
     def left_of(self, nominees: list[Nominee]) -> list[Nominee]:
         def failures(nominee: Nominee) -> int:
             return sum(run.state in (TrialState.PRUNED, TrialState.FAIL) for run in self.of(nominee))
@@ -205,8 +231,10 @@ class _Runs:
         return [nominee for nominee in nominees if failures(nominee) < _MOST_FAILURES]
 
 
-def _is_there_work(plan: Plan, trials: Sequence[FrozenTrial]) -> bool:
-    return any(trial.state is TrialState.WAITING for trial in trials) or bool(next(missing_runs(plan, trials), None))
+def _is_there_work(study: optuna.Study) -> bool:
+    trials = study.get_trials(deepcopy=False)
+    waiting = any(trial.state is TrialState.WAITING for trial in trials)
+    return waiting or bool(next(missing_runs(read_plan(study), trials), None))
 
 
 def _enqueue_run(

@@ -12,7 +12,7 @@ from objectives.batch_size import StepMemory, estimate_step_memory, largest_batc
 from objectives.fit import fit_batch
 from objectives.prediction import is_channels_last
 from storage.database import Database
-from storage.feasible_batches import FeasibleBatchKey, find_or_measure, write_feasible_batch
+from storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch
 from study.errors import UsageError
 from study.experiment import Experiment
 
@@ -96,7 +96,7 @@ def lower_memory_limit(
     database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int, limit: int
 ) -> None:
     """Tell the fleet that a real step ran out of memory above this limit."""
-    write_feasible_batch(database, _key(device, experiment, architecture, resolution), limit)
+    lower_feasible_batch(database, _key(device, experiment, architecture, resolution), limit)
 
 
 def _key(device: Device, experiment: Experiment, architecture: str, resolution: int) -> FeasibleBatchKey:

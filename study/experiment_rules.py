@@ -80,6 +80,18 @@ def check_together(experiment: Experiment, source: str) -> None:
             f"{source}: search.min_batch_size is {search.min_batch_size}, must be at most max_batch_size = "
             f"{search.max_batch_size}"
         )
+    largest = search.max_batch_size // 8 * 8 or search.max_batch_size  # as a trial's feasible batch is rounded
+    if isinstance(search.batch, int) and search.batch > largest:
+        raise UsageError(
+            f"{source}: search.batch is {search.batch}, must be at most {largest}: max_batch_size = "
+            f"{search.max_batch_size}, down to a multiple of 8"
+        )
+    workers = experiment.workers
+    if workers.grace_s < 2 * workers.heartbeat_s:
+        raise UsageError(
+            f"{source}: workers.grace_s is {workers.grace_s}, must be at least {2 * workers.heartbeat_s}, twice "
+            "heartbeat_s: a living worker would be taken for dead"
+        )
     for option in experiment.cluster.extra:
         if option in _OWN_OPTIONS:
             raise UsageError(

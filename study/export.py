@@ -136,7 +136,9 @@ def _use(database: Database, registered: Registered, chosen: ChosenNetwork, netw
         "performance": [
             _performance(part, chosen.scores[chosen.scores["part"] == part], threshold, recalibration) for part in parts
         ],
-        "confirmation": _confirmation(chosen, count_test_uses(database, registered.split_sha256)),
+        "confirmation": _confirmation(
+            chosen, count_test_uses(database, registered.test_patients_sha256, registered.split_sha256)
+        ),
         "made_with": {name: version(name) for name in ("acuity-hpo", "torch", "timm")}
         | {"index_sha256": registered.index_sha256, "split_sha256": registered.split_sha256},
     }

@@ -34,6 +34,8 @@ class ImageSet:
     left_out: Mapping[str, int]
     """Images of the index by the filter that they did not pass."""
     repeats: RepeatCounts
+    whole_index_sha256: str
+    """Of the index before filters."""
 
 
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
@@ -68,7 +70,14 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
         )
         split = leave_out(split, unused)
         _check_labels(experiment, index, split)
-    return ImageSet(index=index, split=split, cache=cache, left_out=selection.left.left_out, repeats=counts)
+    return ImageSet(
+        index=index,
+        split=split,
+        cache=cache,
+        left_out=selection.left.left_out,
+        repeats=counts,
+        whole_index_sha256=selection.whole.sha256,
+    )
 
 
 def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> None:

@@ -14,7 +14,7 @@ from study.launches import start_in_background
 from study.live_progress import live_progress
 from study.networks import check_networks
 from study.progress import read_progress
-from study.register import Registered, register
+from study.register import Registered, Whole, register
 from study.slurm import submit_workers, tell_submission
 from study.terminal import cost_line, decoding_bar
 from study.tried import check_learn_from, count_learnt
@@ -50,6 +50,7 @@ def launch(
         index_sha256=image_set.index.sha256,
         split_sha256=image_set.split.sha256,
         training_images=training_images(image_set, experiment.labels),
+        whole=Whole(image_set.whole_index_sha256, image_set.split.whole_sha256),
     )
     budget = experiment.search.trials
     missing = sum(max(0, budget - entry.finished) for entry in read_progress(database, experiment))

@@ -157,7 +157,13 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
             f"{' and there' if search.learn_from else ''} "
             "(ridge regression of AUC on label and resolution, and combination)"
         )
-    trials, complete = sum(each.trials for each in summaries), sum(each.complete for each in summaries)
+    trials, complete, stopped = (
+        sum(counts) for counts in zip(*((each.trials, each.complete, each.stopped) for each in summaries), strict=True)
+    )
+    others = trials - complete - stopped
+    ended = f"{complete:,} complete, {stopped:,} stopped early" + (
+        f", {others:,} without an AUC since they diverged or their batch did not fit" if others else ""
+    )
     seconds = sum(each.training_s for each in summaries)
     devices = sorted({device for each in summaries for device in each.devices})
     return (
@@ -170,7 +176,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
         f"{version('optuna')}). {pruning} The value of a trial was the AUC on validation patients after the last "
         f"epoch. Each label had {_range([each.trials for each in summaries])} finished trials, {trials:,} in all "
-        f"({complete:,} complete, {trials - complete:,} stopped early), {duration(seconds)} of training"
+        f"({ended}), {duration(seconds)} of training"
         f"{' on ' + _list(devices) if devices else ''}."
     )
 
@@ -203,9 +209,11 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
             "Not confirmed: the configurations below are the search's best on the validation patients that chose them, "
             "and their AUCs are optimistic. No test patient was read."
         )
+    confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
+    named = experiment.confirm.resolutions
     going_on = (
-        f"At each of {_list(experiment.confirm.resolutions)} px"
-        if experiment.confirm.resolutions
+        f"At each of {_list(named)} px"
+        if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
         else f"At each resolution within {NEAR_THE_TOP:g} AUC of the label's best, and at the smallest,"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)

@@ -1,12 +1,13 @@
 """An experiment's entry in the database: made at its first launch, checked by every later command and worker."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import text
 
 from storage.checkpoints import Checkpoints, open_checkpoints
 from storage.claim import claim_study
@@ -15,8 +16,19 @@ from storage.experiments import StoredExperiment, delete_experiment, find_experi
 from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.first_trials import first_trials
-from study.search import batch_size_exponents
-from study.tried import check_same_division, read_tried
+from study.search import batch_size_exponents, check_fixed_batch
+from study.tried import read_tried
+
+_TO_ENQUEUE = "acuity:first_trials"
+"""A study's system attribute: its first trials while they are being enqueued, and none once they are."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """SHA-256 before filters: experiments that differ in their filters alone have the same."""
+
+    index_sha256: str
+    split_sha256: str
 
 
 @dataclass(frozen=True)
@@ -28,10 +40,23 @@ class Registered:
     """Range of the search's batch_size_exponent, fixed at the first launch."""
     index_sha256: str
     split_sha256: str
+    whole: Whole | None = None
+    """By default the two above: nothing was filtered, or by a version that did not know."""
+
+    @property
+    def test_patients_sha256(self) -> str:
+        """What uses of the test patients are counted by, whatever the filters."""
+        return self.whole.split_sha256 if self.whole else self.split_sha256
 
 
 def register(
-    database: Database, experiment: Experiment, *, index_sha256: str, split_sha256: str, training_images: int
+    database: Database,
+    experiment: Experiment,
+    *,
+    index_sha256: str,
+    split_sha256: str,
+    training_images: int,
+    whole: Whole | None = None,
 ) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
@@ -43,18 +68,38 @@ def register(
         exponents=batch_size_exponents(experiment, training_images),
         index_sha256=index_sha256,
         split_sha256=split_sha256,
+        whole=whole,
     )
     stored = find_experiment(database, experiment.name)
     if stored is None:
-        check_same_division(database, experiment, index_sha256=index_sha256, split_sha256=split_sha256)
+        check_fixed_batch(experiment, training_images)
+        _check_teachers(database, registered)
     else:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
-        registered = replace(registered, exponents=earlier.exponents)
+        registered = replace(registered, exponents=earlier.exponents, whole=earlier.whole or whole)
     _save(database, registered)
     make_studies(database, registered)
     return registered
+
+
+def _check_teachers(database: Database, registered: Registered) -> None:
+    """UsageError where one to learn from divides the same images otherwise: it may have learnt from test patients."""
+    mine = _whole_of(registered)
+    for name in registered.experiment.search.learn_from:
+        stored = find_experiment(database, name)
+        theirs = _whole_of(_from_stored(stored)) if stored else mine
+        if theirs.index_sha256 == mine.index_sha256 and theirs.split_sha256 != mine.split_sha256:
+            raise UsageError(
+                f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
+                f"{theirs.split_sha256[:12]}, here {mine.split_sha256[:12]}): patients who are test patients here have "
+                "had a say in its recipes. Give both the same split, or leave it out"
+            )
+
+
+def _whole_of(registered: Registered) -> Whole:
+    return registered.whole or Whole(registered.index_sha256, registered.split_sha256)
 
 
 def _check_unchanged(earlier: Experiment, experiment: Experiment) -> None:
@@ -70,7 +115,11 @@ def _save(database: Database, registered: Registered) -> None:
     save_experiment(
         database,
         registered.experiment.name,
-        definition={"experiment": to_table(registered.experiment), "batch_size_exponents": list(registered.exponents)},
+        definition={
+            "experiment": to_table(registered.experiment),
+            "batch_size_exponents": list(registered.exponents),
+            "whole": asdict(registered.whole) if registered.whole else None,
+        },
         index_sha256=registered.index_sha256,
         split_sha256=registered.split_sha256,
     )
@@ -82,6 +131,19 @@ def recall(database: Database, name: str, *, folder: Path | None = None) -> Regi
     if folder is None:
         return registered
     return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+
+
+def with_budget_of_today(database: Database, registered: Registered) -> Registered:
+    """The same experiment with the `trials` that its file had at the last launch."""
+    query = text(
+        "select (definition #>> '{experiment,search,trials}')::integer from acuity.experiments where name = :name"
+    )
+    experiment = registered.experiment
+    with database.engine.connect() as connection:
+        trials = connection.scalars(query, {"name": experiment.name}).one_or_none()
+    if trials is None or trials == experiment.search.trials:
+        return registered
+    return replace(registered, experiment=replace(experiment, search=replace(experiment.search, trials=trials)))
 
 
 def recall_or_update(database: Database, name: str) -> Registered:
@@ -136,7 +198,7 @@ def forget(database: Database, registered: Registered) -> None:
 
 
 def make_studies(database: Database, registered: Registered) -> None:
-    """Make the study of each label with its first trials, unless it is there."""
+    """Make the study of each label with its first trials, as far as they are not there."""
     informed = bool(read_tried(database, registered.experiment, registered.exponents))
     for label in registered.experiment.labels:
         _make_study(database, registered, label, informed=informed)
@@ -151,13 +213,24 @@ def _make_study(database: Database, registered: Registered, label: str, *, infor
         load_if_exists=True,
     )
     with claim_study(database, study._study_id):
-        if study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        planned = database.storage.get_study_system_attrs(study._study_id).get(_TO_ENQUEUE)
+        if planned == [] or (planned is None and trials):  # the latter of a version that did not write it down
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
-            study.set_metric_names(["validation AUC"])
-        for first in first_trials(experiment, registered.exponents, label, informed=informed):
-            enqueue(database, study, first.parameters, attributes={"first": first.part})
+        if planned is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
+                study.set_metric_names(["validation AUC"])
+            planned = [
+                [first.part, first.parameters]
+                for first in first_trials(experiment, registered.exponents, label, informed=informed)
+            ]
+            database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, planned)
+        # A launch that was interrupted has enqueued the beginning of it; a failed one has been replaced.
+        there = sum("first" in trial.user_attrs and trial.state is not TrialState.FAIL for trial in trials)
+        for part, parameters in planned[there:]:
+            enqueue(database, study, parameters, attributes={"first": part})
+        database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, [])
 
 
 def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:
@@ -177,4 +250,5 @@ def _from_stored(stored: StoredExperiment) -> Registered:
         exponents=(low, high),
         index_sha256=stored.index_sha256,
         split_sha256=stored.split_sha256,
+        whole=Whole(**stored.definition["whole"]) if stored.definition.get("whole") else None,
     )

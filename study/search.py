@@ -7,7 +7,11 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 
+from study.errors import UsageError
 from study.experiment import Experiment
+
+BELOW_THE_MEDIAN = "below the median of earlier trials at this epoch"
+"""The reason of a trial that the pruner has stopped; others end as pruned since they diverged or did not fit."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,19 @@ def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[
     search = experiment.search
     largest = max(2, min(search.max_batch_size, training_images // search.min_updates_per_epoch))
     high = math.ceil(math.log2(largest))
-    return min(math.floor(math.log2(search.min_batch_size)), high), high
+    return min(math.ceil(math.log2(search.min_batch_size)), high), high
+
+
+def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
+    """UsageError where a fixed batch leaves an epoch too few optimiser steps: every trial would end as infeasible."""
+    search = experiment.search
+    most = training_images // search.min_updates_per_epoch
+    most = most // 8 * 8 or most  # as a trial's feasible batch is rounded
+    if isinstance(search.batch, int) and search.batch > most:
+        raise UsageError(
+            f"search.batch is {search.batch}, must be at most {most}: {training_images:,} training images and at least "
+            f"min_updates_per_epoch = {search.min_updates_per_epoch} steps an epoch, down to a multiple of 8"
+        )
 
 
 def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, int]) -> Configuration:

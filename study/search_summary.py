@@ -14,6 +14,7 @@ from sqlalchemy import text
 from storage.database import Database
 from study.first_trials import OWN
 from study.register import Registered
+from study.search import BELOW_THE_MEDIAN
 
 PARAMETERS = {
     "resolution": "resolution",
@@ -29,7 +30,7 @@ ENOUGH_FOR_IMPORTANCE = 50
 _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
-        feasible_batch_size, batch_cap, epochs, seconds, device, exists (select from trial_user_attributes a
+        feasible_batch_size, batch_cap, epochs, seconds, device, reason, exists (select from trial_user_attributes a
             where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = :own) as own
     from acuity.trials t
     where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
@@ -57,9 +58,11 @@ class SearchSummary:
     importance: dict[str, float] | None
     """Share of each parameter in what sets the best tenth apart; None with too few complete trials."""
     complete: int
+    stopped: int
+    """By the pruner. The rest had no AUC: they diverged, or their batch did not fit."""
     epochs_run: int
     epochs_saved: int
-    """That pruned trials had left."""
+    """That stopped trials had left."""
     training_s: float
     devices: tuple[str, ...]
 
@@ -75,6 +78,7 @@ def summarise_search(
     complete = trials[trials["state"] == "COMPLETE"]
     epochs = registered.experiment.training.epochs
     run = trials["epochs"].fillna(0)
+    stopped = trials["reason"] == BELOW_THE_MEDIAN
     return SearchSummary(
         label=label,
         trials=len(trials),
@@ -88,8 +92,9 @@ def summarise_search(
         front=_front(complete),
         importance=_importance(complete, registered) if importance else None,
         complete=len(complete),
+        stopped=int(stopped.sum()),
         epochs_run=int(run.sum()),
-        epochs_saved=int((epochs - run[trials["state"] == "PRUNED"]).sum()),
+        epochs_saved=int((epochs - run[stopped]).sum()),
         training_s=float(trials["seconds"].fillna(0).sum()),
         devices=tuple(sorted(trials["device"].dropna().unique())),
     )

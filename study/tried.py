@@ -67,15 +67,3 @@ def check_learn_from(database: Database, experiment: Experiment) -> None:
                 f"architectures, a learning rate from {low:g} to {high:g} and {searched} batch size: there is nothing "
                 "to learn from it. Leave it out, or wait until it has some"
             )
-
-
-def check_same_division(database: Database, experiment: Experiment, *, index_sha256: str, split_sha256: str) -> None:
-    """UsageError where one to learn from divides the same images otherwise: it may have learnt from test patients."""
-    for name in experiment.search.learn_from:
-        teacher = find_experiment(database, name)
-        if teacher and teacher.index_sha256 == index_sha256 and teacher.split_sha256 != split_sha256:
-            raise UsageError(
-                f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
-                f"{teacher.split_sha256[:12]}, here {split_sha256[:12]}): patients who are test patients here have had "
-                "a say in its recipes. Give both the same split, or leave it out"
-            )

@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from study.gpu_choice import choose_device
 from study.heartbeat import Contact
 from study.image_set import open_image_set
 from study.progress import failed_trials, labels_that_fail, read_progress
-from study.register import check_same_images, checkpoints_of, recall
+from study.register import check_same_images, checkpoints_of, recall, with_budget_of_today
 from study.station import Station
 from study.stop_signals import stop_signals
 
@@ -74,8 +75,10 @@ def _work(station: Station) -> bool:
     failed_before = station.patiently(failed_trials, station.database, station.experiment)
     failing: dict[str, str] = {}
     size_at_first: int | None = None
-    notes = _Notes(station)
+    notes = _Notes()
     while not station.stop.is_set():
+        budgeted = station.patiently(with_budget_of_today, station.database, station.registered)
+        station = replace(station, registered=budgeted)
         confirming = station.patiently(open_confirm_studies, station.database, station.experiment)
         _reap(station, confirming)
         failing |= station.patiently(labels_that_fail, station.database, station.experiment, except_for=failed_before)
@@ -86,7 +89,7 @@ def _work(station: Station) -> bool:
         ) or station.patiently(claim_confirm_trial, station.database, station.registered, confirming, can_hold=can_hold)
         if claim is not None:
             run_attempt(station, claim)
-            notes.write(claim.label)
+            notes.write(station, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
                 logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
@@ -97,7 +100,7 @@ def _work(station: Station) -> bool:
             # Others run the last trials; stay, in case one of them dies.
             station.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
     if not station.stop.is_set():
-        notes.write_all()
+        notes.write_all(station)
     if failing:
         raise UsageError(
             "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
@@ -108,23 +111,19 @@ def _work(station: Station) -> bool:
 class _Notes:
     """The dashboard's notes and plots, on which a worker spends a hundredth of its time at most until it leaves."""
 
-    def __init__(self, station: Station) -> None:
-        self._station = station
+    def __init__(self) -> None:
         self._next = 0.0
 
-    def write(self, label: str) -> None:
+    def write(self, station: Station, label: str) -> None:
         if time.monotonic() < self._next:
             return
         began = time.monotonic()
-        self._show(label, every_s=60)
+        show_quietly(station.database, station.registered, label, every_s=60)
         self._next = time.monotonic() + 100 * (time.monotonic() - began)
 
-    def write_all(self) -> None:
-        for label in self._station.experiment.labels:
-            self._show(label, every_s=0)
-
-    def _show(self, label: str, *, every_s: float) -> None:
-        show_quietly(self._station.database, self._station.registered, label, every_s=every_s)
+    def write_all(self, station: Station) -> None:
+        for label in station.experiment.labels:
+            show_quietly(station.database, station.registered, label, every_s=0)
 
 
 def _reap(station: Station, confirming: Mapping[str, optuna.Study]) -> None:

@@ -23,6 +23,7 @@ from study.experiment import parse, resolve_paths
 from study.heartbeat import Contact
 from study.image_set import open_image_set, training_images
 from study.register import Registered, checkpoints_of, register, study_name
+from study.search import BELOW_THE_MEDIAN
 from study.station import Station
 from study.worker import _work
 
@@ -123,22 +124,26 @@ def fill_search(database: Database, registered: Registered, label: str, *, seed:
                     "seed": number,
                     "epochs": 1 if pruned else 2,
                     "device": "CPU",
-                },
+                }
+                | ({"reason": BELOW_THE_MEDIAN} if pruned else {}),
             )
         )
 
 
 def work_here(database: Database, registered: Registered, **_: Any) -> None:
     """Run what is left, with one worker in this process in place of a fleet."""
-    _work(
-        Station(
-            database=database,
-            registered=registered,
-            studies=open_studies(database, registered, sampler_seed=0),
-            image_set=open_image_set(registered.experiment),
-            device=Device(torch.device("cpu"), "CPU", threads=1, memory_budget_bytes=2**30),
-            checkpoints=checkpoints_of(registered),
-            contact=Contact(longest_gap_s=90),
-            stop=threading.Event(),
-        )
+    _work(station_here(database, registered, stop=threading.Event()))
+
+
+def station_here(database: Database, registered: Registered, *, stop: threading.Event) -> Station:
+    """A worker's place in this process."""
+    return Station(
+        database=database,
+        registered=registered,
+        studies=open_studies(database, registered, sampler_seed=0),
+        image_set=open_image_set(registered.experiment),
+        device=Device(torch.device("cpu"), "CPU", threads=1, memory_budget_bytes=2**30),
+        checkpoints=checkpoints_of(registered),
+        contact=Contact(longest_gap_s=90),
+        stop=stop,
     )

@@ -5,6 +5,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 import pytest
@@ -12,10 +13,11 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from storage.database import Database, open_storage
+from study import register as register_module
 from study.claims import Claim, claim_trial, hand_back, open_studies, reap
 from study.experiment import Experiment, parse
 from study.progress import labels_that_fail, read_progress
-from study.register import Registered, make_studies, study_name
+from study.register import Registered, enqueue, make_studies, study_name, with_budget_of_today
 from study.search import suggest
 
 EXPERIMENT = """
@@ -90,6 +92,55 @@ def test_raising_the_budget_adds_exactly_the_difference(database: Database, data
     more = register(database, EXPERIMENT.replace("trials = 12", "trials = 15"))
     work(database_url, more, 1, tell)
     assert [progress.finished for progress in read_progress(database, more.experiment)] == [15, 15, 15]
+
+
+def test_launch_that_was_interrupted_is_completed_by_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [_first_trials(database, register(database))]
+    cut = EXPERIMENT.replace('"nih"', '"cut"')
+    left = iter(range(14))
+
+    def breaks_off(*args: Any, **kwargs: Any) -> int:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return enqueue(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(register_module, "enqueue", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            register(database, cut)
+    taken = claim(database, Registered(parse(tomllib.loads(cut), source="test"), (4, 6), "index", "split"))
+    assert taken is not None, "a worker that was there already has begun"
+    whole.append(_first_trials(database, register(database, cut)))
+    assert [len(trials) for trials in whole] == [3 * 6] * 2
+    assert whole[0] == whole[1]
+    assert _first_trials(database, register(database, cut)) == whole[1], "and no more by another launch"
+
+
+def _first_trials(database: Database, registered: Registered) -> list[tuple[str, str, dict[str, Any]]]:
+    """Of every label: its part of the plan and its parameters."""
+    return [
+        (label, trial.user_attrs["first"], trial.system_attrs["fixed_params"])
+        for label in registered.experiment.labels
+        for trial in optuna.load_study(
+            storage=database.storage, study_name=study_name(registered.experiment.name, label)
+        ).get_trials(deepcopy=False)
+    ]
+
+
+def test_budget_lowered_by_another_launch_holds_for_workers_that_run(database: Database) -> None:
+    def launched(trials: int) -> Registered:
+        toml = EXPERIMENT.replace("trials = 12", f"trials = {trials}")
+        experiment = parse(tomllib.loads(toml), source="test")
+        return register_module.register(
+            database, experiment, index_sha256="index", split_sha256="split", training_images=1280
+        )
+
+    at_its_start = launched(12)
+    assert with_budget_of_today(database, at_its_start) == at_its_start
+    launched(7)
+    assert with_budget_of_today(database, at_its_start).experiment == launched(7).experiment
 
 
 def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:

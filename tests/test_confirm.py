@@ -12,6 +12,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+from confirmed_experiment import station_here
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
@@ -25,18 +26,14 @@ from study import confirm as confirm_module
 from study import scores as scores_module
 from study.answer import read_answer, read_best_resolution
 from study.answer_tables import answer_table, details_table, markdown_table
-from study.claims import open_studies
 from study.confirm import confirm
-from study.device import Device
 from study.errors import UsageError
 from study.experiment import parse, resolve_paths
 from study.external import score_index
-from study.heartbeat import Contact
 from study.image_set import open_image_set, training_images
 from study.protocol import read_protocol
-from study.register import Registered, checkpoints_of, recall, register, study_name
+from study.register import Registered, recall, register, study_name
 from study.scores import unpack
-from study.station import Station
 from study.worker import _work
 
 EXPERIMENT = """
@@ -133,16 +130,7 @@ def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None)
     """In place of worker processes one worker in this process, which may be told to stop on its way."""
 
     def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
-        station = Station(
-            database=database,
-            registered=registered,
-            studies=open_studies(database, registered, sampler_seed=0),
-            image_set=open_image_set(registered.experiment),
-            device=Device(torch.device("cpu"), "CPU", threads=1, memory_budget_bytes=2**30),
-            checkpoints=checkpoints_of(registered),
-            contact=Contact(longest_gap_s=90),
-            stop=StopAfter(questions),
-        )
+        station = station_here(database, registered, stop=StopAfter(questions))
         _work(station)
         if station.stop.is_set():
             raise KeyboardInterrupt

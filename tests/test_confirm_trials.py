@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from storage.database import Database, open_storage
 from study.claims import Claim, hand_back
 from study.confirm_trials import (
+    check_retrainable,
     claim_confirm_trial,
     finalists,
     is_running_elsewhere,
@@ -180,15 +181,46 @@ def test_a_training_that_diverges_is_replaced_and_a_nominee_that_keeps_diverging
     assert len(study.get_trials(states=(TrialState.PRUNED,))) == 3 + 1, "number 5 is tried three times"
 
 
-def test_a_resolution_of_which_every_nominee_fails_is_told(
+def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_retrained(
     database: Database, database_url: str, registered: Registered
 ) -> None:
     def run(_: Database, claim: Claim, trial: optuna.Trial) -> None:
+        if trial.params["resolution"] == 64:
+            tell(database, claim, trial)
+            return
         database.storage.set_trial_user_attr(claim.trial_id, "reason", "the loss became NaN")
         claim.study.tell(trial, state=TrialState.PRUNED)
 
+    work(database_url, registered, run)
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    assert list(finalists(read_plan(study), study.trials)) == [64]
     with pytest.raises(UsageError, match=r"no nominee at 32 px could be retrained \(the loss became NaN\)"):
-        work(database_url, registered, run)
+        check_retrainable(read_plan(study), study.trials)
+
+
+def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    plan(database, registered, seeds=9)
+    while len(runs(database, registered)) < 7:  # finalists are known, and their seeds enqueued
+        claim = take(database, registered)
+        assert claim is not None
+        trial = optuna.Trial(claim.study, claim.trial_id)
+        suggest(trial, registered.experiment, registered.exponents)
+        tell(database, claim, trial)
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    assert len(study.get_trials(states=(TrialState.WAITING,))) > 3
+    other = nominee(9, 64)
+    QUALITY[9] = 0.9
+    plan(database, registered, seeds=4, nominees=(*NOMINEES[:3], NOMINEES[3], other))
+    work(database_url, registered, tell)
+    done = runs(database, registered)
+    assert [repeat for number, repeat in done if number == 1] == [1, 2, 3, 4]
+    assert [repeat for number, repeat in done if number == 9] == [1, 2, 3, 4]
+    assert len([repeat for number, repeat in done if number == 5]) <= 2, "a nominee no more"
+    plan(database, registered, seeds=6)
+    work(database_url, registered, tell)
+    assert [repeat for number, repeat in runs(database, registered) if number == 1] == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_interrupted_training_keeps_its_place_seed_and_batch(database: Database, registered: Registered) -> None:

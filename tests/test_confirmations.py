@@ -27,7 +27,15 @@ def _experiments(database: Database) -> None:
 
 def freeze(database: Database, *, experiment: str = "nih", margin: float = 0.02, split: str = "split") -> int:
     protocol = {"margin": margin, "labels": [{"label": "Mass"}]}
-    stored = freeze_protocol(database, experiment, protocol, split_sha256=split, margin=margin, labels=["Mass"])
+    stored = freeze_protocol(
+        database,
+        experiment,
+        protocol,
+        split_sha256=f"{split} of {experiment}",
+        test_patients_sha256=split,
+        margin=margin,
+        labels=["Mass"],
+    )
     assert stored.protocol == protocol
     return stored.id
 

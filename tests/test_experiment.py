@@ -52,6 +52,22 @@ def read(text: str):
         ("epochs = 5", "epochs = 5.5", r"training.epochs has 5.5, must be a valid integer"),
         ("epochs = 5", 'epochs = 5\nprecision = "fp8"', r"training.precision has \"fp8\", must be 'fp32' or 'bf16'"),
         ("epochs = 5", 'epochs = 5\npretrained = true\nweights = "w"', r"both given"),
+        ("trials = 12", "trials = 12\nseed = -1", r"search.seed has -1, must be greater than or equal to 0"),
+        (
+            "trials = 12",
+            "trials = 12\nbatch = 2048",
+            r"search.batch is 2048, must be at most 1024: max_batch_size",
+        ),
+        (
+            "trials = 12",
+            "trials = 12\nbatch = 100\nmax_batch_size = 100",
+            r"search.batch is 100, must be at most 96: max_batch_size = 100, down to a multiple of 8",
+        ),
+        (
+            "epochs = 5",
+            "epochs = 5\n[workers]\ngrace_s = 20",
+            r"workers.grace_s is 20, must be at least 60, twice heartbeat_s",
+        ),
         ("[search]", "[serach]", r"unknown key serach; did you mean search\?"),
         ('"nih"', '"n/h"', r'name has "n/h", must be letters'),
         ('["Effusion", "Nodule"]', "[]", r"labels has \[\], must be a list of at least 1"),

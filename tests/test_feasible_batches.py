@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from storage.database import Database
-from storage.feasible_batches import FeasibleBatchKey, find_or_measure, read_feasible_batch, write_feasible_batch
+from storage.feasible_batches import (
+    FeasibleBatchKey,
+    find_or_measure,
+    lower_feasible_batch,
+    read_feasible_batch,
+    write_feasible_batch,
+)
 
 KEY = FeasibleBatchKey(
     device="NVIDIA H200",
@@ -29,6 +35,14 @@ def test_size_is_read_as_written_and_a_later_one_replaces_it(database: Database)
     assert read_feasible_batch(database, KEY) == 256
     write_feasible_batch(database, KEY, 0)
     assert read_feasible_batch(database, KEY) == 0
+
+
+def test_running_out_of_memory_never_raises_what_is_known(database: Database) -> None:
+    lower_feasible_batch(database, KEY, 512)
+    assert read_feasible_batch(database, KEY) == 512
+    lower_feasible_batch(database, KEY, 128)
+    lower_feasible_batch(database, KEY, 256)
+    assert read_feasible_batch(database, KEY) == 128
 
 
 OTHER: dict[str, Any] = {

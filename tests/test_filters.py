@@ -99,6 +99,7 @@ def test_no_filter_moves_a_patient(
     ]
     whole = read(folder, rows)
     split = read_or_make_split(whole, path=folder / "split.csv")
+    assert split.whole_sha256 == split.sha256
     filters = Filters(views=views, ages=ages, no_finding=no_finding, one_image_per_patient=one)
     try:
         filtered = apply_filters(whole, filters)
@@ -106,6 +107,7 @@ def test_no_filter_moves_a_patient(
         return
     mine = take_split(split, filtered.index, filtered.rows)
     np.testing.assert_array_equal(mine.part, split.part[filtered.rows])
+    assert mine.whole_sha256 == split.sha256, "the same test patients, whatever the filter"
     # The other way round: a split made for what is left, out of the same file, is the same.
     alone = read_or_make_split(filtered.index, path=folder / "split.csv")
     assert alone.sha256 == mine.sha256

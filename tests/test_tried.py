@@ -17,8 +17,8 @@ from study.errors import UsageError
 from study.experiment import Experiment, parse
 from study.methods_text import write_methods
 from study.recipes import Recipe, recipe_of
-from study.register import Registered, register, study_name
-from study.search import suggest
+from study.register import Registered, Whole, recall, register, study_name
+from study.search import BELOW_THE_MEDIAN, suggest
 from study.search_summary import summarise_search
 from study.tried import check_learn_from, count_learnt, read_tried
 
@@ -51,13 +51,16 @@ def registered(
     learn_from: Sequence[str] = (),
     split: str = "split",
     trials: int = 12,
+    whole: Whole | None = None,
 ) -> Registered:
+    """whole: before a filter that left other images."""
     return register(
         database,
         experiment(name, labels, learn_from, trials=trials),
-        index_sha256="index",
+        index_sha256="filtered index" if whole else "index",
         split_sha256=split,
         training_images=20 * 2 ** EXPONENTS[1],
+        whole=whole,
     )
 
 
@@ -171,6 +174,29 @@ def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Dat
     with pytest.raises(UsageError, match=r"pilot.*divides the same images otherwise \(split SHA-256 split, here other"):
         registered(database, "again", labels=["Nodule"], learn_from=[pilot], split="other")
     assert "again" not in list_experiments(database)
+
+
+def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database: Database, pilot: str) -> None:
+    filtered = {"labels": ["Nodule"], "learn_from": [pilot], "split": "what is left of it"}
+    with pytest.raises(UsageError, match=r"divides the same images otherwise \(split SHA-256 split, here other"):
+        registered(database, "again", **filtered, whole=Whole("index", "other"))
+    again = registered(database, "again", **filtered, whole=Whole("index", "split"))
+    assert recall(database, "again") == again
+    assert again.test_patients_sha256 == recall(database, pilot).test_patients_sha256 == "split"
+
+
+def test_methods_text_tells_trials_that_were_stopped_from_those_that_could_not_run(database: Database) -> None:
+    nih = registered(database, "nih", labels=["Mass"])
+    starts(database, nih, "Mass")
+    for reason in (BELOW_THE_MEDIAN, "the loss became NaN"):
+        claim = claim_trial(database, nih, open_studies(database, nih, sampler_seed=0), can_hold=lambda *_: True)
+        assert claim is not None
+        trial = optuna.Trial(claim.study, claim.trial_id)
+        suggest(trial, nih.experiment, nih.exponents)
+        trial.set_user_attr("reason", reason)
+        claim.study.tell(trial, state=TrialState.PRUNED)
+    told = "1 complete, 1 stopped early, 1 without an AUC since they diverged or their batch did not fit"
+    assert told in search_paragraph(database, nih, "Mass")
 
 
 def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:

@@ -1,0 +1,104 @@
+"""A step that runs out of memory: what becomes of the trial, and what the fleet learns of it."""
+
+import threading
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from confirmed_experiment import EXPERIMENT, station_here
+from sqlalchemy import text
+
+from objectives.task import Hyperparameters, Outcome
+from objectives.training import train
+from storage.database import Database
+from study import claimed_training
+from study.attempt import run_attempt
+from study.claims import claim_trial
+from study.errors import UsageError
+from study.experiment import parse, resolve_paths
+from study.image_set import open_image_set, training_images
+from study.register import Registered, register
+from study.station import Station
+
+
+def at_a_station(database: Database, folder: Path, phantoms: Path, *, search: str = "") -> Station:
+    """search: more lines of that section."""
+    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    toml = toml.replace("[training]", f"{search}\n[training]")
+    experiment = resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
+    image_set = open_image_set(experiment)
+    registered: Registered = register(
+        database,
+        experiment,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, experiment.labels),
+    )
+    return station_here(database, registered, stop=threading.Event())
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
+    """From now on a batch of more images runs out of memory; returns the batches that are tried."""
+    tried = []
+
+    def train_in_little(hyperparameters: Hyperparameters, *args: Any, **kwargs: Any) -> Outcome:
+        tried.append(hyperparameters.batch_size)
+        if hyperparameters.batch_size > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(hyperparameters, *args, **kwargs)
+
+    monkeypatch.setattr(claimed_training, "train", train_in_little)
+    return tried
+
+
+def run_one(station: Station) -> None:
+    claim = claim_trial(station.database, station.registered, station.studies, can_hold=lambda *_: True)
+    assert claim is not None
+    run_attempt(station, claim)
+
+
+def table(database: Database, columns: str, source: str) -> list[Any]:
+    with database.engine.connect() as connection:
+        return list(connection.execute(text(f"select {columns} from {source}")).all())
+
+
+def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = at_a_station(database, tmp_path, phantoms, search='batch = "largest"')
+    tried = room_for(monkeypatch, 12)
+    run_one(station)
+    assert tried[0] > 12 >= tried[-1]
+    assert tried == [tried[0] >> halvings for halvings in range(len(tried))]
+    assert table(database, "largest", "acuity.feasible_batches") == [(tried[-1],)]
+    ended = table(database, "state, batch_size", "acuity.trials where state <> 'WAITING'")
+    assert ended == [("COMPLETE", tried[-1])]
+
+
+def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet_knows(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = at_a_station(database, tmp_path, phantoms, search='batch = "largest"')
+    tried = room_for(monkeypatch, 0)
+    with pytest.raises(UsageError, match=r"even with a batch of [23], though \d+ was to fit"):
+        run_one(station)
+    assert min(tried) < 4
+    (known,) = table(database, "largest", "acuity.feasible_batches")
+    assert known[0] >= tried[0], "nothing was learnt of this device"
+    assert table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')") == [], "no budget was spent"
+    room_for(monkeypatch, 999)
+    run_one(station)  # once the memory is free again the same trial goes on
+    ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
+    assert ended == [("COMPLETE", 0, tried[0])]
+
+
+def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = at_a_station(database, tmp_path, phantoms, search="batch = 16")
+    room_for(monkeypatch, 12)
+    run_one(station)
+    ended = table(database, "state, batch_size, reason", "acuity.trials where state <> 'WAITING'")
+    assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]
