@@ -9,8 +9,14 @@ import pytest
 
 from objectives.errors import InputError
 from objectives.split import PARTS
+from storage.database import Database
+from study.answer import read_answer
+from study.cohort_here import read_cohort_here
 from study.experiment import Experiment, changes_of_meaning, parse, resolve_paths
-from study.image_set import open_image_set
+from study.image_set import open_image_set, training_images
+from study.methods_text import write_methods
+from study.register import register
+from study.search_summary import summarise_search
 
 EXPERIMENT = """
 name = "mine"
@@ -84,6 +90,30 @@ def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
     used = {int(part) for part in later.split.part[rows]} - {len(PARTS)}
     assert len(used) == 1
     assert later.split.sha256 == together.split.sha256
+
+
+def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Database) -> None:
+    mine = experiment(folder, 'ages = [0, 80]\non_bad_image = "drop"')
+    before = open_image_set(mine)
+    unseen, shown = (int(before.split.rows(part)[0]) for part in ("test", "training"))
+    (folder / "images" / before.index.names[shown + 1]).write_bytes(b"no image")
+    shutil.copy(*(folder / "images" / before.index.names[row] for row in (shown, unseen)))
+    shutil.rmtree(folder / "cache")
+    image_set = open_image_set(mine)
+    registered = register(
+        database,
+        mine,
+        index_sha256=image_set.index.sha256,
+        split_sha256=image_set.split.sha256,
+        training_images=training_images(image_set, mine.labels),
+    )
+    cohort = read_cohort_here(registered)
+    assert cohort is not None
+    assert sum(part.images for part in cohort.parts.values()) == len(image_set.index.table) - 2
+    summaries = [summarise_search(database, registered, "Cardiomegaly")]
+    data, *_ = write_methods(registered, read_answer(database, "mine"), summaries, cohort, None, None)
+    assert "Left out because their files could not be read: 1." in data.text
+    assert "Left out because an image of an earlier part shows the same picture: 1." in data.text
 
 
 def test_a_published_split_has_a_file_of_its_own(folder: Path) -> None:
