@@ -1,5 +1,6 @@
 """Where a trial's checkpoint lives, for whichever worker resumes it: a folder, or any address that fsspec knows."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -14,6 +15,9 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import StorageError
+
+_LONGEST_NAME_BYTES = 255
+"""Of a folder, on the usual file systems."""
 
 
 def open_checkpoints(address: str) -> "Checkpoints":
@@ -120,7 +124,15 @@ class Checkpoints:
         return [name for name in names if re.match(r"\d+\.\d+\.ckpt", name)]
 
     def _of_study(self, study: str) -> str:
-        return f"{self.folder.rstrip('/')}/{quote(study, safe=' ')}"
+        return f"{self.folder.rstrip('/')}/{_folder_name(study)}"
+
+
+def _folder_name(study: str) -> str:
+    """Readable where it can be; cut short where it is too long for a file system, as names in other scripts are."""
+    quoted = quote(study, safe=" ")
+    if len(quoted) <= _LONGEST_NAME_BYTES:
+        return quoted
+    return f"{quoted[:100]} {hashlib.sha256(study.encode()).hexdigest()[:32]}"
 
 
 def _attempt(name: str) -> tuple[int, int]:

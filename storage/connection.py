@@ -143,6 +143,13 @@ def is_denied(error: BaseException | None) -> bool:
     return isinstance(error, DBAPIError) and isinstance(error.orig, InsufficientPrivilege)
 
 
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether the server, or this role's session, takes no changes."""
+    if isinstance(error, StorageInternalError):
+        return is_read_only(error.__cause__)
+    return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == _READ_ONLY
+
+
 def explain(error: DBAPIError, url: URL) -> StorageError:
     """Why no connection came about, in one line: the URL without its password, the reason, the next step."""
     said = str(error.orig)

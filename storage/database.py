@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from storage.connection import (
@@ -26,6 +26,7 @@ from storage.connection import (
     first_line,
     is_denied,
     is_outage,
+    is_read_only,
     leave_read_only_servers,
     ping_after_idleness,
 )
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 _MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
-_EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, *OUTAGES)
+_EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, InternalError, *OUTAGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,11 @@ def open_storage(url: str | None = None, *, heartbeat_s: int = 30, grace_s: int 
                 raise StorageError(
                     f"{masked(parsed)}: {first_line(error)}: this user may not do that here. Use the one that owns the "
                     "tables, or another one that may write"
+                ) from error
+            if is_read_only(error):
+                raise StorageError(
+                    f"{masked(parsed)}: {first_line(error)}: a standby, or a user with default_transaction_read_only. "
+                    "Name the primary, and a user who may write"
                 ) from error
             if not is_outage(error):
                 raise

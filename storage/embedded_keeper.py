@@ -30,7 +30,7 @@ def keep(folder: Path, *, postgres: str, account: str | None) -> int:
         [postgres, "-D", str(folder / "data")],
         cwd=folder,
         pass_fds=[server_lock],
-        preexec_fn=_die_with_parent(),
+        preexec_fn=die_with_parent(signal.SIGINT),
         user=account,
         group=None if account is None else pwd.getpwnam(account).pw_gid,
         extra_groups=None if account is None else [],
@@ -57,12 +57,13 @@ def _lock_soon(lock: int) -> bool:
     return False
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent(number: signal.Signals) -> Callable[[], object] | None:
+    """For Popen's preexec_fn: the kernel sends the child this signal once its parent is gone. None but on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
     set_parent_death_signal = 1
-    return lambda: prctl(set_parent_death_signal, int(signal.SIGINT))
+    return lambda: prctl(set_parent_death_signal, int(number))
 
 
 if __name__ == "__main__":

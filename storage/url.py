@@ -33,14 +33,14 @@ def parse_url(text: str) -> URL:
         )
     if backend not in ("postgresql", "postgres"):
         raise StorageError(f"storage {scheme}://… cannot be used, only Postgres can. {_NEXT_STEP}")
+    if text.count("@") > 1:  # of which the first is the password's: what follows it would pass for host or database
+        raise StorageError(
+            f"the {scheme}:// URL has an @ too many: write a user's or password's @ as %40, / as %2F, : as %3A"
+        )
     try:
         url = make_url(text.strip())
     except (ArgumentError, ValueError):
         raise StorageError(f"the {scheme}:// URL cannot be read (is its port a number?). {_NEXT_STEP}") from None
-    if "@" in (url.host or ""):
-        raise StorageError(
-            f"the {scheme}:// URL has an @ too many: write a user's or password's @ as %40, / as %2F, : as %3A"
-        )
     url = _gather_credentials(url.set(drivername=DRIVER))
     if not url.database:
         raise StorageError(f"storage {masked(url)} names no database: end it with /NAME, such as /acuity")

@@ -15,7 +15,8 @@ from storage.database import OUTAGES
 from storage.errors import OutageError, StorageError
 from study.claimed_training import InfeasibleError, TooLargeError, name_of, note, train_claimed
 from study.claims import Claim, fail, hand_back
-from study.errors import UsageError
+from study.device import is_usable
+from study.errors import DeviceLostError, UsageError
 from study.heartbeat import beating
 from study.image_set import labelled_images
 from study.kept_checkpoints import remove_spent_checkpoints
@@ -32,8 +33,8 @@ _STORAGE: tuple[type[Exception], ...] = (StorageError, *OUTAGES)
 def run_attempt(station: Station, claim: Claim) -> None:
     """Train the claimed trial to its end and tell its value, or hand it back where this worker has to stop.
 
-    A trial that fails for reasons of its own ends PRUNED or FAILED with the reason. The user's mistakes and a storage
-    that stays away are raised; the trial's checkpoint is kept.
+    A trial that fails for reasons of its own ends PRUNED or FAILED with the reason. The user's mistakes, a storage that
+    stays away and a device that is lost are raised; the trial's checkpoint is kept.
     """
     claim.study.pruner = make_pruner(station.experiment, running=claim.running)
     interval_s = station.experiment.workers.heartbeat_s
@@ -52,8 +53,11 @@ def run_attempt(station: Station, claim: Claim) -> None:
             _hand_back(station, claim, str(error))
             raise
         except Exception as error:
-            # A bad trial fails alone, whatever it raised; the reason is kept with it.
             logger.exception("%s failed", name_of(claim))
+            if not is_usable(station.device):
+                # Neither the trial's fault nor curable here. Its silence will tell the others, as a crash's does.
+                raise DeviceLostError(f"{station.device.name} computes no more: {error}") from error
+            # A bad trial fails alone, whatever it raised; the reason is kept with it.
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"
             station.patiently(_fail, station, claim, reason)
     _tidy(station, claim)

@@ -55,6 +55,8 @@ class Claim:
     inherited: dict[str, Any]
     running: int
     """Trials of this study that were running when the claim was made."""
+    checkpoint_study: str
+    """The study's name among the checkpoints."""
 
     @property
     def origin(self) -> int:
@@ -64,10 +66,6 @@ class Claim:
     @property
     def attempt(self) -> int:
         return int(self.inherited.get("attempt", 1))
-
-    @property
-    def checkpoint_study(self) -> str:
-        return checkpoint_name(self.study.study_name, self.study._study_id)
 
     @property
     def first(self) -> bool:
@@ -128,19 +126,23 @@ def _claim_in(
             settle_first_trial(database, registered, label, study, trial_id)
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
         database.heartbeats.record_heartbeat(trial_id)
-    return _claim(database, label, study, trial_id, running=running)
+    return _claim(database, registered, label, study, trial_id, running=running)
 
 
-def start_waiting(database: Database, label: str, study: optuna.Study, can_hold: CanHold) -> Claim | None:
+def start_waiting(
+    database: Database, registered: Registered, label: str, study: optuna.Study, can_hold: CanHold
+) -> Claim | None:
     """Take a waiting trial of the study, and make none. Called under the study's claim lock."""
     trial_id = _take_waiting(database, study, can_hold)
     if trial_id is None:
         return None
     database.heartbeats.record_heartbeat(trial_id)
-    return _claim(database, label, study, trial_id, running=0)
+    return _claim(database, registered, label, study, trial_id, running=0)
 
 
-def _claim(database: Database, label: str, study: optuna.Study, trial_id: int, *, running: int) -> Claim:
+def _claim(
+    database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int, *, running: int
+) -> Claim:
     query = text(
         "select t.number, a.key, a.value_json from trials t left join trial_user_attributes a "
         "on a.trial_id = t.trial_id and a.key = any(:inherited) where t.trial_id = :trial_id"
@@ -148,7 +150,8 @@ def _claim(database: Database, label: str, study: optuna.Study, trial_id: int, *
     with database.engine.connect() as connection:
         rows = connection.execute(query, {"inherited": list(_INHERITED), "trial_id": trial_id}).all()
     inherited = {key: json.loads(value) for _, key, value in rows if key is not None}
-    return Claim(label, study, trial_id, int(rows[0][0]), inherited, running)
+    folder = checkpoint_name(registered, study.study_name, study._study_id)
+    return Claim(label, study, trial_id, int(rows[0][0]), inherited, running, folder)
 
 
 def _count(database: Database, study_id: int) -> tuple[int, int, int]:

@@ -20,8 +20,9 @@ class PartCounts:
     """With at least one image that has the finding."""
 
     @property
-    def prevalence(self) -> float:
-        return self.positive_images / self.images if self.images else float("nan")
+    def prevalence(self) -> float | None:
+        """Share of the images; None in a part without any."""
+        return self.positive_images / self.images if self.images else None
 
 
 @dataclass(frozen=True)

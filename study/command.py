@@ -1,5 +1,6 @@
 """The command group `acuity`, and the options that every command has."""
 
+import re
 from collections.abc import Callable
 
 import click
@@ -24,6 +25,17 @@ def command(example: str, *, group: click.Group | None = None) -> Callable[[Call
         return command
 
     return decorate
+
+
+def _check_device(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f'"{value}" is no device: "auto", "cpu", "cuda", or one GPU as "cuda:1"')
+    return value
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, callback=_check_device, help='"auto", "cpu", "cuda" or "cuda:1".'
+)
 
 
 @click.group(context_settings=_CONTEXT)

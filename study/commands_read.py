@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from study.command import command
+from study.command import command, device_option
 
 
 @command("acuity status nih --watch")
@@ -94,7 +94,7 @@ def best(name: str, label: str | None, form: str, storage: str | None, verbose: 
 @click.argument("name")
 @click.option("--index", type=click.Path(path_type=Path), required=True, help="The other image set's table.")
 @click.option("--images", type=click.Path(path_type=Path), help="Its files; by default `images` beside the index.")
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def score(
     name: str,
@@ -126,7 +126,7 @@ def score(
 @click.option("--label", required=True, help="Of this one.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there yet.")
 @click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 def export(
     name: str,
     label: str,

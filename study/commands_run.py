@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from study.command import command
+from study.command import command, device_option
 
 
 @command("acuity demo")
@@ -52,7 +52,7 @@ def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> No
     with decoding_bar(Console(stderr=True)) as progress:
         preparation = prepare_experiment(experiment, storage_url=storage, progress=progress)
     if as_json:
-        click.echo(json.dumps(preparation.to_json(), indent=2))
+        click.echo(json.dumps(preparation.to_json(), indent=2, allow_nan=False))
     else:
         results_console().print(preparation_table(preparation))
 
@@ -62,7 +62,7 @@ def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> No
 @click.argument("resolution", type=click.IntRange(min=16), required=False)
 @click.option("--all", "file", type=click.Path(path_type=Path), help="Every network and resolution of this experiment.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 @click.option(
     "--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Budget of a step; default as a worker."
 )
@@ -96,7 +96,7 @@ def fit(
         cells = [Cell(architecture, resolution, resolution, precision, most)]
     share, fits = fit_cells(cells, choice=device, memory_gib=memory_gib)
     if as_json:
-        click.echo(json.dumps(fits_to_json(fits, share), indent=2))
+        click.echo(json.dumps(fits_to_json(fits, share), indent=2, allow_nan=False))
     else:
         results_console().print(fit_table(fits, share))
 
@@ -109,7 +109,7 @@ def fit(
     help="On this host; by default one a GPU, else two. 0: they come by themselves.",
 )
 @click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Instead of --workers; by default 1.")
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 @click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there, by [cluster] of the file.")
 def launch(
@@ -166,7 +166,7 @@ def launch(
 @command("acuity worker nih --data /data/nih")
 @click.argument("name")
 @click.option("--data", type=click.Path(path_type=Path), help="Where the index's folder lies on this host.")
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
 @click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
 def worker(
@@ -181,6 +181,7 @@ def worker(
 
     return_large_blocks()
     from storage.errors import OutageError
+    from study.errors import DeviceLostError
     from study.worker import run_worker
 
     logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -189,8 +190,11 @@ def worker(
     except OutageError as error:
         click.echo(f"acuity: {error}", err=True)
         sys.exit(os.EX_TEMPFAIL)
+    except DeviceLostError as error:
+        click.echo(f"acuity: {error}", err=True)
+        sys.exit(os.EX_SOFTWARE)  # a crash, to whoever started this: a fresh process may have the device again
     if grown:
-        os.execv(sys.executable, [sys.executable, "-m", "study", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "study", *sys.argv[1:]])
 
 
 @command("acuity stop nih")
@@ -213,7 +217,7 @@ def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
 @click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
-@click.option("--device", default="auto", show_default=True, help='"auto", "cpu", "cuda" or "cuda:1".')
+@device_option
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there that retrain; score later.")
 def confirm(
     name: str,

@@ -107,7 +107,7 @@ def claim_confirm_trial(
                 drop(database, trial, reason="no longer asked for")
             for nominee, repeat in missing_runs(plan, trials):
                 _enqueue_run(database, registered, study, nominee, repeat)
-            claim = start_waiting(database, label, study, can_hold)
+            claim = start_waiting(database, registered, label, study, can_hold)
         if claim is not None:
             return claim
     return None

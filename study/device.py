@@ -55,6 +55,17 @@ def open_device(
     )
 
 
+def is_usable(device: Device) -> bool:
+    """Whether the device still computes: after some CUDA errors every later call of the same process fails."""
+    if device.torch_device.type != "cuda":
+        return True
+    try:
+        torch.zeros(1, device=device.torch_device).add_(1).cpu()
+    except RuntimeError:
+        return False
+    return True
+
+
 def memory_limit(
     database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int
 ) -> int:

@@ -16,7 +16,7 @@ from study.sections import Experiment as Experiment
 
 _ADAPTER = TypeAdapter(Experiment)
 
-# These may change under an old name: they say how much and where, never what a trial means.
+# These may change under an old name: they say how much and where, never what a trial means. An end in "." is a section.
 _FREE = (
     "data.index",
     "data.images",
@@ -26,11 +26,12 @@ _FREE = (
     "data.test_list",
     "data.cache",
     "search.trials",
-    "training.weights",
     "confirm.",
     "workers.",
     "cluster.",
 )
+_MOVABLE = "training.weights"
+"""A file that may lie elsewhere on another host; whether there is one is what a trial starts from."""
 
 
 def load(path: Path) -> Experiment:
@@ -108,8 +109,14 @@ def changes_of_meaning(old: Experiment, new: Experiment) -> list[str]:
     return [
         f"{key}: {shown(before.get(key))} -> {shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_FREE)
+        if before.get(key) != after.get(key) and not _may_change(key, before.get(key), after.get(key))
     ]
+
+
+def _may_change(key: str, old: Any, new: Any) -> bool:
+    if key == _MOVABLE:
+        return old is not None and new is not None
+    return any(key.startswith(free) if free.endswith(".") else key == free for free in _FREE)
 
 
 def split_path(experiment: Experiment) -> Path:

@@ -114,7 +114,7 @@ def _searched(
     known = database.storage.get_trial(best.trial_id).user_attrs
     run = Run(
         trial_id=best.trial_id,
-        checkpoint_study=checkpoint_name(study_name(experiment.name, label), best.study_id),
+        checkpoint_study=checkpoint_name(registered, study_name(experiment.name, label), best.study_id),
         origin=known.get("origin", best.number),
         attempt=known.get("attempt", 1),
         seed=best.seed,

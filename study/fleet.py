@@ -1,5 +1,6 @@
 """Start workers on this host, watch them, restart one that crashes, and end them all together."""
 
+import itertools
 import logging
 import math
 import os
@@ -16,9 +17,10 @@ import torch
 
 from storage.connection import first_line
 from storage.database import OUTAGES, Database
+from storage.embedded_keeper import die_with_parent
 from storage.errors import OutageError
 from study.errors import UsageError
-from study.launches import last_words, log_folder, registered_launch
+from study.launches import last_words, log_folder, make_folder, registered_launch
 from study.register import Registered
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class _Member:
     process: subprocess.Popen[bytes] | None = None
     not_before: float = 0.0
     crashes: list[float] = field(default_factory=list)
+    given_up: bool = False
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -61,6 +64,7 @@ class _Member:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM),  # one system call, of a single thread
             )
 
     def ended(self) -> int | None:
@@ -145,7 +149,7 @@ def _visible_gpus(device: str) -> list[str]:
     if device == "cpu" or not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    gpus = _named_gpus(named) if named else [str(number) for number in range(torch.cuda.device_count())]
     _, separator, number = device.partition(":")
     if not separator:
         return gpus
@@ -154,10 +158,20 @@ def _visible_gpus(device: str) -> list[str]:
     return [gpus[int(number)]]
 
 
+def _named_gpus(named: str) -> list[str]:
+    """As CUDA reads it: up to the first entry that is none."""
+    return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, named.split(","))))
+
+
 def _alive(members: list[_Member]) -> bool:
-    """Start again who crashed; False once all have ended. UsageError where that does not help."""
+    """Start again who crashed, and leave out whom that does not help; False once all have ended.
+
+    UsageError where nobody has come to the end of the work.
+    """
     now = time.monotonic()
     for member in members:
+        if member.given_up:
+            continue
         if member.process is None and now >= member.not_before:
             member.start()
         code = member.ended()
@@ -168,16 +182,23 @@ def _alive(members: list[_Member]) -> bool:
             continue
         member.crashes = [crash for crash in member.crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]
         if code in (1, 2) or len(member.crashes) > _MOST_CRASHES:
-            raise UsageError(f"a worker ended with an error: {last_words(member.log)} (log: {member.log})")
+            logger.warning("a worker ended with an error: %s (log: %s)", last_words(member.log), member.log)
+            member.given_up = True
+            continue
         logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
         member.start()
+    failed = [member for member in members if member.given_up]
+    if members and len(failed) == len(members):
+        log = failed[0].log
+        raise UsageError(f"a worker ended with an error: {last_words(log)} (log: {log})")
     return any(member.ended() is None for member in members)
 
 
 def _member(experiment: str, place: Place, *, number: int, storage_url: str | None) -> _Member:
     folder = log_folder(experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "study", "worker", experiment, "--device", place.device]
+    make_folder(folder)
+    # -P: a study.py in the current folder would run in place of ours.
+    command = [sys.executable, "-P", "-m", "study", "worker", experiment, "--device", place.device]
     command += ["--workers", str(place.sharing), "--threads", str(place.threads)]
     # The address goes by the environment: a command line, and a password in it, is everybody's to read.
     return _Member(
@@ -203,11 +224,15 @@ def _end(members: list[_Member]) -> None:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGHUP, too, unless it is ignored (nohup): a terminal that is closed must not leave workers to themselves."""
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    told = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, interrupt) for number in told}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

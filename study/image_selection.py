@@ -21,7 +21,7 @@ class ImageSelection:
     published: Mapping[str, str]
     split_path: Path
     unit: str
-    """The index's column that is split: "patient", or "file" with split_by = "image"."""
+    """What is split: "patient", or "file" with split_by = "image"."""
     fractions: tuple[float, ...]
 
     @property

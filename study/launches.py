@@ -39,7 +39,7 @@ def launch_folder() -> Path:
 def registered_launch(experiment: str, *, storage: URL) -> Iterator[None]:
     """Let `find_launches` find this process during the block."""
     folder = launch_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = folder / f"{experiment}.{os.getpid()}.launch"
     unfinished = lock.with_suffix(".new")
     with unfinished.open("w", encoding="utf-8") as stream:  # closed, hence not held, in every process that we start
@@ -70,11 +70,11 @@ def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
 def start_in_background(experiment: str, arguments: list[str], *, storage_url: str | None) -> tuple[int, Path]:
     """Start `acuity` with these arguments on its own, and wait until it is a launch; its process and its log."""
     folder = log_folder(experiment)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     log = folder / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with log.open("xb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "study", *arguments],
+            [sys.executable, "-P", "-m", "study", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -93,6 +93,17 @@ def start_in_background(experiment: str, arguments: list[str], *, storage_url: s
 def log_folder(experiment: str) -> Path:
     """Where this host's launches and workers of an experiment write their logs."""
     return Path(platformdirs.user_log_dir("acuity")) / experiment
+
+
+def make_folder(folder: Path) -> None:
+    """UsageError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made ({error.strerror}): logs and the locks of launches lie there. Name another place "
+            "with XDG_STATE_HOME"
+        ) from None
 
 
 def last_words(log: Path) -> str:

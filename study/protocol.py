@@ -96,7 +96,9 @@ def write_protocol(
         margin=registered.experiment.confirm.margin,
         seeds=seeds,
         labels=tuple(
-            _label_protocol(nomination, chosen[nomination.label], checkpoint_name(*study_ids[nomination.label]))
+            _label_protocol(
+                nomination, chosen[nomination.label], checkpoint_name(registered, *study_ids[nomination.label])
+            )
             for nomination in nominations
         ),
     )

@@ -1,5 +1,6 @@
 """An experiment's entry in the database: made at its first launch, checked by every later command and worker."""
 
+import secrets
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ class Registered:
     split_sha256: str
     whole: Whole | None = None
     """By default the two above: nothing was filtered, or by a version that did not know."""
+    mark: str = ""
+    """Drawn at the first launch, empty before versions did: an experiment of this name in another database, whose
+    studies have the same ids, has other checkpoints."""
 
     @property
     def test_patients_sha256(self) -> str:
@@ -69,6 +73,7 @@ def register(
         index_sha256=index_sha256,
         split_sha256=split_sha256,
         whole=whole,
+        mark=secrets.token_hex(4),
     )
     stored = find_experiment(database, experiment.name)
     if stored is None:
@@ -78,7 +83,9 @@ def register(
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
-        registered = replace(registered, exponents=earlier.exponents, whole=earlier.whole or whole)
+        registered = replace(
+            registered, exponents=earlier.exponents, whole=earlier.whole or whole, mark=earlier.mark
+        )
     _save(database, registered)
     make_studies(database, registered)
     return registered
@@ -119,6 +126,7 @@ def _save(database: Database, registered: Registered) -> None:
             "experiment": to_table(registered.experiment),
             "batch_size_exponents": list(registered.exponents),
             "whole": asdict(registered.whole) if registered.whole else None,
+            "mark": registered.mark,
         },
         index_sha256=registered.index_sha256,
         split_sha256=registered.split_sha256,
@@ -185,16 +193,16 @@ def checkpoints_of(registered: Registered) -> Checkpoints:
     return open_checkpoints(str(experiment.workers.checkpoints or beside_the_cache))
 
 
-def checkpoint_name(study_name: str, study_id: int) -> str:
-    """A study's name for its checkpoints: a later experiment of the same name must not find them."""
-    return f"{study_name} {study_id}"
+def checkpoint_name(registered: Registered, study_name: str, study_id: int) -> str:
+    """A study's name for its checkpoints: another experiment of the same name must not find them."""
+    return f"{study_name} {study_id} {registered.mark}".rstrip()
 
 
 def forget(database: Database, registered: Registered) -> None:
     """Delete the experiment with its studies and trials, and the checkpoints that this host sees."""
     checkpoints = checkpoints_of(registered)
     for name, study_id in delete_experiment(database, registered.experiment.name):
-        checkpoints.remove_study(checkpoint_name(name, study_id))
+        checkpoints.remove_study(checkpoint_name(registered, name, study_id))
 
 
 def make_studies(database: Database, registered: Registered) -> None:
@@ -251,4 +259,5 @@ def _from_stored(stored: StoredExperiment) -> Registered:
         index_sha256=stored.index_sha256,
         split_sha256=stored.split_sha256,
         whole=Whole(**stored.definition["whole"]) if stored.definition.get("whole") else None,
+        mark=stored.definition.get("mark", ""),
     )

@@ -86,7 +86,7 @@ class Training:
     network_input: Resolution | None = None
     """Enlarge every resolution to this input size, to separate lost information from lost geometry."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     augment: bool = True
 
 
@@ -108,11 +108,11 @@ class Workers:
     """What the workers may use and how patient they are; may change under the same name."""
 
     __pydantic_config__ = _STRICT
-    memory_budget_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_budget_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Memory of one worker's training step; by default a share of the device's or the host's."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """How often a trial whose worker died is taken up again."""
-    storage_patience_min: Annotated[float, Field(gt=0)] = 30.0
+    storage_patience_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     heartbeat_s: PositiveInt = 30
     grace_s: PositiveInt = 180
     """A running trial without a sign of life for this long is taken up by another worker."""
@@ -134,7 +134,7 @@ class Cluster:
     """Of one run of a job; one that reaches it is requeued while there is work to do."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     cpus_per_worker: PositiveInt = 4
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Of the node's memory, for each worker; by default the partition's own."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
     """How often a worker that is preempted or out of time puts its job back into the queue."""

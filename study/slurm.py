@@ -21,6 +21,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from storage.url import PASSWORD_FILE, is_of_this_host, masked, parse_url
 from study.errors import UsageError
 from study.experiment import Experiment
+from study.launches import make_folder
 from study.sections import Cluster
 
 _NOTICE_S = 30
@@ -118,7 +119,7 @@ def make_log_folder(experiment: Experiment) -> Path:
     """The user's own folder for the scripts and logs of an experiment's jobs; UsageError where others may enter it."""
     base = experiment.cluster.logs or Path(platformdirs.user_log_dir("acuity"))
     folder = base / experiment.name / "slurm"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -141,12 +142,13 @@ class _CommandExecutor(SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         # What sbatch finds in its environment Slurm keeps: in the controller's state, on the nodes and, where a site
-        # says so, in the accounting. Another storage's URL may have a password; variables of a job that this process
-        # itself runs in would be taken for the new one's.
+        # says so, in the accounting. Another storage's URL may have a password, and a worker needs no other of ours;
+        # variables of a job that this process itself runs in would be taken for the new one's.
+        secret = {"ACUITY_STORAGE", "ACUITY_DASHBOARD_PASSWORD", "ACUITY_READER_PASSWORD"}
         left_out = [
             name
             for name in os.environ
-            if name == "ACUITY_STORAGE" or (name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF")
+            if name in secret or (name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF")
         ]
         unset = [word for name in left_out for word in ("-u", name)]
         return ["env", *unset, *super()._make_submission_command(submission_file_path)]

@@ -44,12 +44,12 @@ def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database
     def with_checkpoint(name: str) -> tuple[Registered, int]:
         made = make(database, name, tmp_path)
         study_id = database.storage.get_study_id_from_name(study_name(name, "Nodule"))
-        checkpoints_of(made).write(checkpoint_name(f"{name}/Nodule", study_id), 0, attempt=1, data=b"weights")
+        checkpoints_of(made).write(checkpoint_name(made, f"{name}/Nodule", study_id), 0, attempt=1, data=b"weights")
         return made, study_id
 
     first, first_id = with_checkpoint("nih")
     second, second_id = with_checkpoint("nih2")
     forget(database, first)
-    assert checkpoints_of(first).read(checkpoint_name("nih/Nodule", first_id), 0, attempt=1) is None
-    assert checkpoints_of(second).read(checkpoint_name("nih2/Nodule", second_id), 0, attempt=1) == b"weights"
+    assert checkpoints_of(first).read(checkpoint_name(first, "nih/Nodule", first_id), 0, attempt=1) is None
+    assert checkpoints_of(second).read(checkpoint_name(second, "nih2/Nodule", second_id), 0, attempt=1) == b"weights"
     assert len(list(tmp_path.iterdir())) == 1
