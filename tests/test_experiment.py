@@ -138,6 +138,18 @@ def test_only_what_changes_a_trials_meaning_is_refused_under_an_old_name() -> No
     ]
 
 
+def test_a_key_that_starts_like_one_that_may_change_may_not() -> None:
+    by_image = read(GOOD.replace('images = "images"', 'images = "images"\nsplit_by = "image"'))
+    assert changes_of_meaning(read(GOOD), by_image) == ['data.split_by: "patient" -> "image"']
+
+
+def test_a_file_of_weights_may_move_but_neither_come_nor_go() -> None:
+    random, here, there = (read(GOOD + more) for more in ("", 'weights = "here/w.pt"', 'weights = "there/w.pt"'))
+    assert changes_of_meaning(here, there) == []
+    assert changes_of_meaning(random, here) == ['training.weights: null -> "here/w.pt"']
+    assert changes_of_meaning(here, random) == ['training.weights: "here/w.pt" -> null']
+
+
 def test_another_host_finds_what_lies_with_the_index(tmp_path: Path) -> None:
     file = tmp_path / "nih.toml"
     file.write_text(GOOD.replace('images = "images"', 'images = "images"\ncache = "/fast/cache"'))
