@@ -63,7 +63,7 @@ def dicom_grey(dataset: "Dataset") -> np.ndarray:
 
     Rescale or modality LUT, then the first VOI LUT or else the first window, then MONOCHROME1 is inverted. Without a
     LUT or window the whole range of the bits stored is shown; where those are 16, of the least depth (8, 10, 12, 14,
-    16) that holds the image. Colour becomes luminance.
+    16) that holds the image, signed only if a value is below 0. Colour becomes luminance.
     """
     _check_decoder(dataset)
     with _damage_named():
@@ -86,19 +86,24 @@ def dicom_grey(dataset: "Dataset") -> np.ndarray:
 def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> np.ndarray:
     """Look each stored value up in a table of what it is shown as."""
     has_view = bool(dataset.get("VOILUTSequence")) or _window(dataset) is not None
-    if dataset.PixelRepresentation == 1:
-        lowest, largest = -(1 << bits - 1), (1 << bits - 1) - 1
-        positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest
-    else:
-        positions = stored  # pydicom has taken away what older files keep in the bits above: overlays
-        if bits == 16 and not has_view:
-            bits = next(depth for depth in _BIT_DEPTHS if int(positions.max()) < 1 << depth)
-        lowest, largest = 0, (1 << bits) - 1
+    signed = dataset.PixelRepresentation == 1
+    lowest, largest = _range_of(bits, signed=signed)
+    if bits == 16 and not has_view:
+        least, most = int(stored.min()), int(stored.max())
+        ranges = (_range_of(depth, signed=least < 0) for depth in _BIT_DEPTHS)
+        low, high = next((low, high) for low, high in ranges if low <= least and most <= high)
+        lowest, largest = low, min(high, largest)
+    # Within the bits stored, pydicom has taken away what older files keep in those above: overlays.
+    positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest if signed else stored
     shown = _to_unit(dataset, np.arange(lowest, largest + 1))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     image: np.ndarray = (255 * shown).astype(np.float32)[positions]
     return image
+
+
+def _range_of(bits: int, *, signed: bool) -> tuple[int, int]:
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
 def _to_unit(dataset: "Dataset", values: np.ndarray) -> np.ndarray:

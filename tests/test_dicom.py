@@ -121,6 +121,25 @@ def test_twelve_bits_in_a_file_that_claims_sixteen_are_not_black(tmp_path: Path)
     )
 
 
+def test_twelve_bits_in_a_signed_file_that_claims_sixteen_are_not_grey(tmp_path: Path) -> None:
+    values = picture(12).astype(np.int16)
+    grey = read_grey(write(tmp_path, radiograph(values, bits=16)))
+    np.testing.assert_allclose(grey, values * (255 / 4095), atol=1e-4)
+    grey = read_grey(write(tmp_path, radiograph(values - 2048, bits=16)))
+    np.testing.assert_allclose(grey, values * (255 / 4095), atol=1e-4)
+    rescaled = radiograph(values, bits=16, RescaleSlope=-1, RescaleIntercept=0)
+    np.testing.assert_allclose(read_grey(write(tmp_path, rescaled)), 255 - values * (255 / 4095), atol=1e-4)
+
+
+def test_the_whole_range_of_signed_sixteen_bits_goes_from_black_to_white(tmp_path: Path) -> None:
+    values = picture(16).astype(np.int32) - 32768
+    grey = read_grey(write(tmp_path, radiograph(values.astype(np.int16), bits=16)))
+    np.testing.assert_allclose(grey, (values + 32768) * (255 / 65535), atol=1e-3)
+    positive = picture(16).astype(np.int32) // 2  # all that is not below zero
+    grey = read_grey(write(tmp_path, radiograph(positive.astype(np.int16), bits=16)))
+    np.testing.assert_allclose(grey, positive * (255 / 32767), atol=1e-3)
+
+
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     values = picture(12)
     grey = read_grey(write(tmp_path, radiograph(values, bits=12, PhotometricInterpretation="MONOCHROME1")))
