@@ -44,7 +44,7 @@ def label_columns(
 
     def value(cell: str) -> float:
         lower = cell.lower()
-        if lower in _NOTHING:
+        if _is_blank(cell):
             return values[reading.blank]
         if lower in ("true", "false"):
             return float(lower == "true")
@@ -59,7 +59,7 @@ def label_columns(
         if np.isinf(column).any():
             line = columns.lines[int(np.isinf(column).argmax())]
             set_aside[name] = f"index line {line:,} has something else than 1, 0, -1 or nothing in it"
-        elif all(cell.lower() in _NOTHING for cell in set(columns.text[name])):
+        elif all(map(_is_blank, set(columns.text[name]))):
             set_aside[name] = "there is nothing in it"
         else:
             labels.append(name)
@@ -81,5 +81,10 @@ def apply_no_finding(columns: Columns, labels: tuple[str, ...], targets: np.ndar
     healthy: np.ndarray = (flags == 1).any(axis=1)
     for position, label in enumerate(labels):
         if label != SUPPORT_DEVICES:
-            targets[healthy & np.isnan(targets[:, position]), position] = 0
+            blank = by_value(columns.text[label], _is_blank).astype(bool)
+            targets[healthy & blank, position] = 0
     return healthy
+
+
+def _is_blank(cell: str) -> bool:
+    return cell.lower() in _NOTHING

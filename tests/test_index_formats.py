@@ -73,6 +73,12 @@ def test_uncertain_cells_count_as_the_experiment_says(tmp_path: Path, uncertain:
     np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, means])
 
 
+def test_no_finding_says_nothing_of_a_cell_that_is_uncertain(tmp_path: Path) -> None:
+    index = read(tmp_path, CHEXPERT, CHEXPERT_ROWS[0].removesuffix(",,") + ",-1.0,", *CHEXPERT_ROWS[1:])
+    assert index.table["no_finding"].iat[0]
+    np.testing.assert_array_equal(index.target("Edema"), [np.nan, np.nan, 1, 0])
+
+
 def test_blank_cells_count_as_negatives_where_the_experiment_says_so(tmp_path: Path) -> None:
     index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(blank="negative"))
     np.testing.assert_array_equal(index.target("Support Devices"), [0, 0, 0, np.nan])
