@@ -1,5 +1,6 @@
 """Parts that a publisher has decided: NIH's two lists of files, or a table's own split column."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from objectives.index_cells import factorize
 
 TRAIN_VAL = "train_val"
 """Training or validation, cut by patient when the split is made."""
+
+_ENDINGS = re.compile(r"(\.(png|jpe?g|dcm|dicom|gz))+$", re.IGNORECASE)
 
 _WORDS = {
     "train": "training",
@@ -79,8 +82,8 @@ def _read_list(path: Path | None) -> set[str] | None:
 
 
 def _stem(name: str) -> str:
-    """Without folder and ending, since people convert images and move them about."""
-    return name.rpartition("/")[2].partition(".")[0]
+    """Without folder and endings, since people convert images and move them about; a DICOM's UID has its own dots."""
+    return _ENDINGS.sub("", name.rpartition("/")[2])
 
 
 def _of_column(index: ImageIndex, column: np.ndarray) -> np.ndarray:

@@ -75,6 +75,16 @@ def test_lists_match_images_that_were_converted_and_moved(tmp_path: Path) -> Non
     assert published_parts(moved, **lists) == published_parts(index, **lists)
 
 
+def test_lists_tell_names_with_dots_of_their_own_apart(tmp_path: Path) -> None:
+    lines = [f"1.2.826.0.{i}.DCM,{'Mass' if i % 2 else 'No Finding'},{i}" for i in range(40)]
+    index = read(tmp_path, "Image Index,Finding Labels,Patient ID", *lines)
+    test_list = tmp_path / "test_list.txt"
+    for ending in ("", ".dcm", ".dicom.gz", ".dcm.png", ".JPEG"):  # as published, packed, converted
+        test_list.write_text("\n".join(f"series/1.2.826.0.{i}{ending}" for i in (3, 4)))
+        parts = published_parts(index, test_list=test_list)
+        assert {patient for patient, part in parts.items() if part == "test"} == {"3", "4"}
+
+
 def test_a_split_made_otherwise_moves_nobody(tmp_path: Path) -> None:
     index = nih(tmp_path)
     path = tmp_path / "split.csv"
