@@ -34,7 +34,7 @@ class Split:
     whole_sha256: str
     """Likewise of the index before filters: the same for every filter."""
     unit: str = "patient"
-    """The index's column whose every value is in one part: "patient", or "file" where images were split."""
+    """What is in one part only: "patient", or "file" where images were split."""
 
     def rows(self, part: str) -> np.ndarray:
         """int64: the rows of a part, ascending."""
@@ -60,7 +60,7 @@ def read_or_make_split(
     unit="file" splits images as if each were a patient of its own. write=False: what it would be, without a file.
     InputError if the file is damaged, cannot be written or contradicts what is published.
     """
-    patients = index.table[unit]
+    patients = _unit_of_rows(index, unit)
     names = patients.unique()
     published = published or {}
     written = _read(path, published)
@@ -81,7 +81,7 @@ def read_or_make_split(
 def take_split(split: Split, index: ImageIndex, rows: np.ndarray) -> Split:
     """The split of an index that has only these rows of the one that was split."""
     part = split.part[rows]
-    digest = parts_digest(dict(zip(index.table[split.unit], part.tolist(), strict=True)))
+    digest = parts_digest(dict(zip(_unit_of_rows(index, split.unit), part.tolist(), strict=True)))
     return replace(split, part=part, sha256=digest)
 
 
@@ -112,6 +112,11 @@ def check_label(
             )
 
 
+def _unit_of_rows(index: ImageIndex, unit: str) -> "pd.Series[str]":
+    """Patients, or files as the index names them: where they lie below the images' folder may change."""
+    return index.table["patient"] if unit == "patient" else pd.Series(index.names, index=index.table.index)
+
+
 def _read(path: Path, published: Mapping[str, str]) -> SplitFile | None:
     """The file, if there is one. InputError if a patient of it is elsewhere than published."""
     written = read_split_file(path)
@@ -136,12 +141,12 @@ def _assign_new_patients(
     written: SplitFile,
     published: Mapping[str, str],
     together: Sequence[Collection[str]],
-    unit_column: str,
+    unit_of_split: str,
 ) -> dict[str, int]:
     """The part of each patient of the index whom the file does not have yet."""
     positive = np.nan_to_num(index.targets)
     # Sorted by patient, so that the split depends on what the index says and not on the order in which it says it.
-    images = pd.DataFrame(positive).assign(images=1.0).groupby(index.table[unit_column], sort=True).sum()
+    images = pd.DataFrame(positive).assign(images=1.0).groupby(_unit_of_rows(index, unit_of_split), sort=True).sum()
     names = images.index.to_list()
     decided = {name: PARTS.index(word) for name, word in published.items() if word in PARTS} | written.parts
     known = np.array([decided.get(name, -1) for name in names])

@@ -60,6 +60,24 @@ def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
     np.testing.assert_array_equal(filtered.cache.open(32)[row], whole.cache.open(32)[same])
 
 
+def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) -> None:
+    by_image = experiment(folder, "split_by = 'image'")
+    flat = open_image_set(by_image)
+    written = flat.split.path.read_bytes()
+    for number, name in enumerate(flat.index.names):
+        below = folder / "images" / f"images_{number % 3:03}" / "images"
+        below.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).rename(below / name)
+    moved = open_image_set(by_image)
+    assert moved.index.table["file"].iat[0] == f"images_000/images/{flat.index.names[0]}"
+    assert flat.split.path.read_bytes() == written, "the same images were appended by another name"
+    np.testing.assert_array_equal(moved.split.part, flat.split.part)
+    assert moved.split.sha256 == flat.split.sha256
+    filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
+    parts = dict(zip(flat.index.names, flat.split.part, strict=True))
+    np.testing.assert_array_equal(filtered.split.part, [parts[name] for name in filtered.index.names])
+
+
 def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:
     first = open_image_set(experiment(folder))
     second = open_image_set(experiment(folder, "no_finding = 'only_negatives'"))
