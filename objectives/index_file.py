@@ -3,8 +3,10 @@
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from objectives.index_cells import Columns
 
 Wanted = Callable[[list[str]], Sequence[str]]
 """From the header to the columns to keep: tables have dozens, and an image set's rows many."""
+
+_TWO_FIELDS = re.compile(r"OriginalImage\w*\[\w+, ?\w+\]")
+"""NIH's `OriginalImage[Width,Height]` is one name over two fields. Unquoted it falls apart into two, as its values do;
+some copies quote the name alone."""
 
 
 def read_columns(path: Path, wanted: Wanted) -> Columns:
@@ -50,25 +56,32 @@ def _csv_columns(path: Path, text: io.TextIOWrapper, wanted: Wanted) -> Columns:
         header.pop()
     if not header:
         raise InputError(f"{path}: is empty; an index has a header line and one line an image")
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: has a header but no rows; an index has one line an image")
+    header = _split_names(header, len(first[1]))
     places = {name: place for place, name in enumerate(header)}
     kept = [name for name in wanted(header) if name in places]
     _check_names(path, header, kept)
-    # `OriginalImage[Width,Height]` is one name over two fields. Unquoted it falls apart into two, as its values do.
-    # Some copies quote the name alone, and some end every line in a comma.
-    fewest, most = len(header), sum(name.count(",") + 1 for name in header)
     pick = itemgetter(*(places[name] for name in kept), 0)  # one more, so that a single one comes as a tuple too
     lines, records = [], []
-    for line, row in rows:
-        if len(row) < fewest or (len(row) > most and any(field.strip() for field in row[most:])):
+    for line, row in chain([first], rows):
+        # Some copies end every line in a comma. One line with a field too many has had all behind it shifted.
+        if len(row) != len(first[1]) or len(row) < len(header) or any(field.strip() for field in row[len(header) :]):
+            other = f"the header {len(header)}" if len(row) != len(header) else f"line {first[0]:,} {len(first[1])}"
             raise InputError(
-                f"{path}: index line {line:,} has {len(row)} fields and the header {fewest}: mend that line (a field "
-                "with a comma in it needs quotes around it)"
+                f"{path}: index line {line:,} has {len(row)} fields and {other}: mend that line (a field with a comma "
+                "in it needs quotes around it)"
             )
         lines.append(line)
         records.append(pick(row))
-    if not records:
-        raise InputError(f"{path}: has a header but no rows; an index has one line an image")
     return Columns(lines, {name: [record[i].strip() for record in records] for i, name in enumerate(kept)})
+
+
+def _split_names(header: list[str], fields: int) -> list[str]:
+    """The header with a name for each field, if lines have as many as its names would have unquoted."""
+    unquoted = [part for name in header for part in (name.split(",") if _TWO_FIELDS.fullmatch(name) else [name])]
+    return unquoted if fields >= len(unquoted) else header
 
 
 def _rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:

@@ -73,6 +73,26 @@ def test_nih_rows_become_common_columns(tmp_path: Path) -> None:
             ),
             id="names with commas quoted",
         ),
+        pytest.param(
+            (
+                'Image Index,Finding Labels,"OriginalImage[Width,Height]",Patient ID,Patient Age,Patient Gender,'
+                "View Position",
+                "00000001_000.png,Cardiomegaly|Emphysema,2682,2749,1,58,M,PA",
+                "00000001_001.png,No Finding,2682,2749,1,58,M,AP",
+                "00000002_000.png,Hernia,2500,2048,2,81,F,PA",
+            ),
+            id="a name with a comma quoted before others",
+        ),
+        pytest.param(
+            (
+                'Image Index,Finding Labels,"OriginalImage[Width,Height]",Patient ID,Patient Age,Patient Gender,'
+                "View Position",
+                '00000001_000.png,Cardiomegaly|Emphysema,"2682,2749",1,58,M,PA',
+                '00000001_001.png,No Finding,"2682,2749",1,58,M,AP',
+                '00000002_000.png,Hernia,"2500,2048",2,81,F,PA',
+            ),
+            id="names and values with commas quoted",
+        ),
     ],
 )
 def test_every_spelling_of_the_file_reads_the_same(tmp_path: Path, lines: tuple[str, ...]) -> None:

@@ -164,6 +164,22 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         (("file,patient,Mass", "a.png,p1,1", "D:\\a.png,p1,1"), "index line 3 has an absolute path"),
         (("file,patient,Mass", "a.png,p1,1", "a.png,p1,1"), "index line 3 names the same file as line 2"),
         (("file,Patient,Mass", "a.png,p1,1"), 'no column "patient", which a plain table needs. The nearest there is'),
+        (
+            ('file,patient,"Mass, any",Nodule,Hernia', "a.png,p1,1,0,1", "b.png,Doe, J,1,0,1"),
+            "index line 3 has 6 fields and the header 5",
+        ),
+        (
+            ('file,patient,Nodule,"Mass [left,right]"', "a.png,p1,0,1", "b.png,Doe, J,0,1"),
+            "index line 3 has 5 fields and the header 4",
+        ),
+        (
+            ("file,patient,age,Nodule,Hernia", "a.png,p1,58,0,1", "b.png,p2,58,0,1,"),  # blank at its end
+            "index line 3 has 6 fields and the header 5",
+        ),
+        (
+            ("file,patient,age,Nodule,Hernia", "a.png,p1,58,0,1,", "b.png,p2,58,0,1"),
+            "index line 3 has 5 fields and line 2 6",
+        ),
         (("file,patient,Mass,Mass", "a.png,p1,1,0"), 'more than one column "Mass"'),
         (("a.png;p1;1", "b.png;p2;1"), "it must be the header"),
     ],
