@@ -70,6 +70,15 @@ def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Ch
     assert checkpoints.read(f"{STUDY}/confirm", 7, attempt=1) == b"data"
 
 
+@pytest.mark.parametrize("study", ["nih/" + "肺炎" * 60 + " 7", "nih/" + "Отёк лёгких " * 10 + "7"])
+def test_label_in_any_script_has_checkpoints_of_its_own(checkpoints: Checkpoints, study: str) -> None:
+    checkpoints.write(study, 7, attempt=1, data=b"search")
+    checkpoints.write(f"{study}/confirm", 7, attempt=1, data=b"confirmation")
+    assert checkpoints.read(study, 7, attempt=1) == b"search"
+    checkpoints.remove_study(study)
+    assert checkpoints.read(f"{study}/confirm", 7, attempt=1) == b"confirmation"
+
+
 def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -> None:
     on_disk.write(STUDY, 7, attempt=1, data=b"whole")
     folder = Path(on_disk.folder)

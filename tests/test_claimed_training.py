@@ -13,10 +13,10 @@ from sqlalchemy import text
 from objectives.task import Hyperparameters, Outcome
 from objectives.training import train
 from storage.database import Database
-from study import claimed_training
+from study import attempt, claimed_training
 from study.attempt import run_attempt
 from study.claims import claim_trial
-from study.errors import UsageError
+from study.errors import DeviceLostError, UsageError
 from study.experiment import parse, resolve_paths
 from study.image_set import open_image_set, training_images
 from study.register import Registered, register
@@ -92,6 +92,23 @@ def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet
     run_one(station)  # once the memory is free again the same trial goes on
     ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
     assert ended == [("COMPLETE", 0, tried[0])]
+
+
+def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worker_ends(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Outcome:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    station = at_a_station(database, tmp_path, phantoms)
+    monkeypatch.setattr(claimed_training, "train", fails)
+    run_one(station)
+    assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], "its own fault"
+    monkeypatch.setattr(attempt, "is_usable", lambda _: False)
+    with pytest.raises(DeviceLostError, match="CPU computes no more: CUDA error"):
+        run_one(station)
+    states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
+    assert states == ["FAIL", "RUNNING"], "silent, as after a crash"
 
 
 def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(

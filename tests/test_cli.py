@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from study.cli import acuity
+from study.fleet import Place, _member
 
 COMMANDS = sorted(
     f"{name} {inner}".strip()
@@ -62,6 +63,23 @@ def test_a_mistake_is_one_line_and_status_1(arguments: list[str], message: str, 
     assert done.stderr.startswith("acuity: ")
     assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["CPU", "gpu", "cpu:0", "cuda:x"])
+def test_device_of_no_such_name_is_refused_before_anything_is_read(device: str) -> None:
+    refused = CliRunner().invoke(acuity, ["launch", "none.toml", "--device", device])
+    assert refused.exit_code == 2
+    assert f'"{device}" is no device' in refused.output
+
+
+def test_module_of_the_users_own_called_study_is_not_run_in_place_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "study.py").write_text("raise SystemExit('not ours')")
+    place = Place("cpu", sharing=1, threads=1)
+    worker = _member("none", place, number=0, storage_url="postgresql://me@127.0.0.1:1/acuity")
+    done = subprocess.run(
+        worker.command, cwd=tmp_path, env=worker.environment, capture_output=True, text=True, check=False
+    )
+    assert "nothing listens there" in done.stderr
 
 
 def test_wrong_usage_is_status_2() -> None:

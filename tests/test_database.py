@@ -23,6 +23,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 from storage.database import OUTAGES, Database, open_storage, patiently
 from storage.embedded import embedded_server
 from storage.errors import OutageError, StorageError
+from storage.experiments import save_experiment
 
 _ROOT = Path(__file__).parent.parent
 
@@ -196,6 +197,15 @@ def test_user_without_rights_is_told_what_to_ask_for(
             pass
     finally:
         administrator("drop role guest")
+
+
+@pytest.mark.usefixtures("database")
+def test_storage_that_takes_no_changes_is_told_as_such(database_url: str) -> None:
+    url = f"{database_url}&options=-c%20default_transaction_read_only=on"
+    told = r"read-only transaction: a standby, or a user with.*Name the primary"
+    with pytest.raises(StorageError, match=told) as caught, open_storage(url) as closed:
+        save_experiment(closed, "nih", definition={"images": "mine"}, index_sha256="", split_sha256="")
+    assert "mine" not in str(caught.value)
 
 
 def test_tables_of_another_optuna_are_refused(database: Database, database_url: str) -> None:

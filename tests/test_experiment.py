@@ -52,6 +52,16 @@ def read(text: str):
         ("epochs = 5", "epochs = 5.5", r"training.epochs has 5.5, must be a valid integer"),
         ("epochs = 5", 'epochs = 5\nprecision = "fp8"', r"training.precision has \"fp8\", must be 'fp32' or 'bf16'"),
         ("epochs = 5", 'epochs = 5\npretrained = true\nweights = "w"', r"both given"),
+        (
+            "epochs = 5",
+            "epochs = 5\nweight_decay = inf",
+            r"weight_decay has Infinity, must be a finite",
+        ),
+        (
+            "epochs = 5",
+            "epochs = 5\n[workers]\nstorage_patience_min = inf",
+            r"patience_min has Infinity",
+        ),
         ("trials = 12", "trials = 12\nseed = -1", r"search.seed has -1, must be greater than or equal to 0"),
         (
             "trials = 12",

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from commands import ACUITY, acuity
 
 from storage.url import parse_url
 from study.errors import UsageError
-from study.fleet import place_workers
+from study.fleet import _alive, _Member, place_workers
 from study.running import EpochClock, Running
 
 
@@ -139,18 +140,20 @@ def test_a_changed_file_under_an_old_name_is_refused_with_the_difference(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_fleet_and_leaves_nothing_running(
-    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_launch_leaves_nothing_running_however_it_ends(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str, how: signal.Signals
 ) -> None:
+    """Ctrl-C, a terminal that is closed, and a kill -9 that it cannot answer."""
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
     launcher = subprocess.Popen(
         [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
     )
     wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
     time.sleep(1)
-    os.killpg(launcher.pid, signal.SIGINT)
+    os.killpg(launcher.pid, how)
     assert launcher.wait(timeout=15) != 0
-    assert workers_alive(home) == []
+    wait_until(lambda: workers_alive(home) == [], 15 if how is signal.SIGKILL else 0.1)
     assert count(database_url, "state = 'RUNNING'") == 0
     assert count(database_url, "requeued") == 2
     assert count(database_url, "state = 'FAIL' and not requeued") == 0
@@ -217,8 +220,34 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     assert gpus() == [("GPU-5a", 1), ("GPU-7b", 1)]
     with pytest.raises(UsageError, match="cuda:2 cannot be used here: there are 2"):
         gpus("cuda:2")
+    for named in ("GPU-5a,", "GPU-5a,-1,GPU-7b"):  # as CUDA reads it
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert gpus() == [("GPU-5a", 1)]
     with pytest.raises(UsageError, match="no GPU here"):
         place_workers("cpu", workers=None, workers_per_gpu=2)
+
+
+def test_worker_that_cannot_go_on_leaves_the_others_at_work(tmp_path: Path) -> None:
+    def member(number: int, script: str) -> _Member:
+        (log := tmp_path / f"{number}.log").touch()
+        return _Member([sys.executable, "-c", script], log, environment=dict(os.environ))
+
+    full = "import sys; sys.exit('GPU 3 is full')"
+    fleet = [member(0, full), member(1, "import time; time.sleep(2)")]
+    for each in fleet:
+        each.start()
+    seen = []
+    while _alive(fleet):
+        seen.append([each.ended() for each in fleet])
+        time.sleep(0.1)
+    assert [1, None] in seen
+    assert [each.ended() for each in fleet] == [1, 0]
+    alone = member(2, full)
+    alone.start()
+    assert alone.process is not None
+    alone.process.wait()
+    with pytest.raises(UsageError, match=r"a worker ended with an error: GPU 3 is full \(log: .*2.log"):
+        _alive([alone])
 
 
 def test_a_running_trials_pace_is_that_of_the_epochs_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
     cohort = read_cohort_here(registered)
     assert cohort is not None
     assert ("test" in cohort.parts) == (warning == BY_IMAGE)
+    assert (cohort.labels[0].parts["test"].prevalence is None) == (warning == NO_TEST), "NaN is no JSON"
     if warning == NO_TEST:
         with pytest.raises(UsageError, match="has no test patients"):
             nominate(database, registered)

@@ -40,6 +40,17 @@ def test_another_index_or_split_under_an_old_name_is_refused_and_nothing_changes
     assert recall(database, "nih") == before
 
 
+def test_checkpoints_are_no_other_databases_although_its_studies_have_the_same_ids(
+    database: Database, tmp_path: Path
+) -> None:
+    first = make(database, "nih", tmp_path)
+    assert checkpoint_name(recall(database, "nih"), "nih/Nodule", 1) == checkpoint_name(first, "nih/Nodule", 1)
+    assert make(database, "nih", tmp_path) == first
+    forget(database, first)  # as good as another database: nothing is known of it
+    second = make(database, "nih", tmp_path)
+    assert checkpoint_name(first, "nih/Nodule", 1) != checkpoint_name(second, "nih/Nodule", 1)
+
+
 def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database: Database, tmp_path: Path) -> None:
     def with_checkpoint(name: str) -> tuple[Registered, int]:
         made = make(database, name, tmp_path)

@@ -115,6 +115,8 @@ def test_a_password_reaches_neither_the_script_nor_what_sbatch_sees(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACUITY_STORAGE_PASSWORD_FILE", "password")
     monkeypatch.setenv("ACUITY_STORAGE", "postgresql://ada:tops3cret@elsewhere/other")
+    for name in ("ACUITY_DASHBOARD_PASSWORD", "ACUITY_READER_PASSWORD"):
+        monkeypatch.setenv(name, "tops3cret")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "1")
     monkeypatch.setenv("SLURM_CONF", "/etc/other/slurm.conf")
     check_slurm(STORAGE, warn=pytest.fail)

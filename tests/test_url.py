@@ -62,6 +62,9 @@ def test_sqlite_is_refused_with_its_reason() -> None:
         ("", "no scheme"),
         ("postgresql://anna:secret@db:port/acuity", "port"),
         ("postgresql://anna:se@secret@db/acuity", "%40"),
+        ("postgresql://anna:p@secret/word@db/acuity", "%40"),
+        ("postgresql://anna:p@ss:5/secret@db/acuity", "%40"),
+        ("postgresql://anna:p@ss?secret@db/acuity", "%40"),
         ("postgresql://anna:secret@db", "names no database"),
     ],
 )
