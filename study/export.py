@@ -26,6 +26,9 @@ from study.templates import render
 
 WEIGHTS, CONFIG, USE, CARD = "model.safetensors", "config.json", "acuity.json", "README.md"
 
+_AUTOCAST = ", computed under torch.autocast(dtype=torch.bfloat16) and then in float32"
+"""What threshold, calibration and performance of a bf16 network are of; in fp32 it gives other scores."""
+
 
 def export_network(
     database: Database,
@@ -122,7 +125,7 @@ def _use(database: Database, registered: Registered, chosen: ChosenNetwork, netw
             "mean": mean,
             "std": std,
         },
-        "output": "one logit; score = 1 / (1 + exp(-logit))",
+        "output": f"one logit{_AUTOCAST if hyperparameters.precision == 'bf16' else ''}; score = 1 / (1 + exp(-logit))",
         "threshold": {"score": threshold, "chosen_by": "Youden's J on validation patients"},
         "calibration": asdict(recalibration)
         | {

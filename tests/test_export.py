@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from study.errors import UsageError
 from study.experiment import parse, resolve_paths
 from study.export import export_network
 from study.export_choice import choose_network
-from study.image_set import open_image_set, training_images
+from study.image_set import ImageSet, open_image_set, training_images
 from study.protocol import read_protocol
-from study.register import checkpoints_of, register
+from study.register import Registered, checkpoints_of, register
 
 # The card's own code, where nothing of this program can be imported.
 _BARE = """
@@ -104,13 +105,14 @@ def test_what_is_told_of_it_is_of_the_frozen_numbers_and_names_nobody(confirmed,
     assert "research only, not for clinical use" in told.lower()
 
 
-def test_the_best_of_a_search_is_exported_before_any_confirmation(
-    database: Database, phantoms: Path, tmp_path: Path
-) -> None:
+def _search(
+    database: Database, phantoms: Path, folder: Path, *, training: dict[str, Any]
+) -> tuple[Registered, ImageSet]:
+    """An experiment of four trials for one label, searched."""
     table = tomllib.loads(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
-    table |= {"labels": ["Nodule"], "training": {"epochs": 1}}
+    table |= {"labels": ["Nodule"], "training": training}
     table["search"] |= {"resolutions": [16, 32], "trials": 4, "architectures": ["test_resnet"]}
-    experiment = resolve_paths(parse(table, source="test"), tmp_path)
+    experiment = resolve_paths(parse(table, source="test"), folder)
     image_set = open_image_set(experiment)
     registered = register(
         database,
@@ -120,6 +122,13 @@ def test_the_best_of_a_search_is_exported_before_any_confirmation(
         training_images=training_images(image_set, experiment.labels),
     )
     work_here(database, registered)
+    return registered, image_set
+
+
+def test_the_best_of_a_search_is_exported_before_any_confirmation(
+    database: Database, phantoms: Path, tmp_path: Path
+) -> None:
+    registered, image_set = _search(database, phantoms, tmp_path, training={"epochs": 1})
     best = read_answer(database, "tiny").labels[0].best
     assert best is not None
     out = tmp_path / "network"
@@ -147,6 +156,20 @@ def test_the_best_of_a_search_is_exported_before_any_confirmation(
     shutil.rmtree(checkpoints_of(registered).folder)
     with pytest.raises(UsageError, match=r"is not in .*run this where the fleet's checkpoints are"):
         export_network(database, registered, "Nodule", tmp_path / "again", device="cpu")
+
+
+def test_the_card_of_a_bf16_network_gives_the_scores_that_its_threshold_is_of(
+    database: Database, phantoms: Path, tmp_path: Path
+) -> None:
+    registered, image_set = _search(database, phantoms, tmp_path, training={"epochs": 1, "precision": "bf16"})
+    out = tmp_path / "network"
+    use = export_network(database, registered, "Nodule", out, device="cpu")
+    promised = choose_network(database, registered, "Nodule", resolution=None, device="cpu").scores["score"].to_numpy()
+    rows = image_set.split.rows("validation")
+    scores = _scores_of_bare_timm(out, image_set.cache.open(use["network"]["resolution"])[rows], tmp_path)
+    assert np.abs(scores - promised).max() < 1e-6
+    assert "torch.autocast" in use["output"]
+    assert "computed in bfloat16" in (out / "README.md").read_text()
 
 
 def test_the_command_says_what_it_wrote(confirmed, tmp_path: Path) -> None:
