@@ -109,11 +109,18 @@ def find_confirmation(database: Database, experiment: str) -> StoredConfirmation
     return None if row is None else StoredConfirmation(*row)
 
 
-def save_scores(database: Database, experiment: str, *, trial_id: int, index_sha256: str, parquet: bytes) -> None:
-    """Keep one network's scores of one image set; those that are there already stay."""
+def save_scores(
+    database: Database, experiment: str, *, trial_id: int, index_sha256: str, parquet: bytes, replace: bool = False
+) -> None:
+    """Keep one network's scores of one image set; those that are there already stay, unless they are to be replaced."""
+    conflict = (
+        "(trial_id, index_sha256) do update set parquet = excluded.parquet, scored = excluded.scored"
+        if replace
+        else "do nothing"
+    )
     statement = text(
         "insert into acuity.scores (experiment, trial_id, index_sha256, parquet) "
-        "values (:experiment, :trial_id, :index_sha256, :parquet) on conflict do nothing"
+        f"values (:experiment, :trial_id, :index_sha256, :parquet) on conflict {conflict}"
     )
     row = {"experiment": experiment, "trial_id": trial_id, "index_sha256": index_sha256, "parquet": parquet}
     with database.engine.begin() as connection:

@@ -1,12 +1,13 @@
 """The probability that each network of a finalist gives each image, kept as Parquet without any name in it.
 
-Patients and images are named by an HMAC whose key is derived from the whole index: who holds the index can tell which
-is which, and nobody can from the database alone.
+Patients and images are named by an HMAC whose key is derived from the whole index: who holds the index can tell
+which is which, and nobody can from the database alone. Beside the columns stands of which pixels and rows a table is.
 """
 
 import hashlib
 import hmac
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,20 +52,21 @@ def score_label(
 ) -> dict[int, list[pd.DataFrame]]:
     """Scores of a label's validation and test images, by resolution, one table (COLUMNS) a seed.
 
-    Each network scores the test patients once: scores that are kept are read back. done is called after each network.
+    Each network scores the test patients once: scores that are kept are read back, and UsageError where they are of
+    other pixels or rows than there are now. done is called after each network.
     """
     known = np.flatnonzero(np.isfinite(image_set.index.target(protocol.label)))
     parts = {part: np.intersect1d(image_set.split.rows(part), known) for part in ("validation", "test")}
-    return _score_finalists(scorer, image_set.index, image_set.cache, protocol, parts, done=done)
+    return _score_finalists(scorer, image_set.index, image_set.cache, protocol, parts, once=True, done=done)
 
 
 def score_external(
     scorer: Scorer, index: ImageIndex, cache: ImageCache, protocol: LabelProtocol, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """The same for all images of another set whose label is known, part "external"."""
+    """The same for all images of another set whose label is known, part "external"; stale scores are replaced."""
     known = np.isfinite(index.target(protocol.label))
     known[[image.row for image in cache.bad]] = False
-    return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, done=done)
+    return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, once=False, done=done)
 
 
 def _score_finalists(
@@ -74,32 +76,74 @@ def _score_finalists(
     protocol: LabelProtocol,
     parts: dict[str, NDArray[np.int64]],
     *,
+    once: bool,
     done: Callable[[], None],
 ) -> dict[int, list[pd.DataFrame]]:
     images = _image_table(index, protocol.label, parts)
+    images.attrs = {"pixels": cache.key, "rows": _rows_sha256(parts)}  # Parquet keeps them
+    for finalist in protocol.finalists:
+        for run in finalist.runs:  # all before one scores anything: a stale table is told before a test patient is read
+            _find_kept(scorer.database, index, images, finalist, run, once=once)
     tables: dict[int, list[pd.DataFrame]] = {}
     for finalist in protocol.finalists:
         tables[finalist.resolution] = []
         for run in finalist.runs:
-            kept = find_scores(scorer.database, trial_id=run.trial_id, index_sha256=index.sha256)
-            if kept is None:
+            table = _find_kept(scorer.database, index, images, finalist, run, once=once)
+            if table is None:
                 pixels, target = cache.open(finalist.resolution), index.target(protocol.label)
-                kept = _pack(images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts)))
+                table = images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts))
                 save_scores(
                     scorer.database,
                     scorer.experiment.name,
                     trial_id=run.trial_id,
                     index_sha256=index.sha256,
-                    parquet=kept,
+                    parquet=_pack(table),
+                    replace=not once,
                 )
-            tables[finalist.resolution].append(unpack(kept))
+            tables[finalist.resolution].append(table)
             done()
     return tables
 
 
 def unpack(parquet: bytes) -> pd.DataFrame:
-    """A table of scores as it is kept."""
+    """A table of scores as it is kept; attrs say of which pixels and rows, unless an earlier version kept it."""
     return pd.read_parquet(io.BytesIO(parquet))
+
+
+def _rows_sha256(parts: dict[str, NDArray[np.int64]]) -> str:
+    return hashlib.sha256(json.dumps({part: rows.tolist() for part, rows in parts.items()}).encode()).hexdigest()
+
+
+def _find_kept(
+    database: Database, index: ImageIndex, images: pd.DataFrame, finalist: Finalist, run: Run, *, once: bool
+) -> pd.DataFrame | None:
+    """The images with the scores that are kept of them; None where there are none, or stale ones unless once."""
+    parquet = find_scores(database, trial_id=run.trial_id, index_sha256=index.sha256)
+    if parquet is None:
+        return None
+    kept = unpack(parquet)
+    change = _change(kept, images)
+    if change is None:
+        return images.assign(score=kept["score"].to_numpy())
+    if once:
+        raise UsageError(
+            f"the network of {_name(finalist, run)} has scored its test patients, which is done once, but {change}. "
+            "Put the images back as they were then, or give the experiment another name: that is one more use of the "
+            "test patients"
+        )
+    return None
+
+
+def _change(kept: pd.DataFrame, images: pd.DataFrame) -> str | None:
+    """Why kept scores are not of these images; None if they are, as far as an earlier version's can tell."""
+    if len(kept) != len(images):
+        return f"it scored {len(kept):,} images then and would score {len(images):,} now"
+    same = all((kept[column].to_numpy() == images[column].to_numpy()).all() for column in ("part", "target"))
+    if not same or kept.attrs.get("rows") not in (None, images.attrs["rows"]):
+        return "other images are left out now (as bad, or as repeats of an earlier part's) than then"
+    if kept.attrs.get("pixels") not in (None, images.attrs["pixels"]):
+        return "the images' files have changed since"
+    return None
 
 
 def _score_run(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -18,8 +20,11 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from sqlalchemy import text
 
+from objectives.image_cache import ImageCache, build_cache
+from objectives.index import ImageIndex, read_index
 from objectives.metrics import auc
 from objectives.phantom import write_phantoms
+from objectives.split import leave_out
 from storage.confirmations import count_test_uses, find_confirmation
 from storage.database import Database
 from study import confirm as confirm_module
@@ -27,13 +32,14 @@ from study import scores as scores_module
 from study.answer import read_answer, read_best_resolution
 from study.answer_tables import answer_table, details_table, markdown_table
 from study.confirm import confirm
+from study.device import open_device
 from study.errors import UsageError
 from study.experiment import parse, resolve_paths
 from study.external import score_index
-from study.image_set import open_image_set, training_images
-from study.protocol import read_protocol
-from study.register import Registered, recall, register, study_name
-from study.scores import unpack
+from study.image_set import ImageSet, open_image_set, training_images
+from study.protocol import Finalist, LabelProtocol, Run, read_protocol
+from study.register import Registered, checkpoints_of, recall, register, study_name
+from study.scores import Scorer, score_external, score_label, unpack
 from study.worker import _work
 
 EXPERIMENT = """
@@ -279,8 +285,20 @@ def check_answer(database: Database, reference: int) -> None:
         read_answer(database, "tiny", label="Mass")
 
 
+def write_other_patients(folder: Path) -> Path:
+    """60 phantoms whose patients and files have names that the experiment's own have not."""
+    index = write_phantoms(folder, images=60, size=64, seed=5)
+    header, *lines = index.read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        (folder / "images" / row[0]).rename(folder / "images" / f"9{row[0][1:]}")
+        row[0], row[3] = f"9{row[0][1:]}", str(90_000_000 + int(row[3]))
+    index.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return index
+
+
 def check_external(database: Database, registered: Registered, folder: Path) -> None:
-    other = write_phantoms(folder / "other", images=60, size=64, seed=5)
+    other = write_other_patients(folder / "other")
     console = Console(file=io.StringIO())
     scored = score_index(database, registered, other, images=None, device="cpu", console=console)
     again = score_index(database, registered, other, images=None, device="cpu", console=console)
@@ -335,3 +353,131 @@ def test_before_confirmation_the_views_and_best_show_the_search(database: Databa
     assert "optimistic" in as_text(answer_table(read_answer(database, "tiny")))
     with pytest.raises(UsageError, match="tiny is not confirmed"):
         score_index(database, recall(database, "tiny"), Path("x.csv"), images=None, device="cpu", console=Console())
+
+
+def runs_of(px: int) -> tuple[Run, ...]:
+    return tuple(Run(px + seed, "s", origin=seed, attempt=1, seed=seed, validation_auc=0.8) for seed in range(3))
+
+
+LABEL = LabelProtocol(
+    "Cardiomegaly",
+    reference=32,
+    finalists=tuple(
+        Finalist(resolution, "test_resnet", 24, 24, 1e-3, trials=2, runs=runs_of(resolution)) for resolution in (16, 32)
+    ),
+)
+
+
+class MeanGrey:
+    """In place of networks: an image's score is its mean grey. Stops once it has scored so often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, most: int | None = None) -> None:
+        self.scored = 0
+        self.most = most
+        monkeypatch.setattr(scores_module, "_score_run", self)
+
+    def __call__(self, _scorer: Any, pixels: Any, _target: Any, _finalist: Any, _run: Any, parts: Any) -> Any:
+        if self.scored == self.most:
+            raise KeyboardInterrupt
+        self.scored += 1
+        return pixels[np.concatenate(list(parts.values()))].mean(axis=(1, 2)) / 255
+
+
+@pytest.fixture
+def scorer(registered: Registered, database: Database) -> Scorer:
+    return Scorer(database, registered.experiment, checkpoints_of(registered), open_device("cpu", workers=1, threads=1))
+
+
+def score_others(scorer: Scorer, index: Path, folder: Path) -> list[pd.DataFrame]:
+    """All tables of the label, of an index whose bad images are dropped."""
+    others, cache = open_others(index, folder)
+    tables = score_external(scorer, others, cache, LABEL, done=lambda: None)
+    return [table for seeds in tables.values() for table in seeds]
+
+
+def open_others(index: Path, folder: Path) -> tuple[ImageIndex, ImageCache]:
+    others = read_index(index, images=index.parent / "images")
+    return others, build_cache(others, folder=folder, resolutions=[16, 32], on_bad_image="drop", processes=1)
+
+
+def test_images_of_another_set_that_have_changed_are_scored_anew(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index, cache = write_other_patients(tmp_path / "other"), tmp_path / "arrays"
+    networks = MeanGrey(monkeypatch)
+    before = score_others(scorer, index, cache)
+    score_others(scorer, index, cache)
+    assert networks.scored == 6, "of the same images they are read back"
+
+    images = sorted((index.parent / "images").iterdir())
+    for path in images:
+        cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    inverted = score_others(scorer, index, cache)
+    assert networks.scored == 12
+    for table, earlier in zip(inverted, before, strict=True):
+        assert np.allclose(table["score"] + earlier["score"], 1, atol=0.01)
+
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[:200])
+    fewer = score_others(scorer, index, cache)
+    assert [len(table) for table in fewer] == [59] * 6
+    assert [len(unpack(parquet)) for parquet in kept_scores(scorer.database)] == [59] * 6, "the stale ones are replaced"
+    images[0].write_bytes(whole)
+    for table, earlier in zip(score_others(scorer, index, cache), inverted, strict=True):
+        pd.testing.assert_frame_equal(table, earlier)
+
+
+def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pixels(
+    registered: Registered, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_set = open_image_set(registered.experiment)
+    test = image_set.split.rows("test")
+    networks = MeanGrey(monkeypatch, most=2)
+
+    def score(images: ImageSet, label: LabelProtocol = LABEL) -> dict[int, list[pd.DataFrame]]:
+        return score_label(scorer, images, label, done=lambda: None)
+
+    without_one = replace(image_set, split=leave_out(image_set.split, test[:1]))
+    with pytest.raises(KeyboardInterrupt):
+        score(without_one)
+    networks.most = None
+    count = len(unpack(kept_scores(scorer.database)[0]))
+    whole, another = image_set, replace(image_set, split=leave_out(image_set.split, test[1:2]))
+    repaired = replace(without_one, cache=replace(image_set.cache, key="of other files"))
+    for changed, said in (
+        (whole, f"it scored {count} images then and would score {count + 1} now. Put the images back"),
+        (another, "other images are left out now .* than then"),
+        (repaired, "the images' files have changed since"),
+    ):
+        with pytest.raises(UsageError, match=f"s at 16 px, seed 0 has scored its test patients.*{said}"):
+            score(changed)
+    with pytest.raises(UsageError, match="has scored its test patients"):
+        score(whole, replace(LABEL, finalists=LABEL.finalists[::-1]))
+    assert networks.scored == 2, "not one more, also of those that come first and have none"
+
+    tables = score(without_one)
+    assert networks.scored == 6
+    assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
+
+
+def test_scores_that_an_earlier_version_kept_count_where_they_are_as_many(
+    registered: Registered, scorer: Scorer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_set = open_image_set(registered.experiment)
+    networks = MeanGrey(monkeypatch)
+    score_label(scorer, image_set, LABEL, done=lambda: None)
+    for number, parquet in enumerate(kept_scores(database)):
+        table = unpack(parquet)
+        table.attrs = {}
+        buffer = io.BytesIO()
+        table.assign(image="of an earlier version").to_parquet(buffer)
+        statement = text("update acuity.scores set parquet = :parquet where trial_id = :trial_id")
+        trial_id = [run.trial_id for finalist in LABEL.finalists for run in finalist.runs][number]
+        with database.engine.begin() as connection:
+            connection.execute(statement, {"parquet": buffer.getvalue(), "trial_id": trial_id})
+    tables = score_label(scorer, image_set, LABEL, done=lambda: None)
+    assert networks.scored == 6
+    assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
+    fewer = replace(image_set, split=leave_out(image_set.split, image_set.split.rows("test")[:1]))
+    with pytest.raises(UsageError, match="images then and would score"):
+        score_label(scorer, fewer, LABEL, done=lambda: None)

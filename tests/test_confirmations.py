@@ -90,6 +90,14 @@ def test_the_first_scores_of_a_network_stay(database: Database) -> None:
     assert find_scores(database, trial_id=7, index_sha256="index") is None
 
 
+def test_stale_scores_are_replaced_where_that_is_asked_for(database: Database) -> None:
+    for trial_id in (7, 8):
+        save_scores(database, "nih", trial_id=trial_id, index_sha256="external", parquet=b"stale")
+    save_scores(database, "nih", trial_id=7, index_sha256="external", parquet=b"anew", replace=True)
+    assert find_scores(database, trial_id=7, index_sha256="external") == b"anew"
+    assert find_scores(database, trial_id=8, index_sha256="external") == b"stale"
+
+
 def test_the_views_show_the_confirmed_numbers_of_the_answer(database: Database) -> None:
     save_results(database, freeze(database), results(0.8))
     with database.engine.connect() as connection:
