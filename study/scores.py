@@ -1,6 +1,6 @@
 """The probability that each network of a finalist gives each image, kept as Parquet without any name in it.
 
-Patients and images are named by an HMAC whose key is derived from the whole index: who holds the index can tell
+Patients and images are named by an HMAC whose key is derived from the filtered index: who holds the index can tell
 which is which, and nobody can from the database alone. Beside the columns stands of which pixels and rows a table is.
 """
 
@@ -200,7 +200,7 @@ def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int6
     key = _key(index)
     return pd.DataFrame(
         {
-            "image": _pseudonyms(table["file"].tolist(), key),
+            "image": _pseudonyms([index.names[row] for row in rows], key),
             "patient": _pseudonyms(table["patient"].tolist(), key),
             "part": np.repeat(list(parts), [len(of_part) for of_part in parts.values()]),
             "target": index.target(label)[rows].astype(np.int8),
@@ -212,10 +212,10 @@ def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int6
 
 
 def _key(index: ImageIndex) -> bytes:
-    """A secret that only the index itself gives away; its published SHA-256 is of other bytes."""
+    """A secret that only the index itself gives away, wherever its files lie; its own SHA-256 is of other bytes."""
     digest = hashlib.sha256(b"acuity pseudonyms")
-    for column in ("patient", "file"):
-        digest.update("\0".join(index.table[column]).encode())
+    for column in (index.table["patient"], index.names):
+        digest.update("\0".join(column).encode())
     return digest.digest()
 
 

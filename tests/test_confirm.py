@@ -481,3 +481,25 @@ def test_scores_that_an_earlier_version_kept_count_where_they_are_as_many(
     fewer = replace(image_set, split=leave_out(image_set.split, image_set.split.rows("test")[:1]))
     with pytest.raises(UsageError, match="images then and would score"):
         score_label(scorer, fewer, LABEL, done=lambda: None)
+
+
+def test_pseudonyms_are_the_same_wherever_the_files_lie(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    MeanGrey(monkeypatch)
+    flat = write_other_patients(tmp_path / "flat")
+    nested = write_other_patients(tmp_path / "nested")
+    (nested.parent / "images").rename(nested.parent / "images_001")
+    (nested.parent / "images").mkdir()
+    (nested.parent / "images_001").rename(nested.parent / "images" / "images_001")
+    one, other = (open_others(index, tmp_path / index.parent.name / "arrays")[0] for index in (flat, nested))
+    assert list(one.table["file"]) != list(other.table["file"])
+    assert one.sha256 == other.sha256
+    score_others(scorer, flat, tmp_path / "arrays")
+    (parquet, *_) = kept_scores(scorer.database)
+    with scorer.database.engine.begin() as connection:
+        connection.execute(text("delete from acuity.scores"))
+    score_others(scorer, nested, tmp_path / "arrays")
+    (again, *_) = kept_scores(scorer.database)
+    for column in ("image", "patient"):
+        assert list(unpack(parquet)[column]) == list(unpack(again)[column]), column
