@@ -1,5 +1,6 @@
 """`acuity score`: the confirmed networks on an image set of others. Nothing is chosen on it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from objectives.errors import InputError
 from objectives.image_cache import build_cache
+from objectives.index import ImageIndex
 from storage.confirmations import find_confirmation, find_scores
 from storage.database import Database
 from study.device import open_device
@@ -21,6 +23,8 @@ from study.scores import Scorer, score_external, unpack
 from study.terminal import decoding_bar, scoring_bar
 from study.verdicts import Tables, conclude_label
 
+logger = logging.getLogger(__name__)
+
 
 def score_index(
     database: Database, registered: Registered, index_path: Path, *, images: Path | None, device: str, console: Console
@@ -29,7 +33,7 @@ def score_index(
 
     images: the folder of its files, by default `images` beside the index. It is read and filtered as the experiment's
     own; reference, margin and thresholds are the frozen ones. Labels that it does not have, or has too few patients of,
-    are left out, and UsageError where none is left.
+    are left out, and UsageError where none is left, or where it has images or patients of the experiment's own.
     """
     stored = find_confirmation(database, registered.experiment.name)
     if stored is None:
@@ -42,6 +46,7 @@ def score_index(
     index = select_images(theirs).index
     if index.sha256 == protocol.index_sha256:
         raise UsageError(f"{index_path} is the experiment's own index, whose test patients `acuity confirm` scores")
+    _refuse_own(registered, index)
     labels = [label for label in protocol.labels if label.label in index.labels]
     if not labels:
         raise UsageError(
@@ -84,6 +89,34 @@ def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
         experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
     )
     return replace(experiment, data=data)
+
+
+def _refuse_own(registered: Registered, index: ImageIndex) -> None:
+    """UsageError where the other index has images or patients of the experiment's own, filtered out there or not."""
+    name = registered.experiment.name
+    try:
+        own = select_images(registered.experiment)
+    except (InputError, UsageError, OSError) as error:
+        logger.warning("whether %s has images or patients of %s could not be checked: %s", index.path, name, error)
+        return
+    if own.index.sha256 != registered.index_sha256:
+        logger.warning(
+            "%s is no longer the index that %s was trained with, so whether %s has images or patients of it could be "
+            "checked in part only",
+            own.whole.path,
+            name,
+            index.path,
+        )
+    theirs = set(index.table["patient"])
+    images = len(set(index.names) & set(own.whole.names))
+    patients = len(theirs & set(own.whole.table["patient"]))
+    if images or patients:
+        raise UsageError(
+            f"{index.path}: {images:,} of its {len(index.names):,} images and {patients:,} of its {len(theirs):,} "
+            f"patients are in {name}'s own index, which its networks learnt from and whose test patients `acuity "
+            "confirm` alone scores. Leave them out; if they only happen to have the same names, give them others "
+            "(a prefix)"
+        )
 
 
 def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: Tables) -> Tables:

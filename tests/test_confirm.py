@@ -25,7 +25,7 @@ from objectives.index import ImageIndex, read_index
 from objectives.metrics import auc
 from objectives.phantom import write_phantoms
 from objectives.split import leave_out
-from storage.confirmations import count_test_uses, find_confirmation
+from storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
 from storage.database import Database
 from study import confirm as confirm_module
 from study import scores as scores_module
@@ -37,7 +37,7 @@ from study.errors import UsageError
 from study.experiment import parse, resolve_paths
 from study.external import score_index
 from study.image_set import ImageSet, open_image_set, training_images
-from study.protocol import Finalist, LabelProtocol, Run, read_protocol
+from study.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
 from study.register import Registered, checkpoints_of, recall, register, study_name
 from study.scores import Scorer, score_external, score_label, unpack
 from study.worker import _work
@@ -503,3 +503,46 @@ def test_pseudonyms_are_the_same_wherever_the_files_lie(
     (again, *_) = kept_scores(scorer.database)
     for column in ("image", "patient"):
         assert list(unpack(parquet)[column]) == list(unpack(again)[column]), column
+
+
+def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
+    registered: Registered, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol = Protocol("tiny", registered.index_sha256, registered.split_sha256, margin=0.05, seeds=3, labels=(LABEL,))
+    stored = freeze_protocol(
+        database,
+        "tiny",
+        protocol.to_table(),
+        split_sha256=registered.split_sha256,
+        test_patients_sha256=registered.split_sha256,
+        margin=0.05,
+        labels=["Cardiomegaly"],
+    )
+    save_results(database, stored.id, {"labels": []})
+    own = registered.experiment.data
+    header, *lines = own.index.read_text().splitlines()
+
+    def score(index: Path, images: Path, which: Registered = registered) -> None:
+        score_index(database, which, index, images=images, device="cpu", console=Console(file=io.StringIO()))
+
+    resorted = tmp_path / "resorted.csv"
+    resorted.write_text("\n".join([header, *reversed(lines[1:])]) + "\n")
+    patients = len({line.split(",")[3] for line in lines[1:]})
+    with pytest.raises(UsageError, match=f"239 of its 239 images and {patients} of its {patients} patients") as refused:
+        score(resorted, own.images)
+    assert not [line for line in lines if line.split(",")[0] in str(refused.value)]
+
+    # One patient of the experiment's, under another file's name, among 60 images of others.
+    other = write_other_patients(tmp_path / "other")
+    first, *rest = other.read_text().splitlines()[1:]
+    cells = first.split(",")
+    cells[3] = lines[0].split(",")[3]
+    other.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
+    with pytest.raises(UsageError, match=r"0 of its 60 images and 1 of its \d+ patients .* Leave them out"):
+        score(other, other.parent / "images")
+
+    # Where the own index is not at hand, that is said, and scoring goes on: here until it needs the networks.
+    gone = replace(registered.experiment, data=replace(own, index=tmp_path / "gone.csv"))
+    with pytest.raises(UsageError, match="run this where the fleet's checkpoints are"):
+        score(other, other.parent / "images", replace(registered, experiment=gone))
+    assert "other/Data_Entry.csv has images or patients of tiny could not be checked" in caplog.text
