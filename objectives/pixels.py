@@ -7,6 +7,7 @@ radiographs).
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from objectives.dicom import dicom_grey, dicom_size, is_dicom, open_dicom
-from objectives.errors import UnreadableImageError
+from objectives.errors import InputError, UnreadableImageError
 
 Fit = Literal["pad", "stretch"]
 """What becomes of an image that is not square: it gets black bands at two sides, or its longer side is shrunk more."""
@@ -33,6 +34,11 @@ LARGEST_PIXELS = 1 << 27
 
 _TOO_LARGE = f"more than {LARGEST_PIXELS:,} pixels"
 _HEAD_BYTES = 132
+_OF_THE_FILE = {
+    errno.EACCES, errno.EINVAL, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM,
+}  # fmt: skip
+"""Errors that say that a file is bad; others, that the disk is away or the process at its limits."""
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = b"\xff\xda"
@@ -107,6 +113,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise InputError(f"images cannot be read now ({error.strerror}): mend that, then run this again") from None
         raise UnreadableImageError(_without_name(error)) from None
 
 

@@ -4,6 +4,7 @@ Kept in a table beside the index, so that a label, a filter or new images that c
 """
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ class Split:
     """Of this index's patients and their parts, in the patients' order: the same for every index of these patients."""
     whole_sha256: str
     """Likewise of the index before filters: the same for every filter."""
+    unused_sha256: str = ""
+    """Of the rows that `leave_out` took away; empty without any."""
     unit: str = "patient"
     """What is in one part only: "patient", or "file" where images were split."""
 
@@ -89,7 +92,8 @@ def leave_out(split: Split, rows: np.ndarray) -> Split:
     """The same split without these images; their patients stay where they are."""
     part = split.part.copy()
     part[rows] = LEFT_OUT
-    return replace(split, part=part)
+    digest = hashlib.sha256(np.unique(rows).astype("<i8").tobytes()).hexdigest() if len(rows) else ""
+    return replace(split, part=part, unused_sha256=digest)
 
 
 def check_label(

@@ -55,7 +55,7 @@ def read_cohort_here(registered: Registered) -> Cohort | None:
     try:
         _check_decoded(experiment)
         image_set = open_image_set(experiment)
-        check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
+        check_same_images(registered, **image_set.identity())
     except (InputError, UsageError, OSError) as error:
         logger.warning("the image set is not at hand, so its patients are not counted: %s", error)
         return None

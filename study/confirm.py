@@ -59,7 +59,7 @@ def confirm(
     nominations = nominate(database, registered)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
-    check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
+    check_same_images(registered, **image_set.identity())
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
     places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
     count = (workers or 0) if on_slurm else len(places)

@@ -139,7 +139,7 @@ def _score_validation(
     registered: Registered, label: str, hyperparameters: Hyperparameters, checkpoint: bytes, run: Run, device: str
 ) -> pd.DataFrame:
     image_set = open_image_set(registered.experiment)
-    check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
+    check_same_images(registered, **image_set.identity())
     data = labelled_images(image_set, label=label, resolution=hyperparameters.resolution)
     rows = data.validation
     scores = score_images(

@@ -37,6 +37,14 @@ class ImageSet:
     whole_index_sha256: str
     """Of the index before filters."""
 
+    def identity(self) -> dict[str, str]:
+        """What an experiment's trials have in common: index_sha256, split_sha256, unused_sha256."""
+        return {
+            "index_sha256": self.index.sha256,
+            "split_sha256": self.split.sha256,
+            "unused_sha256": self.split.unused_sha256,
+        }
+
 
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """Read and filter the index, read or write the split, and build what is missing of the cache.

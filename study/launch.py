@@ -47,8 +47,7 @@ def launch(
     registered = register(
         database,
         experiment,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
+        **image_set.identity(),
         training_images=training_images(image_set, experiment.labels),
         whole=Whole(image_set.whole_index_sha256, image_set.split.whole_sha256),
     )

@@ -43,6 +43,8 @@ class Registered:
     split_sha256: str
     whole: Whole | None = None
     """By default the two above: nothing was filtered, or by a version that did not know."""
+    unused_sha256: str | None = None
+    """Of the images in no part, since they cannot be read or repeat others; None of a version that did not know."""
     mark: str = ""
     """Drawn at the first launch, empty before versions did: an experiment of this name in another database, whose
     studies have the same ids, has other checkpoints."""
@@ -61,6 +63,7 @@ def register(
     split_sha256: str,
     training_images: int,
     whole: Whole | None = None,
+    unused_sha256: str = "",
 ) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
@@ -73,6 +76,7 @@ def register(
         index_sha256=index_sha256,
         split_sha256=split_sha256,
         whole=whole,
+        unused_sha256=unused_sha256,
         mark=secrets.token_hex(4),
     )
     stored = find_experiment(database, experiment.name)
@@ -82,10 +86,8 @@ def register(
     else:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
-        check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256)
-        registered = replace(
-            registered, exponents=earlier.exponents, whole=earlier.whole or whole, mark=earlier.mark
-        )
+        check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256, unused_sha256=unused_sha256)
+        registered = replace(registered, exponents=earlier.exponents, whole=earlier.whole or whole, mark=earlier.mark)
     _save(database, registered)
     make_studies(database, registered)
     return registered
@@ -126,6 +128,7 @@ def _save(database: Database, registered: Registered) -> None:
             "experiment": to_table(registered.experiment),
             "batch_size_exponents": list(registered.exponents),
             "whole": asdict(registered.whole) if registered.whole else None,
+            "unused_sha256": registered.unused_sha256,
             "mark": registered.mark,
         },
         index_sha256=registered.index_sha256,
@@ -167,8 +170,8 @@ def recall_or_update(database: Database, name: str) -> Registered:
     return updated
 
 
-def check_same_images(registered: Registered, *, index_sha256: str, split_sha256: str) -> None:
-    """UsageError where this host's index or split is not the one that the experiment's trials were made with."""
+def check_same_images(registered: Registered, *, index_sha256: str, split_sha256: str, unused_sha256: str) -> None:
+    """UsageError where this host's index, split or images are not those that the experiment's trials were made with."""
     name = registered.experiment.name
     for what, mine, theirs in (
         ("index", index_sha256, registered.index_sha256),
@@ -179,6 +182,12 @@ def check_same_images(registered: Registered, *, index_sha256: str, split_sha256
                 f"the {what} here (SHA-256 {mine[:12]}) is not the one of experiment {name} ({theirs[:12]}): AUCs of "
                 f"other patients do not compare. Copy that {what} here, or give the experiment another name"
             )
+    if registered.unused_sha256 not in (None, unused_sha256):
+        raise UsageError(
+            f"the images that experiment {name} has left out, since they could not be read or repeat others, are not "
+            "those that are left out here: a file was repaired or lost since. AUCs of other images do not compare. "
+            "Copy the images and the cache here from where it ran, or give the experiment another name"
+        )
 
 
 def study_name(experiment: str, label: str) -> str:
@@ -259,5 +268,6 @@ def _from_stored(stored: StoredExperiment) -> Registered:
         index_sha256=stored.index_sha256,
         split_sha256=stored.split_sha256,
         whole=Whole(**stored.definition["whole"]) if stored.definition.get("whole") else None,
+        unused_sha256=stored.definition.get("unused_sha256"),
         mark=stored.definition.get("mark", ""),
     )

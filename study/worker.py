@@ -50,7 +50,7 @@ def run_worker(
         registered = recall(database, name, folder=folder)
         experiment = registered.experiment
         image_set = open_image_set(experiment)
-        check_same_images(registered, index_sha256=image_set.index.sha256, split_sha256=image_set.split.sha256)
+        check_same_images(registered, **image_set.identity())
         share = open_device(
             choose_device(device, folder=image_set.cache.folder / "gpus"),
             workers=workers,

@@ -16,6 +16,7 @@ from storage.database import Database
 from study import attempt, claimed_training
 from study.attempt import run_attempt
 from study.claims import claim_trial
+from study.device import Device, _check_memory_is_free
 from study.errors import DeviceLostError, UsageError
 from study.experiment import parse, resolve_paths
 from study.image_set import open_image_set, training_images
@@ -92,6 +93,16 @@ def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet
     run_one(station)  # once the memory is free again the same trial goes on
     ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
     assert ended == [("COMPLETE", 0, tried[0])]
+
+
+def test_gpu_that_others_hold_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Device(torch.device("cuda"), "NVIDIA H100", threads=1, memory_budget_bytes=40 * 2**30)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 2**30)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (38 * 2**30, 80 * 2**30))
+    _check_memory_is_free(share)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24 * 2**30, 80 * 2**30))
+    with pytest.raises(UsageError, match=r"has 25.0 GiB free of the 40.0 GiB that are this worker's share"):
+        _check_memory_is_free(share)
 
 
 def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worker_ends(

@@ -82,9 +82,9 @@ def write_marked_images(folder: Path, *, images: int, seed: int) -> None:
         writer = csv.writer(stream)
         writer.writerow(["file", "patient", "age", "sex", "view", "Cardiomegaly"])
         for name, findings, _, patient, age, sex, view, *_ in rows:
-            marked = f"{FILE}-{PATIENT}{patient}-{name}"
+            marked = f"{FILE}-{PATIENT}{seed}-{patient}-{name}"
             (folder / "images" / name).rename(pictures / marked)
-            writer.writerow([marked, f"{PATIENT}{patient}", age, sex, view, int("Cardiomegaly" in findings)])
+            writer.writerow([marked, f"{PATIENT}{seed}-{patient}", age, sex, view, int("Cardiomegaly" in findings)])
     index.unlink()
 
 

@@ -12,10 +12,11 @@ from objectives.split import PARTS
 from storage.database import Database
 from study.answer import read_answer
 from study.cohort_here import read_cohort_here
+from study.errors import UsageError
 from study.experiment import Experiment, changes_of_meaning, parse, resolve_paths
 from study.image_set import open_image_set, training_images
 from study.methods_text import write_methods
-from study.register import register
+from study.register import check_same_images, register
 from study.search_summary import summarise_search
 
 EXPERIMENT = """
@@ -110,6 +111,22 @@ def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
     assert later.split.sha256 == together.split.sha256
 
 
+def test_image_that_is_repaired_under_a_running_experiment_is_told(folder: Path, database: Database) -> None:
+    """Another experiment that refuses bad images takes it up, for all of its image set."""
+    dropping = experiment(folder, 'on_bad_image = "drop"')
+    film = sorted((folder / "images").iterdir())[5]
+    whole = film.read_bytes()
+    film.write_bytes(b"no image")
+    image_set = open_image_set(dropping)
+    training = training_images(image_set, dropping.labels)
+    registered = register(database, dropping, **image_set.identity(), training_images=training)
+    check_same_images(registered, **open_image_set(dropping).identity())
+    film.write_bytes(whole)
+    open_image_set(experiment(folder))
+    with pytest.raises(UsageError, match=r"a file was repaired or lost since\. AUCs of other images do not compare"):
+        check_same_images(registered, **open_image_set(dropping).identity())
+
+
 def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Database) -> None:
     mine = experiment(folder, 'ages = [0, 80]\non_bad_image = "drop"')
     before = open_image_set(mine)
@@ -118,13 +135,8 @@ def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Databa
     shutil.copy(*(folder / "images" / before.index.names[row] for row in (shown, unseen)))
     shutil.rmtree(folder / "cache")
     image_set = open_image_set(mine)
-    registered = register(
-        database,
-        mine,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
-        training_images=training_images(image_set, mine.labels),
-    )
+    training = training_images(image_set, mine.labels)
+    registered = register(database, mine, **image_set.identity(), training_images=training)
     cohort = read_cohort_here(registered)
     assert cohort is not None
     assert sum(part.images for part in cohort.parts.values()) == len(image_set.index.table) - 2

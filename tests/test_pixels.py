@@ -1,5 +1,6 @@
 """An image file gives all of its pixels, averaged over true areas, or a reason why not."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objectives.errors import UnreadableImageError
+from objectives.errors import InputError, UnreadableImageError
 from objectives.pixels import Fit, area_average, fit_square, image_side, read_grey
 
 Damage = Callable[[bytes], bytes]
@@ -202,6 +203,15 @@ def test_missing_file_and_folder_give_the_systems_reason(tmp_path: Path) -> None
             with pytest.raises(UnreadableImageError, match=reason) as caught:
                 read(path)
             assert str(tmp_path) not in str(caught.value)
+
+
+def test_disk_that_is_away_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(_: Path) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(InputError, match=r"images cannot be read now \(Stale file handle\)"):
+        read_grey(tmp_path / "a.png")
 
 
 def test_standard_error_is_given_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
