@@ -20,6 +20,7 @@ import numpy as np
 from objectives.cache_arrays import CacheArray
 from objectives.cache_build import WAY_OUT, CacheBuild, OnBadImage, finish, open_array, settled
 from objectives.cache_faults import BadImage, UnreadableImagesError, bad_images, too_small
+from objectives.dicom import is_dicom
 from objectives.errors import InputError, UnreadableImageError
 from objectives.index import ImageIndex, check_images_present
 from objectives.pixels import Fit, image_side
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _LAYOUT = 2
 """Counted up when the same image would give other pixels or another file: older arrays are then not used."""
+_DICOM_LAYOUT = 2
+"""The same, of DICOM files alone."""
 _SAMPLED_IMAGES = 64
 _HEAD_BYTES = 4096
 
@@ -110,6 +113,8 @@ def _key(index: ImageIndex, fit: Fit) -> str:
             with index.image_path(row).open("rb") as file:
                 head = file.read(_HEAD_BYTES)
                 looks.append([os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest()])
+                if is_dicom(head):
+                    looks[-1].append(_DICOM_LAYOUT)
         except OSError:  # missing or damaged
             looks.append([])
     return hashlib.sha256(json.dumps([_LAYOUT, index.files_sha256, fit, looks]).encode()).hexdigest()[:16]

@@ -68,10 +68,10 @@ def _csv_columns(path: Path, text: io.TextIOWrapper, wanted: Wanted) -> Columns:
     for line, row in chain([first], rows):
         # Some copies end every line in a comma. One line with a field too many has had all behind it shifted.
         if len(row) != len(first[1]) or len(row) < len(header) or any(field.strip() for field in row[len(header) :]):
-            other = f"the header {len(header)}" if len(row) != len(header) else f"line {first[0]:,} {len(first[1])}"
+            faulty, count = (line, len(row)) if len(row) != len(header) else (first[0], len(first[1]))
             raise InputError(
-                f"{path}: index line {line:,} has {len(row)} fields and {other}: mend that line (a field with a comma "
-                "in it needs quotes around it)"
+                f"{path}: index line {faulty:,} has {count} fields and the header {len(header)}: mend that line (a "
+                "field with a comma in it needs quotes around it)"
             )
         lines.append(line)
         records.append(pick(row))

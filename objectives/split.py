@@ -37,7 +37,8 @@ class Split:
     unused_sha256: str = ""
     """Of the rows that `leave_out` took away; empty without any."""
     unit: str = "patient"
-    """What is in one part only: "patient", or "file" where images were split."""
+    """What is in one part only: "patient", or "file" where images were split ("path": by a version that knew them by
+    where they lay)."""
 
     def rows(self, part: str) -> np.ndarray:
         """int64: the rows of a part, ascending."""
@@ -63,10 +64,12 @@ def read_or_make_split(
     unit="file" splits images as if each were a patient of its own. write=False: what it would be, without a file.
     InputError if the file is damaged, cannot be written or contradicts what is published.
     """
-    patients = _unit_of_rows(index, unit)
-    names = patients.unique()
     published = published or {}
     written = _read(path, published)
+    if unit == "file" and written is not None and _knows_paths(index, written):
+        unit = "path"
+    patients = _unit_of_rows(index, unit)
+    names = patients.unique()
     if written is None or not set(names) <= written.parts.keys():
         with sole_writer(path) if write else contextlib.nullcontext():
             written = _read(path, published) or SplitFile(seed, tuple(fractions), parts={})
@@ -118,7 +121,13 @@ def check_label(
 
 def _unit_of_rows(index: ImageIndex, unit: str) -> "pd.Series[str]":
     """Patients, or files as the index names them: where they lie below the images' folder may change."""
-    return index.table["patient"] if unit == "patient" else pd.Series(index.names, index=index.table.index)
+    if unit == "file":
+        return pd.Series(index.names, index=index.table.index)
+    return index.table["patient" if unit == "patient" else "file"]
+
+
+def _knows_paths(index: ImageIndex, written: SplitFile) -> bool:
+    return written.parts.keys().isdisjoint(index.names) and set(index.table["file"]) <= written.parts.keys()
 
 
 def _read(path: Path, published: Mapping[str, str]) -> SplitFile | None:

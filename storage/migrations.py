@@ -64,6 +64,10 @@ STEPS: tuple[str, ...] = (
         primary key (trial_id, index_sha256)
     )
     """,
+    # An earlier program would write an experiment without what its first launch has settled.
+    """
+    comment on column acuity.experiments.definition is 'the experiment''s file, and what its first launch has settled'
+    """,
 )
 
 # Each may build on those before it.

@@ -13,7 +13,7 @@ from objectives.task import Hyperparameters, LabelledImages, Outcome
 from objectives.training import train
 from storage.attributes import write_attributes
 from study.claims import Claim
-from study.device import lower_memory_limit, memory_limit
+from study.device import held_by_others, lower_memory_limit, memory_limit
 from study.errors import UsageError
 from study.experiment import Experiment
 from study.reporter import Reporter
@@ -36,37 +36,35 @@ def train_claimed(
 ) -> Outcome:
     """Train at the batch that fits; where memory runs out all the same, note it and try again at half the batch.
 
-    The fleet learns of a smaller batch once it has run. Where not even two images run, although many were to fit, the
-    memory is somebody else's: UsageError, so that neither trials nor the fleet's table pay for it.
+    The fleet learns of a smaller batch once it has run. Where other programs hold the memory, it does not, and where
+    nothing else helps either it is a UsageError: neither trials nor the fleet's table pay for it.
     """
     batch = _feasible(station, configuration, data)
     batch_size = _batch_size(station, claim, configuration, batch)
     plan = _plan(station, claim, batch, batch_size)
     torch.set_num_threads(_threads(station, claim))
-    out_of_memory = 0
+    out_of_memory, held = 0, None
     while True:
         note(station, claim, _plan(station, claim, batch, batch_size))
         hyperparameters = _hyperparameters(station.experiment, configuration, batch_size)
         outcome = _train_unless_out_of_memory(station, claim, hyperparameters, data, reporter)
         if outcome is not None:
-            if out_of_memory:
+            if out_of_memory and not held:
                 _tell_the_fleet(station, configuration, limit=batch_size)
             return outcome
         # Out of the except block by now, so that the failed step's tensors are gone.
-        if batch_size < 4 <= plan["batch_size"]:
+        held = held or held_by_others(station.device)
+        as_asked = isinstance(station.experiment.search.batch, int)
+        if held and (claim.confirms or as_asked or batch_size < 4):
             note(station, claim, plan)  # what whoever takes it up inherits
-            raise UsageError(
-                f"{configuration.architecture} at {configuration.resolution} px: out of memory on "
-                f"{station.device.name} even with a batch of {batch_size}, though {plan['batch_size']} was to fit. "
-                "Another program may hold its memory: free it, or take another device, then launch again"
-            )
+            raise UsageError(held)
         if batch_size < 4:
             raise InfeasibleError(f"out of memory with a batch of {batch_size} on {station.device.name}")
+        if claim.confirms or as_asked:
+            _tell_the_fleet(station, configuration, limit=batch_size // 2)
         if claim.confirms:
-            _tell_the_fleet(station, configuration, limit=batch_size // 2)
             raise TooLargeError(f"out of memory on {station.device.name} at the nominee's own batch")
-        if isinstance(station.experiment.search.batch, int):
-            _tell_the_fleet(station, configuration, limit=batch_size // 2)
+        if as_asked:
             raise InfeasibleError(f"out of memory with the batch of {batch_size} on {station.device.name}")
         logger.warning("%s: out of memory with a batch of %d, on with half", name_of(claim), batch_size)
         batch_size //= 2

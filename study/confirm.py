@@ -17,6 +17,7 @@ from study.confirm_trials import (
     check_retrainable,
     confirm_study_name,
     finalists,
+    is_anything_left,
     open_confirm_studies,
     plan_label,
 )
@@ -27,7 +28,7 @@ from study.fleet import place_workers, run_fleet
 from study.image_set import ImageSet, open_image_set
 from study.nominate import nominate
 from study.protocol import Protocol, write_protocol
-from study.register import Registered, check_same_images, checkpoints_of
+from study.register import Registered, Whole, check_same_images, checkpoints_of, with_whole
 from study.scores import Scorer, score_label
 from study.slurm import submit_workers, tell_submission
 from study.terminal import decoding_bar, duration, scoring_bar
@@ -60,10 +61,13 @@ def confirm(
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
     check_same_images(registered, **image_set.identity())
+    registered = with_whole(database, registered, Whole(**image_set.whole()))
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
     places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
     count = (workers or 0) if on_slurm else len(places)
     studies = open_confirm_studies(database, experiment)
+    if not _are_finished(labels, studies) and not is_anything_left(studies):
+        _check_finished(labels, studies)
     console.print(plan_table(labels, done=_done(studies), workers=count))
     if on_slurm and not _are_finished(labels, studies):
         submission = submit_workers(experiment, storage=database.url, workers=count, device=device)

@@ -113,6 +113,11 @@ def claim_confirm_trial(
     return None
 
 
+def is_anything_left(studies: Mapping[str, optuna.Study]) -> bool:
+    """Whether trainings run, wait or are to be enqueued."""
+    return is_running_elsewhere(studies) or any(_is_there_work(study) for study in studies.values())
+
+
 def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
     """Whether another worker trains for a confirmation: it may die, and what it finishes may call for more."""
     return any(

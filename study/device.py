@@ -16,8 +16,6 @@ from storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_fe
 from study.errors import UsageError
 from study.experiment import Experiment
 
-_MANY = 4
-"""Images that an estimate does not err by."""
 _MOST_OF_IT = 0.75
 """Of a worker's share, which other workers' CUDA contexts leave free."""
 _SLACK_BYTES = 2**29  # thread stacks, images on their way to the network, the interpreter's own growth
@@ -87,7 +85,7 @@ def memory_limit(
 
 def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
     """The largest batch whose real step fits; where that is the most that a trial may run, the estimate beyond it."""
-    _check_memory_is_free(device)
+    _refuse_if_held(device)
     fit = fit_batch(
         key.architecture,
         input_size=key.input_size,
@@ -97,26 +95,32 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
         most=most,
     )
     torch.cuda.empty_cache()
-    if fit.verified == 0 and fit.estimate >= _MANY:
-        raise UsageError(
-            f"{key.architecture} at {key.input_size} px: out of memory on {device.name} with 2 images, though "
-            f"{fit.estimate} were to fit. Another program may hold its memory: free it, or take another device"
-        )
+    _refuse_if_held(device)
     if fit.verified < most // 8 * 8:
         return fit.verified
     return max(fit.verified, largest_batch(_step_memory(key, device), device.memory_budget_bytes))
 
 
-def _check_memory_is_free(device: Device) -> None:
-    """UsageError where others hold much of this worker's share: what fits beside them would be the fleet's for good."""
+def _refuse_if_held(device: Device) -> None:
+    """UsageError where others hold this worker's share: what fits beside them would be the fleet's for good."""
+    held = held_by_others(device)
+    if held:
+        raise UsageError(held)
+
+
+def held_by_others(device: Device) -> str | None:
+    """What to tell where other programs hold much of this worker's share of a GPU; None where they do not."""
+    if device.torch_device.type != "cuda":
+        return None
     free, _ = torch.cuda.mem_get_info(device.torch_device)
     available = free + torch.cuda.memory_reserved(device.torch_device)
-    if available < _MOST_OF_IT * device.memory_budget_bytes:
-        raise UsageError(
-            f"{device.name} has {available / 2**30:.1f} GiB free of the {device.memory_budget_bytes / 2**30:.1f} GiB "
-            "that are this worker's share: another program holds the rest. Free it, start fewer workers there, or "
-            "lower workers.memory_budget_gib"
-        )
+    if available >= _MOST_OF_IT * device.memory_budget_bytes:
+        return None
+    return (
+        f"{device.name} has {available / 2**30:.1f} GiB free of the {device.memory_budget_bytes / 2**30:.1f} GiB that "
+        "are this worker's share: another program holds the rest. Free it, start fewer workers there, or lower "
+        "workers.memory_budget_gib"
+    )
 
 
 def _step_memory(key: FeasibleBatchKey, device: Device) -> StepMemory:

@@ -86,6 +86,8 @@ def check_together(experiment: Experiment, source: str) -> None:
             f"{source}: search.batch is {search.batch}, must be at most {largest}: max_batch_size = "
             f"{search.max_batch_size}, down to a multiple of 8"
         )
+    if search.seed < 0:
+        raise UsageError(f"{source}: search.seed is {search.seed}, must be at least 0")
     workers = experiment.workers
     if workers.grace_s < 2 * workers.heartbeat_s:
         raise UsageError(

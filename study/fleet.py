@@ -101,7 +101,8 @@ def run_fleet(
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
     An outage of the database is sat out, as the workers do. Ctrl-C and SIGTERM end the workers first: each hands its
-    trial back. UsageError where workers keep crashing, OutageError where the experiment's patience has ended.
+    trial back. UsageError where every worker has ended with an error or keeps crashing, OutageError where the
+    experiment's patience has ended.
     """
     name = registered.experiment.name
     with _sigterm_as_interrupt(), registered_launch(name, storage=database.url):

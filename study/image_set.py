@@ -37,6 +37,10 @@ class ImageSet:
     whole_index_sha256: str
     """Of the index before filters."""
 
+    def whole(self) -> dict[str, str]:
+        """index_sha256 and split_sha256 before filters."""
+        return {"index_sha256": self.whole_index_sha256, "split_sha256": self.split.whole_sha256}
+
     def identity(self) -> dict[str, str]:
         """What an experiment's trials have in common: index_sha256, split_sha256, unused_sha256."""
         return {
@@ -96,8 +100,17 @@ def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> No
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
     """Training images of the label that has most of them (labels may be missing for some images)."""
+    return max(_training_images(image_set, labels))
+
+
+def fewest_training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
+    """Training images of the label that has fewest of them."""
+    return min(_training_images(image_set, labels))
+
+
+def _training_images(image_set: ImageSet, labels: tuple[str, ...]) -> list[int]:
     rows = image_set.split.rows("training")
-    return max(int(np.isfinite(image_set.index.target(label)[rows]).sum()) for label in labels)
+    return [int(np.isfinite(image_set.index.target(label)[rows]).sum()) for label in labels]
 
 
 def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> LabelledImages:

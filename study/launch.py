@@ -3,18 +3,20 @@
 from rich.console import Console
 
 from storage.database import Database
+from storage.experiments import find_experiment
 from storage.url import masked
 from study.caveats import caveats
 from study.cost import predict_cost
 from study.disk import predict_disk
 from study.experiment import Experiment
 from study.fleet import place_workers, run_fleet
-from study.image_set import open_image_set, training_images
+from study.image_set import fewest_training_images, open_image_set, training_images
 from study.launches import start_in_background
 from study.live_progress import live_progress
 from study.networks import check_networks
 from study.progress import read_progress
 from study.register import Registered, Whole, register
+from study.search import check_fixed_batch
 from study.slurm import submit_workers, tell_submission
 from study.terminal import cost_line, decoding_bar
 from study.tried import check_learn_from, count_learnt
@@ -44,12 +46,14 @@ def launch(
     check_learn_from(database, experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
+    if find_experiment(database, experiment.name) is None:
+        check_fixed_batch(experiment, fewest_training_images(image_set, experiment.labels))
     registered = register(
         database,
         experiment,
         **image_set.identity(),
         training_images=training_images(image_set, experiment.labels),
-        whole=Whole(image_set.whole_index_sha256, image_set.split.whole_sha256),
+        whole=Whole(**image_set.whole()),
     )
     budget = experiment.search.trials
     missing = sum(max(0, budget - entry.finished) for entry in read_progress(database, experiment))

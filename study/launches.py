@@ -95,14 +95,14 @@ def log_folder(experiment: str) -> Path:
     return Path(platformdirs.user_log_dir("acuity")) / experiment
 
 
-def make_folder(folder: Path) -> None:
-    """UsageError where it cannot be made."""
+def make_folder(folder: Path, *, named_by: str = "XDG_STATE_HOME") -> None:
+    """UsageError where it cannot be made; named_by: what says where it lies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be made ({error.strerror}): logs and the locks of launches lie there. Name another place "
-            "with XDG_STATE_HOME"
+            f"with {named_by}"
         ) from None
 
 

@@ -17,7 +17,7 @@ from storage.experiments import StoredExperiment, delete_experiment, find_experi
 from study.errors import UsageError
 from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.first_trials import first_trials
-from study.search import batch_size_exponents, check_fixed_batch
+from study.search import batch_size_exponents
 from study.tried import read_tried
 
 _TO_ENQUEUE = "acuity:first_trials"
@@ -81,7 +81,6 @@ def register(
     )
     stored = find_experiment(database, experiment.name)
     if stored is None:
-        check_fixed_batch(experiment, training_images)
         _check_teachers(database, registered)
     else:
         earlier = _from_stored(stored)
@@ -95,20 +94,23 @@ def register(
 
 def _check_teachers(database: Database, registered: Registered) -> None:
     """UsageError where one to learn from divides the same images otherwise: it may have learnt from test patients."""
-    mine = _whole_of(registered)
     for name in registered.experiment.search.learn_from:
         stored = find_experiment(database, name)
-        theirs = _whole_of(_from_stored(stored)) if stored else mine
-        if theirs.index_sha256 == mine.index_sha256 and theirs.split_sha256 != mine.split_sha256:
-            raise UsageError(
-                f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
-                f"{theirs.split_sha256[:12]}, here {mine.split_sha256[:12]}): patients who are test patients here have "
-                "had a say in its recipes. Give both the same split, or leave it out"
-            )
+        if stored is None:
+            continue
+        for theirs, mine in zip(_divisions(_from_stored(stored)), _divisions(registered), strict=True):
+            if theirs.index_sha256 == mine.index_sha256 and theirs.split_sha256 != mine.split_sha256:
+                raise UsageError(
+                    f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
+                    f"{theirs.split_sha256[:12]}, here {mine.split_sha256[:12]}): patients who are test patients here "
+                    "have had a say in its recipes. Give both the same split, or leave it out"
+                )
 
 
-def _whole_of(registered: Registered) -> Whole:
-    return registered.whole or Whole(registered.index_sha256, registered.split_sha256)
+def _divisions(registered: Registered) -> tuple[Whole, Whole]:
+    """After filters, and before them."""
+    filtered = Whole(registered.index_sha256, registered.split_sha256)
+    return filtered, registered.whole or filtered
 
 
 def _check_unchanged(earlier: Experiment, experiment: Experiment) -> None:
@@ -142,6 +144,15 @@ def recall(database: Database, name: str, *, folder: Path | None = None) -> Regi
     if folder is None:
         return registered
     return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+
+
+def with_whole(database: Database, registered: Registered, whole: Whole) -> Registered:
+    """The same experiment, its whole split on record where an earlier version had not put it there."""
+    if registered.whole is not None:
+        return registered
+    registered = replace(registered, whole=whole)
+    _save(database, registered)
+    return registered
 
 
 def with_budget_of_today(database: Database, registered: Registered) -> Registered:
@@ -263,7 +274,7 @@ def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any],
 def _from_stored(stored: StoredExperiment) -> Registered:
     low, high = stored.definition["batch_size_exponents"]
     return Registered(
-        experiment=parse(stored.definition["experiment"], source="the stored experiment"),
+        experiment=parse(stored.definition["experiment"], source="the stored experiment", stored=True),
         exponents=(low, high),
         index_sha256=stored.index_sha256,
         split_sha256=stored.split_sha256,

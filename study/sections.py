@@ -70,7 +70,7 @@ class Search:
     max_batch_size: Annotated[int, Field(ge=2)] = 1024
     min_updates_per_epoch: PositiveInt = 20
     pruner: Literal["median", "none"] = "median"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
     learn_from: tuple[Name, ...] = ()
     """Experiments of the same storage whose trials say which recipes are tried first."""
 

@@ -119,7 +119,7 @@ def make_log_folder(experiment: Experiment) -> Path:
     """The user's own folder for the scripts and logs of an experiment's jobs; UsageError where others may enter it."""
     base = experiment.cluster.logs or Path(platformdirs.user_log_dir("acuity"))
     folder = base / experiment.name / "slurm"
-    make_folder(folder.parent)
+    make_folder(folder.parent, named_by="cluster.logs")
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:

@@ -20,7 +20,6 @@ from objectives.inference import Measured, auc_ratio, estimate_auc, measure_reso
 from objectives.metrics import accuracy, average_precision, youden_threshold
 from objectives.multiplicity import compare_all, find_not_worse
 from objectives.operating_point import sensitivity_at_specificity
-from study.errors import UsageError
 from study.protocol import Finalist, LabelProtocol
 from study.sentences import verdict_sentence
 
@@ -37,11 +36,10 @@ def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, pa
     """What the images of a part say of a label, in terms of the frozen reference and margin.
 
     tables hold validation images too, whose scores set thresholds and are what calibration is of. InputError with fewer
-    than 2 patients of a kind; UsageError where networks have scored other images.
+    than 2 patients of a kind.
     """
     evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
     images = next(iter(evaluated.values()))[0]
-    _check_same_images(protocol.label, images, evaluated)
     measured = _measure(images, evaluated)
     verdict = find_smallest_adequate(measured, reference=protocol.reference, margin=margin)
     comparisons = compare_all(measured)
@@ -70,19 +68,6 @@ def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, pa
     }
     plain: dict[str, Any] = _plain(result)
     return plain
-
-
-def _check_same_images(label: str, images: pd.DataFrame, evaluated: Tables) -> None:
-    for resolution, seeds in evaluated.items():
-        for table in seeds:
-            if len(table) != len(images) or any(
-                (table[column].to_numpy() != images[column].to_numpy()).any() for column in ("image", "target")
-            ):
-                raise UsageError(
-                    f"{label}: a network at {resolution} px has scored other images ({len(table):,}) than the first "
-                    f"network ({len(images):,}), so nothing can be measured across them; all must score the same "
-                    "ones: put the images back as they were for the first"
-                )
 
 
 def _measure(images: pd.DataFrame, evaluated: Tables, chosen: NDArray[np.bool_] | None = None) -> Measured:

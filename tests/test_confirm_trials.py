@@ -17,6 +17,7 @@ from study.confirm_trials import (
     check_retrainable,
     claim_confirm_trial,
     finalists,
+    is_anything_left,
     is_running_elsewhere,
     missing_runs,
     open_confirm_studies,
@@ -194,6 +195,7 @@ def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_re
     work(database_url, registered, run)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     assert list(finalists(read_plan(study), study.trials)) == [64]
+    assert not is_anything_left(open_confirm_studies(database, registered.experiment)), "no worker would be of use"
     with pytest.raises(UsageError, match=r"no nominee at 32 px could be retrained \(the loss became NaN\)"):
         check_retrainable(read_plan(study), study.trials)
 

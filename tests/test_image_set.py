@@ -1,5 +1,6 @@
 """An experiment's image set: filters, repeats and labels come together, and no test patient moves."""
 
+import dataclasses
 import shutil
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from objectives.errors import InputError
 from objectives.split import PARTS
+from objectives.split_file import read_split_file, write_split_file
 from storage.database import Database
 from study.answer import read_answer
 from study.cohort_here import read_cohort_here
@@ -77,6 +79,25 @@ def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) 
     filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
     parts = dict(zip(flat.index.names, flat.split.part, strict=True))
     np.testing.assert_array_equal(filtered.split.part, [parts[name] for name in filtered.index.names])
+
+
+def test_split_by_image_that_an_earlier_version_made_by_paths_stays(folder: Path) -> None:
+    below = folder / "images" / "images_001"
+    below.mkdir()
+    for film in list((folder / "images").glob("*.png")):
+        film.rename(below / film.name)
+    by_image = experiment(folder, "split_by = 'image'")
+    now = open_image_set(by_image)
+    written = read_split_file(now.split.path)
+    assert written is not None
+    by_paths = {f"images_001/{name}": part for name, part in written.parts.items()}
+    write_split_file(now.split.path, dataclasses.replace(written, parts=by_paths))
+    before = now.split.path.read_bytes()
+    again = open_image_set(by_image)
+    assert now.split.path.read_bytes() == before, "images were appended by their names"
+    np.testing.assert_array_equal(again.split.part, now.split.part)
+    filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
+    assert filtered.split.whole_sha256 == again.split.sha256
 
 
 def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         ),
         (
             ("file,patient,age,Nodule,Hernia", "a.png,p1,58,0,1,", "b.png,p2,58,0,1"),
-            "index line 3 has 5 fields and line 2 6",
+            "index line 2 has 6 fields and the header 5",
         ),
         (("file,patient,Mass,Mass", "a.png,p1,1,0"), 'more than one column "Mass"'),
         (("a.png;p1;1", "b.png;p2;1"), "it must be the header"),

@@ -6,11 +6,13 @@ import tomllib
 import optuna
 import pytest
 
+from study.errors import UsageError
 from study.experiment import Experiment, parse
 from study.recipes import own_recipes
 from study.search import (
     Configuration,
     batch_size_exponents,
+    check_fixed_batch,
     choose_batch_size,
     make_pruner,
     make_sampler,
@@ -32,6 +34,15 @@ EXPERIMENT = parse(
     ),
     source="here",
 )
+
+
+@pytest.mark.parametrize(("batch", "most"), [(512, 400), (16, None), ("largest", None)])
+def test_fixed_batch_that_no_epoch_has_the_images_for_is_refused(batch: int | str, most: int | None) -> None:
+    if most is None:
+        check_fixed_batch(with_search(batch=batch), 8_015)
+        return
+    with pytest.raises(UsageError, match=rf"search.batch is {batch}, must be at most {most}: 8,015 training images"):
+        check_fixed_batch(with_search(batch=batch), 8_015)
 
 
 def with_search(**changes: object) -> Experiment:

@@ -52,12 +52,13 @@ def registered(
     split: str = "split",
     trials: int = 12,
     whole: Whole | None = None,
+    index: str | None = None,
 ) -> Registered:
     """whole: before a filter that left other images."""
     return register(
         database,
         experiment(name, labels, learn_from, trials=trials),
-        index_sha256="filtered index" if whole else "index",
+        index_sha256=index or ("filtered index" if whole else "index"),
         split_sha256=split,
         training_images=20 * 2 ** EXPONENTS[1],
         whole=whole,
@@ -180,6 +181,12 @@ def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database
     filtered = {"labels": ["Nodule"], "learn_from": [pilot], "split": "what is left of it"}
     with pytest.raises(UsageError, match=r"divides the same images otherwise \(split SHA-256 split, here other"):
         registered(database, "again", **filtered, whole=Whole("index", "other"))
+    registered(database, "older", labels=["Mass"], split="another")  # by a version that knew no filters' whole
+    has_run(database, "older", {FAIR: 0.7})
+    with pytest.raises(UsageError, match=r"divides the same images otherwise \(split SHA-256 another, here what is"):
+        registered(
+            database, "again", **filtered | {"learn_from": ["older"]}, whole=Whole("whole", "whole"), index="index"
+        )
     again = registered(database, "again", **filtered, whole=Whole("index", "split"))
     assert recall(database, "again") == again
     assert again.test_patients_sha256 == recall(database, pilot).test_patients_sha256 == "split"

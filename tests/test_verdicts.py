@@ -11,7 +11,6 @@ from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
 
 from objectives.errors import InputError
-from study.errors import UsageError
 from study.protocol import Finalist, LabelProtocol, Run
 from study.verdicts import conclude_label
 
@@ -217,12 +216,3 @@ def test_one_class_alone_is_refused() -> None:
     tables = {32: seeds_of(1, gap=1.0), 64: seeds_of(1, gap=1.0)}
     with pytest.raises(InputError, match="1 patients with the finding"):
         conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
-
-
-def test_networks_that_scored_other_images_are_told_before_anything_is_measured() -> None:
-    whole, short = seeds_of(100, gap=1.0), seeds_of(100, gap=1.0, images=399)
-    with pytest.raises(UsageError, match=r"Mass: a network at 64 px has scored other images \(399\) than .* \(400\)"):
-        conclude_label(protocol([32, 64], reference=64), {32: whole, 64: [*whole[:2], short[2]]}, margin=0.02)
-    others = [frame.assign(image="other " + frame["image"]) for frame in whole]
-    with pytest.raises(UsageError, match="put the images back as they were"):
-        conclude_label(protocol([32, 64], reference=64), {32: [whole[0], others[1], whole[2]], 64: whole}, margin=0.02)
