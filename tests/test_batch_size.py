@@ -1,5 +1,6 @@
 """The estimated step memory against what real tensors take, the shares of memory, and the caps of a batch."""
 
+import signal
 import subprocess
 import sys
 
@@ -167,10 +168,14 @@ for batch in range(16, 1024, 16):
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA covers allocations on Linux alone")
 @pytest.mark.parametrize("architecture", ["test_resnet", "mobilenetv3_small_050"])
 def test_running_into_the_limit_is_told_from_other_errors(architecture):
-    run = subprocess.run(
-        [sys.executable, "-c", STEP_BEYOND_THE_LIMIT, architecture], check=True, capture_output=True, text=True
-    )
-    assert run.stdout == "True\n"
+    """What is raised; one time in thirty oneDNN raises nothing and runs a kernel that it had no memory to make."""
+    for _ in range(5):
+        run = subprocess.run(
+            [sys.executable, "-c", STEP_BEYOND_THE_LIMIT, architecture], check=False, capture_output=True, text=True
+        )
+        if run.returncode != -signal.SIGSEGV:  # of which a worker dies, and its fleet starts another
+            break
+    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
     assert not is_out_of_memory(RuntimeError("Kernel size can't be greater than actual input size"))
 
 

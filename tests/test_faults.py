@@ -146,6 +146,7 @@ def _give_all_recipes(database: Database, registered: Registered) -> None:
 
 def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed: int | None) -> None:
     """What a process of the fleet runs: `acuity worker`, its epochs counted."""
+    from objectives import training
     from study import claimed_training, cli
 
     os.environ["ACUITY_STORAGE"] = url
@@ -155,12 +156,20 @@ def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed:
     os.dup2(log, 1)
     os.dup2(log, 2)
     epochs = os.open(f"{folder}/epochs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    write = Checkpoints.write
+    write, train_one_epoch = Checkpoints.write, training._train_one_epoch
+    trained = []
+
+    def train_and_note(*arguments: Any, **keywords: Any) -> None:
+        train_one_epoch(*arguments, **keywords)
+        trained.append(None)
 
     def counted(*arguments: Any, **keywords: Any) -> None:
-        os.write(epochs, b".")
+        if trained:  # else an attempt that takes over all epochs as its own
+            trained.clear()
+            os.write(epochs, b".")
         write(*arguments, **keywords)
 
+    training._train_one_epoch = train_and_note
     Checkpoints.write = counted  # type: ignore[method-assign]
     if quick or deadly_seed is not None:
         claimed_training.train = lambda *args, **keywords: quick_training(*args, deadly_seed=deadly_seed, **keywords)
