@@ -127,7 +127,8 @@ def _unit_of_rows(index: ImageIndex, unit: str) -> "pd.Series[str]":
 
 
 def _knows_paths(index: ImageIndex, written: SplitFile) -> bool:
-    return written.parts.keys().isdisjoint(index.names) and set(index.table["file"]) <= written.parts.keys()
+    known = written.parts.keys()
+    return known.isdisjoint(index.names) and not known.isdisjoint(index.table["file"])
 
 
 def _read(path: Path, published: Mapping[str, str]) -> SplitFile | None:

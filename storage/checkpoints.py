@@ -124,11 +124,12 @@ class Checkpoints:
         return [name for name in names if re.match(r"\d+\.\d+\.ckpt", name)]
 
     def _of_study(self, study: str) -> str:
-        return f"{self.folder.rstrip('/')}/{_folder_name(study)}"
+        on_disk = isinstance(self.files, LocalFileSystem)
+        return f"{self.folder.rstrip('/')}/{_folder_name(study) if on_disk else quote(study, safe=' ')}"
 
 
 def _folder_name(study: str) -> str:
-    """Readable where it can be; cut short where it is too long for a file system, as names in other scripts are."""
+    """Readable where it can be; cut short where it is too long for a disk, as names in other scripts are."""
     quoted = quote(study, safe=" ")
     if len(quoted) <= _LONGEST_NAME_BYTES:
         return quoted

@@ -63,6 +63,8 @@ def is_usable(device: Device) -> bool:
         return True
     try:
         torch.zeros(1, device=device.torch_device).add_(1).cpu()
+    except torch.OutOfMemoryError:
+        return True
     except RuntimeError:
         return False
     return True
@@ -112,14 +114,14 @@ def held_by_others(device: Device) -> str | None:
     """What to tell where other programs hold much of this worker's share of a GPU; None where they do not."""
     if device.torch_device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device.torch_device)
+    free, total = torch.cuda.mem_get_info(device.torch_device)
     available = free + torch.cuda.memory_reserved(device.torch_device)
-    if available >= _MOST_OF_IT * device.memory_budget_bytes:
+    share = min(device.memory_budget_bytes, total // device.workers)  # a fleet's budget may be more than this GPU has
+    if available >= _MOST_OF_IT * share:
         return None
     return (
-        f"{device.name} has {available / 2**30:.1f} GiB free of the {device.memory_budget_bytes / 2**30:.1f} GiB that "
-        "are this worker's share: another program holds the rest. Free it, start fewer workers there, or lower "
-        "workers.memory_budget_gib"
+        f"{device.name} has {available / 2**30:.1f} GiB free of the {share / 2**30:.1f} GiB that are this worker's "
+        "share: another program holds the rest. Free it, start fewer workers there, or lower workers.memory_budget_gib"
     )
 
 

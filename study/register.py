@@ -150,9 +150,9 @@ def with_whole(database: Database, registered: Registered, whole: Whole) -> Regi
     """The same experiment, its whole split on record where an earlier version had not put it there."""
     if registered.whole is not None:
         return registered
-    registered = replace(registered, whole=whole)
-    _save(database, registered)
-    return registered
+    today = recall(database, registered.experiment.name)  # a launch may have changed it while images were decoded
+    _save(database, replace(today, whole=whole))
+    return replace(registered, whole=whole)
 
 
 def with_budget_of_today(database: Database, registered: Registered) -> Registered:

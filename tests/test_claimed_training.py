@@ -2,6 +2,7 @@
 
 import threading
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_gpu_of_which_others_hold_much_is_told_by_what_is_free(monkeypatch: pyte
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (38 * 2**30, 80 * 2**30))
     assert held_by_others(share) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24 * 2**30, 80 * 2**30))
+    assert held_by_others(replace(share, memory_budget_bytes=200 * 2**30, workers=3)) is None, "more than it has"
     told = held_by_others(share)
     assert told is not None
     assert "has 25.0 GiB free of the 40.0 GiB that are this worker's share" in told

@@ -5,6 +5,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -98,6 +99,12 @@ def test_split_by_image_that_an_earlier_version_made_by_paths_stays(folder: Path
     np.testing.assert_array_equal(again.split.part, now.split.part)
     filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
     assert filtered.split.whole_sha256 == again.split.sha256
+    index = folder / "Data_Entry.csv"
+    *_, last = index.read_text().splitlines()
+    cv2.imwrite(str(below / "another.png"), 255 - cv2.imread(str(below / last.split(",")[0]), cv2.IMREAD_GRAYSCALE))
+    index.write_text(index.read_text().rstrip("\n") + "\n" + ",".join(["another.png", *last.split(",")[1:]]) + "\n")
+    longer = open_image_set(by_image)
+    np.testing.assert_array_equal(longer.split.part[: len(now.split.part)], now.split.part)
 
 
 def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:
