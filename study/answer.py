@@ -74,6 +74,8 @@ class Answer:
     labels: tuple[LabelAnswer, ...]
     test_uses: int
     """How often the split's test patients have been used, over all experiments."""
+    trials: int = 0
+    """That each label's search is to have."""
     warnings: tuple[str, ...] = ()
     """What must stand beside every number; empty for a split by patient with a test part."""
 
@@ -162,6 +164,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
             if progress.label in labels
         ),
         test_uses=count_test_uses(database, registered.test_patients_sha256, registered.split_sha256),
+        trials=registered.experiment.search.trials,
         warnings=caveats(experiment),
     )
 

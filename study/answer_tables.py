@@ -97,7 +97,7 @@ def _best_row(entry: LabelAnswer) -> list[Text | str]:
     return [
         Text(entry.label),
         str(best.resolution),
-        f"{best.auc:.3f}",
+        f"{best.auc:.3f}{'*' if best.split == 'test' else ''}",
         best.architecture,
         f"{best.batch_size}/{best.feasible_batch_size}",
         f"{best.learning_rate:.2g}",
@@ -120,6 +120,10 @@ def _notes(answer: Answer) -> list[RenderableType]:
     if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
         words = "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
+    counts = {entry.label: entry.trials["complete"] + entry.trials["pruned"] for entry in answer.labels}
+    unfinished = [f"{label} has {count} of {answer.trials}" for label, count in counts.items() if count < answer.trials]
+    if unfinished:
+        notes.append(Text(f"The search is not finished ({'; '.join(unfinished)} trials).", style="italic"))
     return notes + [Text(warning, style="bold") for warning in answer.warnings]
 
 

@@ -39,8 +39,8 @@ def preparation_table(preparation: Preparation) -> Group:
     warnings = [Text(warning, style="bold") for warning in preparation.warnings]
     note = (
         "positive: images (patients). +-: half of the 95 % interval that an AUC of .8 will have on the test patients. "
-        "Smallest margin: what non-inferiority of an equally good resolution can be shown at, with 80 % power and 5 "
-        "seeds."
+        "Smallest margin: what non-inferiority of an equally good resolution can be shown at, with 80 % power and "
+        f"{preparation.seeds} seeds."
     )
     return Group(Text(said), *warnings, Text(), table, Text(), Text(note, style="italic"))
 

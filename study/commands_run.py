@@ -3,11 +3,13 @@
 Heavy packages are imported inside the commands, so that help answers at once.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -147,7 +149,7 @@ def launch(
     from study.terminal import results_console
 
     experiment = experiments.load(file)
-    with open_storage(storage) as database:
+    with _says_how_to_go_on(), open_storage(storage) as database:
         launch_experiment(
             database,
             experiment,
@@ -195,6 +197,15 @@ def worker(
         sys.exit(os.EX_SOFTWARE)  # a crash, to whoever started this: a fresh process may have the device again
     if grown:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "study", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def _says_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("acuity: stopped; every trial keeps its last epoch, and the same command goes on", err=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 @command("acuity stop nih")
@@ -245,7 +256,7 @@ def confirm(
     from study.register import recall_or_update
     from study.terminal import messages_console, results_console
 
-    with open_storage(storage) as database:
+    with _says_how_to_go_on(), open_storage(storage) as database:
         registered = recall_or_update(database, name)
         stored = confirm_experiment(
             database,

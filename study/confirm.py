@@ -9,8 +9,10 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from objectives.planning import FEWEST_POSITIVE_PATIENTS
 from storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
 from storage.database import Database
+from study.cohort import count_cohort
 from study.confirm_tables import plan_table, protocol_table
 from study.confirm_trials import (
     Confirming,
@@ -62,6 +64,16 @@ def confirm(
         image_set = open_image_set(experiment, progress=progress)
     check_same_images(registered, **image_set.identity())
     registered = with_whole(database, registered, Whole(**image_set.whole()))
+    undecidable = [
+        entry.label for entry in count_cohort(image_set, experiment.labels, seeds=seeds) if not entry.plan.estimable
+    ]
+    if undecidable:
+        console.print(
+            f"Warning: too few positive test patients for a verdict on {', '.join(undecidable)} (of "
+            f"{FEWEST_POSITIVE_PATIENTS} that are needed); confirming is a use of the test patients all the same",
+            soft_wrap=True,
+            highlight=False,
+        )
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
     places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
     count = (workers or 0) if on_slurm else len(places)

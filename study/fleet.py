@@ -74,6 +74,8 @@ class _Member:
 def place_workers(device: str, *, workers: int | None, workers_per_gpu: int | None) -> list[Place]:
     """Spread workers over this host's GPUs, by default one each; where there is none over its cores, by default two."""
     cores = len(os.sched_getaffinity(0))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device} cannot be used here: PyTorch sees no GPU; use --device cpu or another host")
     gpus = _visible_gpus(device)
     if not gpus:
         if workers_per_gpu is not None:

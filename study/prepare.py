@@ -32,6 +32,8 @@ class Preparation:
     images: int
     patients: int
     cohort: tuple[LabelCohort, ...]
+    seeds: int
+    """That a confirmation is to train of each finalist: the plans are for so many."""
     left_out: dict[str, int]
     """Images of the index by the filter that they did not pass."""
     repeats: RepeatCounts
@@ -68,7 +70,8 @@ def prepare(
         experiment=experiment.name,
         images=len(image_set.index.table),
         patients=int(image_set.index.table["patient"].nunique()),
-        cohort=count_cohort(image_set, experiment.labels),
+        cohort=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
+        seeds=experiment.confirm.seeds,
         left_out=dict(image_set.left_out),
         repeats=image_set.repeats,
         bad_images=tuple(image_set.cache.bad),

@@ -152,7 +152,7 @@ def test_launch_leaves_nothing_running_however_it_ends(
     wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
     time.sleep(1)
     os.killpg(launcher.pid, how)
-    assert launcher.wait(timeout=15) != 0
+    assert launcher.wait(timeout=15) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     wait_until(lambda: workers_alive(home) == [], 15 if how is signal.SIGKILL else 0.1)
     assert count(database_url, "state = 'RUNNING'") == 0
     assert count(database_url, "requeued") == 2
@@ -225,6 +225,9 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
         assert gpus() == [("GPU-5a", 1)]
     with pytest.raises(UsageError, match="no GPU here"):
         place_workers("cpu", workers=None, workers_per_gpu=2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="device cuda:1 cannot be used here: PyTorch sees no GPU"):
+        place_workers("cuda:1", workers=None, workers_per_gpu=None)
 
 
 def test_worker_that_cannot_go_on_leaves_the_others_at_work(tmp_path: Path) -> None:

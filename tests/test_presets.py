@@ -3,6 +3,7 @@
 import csv
 import io
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,10 @@ def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
     console = Console(file=io.StringIO(), width=300)
     console.print(answer_table(answer))
     assert warning in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "not finished" not in console.file.getvalue()  # type: ignore[attr-defined]
+    console.print(answer_table(replace(answer, trials=30)))
+    told = "The search is not finished (Cardiomegaly has 24 of 30; Nodule has 24 of 30 trials)."
+    assert told in console.file.getvalue()  # type: ignore[attr-defined]
     assert list(read_best_resolution(database, "tiny")["warning"]) == [warning, warning]
     cohort = read_cohort_here(registered)
     assert cohort is not None
