@@ -115,7 +115,10 @@ def claim_confirm_trial(
 
 def is_anything_left(studies: Mapping[str, optuna.Study]) -> bool:
     """Whether trainings run, wait or are to be enqueued."""
-    return is_running_elsewhere(studies) or any(_is_there_work(study) for study in studies.values())
+    return any(
+        study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or _is_there_work(study)
+        for study in studies.values()
+    )
 
 
 def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:

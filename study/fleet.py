@@ -64,7 +64,7 @@ class _Member:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),  # one system call, of a single thread
+                preexec_fn=die_with_parent(signal.SIGTERM),
             )
 
     def ended(self) -> int | None:

@@ -21,7 +21,7 @@ from study.device import Device, held_by_others
 from study.errors import DeviceLostError, UsageError
 from study.experiment import parse, resolve_paths
 from study.image_set import open_image_set, training_images
-from study.register import Registered, register
+from study.register import register
 from study.station import Station
 
 
@@ -31,13 +31,8 @@ def at_a_station(database: Database, folder: Path, phantoms: Path, *, search: st
     toml = toml.replace("[training]", f"{search}\n[training]")
     experiment = resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
     image_set = open_image_set(experiment)
-    registered: Registered = register(
-        database,
-        experiment,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
-        training_images=training_images(image_set, experiment.labels),
-    )
+    training = training_images(image_set, experiment.labels)
+    registered = register(database, experiment, **image_set.identity(), training_images=training)
     return station_here(database, registered, stop=threading.Event())
 
 

@@ -201,7 +201,7 @@ def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_re
 
 
 def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
-    database: Database, database_url: str, registered: Registered
+    database: Database, database_url: str, registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(database, registered, seeds=9)
     while len(runs(database, registered)) < 7:  # finalists are known, and their seeds enqueued
@@ -213,7 +213,7 @@ def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     assert len(study.get_trials(states=(TrialState.WAITING,))) > 3
     other = nominee(9, 64)
-    QUALITY[9] = 0.9
+    monkeypatch.setitem(QUALITY, 9, 0.9)
     plan(database, registered, seeds=4, nominees=(*NOMINEES[:3], NOMINEES[3], other))
     work(database_url, registered, tell)
     done = runs(database, registered)
