@@ -1,4 +1,4 @@
-"""The command `acuity`: each command parses, makes one call and prints; the user's mistakes become one line."""
+"""The command `acuity`: it runs one command, and prints a mistake of the user as one line."""
 
 import logging
 import os
@@ -8,30 +8,26 @@ import sys
 import click
 
 from study import commands_read, commands_run, commands_storage  # noqa: F401  (importing them registers their commands)
-from study.command import acuity
+from study.command import CommonOptions, acuity
 
 
 def main() -> None:
-    """Run a command; the user's mistakes become one line on stderr and exit status 1."""
-    if os.getpid() == 1:  # of a container: the kernel drops a SIGTERM that process 1 has not asked for
+    """Run a command; a mistake of the user becomes one line on stderr and exit status 1."""
+    if os.getpid() == 1:  # of a container: the kernel drops a SIGTERM for which process 1 has no handler
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    verbose = bool({"-v", "--verbose"} & set(sys.argv))
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    options = CommonOptions()
     try:
-        acuity.main(prog_name="acuity")
+        acuity.main(prog_name="acuity", obj=options)
     except Exception as error:
-        if verbose or not _is_users(error):
+        if options.verbose or not _is_users(error):
             raise
         click.echo(f"acuity: {error}", err=True)
         sys.exit(1)
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether this is a mistake that the message itself explains."""
+    """Whether this is a mistake of the user, which the message explains."""
     from objectives.errors import InputError
     from storage.errors import StorageError
     from study.errors import UsageError

@@ -8,27 +8,26 @@ from pathlib import Path
 
 import click
 
-from study.command import command, device_option
+from study.command import command, device_option, open_database
 
 
 @command("acuity status nih --watch")
 @click.argument("name")
 @click.option("--watch", is_flag=True, help="Go on showing it until nothing is left to run; Ctrl-C ends it before.")
-def status(name: str, watch: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def status(name: str, watch: bool) -> None:
     """Show how far each label of an experiment is, and the trials that run now on any host.
 
     With --watch a table that redraws itself; in a file or a pipe a line every ten seconds. It ends with status 0 once
     every label has its trials and a confirmation that has begun is through, waits for workers that are still to come,
     and sits out outages of the database.
     """
-    from storage.database import open_storage
     from study.register import recall
     from study.standing import read_standing
     from study.tables import progress_table
     from study.terminal import results_console
     from study.watch import watch as watch_experiment
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         if watch:
             watch_experiment(database, name, results_console())
         else:
@@ -40,16 +39,15 @@ def status(name: str, watch: bool, storage: str | None, verbose: bool) -> None: 
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
-def dashboard(port: int, host: str, writable: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def dashboard(port: int, host: str, writable: bool) -> None:
     """Serve optuna-dashboard on the storage, for this host alone and read-only.
 
     For other hosts (--host) it asks for the user acuity and the password in $ACUITY_DASHBOARD_PASSWORD, or in the file
     that $ACUITY_DASHBOARD_PASSWORD_FILE names; on this host it does if there is one.
     """
-    from storage.database import open_storage
     from study.dashboard import serve_dashboard
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         serve_dashboard(
             database,
             port=port,
@@ -69,14 +67,13 @@ def dashboard(port: int, host: str, writable: bool, storage: str | None, verbose
     default="table",
     show_default=True,
 )
-def best(name: str, label: str | None, form: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def best(name: str, label: str | None, form: str) -> None:
     """Print the best resolution per label: the confirmed answer, or before that the search's optimistic one."""
-    from storage.database import open_storage
     from study.answer import read_answer, read_best_resolution
     from study.answer_tables import answer_table, details_table, markdown_table
     from study.terminal import results_console
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         if form in ("csv", "markdown"):
             table = read_best_resolution(database, name, label=label)
             click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
@@ -96,23 +93,14 @@ def best(name: str, label: str | None, form: str, storage: str | None, verbose: 
 @click.option("--images", type=click.Path(path_type=Path), help="Its files; by default `images` beside the index.")
 @device_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def score(
-    name: str,
-    index: Path,
-    images: Path | None,
-    device: str,
-    form: str,
-    storage: str | None,
-    verbose: bool,  # noqa: ARG001
-) -> None:
+def score(name: str, index: Path, images: Path | None, device: str, form: str) -> None:
     """Score another image set with the confirmed networks; nothing is chosen on it."""
-    from storage.database import open_storage
     from study.answer_tables import external_table
     from study.external import score_index
     from study.register import recall
     from study.terminal import messages_console, results_console
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         registered = recall(database, name)
         results = score_index(database, registered, index, images=images, device=device, console=messages_console())
     if form == "json":
@@ -127,21 +115,12 @@ def score(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there yet.")
 @click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
 @device_option
-def export(
-    name: str,
-    label: str,
-    out: Path,
-    resolution: int | None,
-    device: str,
-    storage: str | None,
-    verbose: bool,  # noqa: ARG001
-) -> None:
+def export(name: str, label: str, out: Path, resolution: int | None, device: str) -> None:
     """Write a label's network to a folder that plain timm loads, with threshold, calibration and model card."""
-    from storage.database import open_storage
     from study.export import export_network
     from study.register import recall
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         use = export_network(database, recall(database, name), label, out, resolution=resolution, device=device)
     network = use["network"]
     click.echo(
@@ -154,12 +133,11 @@ def export(
 @command("acuity report nih --out report")
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; an earlier report is replaced.")
-def report(name: str, out: Path, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def report(name: str, out: Path) -> None:
     """Write one page with tables, figures and a methods section that opens anywhere, and its figures for a paper."""
-    from storage.database import open_storage
     from study.register import recall
     from study.report import write_report
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         write_report(database, recall(database, name), out)
     click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)

@@ -14,23 +14,23 @@ from pathlib import Path
 
 import click
 
-from study.command import command, device_option
+from study.command import command, device_option, is_verbose, named_storage, open_database
 
 
 @command("acuity demo")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="By default one a GPU, else two.")
-def demo(folder: Path, workers: int | None, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def demo(folder: Path, workers: int | None) -> None:
     """Search synthetic radiographs whose needs are known, start to end in minutes."""
     from study.demo import run_demo
 
-    run_demo(folder, storage_url=storage, workers=workers)
+    run_demo(folder, storage_url=named_storage(), workers=workers)
 
 
 @command("acuity new nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(["sabottke2020"]), help="A published study instead of the template.")
-def new(file: Path, preset: str | None, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def new(file: Path, preset: str | None) -> None:
     """Write a commented experiment file to start from."""
     from study.template import write_template
 
@@ -41,7 +41,7 @@ def new(file: Path, preset: str | None, storage: str | None, verbose: bool) -> N
 @command("acuity prepare nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def prepare(file: Path, as_json: bool) -> None:
     """Check an experiment's images, labels, networks and disk, and decode the images, before any GPU time is spent."""
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def prepare(file: Path, as_json: bool, storage: str | None, verbose: bool) -> No
 
     experiment = experiments.load(file)
     with decoding_bar(Console(stderr=True)) as progress:
-        preparation = prepare_experiment(experiment, storage_url=storage, progress=progress)
+        preparation = prepare_experiment(experiment, storage_url=named_storage(), progress=progress)
     if as_json:
         click.echo(json.dumps(preparation.to_json(), indent=2, allow_nan=False))
     else:
@@ -79,8 +79,6 @@ def fit(
     memory_gib: float | None,
     most: int,
     as_json: bool,
-    storage: str | None,  # noqa: ARG001
-    verbose: bool,  # noqa: ARG001
 ) -> None:
     """Find the largest batch that fits, by an estimate and a few real training steps."""
     from study import experiment as experiments
@@ -115,14 +113,7 @@ def fit(
 @click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there, by [cluster] of the file.")
 def launch(
-    file: Path,
-    workers: int | None,
-    workers_per_gpu: int | None,
-    device: str,
-    detach: bool,
-    cluster: str | None,
-    storage: str | None,
-    verbose: bool,  # noqa: ARG001
+    file: Path, workers: int | None, workers_per_gpu: int | None, device: str, detach: bool, cluster: str | None
 ) -> None:
     """Run an experiment on this host until every label has its trials, then print the answer.
 
@@ -133,7 +124,7 @@ def launch(
             raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
         from study.slurm import check_slurm
 
-        check_slurm(storage, warn=_warn)
+        check_slurm(named_storage(), warn=_warn)
     if workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
     again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
@@ -141,7 +132,6 @@ def launch(
     again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
     from rich.console import Console
 
-    from storage.database import open_storage
     from study import experiment as experiments
     from study.answer import read_answer
     from study.answer_tables import answer_table
@@ -149,11 +139,11 @@ def launch(
     from study.terminal import results_console
 
     experiment = experiments.load(file)
-    with _says_how_to_go_on(), open_storage(storage) as database:
+    with _says_how_to_go_on(), open_database() as database:
         launch_experiment(
             database,
             experiment,
-            storage_url=storage,
+            storage_url=named_storage(),
             workers=workers,
             workers_per_gpu=workers_per_gpu,
             device=device,
@@ -171,9 +161,7 @@ def launch(
 @device_option
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
 @click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
-def worker(
-    name: str, data: Path | None, device: str, workers: int, threads: int | None, storage: str | None, verbose: bool
-) -> None:
+def worker(name: str, data: Path | None, device: str, workers: int, threads: int | None) -> None:
     """Run one worker of an experiment that has been launched before, on this host or another.
 
     SIGTERM and Ctrl-C make it hand its trial back and leave, with status 0. Status 75: the database is away.
@@ -186,9 +174,11 @@ def worker(
     from study.errors import DeviceLostError
     from study.worker import run_worker
 
-    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger().setLevel(logging.DEBUG if is_verbose() else logging.INFO)
     try:
-        grown = run_worker(name, storage_url=storage, folder=data, device=device, workers=workers, threads=threads)
+        grown = run_worker(
+            name, storage_url=named_storage(), folder=data, device=device, workers=workers, threads=threads
+        )
     except OutageError as error:
         click.echo(f"acuity: {error}", err=True)
         sys.exit(os.EX_TEMPFAIL)
@@ -210,11 +200,11 @@ def _says_how_to_go_on() -> Iterator[None]:
 
 @command("acuity stop nih")
 @click.argument("name")
-def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def stop(name: str) -> None:
     """End the launches of an experiment on this host and its Slurm jobs; their workers hand their trials back."""
     from study.stop import stop_experiment
 
-    stopped = stop_experiment(name, storage_url=storage or os.environ.get("ACUITY_STORAGE"))
+    stopped = stop_experiment(name, storage_url=named_storage() or os.environ.get("ACUITY_STORAGE"))
     launches, jobs = stopped.launches, stopped.jobs
     if launches:
         click.echo(f"stopped {launches} launch{'es' if launches > 1 else ''} of {name}", err=True)
@@ -230,15 +220,7 @@ def stop(name: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
 @click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
 @device_option
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there that retrain; score later.")
-def confirm(
-    name: str,
-    seeds: int | None,
-    workers: int | None,
-    device: str,
-    cluster: str | None,
-    storage: str | None,
-    verbose: bool,  # noqa: ARG001
-) -> None:
+def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None) -> None:
     """Retrain the search's best with several seeds and score them once on the held-out test patients.
 
     Given the experiment's file, what has changed in it since the launch (such as [confirm] margin) counts.
@@ -248,21 +230,20 @@ def confirm(
             raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
         from study.slurm import check_slurm
 
-        check_slurm(storage, warn=_warn)
-    from storage.database import open_storage
+        check_slurm(named_storage(), warn=_warn)
     from study.answer import read_answer
     from study.answer_tables import answer_table
     from study.confirm import confirm as confirm_experiment
     from study.register import recall_or_update
     from study.terminal import messages_console, results_console
 
-    with _says_how_to_go_on(), open_storage(storage) as database:
+    with _says_how_to_go_on(), open_database() as database:
         registered = recall_or_update(database, name)
         stored = confirm_experiment(
             database,
             registered,
             seeds=seeds,
-            storage_url=storage,
+            storage_url=named_storage(),
             workers=workers,
             device=device,
             console=messages_console(),

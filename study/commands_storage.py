@@ -7,19 +7,18 @@ import os
 
 import click
 
-from study.command import acuity, command
+from study.command import acuity, command, named_storage, open_database
 
 
 @command("acuity delete nih")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(name: str, yes: bool, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def delete(name: str, yes: bool) -> None:
     """Delete an experiment with all its trials; images, split and cache stay."""
-    from storage.database import open_storage
     from study.progress import read_progress
     from study.register import forget, recall
 
-    with open_storage(storage) as database:
+    with open_database() as database:
         registered = recall(database, name)
         progress = read_progress(database, registered.experiment)
         trials = sum(entry.finished + entry.running for entry in progress)
@@ -36,24 +35,23 @@ def storage() -> None:
 
 @command("acuity storage grant-reader nih_reader", group=storage)
 @click.argument("role")
-def grant_reader(role: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def grant_reader(role: str) -> None:
     """Make a role of the database that reads all of Acuity's tables and writes none: for dashboards and notebooks.
 
     With a password in $ACUITY_READER_PASSWORD, or in the file that $ACUITY_READER_PASSWORD_FILE names, it can log in.
     """
-    from storage.database import open_storage
     from storage.grants import grant_reader as grant
     from storage.passwords import read_password
     from storage.url import masked
     from study.errors import UsageError
 
     password = read_password(os.environ, "ACUITY_READER_PASSWORD")
-    if not (storage or os.environ.get("ACUITY_STORAGE")):
+    if not (named_storage() or os.environ.get("ACUITY_STORAGE")):
         raise UsageError(
             "the embedded Postgres opens to this user alone, so nobody else could read as that role: name a server "
             "with --storage. `acuity storage move` brings there what is in the embedded one"
         )
-    with open_storage(storage) as database:
+    with open_database() as database:
         can_log_in = grant(database, role, password=password)
         address = masked(database.url.set(username=role))
     click.echo(f"{role} may read everything here, and write nothing", err=True)
@@ -69,7 +67,7 @@ def grant_reader(role: str, storage: str | None, verbose: bool) -> None:  # noqa
 
 @command("acuity storage move postgresql://acuity@db.example/nih", group=storage)
 @click.argument("url", envvar="ACUITY_STORAGE", metavar="URL")
-def move(url: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
+def move(url: str) -> None:
     """Move what is on the embedded server, trials and all, into an empty database of a real one.
 
     Rows are compared on both sides before anything is kept. By default URL is $ACUITY_STORAGE; its password may also be
@@ -78,7 +76,7 @@ def move(url: str, storage: str | None, verbose: bool) -> None:  # noqa: ARG001
     from study.errors import UsageError
     from study.move import move_storage
 
-    if storage:
+    if named_storage():
         raise UsageError("storage move takes what is on the embedded server: leave --storage out")
     copied = move_storage(url, say=lambda line: click.echo(line, err=True))
     for table in copied:
