@@ -22,14 +22,26 @@ from storage.errors import OutageError
 from study.errors import UsageError
 from study.launches import last_words, log_folder, make_folder, registered_launch
 from study.register import Registered
+from study.restarts import NextStep, RestartPolicy
 
 logger = logging.getLogger(__name__)
 
 _EXIT_S = 12.0
-_MOST_CRASHES = 3
-_CRASHES_COUNT_FOR_S = 15 * 60
 _OUTAGE_PAUSE_S = 5.0
 _REFRESH_S = 0.5
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """The workers that a command starts, as its options name them."""
+
+    workers: int | None = None
+    """How many: by default one per GPU, else two. With 0 no worker is started."""
+    per_gpu: int | None = None
+    """How many share each GPU, in place of workers; by default 1."""
+    device: str = "auto"
+    cluster: str | None = None
+    """"slurm" submits the workers as jobs; None starts them on this host."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,14 @@ class _Member:
     command: list[str]
     log: Path
     environment: dict[str, str]
+    restarts: RestartPolicy
     process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
     not_before: float = 0.0
-    crashes: list[float] = field(default_factory=list)
-    given_up: bool = False
+    given_up: NextStep | None = None
 
     def start(self) -> None:
+        self.began = time.monotonic()
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends its workers.
             self.process = subprocess.Popen(
@@ -71,20 +85,24 @@ class _Member:
         return None if self.process is None else self.process.poll()
 
 
-def place_workers(device: str, *, workers: int | None, workers_per_gpu: int | None) -> list[Place]:
-    """Spread workers over this host's GPUs, by default one each; where there is none over its cores, by default two."""
+def place_workers(options: FleetOptions) -> list[Place]:
+    """Spread the workers of this host over its GPUs, or over its cores where it has no GPU.
+
+    Empty where the workers run on a cluster or somebody else starts them.
+    """
+    device, workers, per_gpu = options.device, options.workers, options.per_gpu
+    if options.cluster is not None or workers == 0:
+        return []
     cores = len(os.sched_getaffinity(0))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device} cannot be used here: PyTorch sees no GPU; use --device cpu or another host")
     gpus = _visible_gpus(device)
     if not gpus:
-        if workers_per_gpu is not None:
-            raise UsageError(
-                f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; say --workers for CPU workers"
-            )
+        if per_gpu is not None:
+            raise UsageError(f"--workers-per-gpu {per_gpu}: there is no GPU here; say --workers for CPU workers")
         count = workers or min(2, cores)
         return [Place(device=device, sharing=count, threads=max(1, cores // count))] * count
-    count = workers or len(gpus) * (workers_per_gpu or 1)
+    count = workers or len(gpus) * (per_gpu or 1)
     sharing, threads = math.ceil(count / len(gpus)), max(1, cores // count)
     return [
         Place("cuda", sharing, threads, environment={"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
@@ -93,12 +111,7 @@ def place_workers(device: str, *, workers: int | None, workers_per_gpu: int | No
 
 
 def run_fleet(
-    database: Database,
-    registered: Registered,
-    *,
-    places: list[Place],
-    storage_url: str | None,
-    refresh: Callable[[int], None],
+    database: Database, registered: Registered, *, places: list[Place], refresh: Callable[[int], None]
 ) -> None:
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
@@ -108,8 +121,11 @@ def run_fleet(
     """
     name = registered.experiment.name
     with _sigterm_as_interrupt(), registered_launch(name, storage=database.url):
-        members = [_member(name, place, number=number, storage_url=storage_url) for number, place in enumerate(places)]
         patience = _Patience(60 * registered.experiment.workers.storage_patience_min)
+        members = [
+            _member(name, place, database.environment(), number=number, outage_limit_s=patience.limit_s)
+            for number, place in enumerate(places)
+        ]
         try:
             for member in members:
                 member.start()
@@ -167,47 +183,51 @@ def _named_gpus(named: str) -> list[str]:
 
 
 def _alive(members: list[_Member]) -> bool:
-    """Start again who crashed, and leave out whom that does not help; False once all have ended.
+    """Restart the workers that crashed; returns whether any worker runs.
 
-    UsageError where nobody has come to the end of the work.
+    Raises once every worker has been given up: OutageError where all lacked the database, UsageError otherwise.
     """
     now = time.monotonic()
     for member in members:
-        if member.given_up:
+        if member.given_up is not None:
             continue
         if member.process is None and now >= member.not_before:
             member.start()
         code = member.ended()
-        if code in (None, 0):
+        if code is None:
             continue
-        if code == os.EX_TEMPFAIL:  # the database is away; refresh() knows for how long it may be
-            member.process, member.not_before = None, now + _OUTAGE_PAUSE_S
-            continue
-        member.crashes = [crash for crash in member.crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]
-        if code in (1, 2) or len(member.crashes) > _MOST_CRASHES:
-            logger.warning("a worker ended with an error: %s (log: %s)", last_words(member.log), member.log)
-            member.given_up = True
-            continue
-        logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
-        member.start()
-    failed = [member for member in members if member.given_up]
-    if members and len(failed) == len(members):
-        log = failed[0].log
-        raise UsageError(f"a worker ended with an error: {last_words(log)} (log: {log})")
+        match member.restarts.next_step(code, began=member.began, now=now):
+            case NextStep.FINISH:
+                pass
+            case NextStep.RESTART:
+                logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
+                member.start()
+            case NextStep.RESTART_LATER:
+                member.process, member.not_before = None, now + _OUTAGE_PAUSE_S
+            case failure:
+                logger.warning("a worker ended with an error: %s (log: %s)", last_words(member.log), member.log)
+                member.given_up = failure
+    if members and all(member.given_up is not None for member in members):
+        log = members[0].log
+        only_outages = all(member.given_up is NextStep.GIVE_UP_OUTAGE for member in members)
+        kind = OutageError if only_outages else UsageError
+        raise kind(f"a worker ended with an error: {last_words(log)} (log: {log})")
     return any(member.ended() is None for member in members)
 
 
-def _member(experiment: str, place: Place, *, number: int, storage_url: str | None) -> _Member:
+def _member(
+    experiment: str, place: Place, environment: dict[str, str], *, number: int, outage_limit_s: float
+) -> _Member:
     folder = log_folder(experiment)
     make_folder(folder)
     # -P: a study.py in the current folder would run in place of ours.
     command = [sys.executable, "-P", "-m", "study", "worker", experiment, "--device", place.device]
     command += ["--workers", str(place.sharing), "--threads", str(place.threads)]
-    # The address goes by the environment: a command line, and a password in it, is everybody's to read.
     return _Member(
         command=command,
         log=folder / f"worker-{os.getpid()}-{number}.log",
-        environment=os.environ | place.environment | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
+        environment=os.environ | place.environment | environment,
+        restarts=RestartPolicy(outage_limit_s),
     )
 
 

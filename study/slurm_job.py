@@ -1,4 +1,4 @@
-"""What a Slurm job runs: a worker, started again while that helps, and its job requeued while there is work to do."""
+"""What a Slurm job runs: a worker that is restarted after a failure. The job requeues itself after a preemption."""
 
 import argparse
 import logging
@@ -10,122 +10,117 @@ import sys
 import time
 from dataclasses import dataclass
 
+from study.restarts import NextStep, RestartPolicy
+
 logger = logging.getLogger(__name__)
 
 _EXIT_S = 12
-"""What a worker has to leave in; it needs ten seconds at most."""
+"""How long a worker has to end. It needs ten seconds at most."""
 _OUTAGE_PAUSE_S = 30.0
-_WORKED_S = 60.0
-"""A worker that ran for longer had found the database."""
-_MOST_CRASHES = 3
-_CRASHES_COUNT_FOR_S = 15 * 60
-_GOES_ON = ("RUNNING", "SIGNALING")
+"""Longer than on one host: the jobs of a whole cluster may wait for the same database."""
+_RUNNING_STATES = ("RUNNING", "SIGNALING")
 
 
 @dataclass
 class _Worker:
-    """The worker of this job, whichever process it is at the moment."""
+    """The worker of this job. Each restart is a new process."""
 
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
-    told_to_stop: bool = False
+    stopping: bool = False
     """No threading.Event: a handler that sets one waits for ever for the lock of a wait() that it interrupts."""
 
     def run(self) -> int:
         """Run a process to its end; its exit status, negative where a signal ended it."""
         self.process = subprocess.Popen([sys.executable, "-m", "study", *self.arguments])
-        if self.told_to_stop:
+        if self.stopping:
             self.process.terminate()
         return self.process.wait()
 
     def pause(self, seconds: float) -> bool:
-        """Wait, but no longer than until this job is told to stop; returns whether it is."""
+        """Wait until the time is over or this job has to stop; returns whether it has to stop."""
         until = time.monotonic() + seconds
-        while not self.told_to_stop and time.monotonic() < until:
+        while not self.stopping and time.monotonic() < until:
             time.sleep(0.5)
-        return self.told_to_stop
+        return self.stopping
 
-    def leave(self, *_: object) -> None:
-        """On SIGTERM. Slurm tells this process alone, or the worker too; to be told twice does no harm."""
-        self.told_to_stop = True
+    def stop(self, *_: object) -> None:
+        """On SIGTERM. Slurm sends it to this process alone, or to the worker too. A second signal does no harm."""
+        self.stopping = True
         if self.process is not None:
             self.process.terminate()
             signal.alarm(_EXIT_S)
 
-    def end(self, *_: object) -> None:
-        """On SIGALRM: whoever preempts us will not wait longer."""
+    def kill(self, *_: object) -> None:
+        """On SIGALRM. Slurm kills the job soon after."""
         if self.process is not None:
             self.process.kill()
 
 
 def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
-    """Run `acuity` with these arguments until its experiment needs it no more; the job's exit status.
+    """Run `acuity` with these arguments until its experiment has no more work; returns the job's exit status.
 
-    requeues: how often this job may have been requeued before it no longer does so itself. patience_s: with a database
-    that is away when the worker starts.
+    requeues: how often this job requeues itself at most. patience_s: how long the database may be away.
     """
     worker = _Worker(arguments)
-    signal.signal(signal.SIGTERM, worker.leave)
-    signal.signal(signal.SIGALRM, worker.end)
-    away_since: float | None = None
-    crashes: list[float] = []
+    signal.signal(signal.SIGTERM, worker.stop)
+    signal.signal(signal.SIGALRM, worker.kill)
+    restarts = RestartPolicy(patience_s)
     while True:
         began = time.monotonic()
         status = worker.run()
-        now = time.monotonic()
-        if status in (1, 2):
-            return status  # a mistake that the log explains; another try would end the same
-        if worker.told_to_stop:
-            return _come_back(requeues)
-        if status == 0:
-            return 0
-        if status == os.EX_TEMPFAIL:
-            if away_since is None or now - began > _WORKED_S:
-                away_since = now
-            if now - away_since >= patience_s:
+        step = restarts.next_step(status, began=began, now=time.monotonic())
+        if step is NextStep.REPORT_MISTAKE:
+            return status
+        if worker.stopping:
+            return _requeue(requeues)
+        match step:
+            case NextStep.FINISH:
+                return 0
+            case NextStep.RESTART:
+                logger.warning("the worker crashed (exit status %d) and is restarted", status)
+            case NextStep.RESTART_LATER:
+                if worker.pause(_OUTAGE_PAUSE_S):
+                    return _requeue(requeues)
+            case NextStep.GIVE_UP_OUTAGE:
                 logger.error("the database has been away for %.0f s; bring it back and launch again", patience_s)
                 return status
-            if worker.pause(_OUTAGE_PAUSE_S):
-                return _come_back(requeues)
-            continue
-        crashes = [crash for crash in crashes if now - crash < _CRASHES_COUNT_FOR_S] + [now]
-        if len(crashes) > _MOST_CRASHES:
-            logger.error("the worker has crashed %d times (exit status %d)", len(crashes), status)
-            return 1
-        logger.warning("the worker crashed (exit status %d) and is started again", status)
+            case NextStep.GIVE_UP_CRASHES:
+                logger.error("the worker crashed %d times (exit status %d)", len(restarts.crashes), status)
+                return 1
 
 
-def _come_back(requeues: int) -> int:
-    """Requeue this job where it was preempted or is out of time; not where it was cancelled, or Slurm requeues it."""
+def _requeue(requeues: int) -> int:
+    """Requeue this job, unless it was cancelled or Slurm itself requeues it; returns the exit status."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    # SLURM_JOB_ID would not do: that of an array's last task is the whole array's.
+    # Not SLURM_JOB_ID: the last task of an array has the id of the whole array there.
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, check=False
     ).stdout
     state, restarts = re.search(r"\bJobState=(\w+)", shown), re.search(r"\bRestarts=(\d+)", shown)
     if state is None or restarts is None:
-        logger.error("told to stop, and scontrol does not know job %s: it is not requeued", job)
+        logger.error("job %s is not requeued: scontrol does not know it", job)
         return 1
-    if state[1] not in _GOES_ON:
+    if state[1] not in _RUNNING_STATES:
         return 0
     if int(restarts[1]) >= requeues:
-        logger.error("requeued %s times, which is the limit (max_requeues): launch again to go on", restarts[1])
+        logger.error("requeued %s times, which is the limit (max_requeues): launch again to continue", restarts[1])
         return 1
     requeued = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if requeued.returncode != 0:
         logger.error("job %s is not requeued: %s", job, requeued.stderr.strip())
         return 1
-    logger.warning("job %s goes back into the queue (%d of %d)", job, int(restarts[1]) + 1, requeues)
+    logger.warning("job %s is requeued (%d of %d)", job, int(restarts[1]) + 1, requeues)
     return 0
 
 
 def main() -> None:
-    """Parse what `study.slurm` wrote into the script."""
+    """Parse the command line that `study.slurm` wrote into the job script."""
     parser = argparse.ArgumentParser(prog="python -m study.slurm_job", description=__doc__)
     parser.add_argument("--requeues", type=int, required=True)
     parser.add_argument("--patience-min", type=float, required=True)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of acuity: worker NAME ...")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of acuity: worker NAME ...")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(run_job(given.arguments, requeues=given.requeues, patience_s=60 * given.patience_min))

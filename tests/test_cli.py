@@ -75,7 +75,9 @@ def test_device_of_no_such_name_is_refused_before_anything_is_read(device: str) 
 def test_module_of_the_users_own_called_study_is_not_run_in_place_of_ours(tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text("raise SystemExit('not ours')")
     place = Place("cpu", sharing=1, threads=1)
-    worker = _member("none", place, number=0, storage_url="postgresql://me@127.0.0.1:1/acuity")
+    worker = _member(
+        "none", place, {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}, number=0, outage_limit_s=60
+    )
     done = subprocess.run(
         worker.command, cwd=tmp_path, env=worker.environment, capture_output=True, text=True, check=False
     )

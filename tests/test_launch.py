@@ -16,7 +16,8 @@ from commands import ACUITY, acuity
 
 from storage.url import parse_url
 from study.errors import UsageError
-from study.fleet import _alive, _Member, place_workers
+from study.fleet import FleetOptions, _alive, _Member, place_workers
+from study.restarts import RestartPolicy
 from study.running import EpochClock, Running
 
 
@@ -209,13 +210,13 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def gpus(device: str = "auto", **how: int) -> list[tuple[str, int]]:
-        places = place_workers(device, **({"workers": None, "workers_per_gpu": None} | how))
+        places = place_workers(FleetOptions(device=device, **how))
         return [(place.environment["CUDA_VISIBLE_DEVICES"], place.sharing) for place in places]
 
     assert gpus() == [("0", 1), ("1", 1)]
-    assert gpus(workers_per_gpu=2) == [("0", 2), ("1", 2), ("0", 2), ("1", 2)]
+    assert gpus(per_gpu=2) == [("0", 2), ("1", 2), ("0", 2), ("1", 2)]
     assert gpus(workers=3) == [("0", 2), ("1", 2), ("0", 2)]
-    assert gpus("cuda:1", workers_per_gpu=2) == [("1", 2), ("1", 2)]
+    assert gpus("cuda:1", per_gpu=2) == [("1", 2), ("1", 2)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7b")
     assert gpus() == [("GPU-5a", 1), ("GPU-7b", 1)]
     with pytest.raises(UsageError, match="cuda:2 cannot be used here: there are 2"):
@@ -224,16 +225,16 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert gpus() == [("GPU-5a", 1)]
     with pytest.raises(UsageError, match="no GPU here"):
-        place_workers("cpu", workers=None, workers_per_gpu=2)
+        place_workers(FleetOptions(device="cpu", per_gpu=2))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="device cuda:1 cannot be used here: PyTorch sees no GPU"):
-        place_workers("cuda:1", workers=None, workers_per_gpu=None)
+        place_workers(FleetOptions(device="cuda:1"))
 
 
 def test_worker_that_cannot_go_on_leaves_the_others_at_work(tmp_path: Path) -> None:
     def member(number: int, script: str) -> _Member:
         (log := tmp_path / f"{number}.log").touch()
-        return _Member([sys.executable, "-c", script], log, environment=dict(os.environ))
+        return _Member([sys.executable, "-c", script], log, dict(os.environ), RestartPolicy(outage_limit_s=60))
 
     full = "import sys; sys.exit('GPU 3 is full')"
     fleet = [member(0, full), member(1, "import time; time.sleep(2)")]

@@ -160,7 +160,7 @@ def test_two_jobs_preempted_and_requeued_in_their_trials_finish_the_budget_exact
     assert site.count("requeued") >= 3
     assert site.count(RESUMED) >= 2
     assert site.logs().count("the setup has run") >= 4
-    assert site.logs().count("goes back into the queue (1 of 3)") == 2
+    assert site.logs().count("is requeued (1 of 3)") == 2
 
 
 def test_a_job_out_of_time_comes_back_until_it_is_cancelled(site: Site) -> None:
