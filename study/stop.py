@@ -1,24 +1,27 @@
-"""`acuity stop`: end what this user has started of an experiment, launches on this host and jobs on its Slurm."""
+"""`acuity stop`: end this user's launches of an experiment on this host, and its jobs on Slurm."""
 
 from dataclasses import dataclass
 
 from study.errors import UsageError
 from study.launches import find_launches, stop_launches
-from study.slurm_queue import cancel_jobs
+from study.slurm import cancel_jobs
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What has ended; its workers have handed their trials back."""
+    """The launches and jobs that have ended."""
 
     launches: int
     jobs: list[str]
     unknown: str | None
-    """Why Slurm could not be asked, if so."""
+    """Why Slurm did not answer; None where it did."""
 
 
 def stop_experiment(name: str, *, storage_url: str | None) -> Stopped:
-    """End them all and wait until they have; storage_url: None for every storage's. UsageError where there is none."""
+    """End the launches and jobs and wait for their end; UsageError where there are none.
+
+    storage_url: only those of this storage; None for those of all storages.
+    """
     launches = stop_launches(name, storage_url=storage_url) if find_launches(name, storage_url=storage_url) else 0
     try:
         jobs = cancel_jobs(name, storage_url=storage_url)
@@ -27,5 +30,5 @@ def stop_experiment(name: str, *, storage_url: str | None) -> Stopped:
             raise
         return Stopped(launches, [], unknown=str(error))
     if not launches and not jobs:
-        stop_launches(name, storage_url=storage_url)  # says that there is none
+        stop_launches(name, storage_url=storage_url)  # raises the UsageError
     return Stopped(launches, jobs, unknown=None)

@@ -17,12 +17,14 @@ from rich.console import Console
 from storage.confirmations import count_test_uses
 from storage.database import Database
 from storage.url import parse_url
+from study.config_changes import changes_of_meaning
+from study.config_loading import parse
+from study.config_schema import Experiment
 from study.confirm import confirm
 from study.confirm_trials import claim_confirm_trial, open_confirm_studies
 from study.errors import UsageError
-from study.experiment import Experiment, changes_of_meaning, parse
-from study.slurm import Submission, check_slurm, submit_workers
-from study.slurm_queue import cancel_jobs, find_jobs
+from study.fleet import FleetOptions
+from study.slurm import Submission, cancel_jobs, check_slurm, find_jobs, submit_workers
 
 STORAGE = "postgresql://ada@db.example:5433/acuity"
 
@@ -102,7 +104,7 @@ def test_nothing_is_pickled_and_nobody_else_may_enter_the_log_folder(tmp_path: P
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.suffix for path in folder.iterdir()} == {".sh"}
     folder.chmod(0o770)
-    with pytest.raises(UsageError, match=r"is open to others.*chmod 700"):
+    with pytest.raises(UsageError, match=r"is open to other users.*chmod 700"):
         submit(experiment)
 
 
@@ -168,13 +170,13 @@ def test_a_confirmation_on_slurm_submits_its_trainings_and_scores_nothing_yet(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     registered, console = make_searched(database, tmp_path, phantoms), Console(file=io.StringIO())
-    slurm = {"workers": 2, "device": "auto", "on_slurm": True}
-    assert confirm(database, registered, seeds=3, storage_url=None, console=console, **slurm) is None
+    fleet = FleetOptions(workers=2, cluster="slurm")
+    assert confirm(database, registered, fleet, seeds=3, console=console) is None
     assert "array=0-1%2" in script()
     assert "worker tiny" in script()
     studies = open_confirm_studies(database, registered.experiment)
     assert claim_confirm_trial(database, registered, studies, can_hold=lambda *_: True), "what the jobs will find"
-    assert count_test_uses(database, registered.split_sha256) == 0
+    assert count_test_uses(database, registered.identity.split_sha256) == 0
     said = console.file.getvalue()
     assert "2 workers submitted to Slurm as job 4711" in said
     assert "`acuity confirm tiny` scores the test patients once they are done" in said
