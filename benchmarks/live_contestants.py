@@ -33,13 +33,14 @@ def acuity(folder: Path) -> list[dict[str, Any]]:
     from rich.console import Console
 
     from storage.database import open_storage
-    from study.experiment import load
+    from study.config_loading import load
+    from study.fleet import FleetOptions
     from study.launch import launch
 
     began = datetime.now()
     experiment = load(folder / "live.toml")
     with open_storage(None) as database:
-        launch(database, experiment, storage_url=None, workers=WORKERS, device="cpu", console=Console(stderr=True))
+        launch(database, experiment, FleetOptions(workers=WORKERS, device="cpu"), console=Console(stderr=True))
         studies = {
             label: optuna.load_study(study_name=f"{experiment.name}/{label}", storage=database.storage)
             for label in experiment.labels
@@ -69,7 +70,7 @@ def plain_optuna(folder: Path, seconds: str) -> list[dict[str, Any]]:
 
     No trial begins after so many seconds; one that ends later is not told.
     """
-    from study.experiment import load
+    from study.config_loading import load
 
     began = datetime.now()
     limit = timedelta(seconds=float(seconds))
@@ -108,7 +109,7 @@ def _optimize(folder: Path, worker: int, until: datetime) -> None:
 
     from objectives.task import Diverged, Hyperparameters
     from objectives.training import train
-    from study.experiment import load
+    from study.config_loading import load
     from study.image_set import labelled_images, open_image_set
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # as our workers do

@@ -144,13 +144,14 @@ def _acuity(folder: Path, side: int) -> None:
     from rich.console import Console
 
     from storage.database import open_storage
-    from study.experiment import load
+    from study.config_loading import load
+    from study.fleet import FleetOptions
     from study.image_set import labelled_images, open_image_set
     from study.launch import launch
 
     experiment = load(folder / f"{side}.toml")
     with open_storage(None) as database:
-        launch(database, experiment, storage_url=None, workers=1, device="cpu", console=Console(stderr=True))
+        launch(database, experiment, FleetOptions(workers=1, device="cpu"), console=Console(stderr=True))
         import optuna
 
         study = optuna.load_study(study_name=f"{experiment.name}/{LABEL}", storage=database.storage)
@@ -253,7 +254,7 @@ def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> 
             trial.report(auc, epoch)
         return auc
 
-    from study.experiment import load
+    from study.config_loading import load
     from study.recipes import own_recipes
 
     study = optuna.create_study(direction="maximize")

@@ -32,7 +32,7 @@ def demo(folder: Path, workers: int | None) -> None:
 @click.option("--preset", type=click.Choice(["sabottke2020"]), help="A published study instead of the template.")
 def new(file: Path, preset: str | None) -> None:
     """Write a commented experiment file to start from."""
-    from study.template import write_template
+    from study.config_template import write_template
 
     write_template(file, preset=preset)
     click.echo(f"wrote {file}: set labels, [data] and [search], then `acuity launch {file}`", err=True)
@@ -45,12 +45,12 @@ def prepare(file: Path, as_json: bool) -> None:
     """Check an experiment's images, labels, networks and disk, and decode the images, before any GPU time is spent."""
     from rich.console import Console
 
-    from study import experiment as experiments
     from study.cohort_table import preparation_table
+    from study.config_loading import load
     from study.prepare import prepare as prepare_experiment
     from study.terminal import decoding_bar, results_console
 
-    experiment = experiments.load(file)
+    experiment = load(file)
     with decoding_bar(Console(stderr=True)) as progress:
         preparation = prepare_experiment(experiment, storage_url=named_storage(), progress=progress)
     if as_json:
@@ -81,14 +81,14 @@ def fit(
     as_json: bool,
 ) -> None:
     """Find the largest batch that fits, by an estimate and a few real training steps."""
-    from study import experiment as experiments
+    from study.config_loading import load
     from study.feasible_table import Cell, cells_of, fit_cells, fit_table, fits_to_json
     from study.terminal import results_console
 
     if (file is None) == (architecture is None or resolution is None):
         raise click.UsageError("name ARCHITECTURE and RESOLUTION, or --all EXPERIMENT.toml")
     if file is not None:
-        experiment = experiments.load(file)
+        experiment = load(file)
         cells, memory_gib = cells_of(experiment), memory_gib or experiment.workers.memory_budget_gib
     else:
         assert architecture is not None
@@ -132,24 +132,21 @@ def launch(
     again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
     from rich.console import Console
 
-    from study import experiment as experiments
     from study.answer import read_answer
     from study.answer_tables import answer_table
+    from study.config_loading import load
+    from study.fleet import FleetOptions
     from study.launch import launch as launch_experiment
     from study.terminal import results_console
 
-    experiment = experiments.load(file)
+    experiment = load(file)
     with _says_how_to_go_on(), open_database() as database:
         launch_experiment(
             database,
             experiment,
-            storage_url=named_storage(),
-            workers=workers,
-            workers_per_gpu=workers_per_gpu,
-            device=device,
+            FleetOptions(workers, workers_per_gpu, device, cluster),
             console=Console(stderr=True),
             in_background=again if detach else None,
-            on_slurm=bool(cluster),
         )
         if not detach and not cluster and workers != 0:
             results_console().print(answer_table(read_answer(database, experiment.name)))
@@ -234,6 +231,7 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
     from study.answer import read_answer
     from study.answer_tables import answer_table
     from study.confirm import confirm as confirm_experiment
+    from study.fleet import FleetOptions
     from study.register import recall_or_update
     from study.terminal import messages_console, results_console
 
@@ -242,12 +240,9 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
         stored = confirm_experiment(
             database,
             registered,
+            FleetOptions(workers, device=device, cluster=cluster),
             seeds=seeds,
-            storage_url=named_storage(),
-            workers=workers,
-            device=device,
             console=messages_console(),
-            on_slurm=bool(cluster),
         )
         if stored is None:
             return

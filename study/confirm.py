@@ -17,7 +17,6 @@ from study.confirm_tables import plan_table, protocol_table
 from study.confirm_trials import (
     Confirming,
     check_retrainable,
-    confirm_study_name,
     finalists,
     is_anything_left,
     open_confirm_studies,
@@ -26,14 +25,15 @@ from study.confirm_trials import (
 from study.dashboard_notes import show_quietly
 from study.device import open_device
 from study.errors import UsageError
-from study.fleet import place_workers, run_fleet
+from study.fleet import FleetOptions, place_workers, run_fleet
 from study.image_set import ImageSet, open_image_set
 from study.nominate import nominate
 from study.protocol import Protocol, write_protocol
-from study.register import Registered, Whole, check_same_images, checkpoints_of, with_whole
+from study.register import Registered, check_same_images, checkpoints_of, confirm_study_name
 from study.scores import Scorer, score_label
-from study.slurm import submit_workers, tell_submission
-from study.terminal import decoding_bar, duration, scoring_bar
+from study.slurm import print_submission, submit_workers
+from study.terminal import decoding_bar, scoring_bar
+from study.units import format_duration
 from study.verdicts import conclude_label
 
 _LINE_EVERY_S = 10.0
@@ -43,27 +43,23 @@ _LOOK_EVERY_S = 1.0
 def confirm(
     database: Database,
     registered: Registered,
+    fleet: FleetOptions,
     *,
     seeds: int | None,
-    storage_url: str | None,
-    workers: int | None,
-    device: str,
     console: Console,
-    on_slurm: bool = False,
 ) -> StoredConfirmation | None:
     """Retrain nominees on this host, freeze the protocol, score the test patients and keep what came of it.
 
-    seeds: by default the experiment's own. Can be interrupted at any point and called again: finished trainings, a
-    frozen protocol and scores that are kept stay. UsageError where the search is not finished.
-    on_slurm: submit that many workers there that retrain and return None; what is left once they have is scored here.
+    seeds: by default [confirm] seeds of the experiment. An interrupted confirmation is continued by another call, which
+    keeps finished trainings, a frozen protocol and scores. UsageError where the search is not finished. With a cluster
+    it submits the workers that retrain and returns None; a later call scores the test patients.
     """
     experiment = registered.experiment
     seeds = seeds or experiment.confirm.seeds
     nominations = nominate(database, registered)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
-    check_same_images(registered, **image_set.identity())
-    registered = with_whole(database, registered, Whole(**image_set.whole()))
+    check_same_images(registered, image_set.identity)
     undecidable = [
         entry.label for entry in count_cohort(image_set, experiment.labels, seeds=seeds) if not entry.plan.estimable
     ]
@@ -75,20 +71,20 @@ def confirm(
             highlight=False,
         )
     labels = [plan_label(database, experiment, nomination, seeds=seeds) for nomination in nominations]
-    places = [] if on_slurm else place_workers(device, workers=workers, workers_per_gpu=None)
-    count = (workers or 0) if on_slurm else len(places)
+    places = place_workers(fleet)
+    count = len(places) or fleet.workers or 0
     studies = open_confirm_studies(database, experiment)
     if not _are_finished(labels, studies) and not is_anything_left(studies):
         _check_finished(labels, studies)
     console.print(plan_table(labels, done=_done(studies), workers=count))
-    if on_slurm and not _are_finished(labels, studies):
-        submission = submit_workers(experiment, storage=database.url, workers=count, device=device)
-        tell_submission(experiment.name, submission, console)
+    if fleet.cluster is not None and not _are_finished(labels, studies):
+        submission = submit_workers(experiment, storage=database.url, workers=count, device=fleet.device)
+        print_submission(experiment.name, submission, console)
         console.print(f"`acuity confirm {experiment.name}` scores the test patients once they are done", soft_wrap=True)
         return None
     if not _are_finished(labels, studies):
         with _live(labels, studies, console) as refresh:
-            run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
+            run_fleet(database, registered, places=places, refresh=refresh)
         _check_finished(labels, studies)
 
     protocol = _write_protocol(registered, labels, studies)
@@ -97,13 +93,13 @@ def confirm(
         experiment.name,
         protocol.to_table(),
         split_sha256=protocol.split_sha256,
-        test_patients_sha256=registered.test_patients_sha256,
+        test_patients_sha256=registered.identity.whole_split_sha256,
         margin=protocol.margin,
         labels=experiment.labels,
     )
-    uses = count_test_uses(database, registered.test_patients_sha256, registered.split_sha256)
+    uses = count_test_uses(database, registered.identity.whole_split_sha256)
     console.print(protocol_table(protocol, stored, uses=uses))
-    _score(database, registered, protocol, stored, image_set, device=device, console=console)
+    _score(database, registered, protocol, stored, image_set, device=fleet.device, console=console)
     return stored
 
 
@@ -197,7 +193,8 @@ def _live(
             bars.update(task, completed=done)
             if not console.is_terminal and (not alive or now - last_line >= _LINE_EVERY_S):
                 last_line = now
-                left = "estimating" if done == before else duration((total - done) * (now - began) / (done - before))
+                remaining_s = None if done == before else (total - done) * (now - began) / (done - before)
+                left = "estimating" if remaining_s is None else format_duration(remaining_s)
                 console.print(f"retrained {done}/{total}; time left: {'done' if done >= total else left}")
 
         yield refresh

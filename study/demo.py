@@ -10,7 +10,8 @@ from objectives.phantom_truth import TRUTH
 from storage.database import open_storage
 from study.answer import Answer, read_answer
 from study.answer_tables import answer_table
-from study.experiment import load
+from study.config_loading import load
+from study.fleet import FleetOptions
 from study.launch import launch
 from study.terminal import results_console
 
@@ -51,7 +52,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
     console.print(f"The experiment is {file}")
     experiment = load(file)
     with open_storage(storage_url) as database:
-        launch(database, experiment, storage_url=storage_url, workers=workers, device="auto", console=console)
+        launch(database, experiment, FleetOptions(workers=workers), console=console)
         answer = read_answer(database, experiment.name)
     results = results_console()
     results.print(answer_table(answer))

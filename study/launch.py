@@ -5,43 +5,38 @@ from rich.console import Console
 from storage.database import Database
 from storage.experiments import find_experiment
 from storage.url import masked
-from study.caveats import caveats
-from study.cost import predict_cost
+from study.config_schema import Experiment, caveats
+from study.cost import cost_line, predict_cost
 from study.disk import predict_disk
-from study.experiment import Experiment
-from study.fleet import place_workers, run_fleet
+from study.fleet import FleetOptions, place_workers, run_fleet
 from study.image_set import fewest_training_images, open_image_set, training_images
 from study.launches import start_in_background
 from study.live_progress import live_progress
 from study.networks import check_networks
 from study.progress import read_progress
-from study.register import Registered, Whole, register
+from study.register import Registered, register
 from study.search import check_fixed_batch
-from study.slurm import submit_workers, tell_submission
-from study.terminal import cost_line, decoding_bar
+from study.slurm import print_submission, submit_workers
+from study.terminal import decoding_bar
 from study.tried import check_learn_from, count_learnt
 
 
 def launch(
     database: Database,
     experiment: Experiment,
+    fleet: FleetOptions,
     *,
-    storage_url: str | None,
-    workers: int | None,
-    device: str,
     console: Console,
-    workers_per_gpu: int | None = None,
     in_background: list[str] | None = None,
-    on_slurm: bool = False,
 ) -> Registered:
-    """Run the experiment on this host until every label has its budget.
+    """Run the experiment until every label has its budget of trials.
 
-    workers: by default one a GPU, else two; with 0 the experiment is registered for workers that are started otherwise
-    (`acuity worker`). in_background: arguments of the `acuity` that goes on by itself once everything is checked and
-    prepared here. on_slurm: submit that many workers there, once it is, and return.
+    Checks and prepares everything on this host first. Then it returns at once where the workers run on a cluster,
+    where the fleet has no workers (`acuity worker` starts them), and with in_background: the arguments of the `acuity`
+    that runs the experiment in the background.
     """
-    places = [] if workers == 0 or on_slurm else place_workers(device, workers=workers, workers_per_gpu=workers_per_gpu)
-    count = (workers or 0) if on_slurm else len(places)
+    places = place_workers(fleet)
+    count = len(places) or fleet.workers or 0
     check_networks(experiment)
     check_learn_from(database, experiment)
     with decoding_bar(console) as progress:
@@ -51,9 +46,8 @@ def launch(
     registered = register(
         database,
         experiment,
-        **image_set.identity(),
+        image_set.identity,
         training_images=training_images(image_set, experiment.labels),
-        whole=Whole(**image_set.whole()),
     )
     budget = experiment.search.trials
     missing = sum(max(0, budget - entry.finished) for entry in read_progress(database, experiment))
@@ -70,17 +64,17 @@ def launch(
     for warning in caveats(experiment):
         console.print(f"Warning: {warning}", soft_wrap=True, highlight=False)
     console.print(predict_disk(experiment, image_set, workers=count).line(), soft_wrap=True)
-    if on_slurm:
-        submission = submit_workers(experiment, storage=database.url, workers=count, device=device)
-        tell_submission(experiment.name, submission, console)
+    if fleet.cluster is not None:
+        submission = submit_workers(experiment, storage=database.url, workers=count, device=fleet.device)
+        print_submission(experiment.name, submission, console)
         return registered
-    if workers == 0:
+    if not places:
         console.print(
             f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials", soft_wrap=True
         )
         return registered
     if in_background is not None:
-        process, log = start_in_background(experiment.name, in_background, storage_url=storage_url)
+        process, log = start_in_background(experiment.name, in_background, environment=database.environment())
         console.print(
             f"{experiment.name} runs in the background (process {process}, log {log}): "
             f"`acuity status {experiment.name}` shows it, `acuity stop {experiment.name}` ends it",
@@ -93,5 +87,5 @@ def launch(
             if live.is_due() or not alive:
                 live.look(experiment, workers=alive)
 
-        run_fleet(database, registered, places=places, storage_url=storage_url, refresh=refresh)
+        run_fleet(database, registered, places=places, refresh=refresh)
     return registered

@@ -67,8 +67,11 @@ def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
     return found
 
 
-def start_in_background(experiment: str, arguments: list[str], *, storage_url: str | None) -> tuple[int, Path]:
-    """Start `acuity` with these arguments on its own, and wait until it is a launch; its process and its log."""
+def start_in_background(experiment: str, arguments: list[str], *, environment: dict[str, str]) -> tuple[int, Path]:
+    """Start `acuity` with these arguments and variables in the background; returns its process and its log.
+
+    Waits until the process is a launch, or has ended.
+    """
     folder = log_folder(experiment)
     make_folder(folder)
     log = folder / f"launch-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -78,7 +81,7 @@ def start_in_background(experiment: str, arguments: list[str], *, storage_url: s
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env=os.environ | ({"ACUITY_STORAGE": storage_url} if storage_url else {}),
+            env=os.environ | environment,
             start_new_session=True,
         )
     while process.poll() is None:

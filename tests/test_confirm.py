@@ -13,8 +13,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-import torch
-from confirmed_experiment import station_here
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
@@ -31,16 +29,20 @@ from study import confirm as confirm_module
 from study import scores as scores_module
 from study.answer import read_answer, read_best_resolution
 from study.answer_tables import answer_table, details_table, markdown_table
+from study.config_loading import parse
+from study.config_paths import resolve_paths
 from study.confirm import confirm
 from study.device import open_device
 from study.errors import UsageError
-from study.experiment import parse, resolve_paths
 from study.external import score_index
+from study.fleet import FleetOptions
 from study.image_set import ImageSet, open_image_set, training_images
 from study.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
 from study.register import Registered, checkpoints_of, recall, register, study_name
 from study.scores import Scorer, score_external, score_label, unpack
 from study.worker import _work
+from support.confirmed_experiment import station_here
+from support.threads import one_thread
 
 EXPERIMENT = """
 name = "tiny"
@@ -68,10 +70,8 @@ margin = 0.05
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -82,8 +82,7 @@ def registered(phantoms: Path, tmp_path: Path, database: Database) -> Registered
     return register(
         database,
         experiment,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
+        image_set.identity,
         training_images=training_images(image_set, experiment.labels),
     )
 
@@ -147,7 +146,7 @@ def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None)
 def run(database: Database, registered: Registered, *, seeds: int | None = None) -> str:
     """Confirm, and give back what was told on the way."""
     told = Console(file=io.StringIO(), width=200)
-    confirm(database, registered, seeds=seeds, storage_url=None, workers=1, device="cpu", console=told)
+    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=seeds, console=told)
     return told.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -171,7 +170,7 @@ def as_text(table: Any) -> str:
 def test_an_unfinished_search_is_refused(registered: Registered, database: Database) -> None:
     with pytest.raises(UsageError, match=r"search of tiny is not finished \(Cardiomegaly has 0 of 4 trials\)"):
         run(database, registered)
-    assert count_test_uses(database, registered.split_sha256) == 0
+    assert count_test_uses(database, registered.identity.split_sha256) == 0
 
 
 def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin(
@@ -187,7 +186,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     interrupted = trainings(database)
     assert 0 < interrupted < 8
     assert trainings(database, "RUNNING") == 0
-    assert count_test_uses(database, searched.split_sha256) == 0
+    assert count_test_uses(database, searched.identity.split_sha256) == 0
     assert kept_scores(database) == []
 
     fleet_here(monkeypatch)
@@ -199,7 +198,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     stored = find_confirmation(database, "tiny")
     assert stored is not None
     protocol = read_protocol(stored.protocol)
-    assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.split_sha256)
+    assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.identity.split_sha256)
     (label,) = protocol.labels
     assert [len(finalist.runs) for finalist in label.finalists] == [3, 3]
     assert all(finalist.batch_size == 24 for finalist in label.finalists)
@@ -306,7 +305,7 @@ def check_external(database: Database, registered: Registered, folder: Path) -> 
     (label,) = scored
     assert label["images"] == 60
     assert label["best"]["split"] == "external"
-    assert count_test_uses(database, registered.split_sha256) == 2
+    assert count_test_uses(database, registered.identity.split_sha256) == 2
     with pytest.raises(UsageError, match="the experiment's own index"):
         score_index(database, registered, registered.experiment.data.index, images=None, device="cpu", console=console)
 
@@ -460,29 +459,6 @@ def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pix
     assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
 
 
-def test_scores_that_an_earlier_version_kept_count_where_they_are_as_many(
-    registered: Registered, scorer: Scorer, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image_set = open_image_set(registered.experiment)
-    networks = MeanGrey(monkeypatch)
-    score_label(scorer, image_set, LABEL, done=lambda: None)
-    for number, parquet in enumerate(kept_scores(database)):
-        table = unpack(parquet)
-        table.attrs = {}
-        buffer = io.BytesIO()
-        table.assign(image="of an earlier version").to_parquet(buffer)
-        statement = text("update acuity.scores set parquet = :parquet where trial_id = :trial_id")
-        trial_id = [run.trial_id for finalist in LABEL.finalists for run in finalist.runs][number]
-        with database.engine.begin() as connection:
-            connection.execute(statement, {"parquet": buffer.getvalue(), "trial_id": trial_id})
-    tables = score_label(scorer, image_set, LABEL, done=lambda: None)
-    assert networks.scored == 6
-    assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
-    fewer = replace(image_set, split=leave_out(image_set.split, image_set.split.rows("test")[:1]))
-    with pytest.raises(UsageError, match="images then and would score"):
-        score_label(scorer, fewer, LABEL, done=lambda: None)
-
-
 def test_pseudonyms_are_the_same_wherever_the_files_lie(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -508,13 +484,13 @@ def test_pseudonyms_are_the_same_wherever_the_files_lie(
 def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
     registered: Registered, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    protocol = Protocol("tiny", registered.index_sha256, registered.split_sha256, margin=0.05, seeds=3, labels=(LABEL,))
+    protocol = Protocol("tiny", registered.identity.index_sha256, registered.identity.split_sha256, margin=0.05, seeds=3, labels=(LABEL,))
     stored = freeze_protocol(
         database,
         "tiny",
         protocol.to_table(),
-        split_sha256=registered.split_sha256,
-        test_patients_sha256=registered.split_sha256,
+        split_sha256=registered.identity.split_sha256,
+        test_patients_sha256=registered.identity.split_sha256,
         margin=0.05,
         labels=["Cardiomegaly"],
     )

@@ -10,78 +10,32 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
-from commands import ACUITY, acuity
 
-from storage.url import parse_url
 from study.errors import UsageError
 from study.fleet import FleetOptions, _alive, _Member, place_workers
 from study.restarts import RestartPolicy
 from study.running import EpochClock, Running
+from support.commands import ACUITY, acuity
+from support.postgres import count_trials
+from support.processes import find_processes
+from support.tiny_experiment import write_tiny_experiment
+from support.waiting import wait_until
 
 
 @pytest.fixture
 def experiment(phantoms: Path, tmp_path: Path) -> Path:
-    file = tmp_path / "tiny.toml"
-    file.write_text(
-        f"""
-        name = "tiny"
-        labels = ["Cardiomegaly", "Nodule"]
-        [data]
-        index = "{phantoms}"
-        images = "{phantoms.parent / "images"}"
-        split = "tiny.split.csv"
-        [search]
-        resolutions = [16, 32]
-        architectures = ["test_resnet"]
-        trials = 5
-        min_complete_per_resolution = 2
-        min_batch_size = 4
-        min_updates_per_epoch = 5
-        [training]
-        epochs = 2
-        [workers]
-        heartbeat_s = 1
-        grace_s = 3
-        """
-    )
-    return file
+    return write_tiny_experiment(tmp_path, phantoms)
 
 
 def workers_alive(home: Path) -> list[int]:
     """Processes of ours that run `acuity worker`, by the home that only this test has."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            command = (process / "cmdline").read_bytes().split(b"\0")
-            variables = (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if b"worker" in command and f"HOME={home}".encode() in variables:
-            found.append(int(process.name))
-    return found
 
+    def is_ours(folder: Path) -> bool:
+        command, variables = (folder / "cmdline").read_bytes().split(b"\0"), (folder / "environ").read_bytes()
+        return b"worker" in command and f"HOME={home}".encode() in variables
 
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def count(database_url: str, where: str) -> int:
-    url = parse_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = psycopg2.connect(url)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(f"select count(*) from acuity.trials where {where}")
-            [[number]] = cursor.fetchall()
-            return int(number)
-    finally:
-        connection.close()
+    return find_processes(is_ours)
 
 
 def test_an_experiment_runs_from_its_file_to_the_answer(
@@ -111,7 +65,7 @@ def test_an_experiment_runs_from_its_file_to_the_answer(
 
     again = acuity("launch", str(experiment), environment=environment)
     assert "has its 5 trials" in again.stderr
-    assert count(database_url, "true") == 10
+    assert count_trials(database_url, "true") == 10
 
     pupil = experiment.with_name("pupil.toml")
     text = experiment.read_text().replace('name = "tiny"', 'name = "pupil"')
@@ -150,14 +104,14 @@ def test_launch_leaves_nothing_running_however_it_ends(
     launcher = subprocess.Popen(
         [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
     )
-    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
     time.sleep(1)
     os.killpg(launcher.pid, how)
     assert launcher.wait(timeout=15) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     wait_until(lambda: workers_alive(home) == [], 15 if how is signal.SIGKILL else 0.1)
-    assert count(database_url, "state = 'RUNNING'") == 0
-    assert count(database_url, "requeued") == 2
-    assert count(database_url, "state = 'FAIL' and not requeued") == 0
+    assert count_trials(database_url, "state = 'RUNNING'") == 0
+    assert count_trials(database_url, "requeued") == 2
+    assert count_trials(database_url, "state = 'FAIL' and not requeued") == 0
 
 
 @pytest.mark.slow
@@ -166,13 +120,13 @@ def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
 ) -> None:
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 40"))
     launcher = subprocess.Popen([*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment)
-    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
     time.sleep(1)
     os.kill(workers_alive(home)[0], signal.SIGKILL)
     assert launcher.wait(timeout=200) == 0
-    assert count(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
-    assert count(database_url, "state in ('RUNNING', 'WAITING')") == 0
-    assert count(database_url, "requeued") == 1
+    assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
+    assert count_trials(database_url, "state in ('RUNNING', 'WAITING')") == 0
+    assert count_trials(database_url, "requeued") == 1
 
 
 @pytest.mark.slow
@@ -188,7 +142,7 @@ def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_com
         assert "10 trials to run" in launched.stderr
         assert "of checkpoints" in launched.stderr
         assert launched.stdout == ""
-    wait_until(lambda: count(database_url, "state = 'RUNNING'") == 2, 60)
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
     time.sleep(3)
     shown = acuity("status", "tiny", environment=environment).stdout
     assert shown.count("test_resnet") == 2
@@ -201,7 +155,7 @@ def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_com
     assert "stopped 2 launches of tiny" in stopped.stderr
     assert workers_alive(home) == []
     assert not list((home / ".local/state").rglob("*.launch"))
-    assert (count(database_url, "state = 'RUNNING'"), count(database_url, "requeued")) == (0, 2)
+    assert (count_trials(database_url, "state = 'RUNNING'"), count_trials(database_url, "requeued")) == (0, 2)
 
 
 def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import acuity
-from confirmed_experiment import make_searched
 from rich.console import Console
 
 from storage.confirmations import count_test_uses
@@ -25,6 +23,8 @@ from study.confirm_trials import claim_confirm_trial, open_confirm_studies
 from study.errors import UsageError
 from study.fleet import FleetOptions
 from study.slurm import Submission, cancel_jobs, check_slurm, find_jobs, submit_workers
+from support.commands import acuity
+from support.confirmed_experiment import make_searched
 
 STORAGE = "postgresql://ada@db.example:5433/acuity"
 
