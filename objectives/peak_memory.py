@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 MIB = 2**20
+_STATUS = Path("/proc/self/status")
 
 
 def watch_peak_memory(device: torch.device) -> Callable[[], float]:
@@ -24,32 +25,31 @@ def watch_peak_memory(device: torch.device) -> Callable[[], float]:
     except OSError:
         before = _resident_peak_mib()
         return lambda: _resident_peak_mib() - before  # 0 where an earlier stretch of work held more
-    before = _linux_peak_mib()
-    return lambda: max(0.0, _linux_peak_mib() - before)  # Linux counts to a few pages a thread, in either direction
+    before = process_memory_bytes("VmHWM")
+    # Linux counts to a few pages a thread, in either direction: the difference can be below 0.
+    return lambda: max(0.0, (process_memory_bytes("VmHWM") - before) / MIB)
 
 
 def reserved_memory_mib() -> float:
     """What this process may write to and does not hold yet, in MiB, as RLIMIT_DATA counts it; 0 beside Linux."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not _STATUS.exists():
         return 0.0
-    sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return (int(sizes["VmData"].split()[0]) - int(sizes["RssAnon"].split()[0])) / 1024
+    return (process_memory_bytes("VmData") - process_memory_bytes("RssAnon")) / MIB
 
 
 def held_memory_mib(device: torch.device) -> float:
     """What is held now, in MiB: of a GPU by torch's allocator for this process, on a CPU by the process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / MIB
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return _resident_peak_mib()
-    return int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024
+    return process_memory_bytes("VmRSS") / MIB if _STATUS.exists() else _resident_peak_mib()
 
 
-def _linux_peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+def process_memory_bytes(field: str) -> int:
+    """A size of this process in /proc/self/status, such as VmRSS; Linux only."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"{_STATUS} has no {field}")
 
 
 def _resident_peak_mib() -> float:

@@ -15,7 +15,7 @@ from storage.attributes import write_attributes
 from study.claims import Claim
 from study.device import held_by_others, lower_memory_limit, memory_limit
 from study.errors import UsageError
-from study.experiment import Experiment
+from study.hyperparameters import make_hyperparameters
 from study.reporter import Reporter
 from study.search import Configuration, choose_batch_size
 from study.station import Station
@@ -46,7 +46,13 @@ def train_claimed(
     out_of_memory, held = 0, None
     while True:
         note(station, claim, _plan(station, claim, batch, batch_size))
-        hyperparameters = _hyperparameters(station.experiment, configuration, batch_size)
+        hyperparameters = make_hyperparameters(
+            station.experiment,
+            architecture=configuration.architecture,
+            resolution=configuration.resolution,
+            batch_size=batch_size,
+            learning_rate=configuration.learning_rate,
+        )
         outcome = _train_unless_out_of_memory(station, claim, hyperparameters, data, reporter)
         if outcome is not None:
             if out_of_memory and not held:
@@ -145,23 +151,6 @@ def _batch_size(station: Station, claim: Claim, configuration: Configuration, ba
     return chosen
 
 
-def _hyperparameters(experiment: Experiment, configuration: Configuration, batch_size: int) -> Hyperparameters:
-    training = experiment.training
-    return Hyperparameters(
-        architecture=configuration.architecture,
-        resolution=configuration.resolution,
-        batch_size=batch_size,
-        learning_rate=configuration.learning_rate,
-        epochs=training.epochs,
-        network_input=training.network_input,
-        pretrained=training.pretrained,
-        weights=training.weights,
-        precision=training.precision,
-        weight_decay=training.weight_decay,
-        augment=training.augment,
-    )
-
-
 def _seed(station: Station, claim: Claim) -> int:
     return int(claim.inherited.get("seed", claim.training_seed(station.experiment.search.seed)))
 
@@ -184,8 +173,8 @@ def _plan(station: Station, claim: Claim, batch: FeasibleBatch, batch_size: int)
         "origin": claim.origin,
         "attempt": claim.attempt,
         "worker": f"{socket.gethostname()}:{os.getpid()}",
-        "split_sha256": station.registered.split_sha256,
-        "index_sha256": station.registered.index_sha256,
+        "split_sha256": station.registered.identity.split_sha256,
+        "index_sha256": station.registered.identity.index_sha256,
     }
 
 

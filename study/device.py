@@ -4,17 +4,18 @@ import os
 import platform
 import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from objectives.batch_size import StepMemory, estimate_step_memory, largest_batch, memory_budget, resident_image_bytes
-from objectives.fit import fit_batch
+from objectives.fit import probe_batch
+from objectives.peak_memory import process_memory_bytes
 from objectives.prediction import is_channels_last
 from storage.database import Database
 from storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment
+from study.units import format_bytes
 
 _MOST_OF_IT = 0.75
 """Of a worker's share, which other workers' CUDA contexts leave free."""
@@ -88,7 +89,7 @@ def memory_limit(
 def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
     """The largest batch whose real step fits; where that is the most that a trial may run, the estimate beyond it."""
     _refuse_if_held(device)
-    fit = fit_batch(
+    fit = probe_batch(
         key.architecture,
         input_size=key.input_size,
         precision=key.precision,
@@ -120,7 +121,7 @@ def held_by_others(device: Device) -> str | None:
     if available >= _MOST_OF_IT * share:
         return None
     return (
-        f"{device.name} has {available / 2**30:.1f} GiB free of the {share / 2**30:.1f} GiB that are this worker's "
+        f"{device.name} has {format_bytes(available)} free of the {format_bytes(share)} that are this worker's "
         "share: another program holds the rest. Free it, start fewer workers there, or lower workers.memory_budget_gib"
     )
 
@@ -168,17 +169,10 @@ def limit_memory(device: Device) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, share / total), device.torch_device)
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _status_bytes("VmData") + device.memory_budget_bytes + _SLACK_BYTES
+    limit = process_memory_bytes("VmData") + device.memory_budget_bytes + _SLACK_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def resident_bytes() -> int:
     """Memory of this process that is in use now."""
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"/proc/self/status has no {key}")
+    return process_memory_bytes("VmRSS")

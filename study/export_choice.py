@@ -14,13 +14,11 @@ from storage.confirmations import find_confirmation, find_scores
 from storage.database import Database
 from study.device import open_device
 from study.errors import UsageError
-from study.experiment import Experiment
+from study.hyperparameters import make_hyperparameters
 from study.image_set import labelled_images, open_image_set
 from study.protocol import LabelProtocol, Run, read_protocol
 from study.register import Registered, check_same_images, checkpoint_name, checkpoints_of, study_name
-from study.scores import unpack
-
-_SAME_AUC = 0.01
+from study.scores import check_validation_auc, read_checkpoint, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +73,17 @@ def _confirmed(
     run = max(finalist.runs, key=lambda each: (each.validation_auc, -each.seed))
     kept = find_scores(database, trial_id=run.trial_id, index_sha256=index_sha256)
     assert kept is not None, "a confirmation with results has its scores"
-    hyperparameters = _hyperparameters(
-        registered.experiment, finalist.architecture, at, finalist.batch_size, finalist.learning_rate
+    hyperparameters = make_hyperparameters(
+        registered.experiment,
+        architecture=finalist.architecture,
+        resolution=at,
+        batch_size=finalist.batch_size,
+        learning_rate=finalist.learning_rate,
     )
     return ChosenNetwork(
         label=protocol.label,
         hyperparameters=hyperparameters,
-        checkpoint=_read(registered, run),
+        checkpoint=read_checkpoint(checkpoints_of(registered), run, resolution=at),
         seed=run.seed,
         trials=finalist.trials,
         scores=unpack(kept)[["part", "patient", "target", "score"]],
@@ -120,10 +122,14 @@ def _searched(
         seed=best.seed,
         validation_auc=best.value,
     )
-    hyperparameters = _hyperparameters(
-        experiment, best.architecture, best.resolution, best.batch_size, best.learning_rate
+    hyperparameters = make_hyperparameters(
+        experiment,
+        architecture=best.architecture,
+        resolution=best.resolution,
+        batch_size=best.batch_size,
+        learning_rate=best.learning_rate,
     )
-    checkpoint = _read(registered, run)
+    checkpoint = read_checkpoint(checkpoints_of(registered), run, resolution=best.resolution)
     return ChosenNetwork(
         label=label,
         hyperparameters=hyperparameters,
@@ -139,43 +145,13 @@ def _score_validation(
     registered: Registered, label: str, hyperparameters: Hyperparameters, checkpoint: bytes, run: Run, device: str
 ) -> pd.DataFrame:
     image_set = open_image_set(registered.experiment)
-    check_same_images(registered, **image_set.identity())
+    check_same_images(registered, image_set.identity)
     data = labelled_images(image_set, label=label, resolution=hyperparameters.resolution)
     rows = data.validation
     scores = score_images(
         checkpoint, hyperparameters, data.images, rows, device=open_device(device, workers=1).torch_device
     )
     targets = data.targets[rows].astype(np.int8)
-    if abs(auc(targets, scores) - run.validation_auc) > _SAME_AUC:
-        raise UsageError(
-            f"the kept network of {label} at {hyperparameters.resolution} px has a validation AUC of "
-            f"{auc(targets, scores):.3f}, its training had {run.validation_auc:.3f}: put back its checkpoint"
-        )
+    check_validation_auc(auc(targets, scores), run, resolution=hyperparameters.resolution)
     patients = data.patients[rows].astype(str)
     return pd.DataFrame({"part": "validation", "patient": patients, "target": targets, "score": scores})
-
-
-def _read(registered: Registered, run: Run) -> bytes:
-    checkpoints = checkpoints_of(registered)
-    data = checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
-    if data is None:
-        raise UsageError(
-            f"the network of {run.checkpoint_study}, seed {run.seed}, is not in {checkpoints.folder}: run this where "
-            "the fleet's checkpoints are, or put it back"
-        )
-    return data
-
-
-def _hyperparameters(
-    experiment: Experiment, architecture: str, resolution: int, batch_size: int, learning_rate: float
-) -> Hyperparameters:
-    training = experiment.training
-    return Hyperparameters(
-        architecture=architecture,
-        resolution=resolution,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        epochs=training.epochs,
-        network_input=training.network_input,
-        precision=training.precision,
-    )

@@ -19,13 +19,13 @@ from objectives.image_cache import ImageCache
 from objectives.index import ImageIndex
 from objectives.metrics import auc
 from objectives.prediction import score_images
-from objectives.task import Hyperparameters
 from storage.checkpoints import Checkpoints
 from storage.confirmations import find_scores, save_scores
 from storage.database import Database
+from study.config_schema import Experiment
 from study.device import Device
 from study.errors import UsageError
-from study.experiment import Experiment
+from study.hyperparameters import make_hyperparameters
 from study.image_set import ImageSet
 from study.protocol import Finalist, LabelProtocol, Run
 
@@ -105,8 +105,28 @@ def _score_finalists(
     return tables
 
 
+def read_checkpoint(checkpoints: Checkpoints, run: Run, *, resolution: int) -> bytes:
+    """The packed checkpoint of a kept network; UsageError where it is missing."""
+    checkpoint = checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
+    if checkpoint is None:
+        raise UsageError(
+            f"the network of {_name(run, resolution)} is not in {checkpoints.folder}: run this where the fleet's "
+            "checkpoints are, or put it back"
+        )
+    return checkpoint
+
+
+def check_validation_auc(validation_auc: float, run: Run, *, resolution: int) -> None:
+    """UsageError where a kept network does not reproduce the validation AUC of its training."""
+    if abs(validation_auc - run.validation_auc) > _SAME_AUC:
+        raise UsageError(
+            f"the kept network of {_name(run, resolution)} has a validation AUC of {validation_auc:.3f}, its training "
+            f"had {run.validation_auc:.3f}: it is not the one that was trained; put back that checkpoint"
+        )
+
+
 def unpack(parquet: bytes) -> pd.DataFrame:
-    """A table of scores as it is kept; attrs say of which pixels and rows, unless an earlier version kept it."""
+    """A table of scores as it is stored; its attrs identify the pixels and rows that were scored."""
     return pd.read_parquet(io.BytesIO(parquet))
 
 
@@ -127,21 +147,21 @@ def _find_kept(
         return images.assign(score=kept["score"].to_numpy())
     if once:
         raise UsageError(
-            f"the network of {_name(finalist, run)} has scored its test patients, which is done once, but {change}. "
-            "Put the images back as they were then, or give the experiment another name: that is one more use of the "
-            "test patients"
+            f"the network of {_name(run, finalist.resolution)} has scored its test patients, which is done once, but "
+            f"{change}. Put the images back as they were then, or give the experiment another name: that is one more "
+            "use of the test patients"
         )
     return None
 
 
 def _change(kept: pd.DataFrame, images: pd.DataFrame) -> str | None:
-    """Why kept scores are not of these images; None if they are, as far as an earlier version's can tell."""
+    """Why stored scores are not of these images; None if they are."""
     if len(kept) != len(images):
         return f"it scored {len(kept):,} images then and would score {len(images):,} now"
     same = all((kept[column].to_numpy() == images[column].to_numpy()).all() for column in ("part", "target"))
-    if not same or kept.attrs.get("rows") not in (None, images.attrs["rows"]):
+    if not same or kept.attrs["rows"] != images.attrs["rows"]:
         return "other images are left out now (as bad, or as repeats of an earlier part's) than then"
-    if kept.attrs.get("pixels") not in (None, images.attrs["pixels"]):
+    if kept.attrs["pixels"] != images.attrs["pixels"]:
         return "the images' files have changed since"
     return None
 
@@ -154,44 +174,24 @@ def _score_run(
     run: Run,
     parts: dict[str, NDArray[np.int64]],
 ) -> NDArray[np.float64]:
-    checkpoint = scorer.checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
-    if checkpoint is None:
-        raise UsageError(
-            f"the network of {_name(finalist, run)} is not in {scorer.checkpoints.folder}: run this where the fleet's "
-            "checkpoints are, or put it back"
-        )
-    hyperparameters = _hyperparameters(scorer.experiment, finalist)
-    scores = []
-    for part, rows in parts.items():
-        scores.append(score_images(checkpoint, hyperparameters, pixels, rows, device=scorer.device.torch_device))
-        if part == "validation":  # before any test patient
-            _check_same_network(auc(target[rows], scores[-1]), finalist, run)
-    return np.concatenate(scores)
-
-
-def _check_same_network(validation_auc: float, finalist: Finalist, run: Run) -> None:
-    if abs(validation_auc - run.validation_auc) > _SAME_AUC:
-        raise UsageError(
-            f"the kept network of {_name(finalist, run)} has a validation AUC of {validation_auc:.3f}, its training "
-            f"had {run.validation_auc:.3f}: it is not the one that was trained; put back that checkpoint"
-        )
-
-
-def _name(finalist: Finalist, run: Run) -> str:
-    return f"{run.checkpoint_study} at {finalist.resolution} px, seed {run.seed}"
-
-
-def _hyperparameters(experiment: Experiment, finalist: Finalist) -> Hyperparameters:
-    training = experiment.training
-    return Hyperparameters(
+    checkpoint = read_checkpoint(scorer.checkpoints, run, resolution=finalist.resolution)
+    hyperparameters = make_hyperparameters(
+        scorer.experiment,
         architecture=finalist.architecture,
         resolution=finalist.resolution,
         batch_size=finalist.batch_size,
         learning_rate=finalist.learning_rate,
-        epochs=training.epochs,
-        network_input=training.network_input,
-        precision=training.precision,
     )
+    scores = []
+    for part, rows in parts.items():
+        scores.append(score_images(checkpoint, hyperparameters, pixels, rows, device=scorer.device.torch_device))
+        if part == "validation":  # before any test patient
+            check_validation_auc(auc(target[rows], scores[-1]), run, resolution=finalist.resolution)
+    return np.concatenate(scores)
+
+
+def _name(run: Run, resolution: int) -> str:
+    return f"{run.checkpoint_study} at {resolution} px, seed {run.seed}"
 
 
 def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
