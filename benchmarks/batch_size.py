@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from objectives.allocator import return_large_blocks
 from objectives.augmentation import augment, draw_augmentation
-from objectives.fit import fit_batch
+from objectives.fit import probe_batch
 from objectives.learner import make_learner, train_batches
 from objectives.network import make_network
 from objectives.out_of_memory import is_out_of_memory
@@ -118,7 +118,7 @@ def _find(finder: str, architecture: str, side: int) -> dict:
     _limit_memory(architecture)
     began = time.perf_counter()
     if finder == "acuity":
-        fit = fit_batch(architecture, input_size=side, precision="fp32", device=DEVICE, budget_bytes=BUDGET, most=MOST)
+        fit = probe_batch(architecture, input_size=side, precision="fp32", device=DEVICE, budget_bytes=BUDGET, most=MOST)
         batch, counts["steps"] = fit.verified, fit.steps
     elif finder.startswith("lightning"):
         batch = _lightning(architecture, side, finder.split()[1], counts)

@@ -19,7 +19,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from objectives.metrics import auc, auc_standard_error
+from objectives.components import auc_standard_error
+from objectives.metrics import auc
 from objectives.phantom import LABELS, draw_phantoms
 from objectives.phantom_truth import MARGIN, TRUTH
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from objectives.metrics import auc, auc_interval, auc_standard_error
-from study.experiment import load
+from objectives.components import auc_standard_error
+from objectives.limits import auc_interval
+from objectives.metrics import auc
+from study.config_loading import load
 from study.image_set import labelled_images, open_image_set
 
 RESOLUTION = 64

@@ -28,8 +28,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from objectives.components import auc_standard_error
 from objectives.index import read_index
-from objectives.metrics import auc, auc_standard_error
+from objectives.metrics import auc
 from objectives.phantom import LABELS as PHANTOM_LABELS
 from objectives.phantom import draw_phantoms
 from objectives.prediction import score_images

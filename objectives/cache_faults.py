@@ -17,15 +17,6 @@ class BadImage:
     reason: str
 
 
-class UnreadableImagesError(InputError):
-    """Every image that cannot be read. files is for an interactive terminal alone: it names patients."""
-
-    def __init__(self, message: str, *, bad: tuple[BadImage, ...], files: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.bad = bad
-        self.files = files
-
-
 def bad_images(index: ImageIndex, reasons: dict[int, str]) -> tuple[BadImage, ...]:
     """The bad images in the index's order."""
     lines = index.table["line"].to_numpy()
@@ -41,14 +32,12 @@ def too_small(index: ImageIndex, sides: dict[int, int], resolution: int) -> Inpu
     )
 
 
-def unreadable(index: ImageIndex, reasons: dict[int, str]) -> UnreadableImagesError:
+def unreadable(index: ImageIndex, reasons: dict[int, str]) -> InputError:
     """Names the first few and counts the rest."""
     bad = bad_images(index, reasons)
     named = ", ".join(f"{index.place(image.row)} ({image.reason})" for image in bad[:_MOST_NAMED])
     more = f", and {len(bad) - _MOST_NAMED:,} more" if len(bad) > _MOST_NAMED else ""
-    return UnreadableImagesError(
+    return InputError(
         f"{len(bad):,} of {len(index.table):,} images cannot be read: {named}{more}. Put whole files in their place, "
         f'take these lines out of {index.path}, or leave such images out with [data] on_bad_image = "drop"',
-        bad=bad,
-        files=tuple(str(index.table["file"].iat[image.row]) for image in bad),
     )

@@ -1,9 +1,10 @@
-"""AUCs of several networks on the same patients, and how they vary together from one draw of patients to another.
+"""AUCs of several networks on the same patients, and their covariance over draws of patients (clustered DeLong).
 
-Patients are the independent units: one patient's images share anatomy and often disease, so each patient's images are
-summed before anything is squared.
+Patients are the independent units: the images of one patient share anatomy and often disease, so the images of each
+patient are summed before anything is squared.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """AUCs of K networks and what each of P patients adds to them.
+    """AUCs of K networks, and the contribution of each of P patients to their variance.
 
     above, below: float64 [K, P], the deviation of a patient's DeLong components from the AUC, summed over its images
     with the finding (above) or without (below) and divided by the number of all such images.
@@ -34,8 +35,8 @@ class Components:
 def auc_components(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> Components:
     """Exact AUCs and per-patient DeLong components of K networks that scored the same images.
 
-    targets: [N] of 1 and 0. scores: [K, N], higher = more likely, ties count half. patients: [N], anything that
-    tells patients apart. InputError with fewer than 2 patients with the finding or without.
+    targets: [N] of 1 and 0. scores: [K, N], higher = more likely, ties count half. patients: [N], any
+    identifiers. InputError with fewer than 2 patients with the finding or without.
 
     Components: DeLong et al., Biometrics 1988;44:837-845; by midranks in O(N log N): Sun & Xu, IEEE Signal Process
     Lett 2014;21:1389-1393; summed by patient: Obuchowski, Biometrics 1997;53:567-578.
@@ -52,7 +53,7 @@ def auc_components(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike) -
     if min(positive_patients, negative_patients) < 2:
         raise InputError(
             f"{positive_patients} patients with the finding and {negative_patients} without, need at least 2 of each "
-            "to know how an AUC varies: choose another label or more patients"
+            "for the AUC's standard error: choose another label or more patients"
         )
     ranks = rankdata(values, axis=1)
     above = (ranks[:, positive] - rankdata(values[:, positive], axis=1)) / negatives
@@ -96,11 +97,21 @@ def covariance(components: Components) -> Floats:
     return total
 
 
-def degrees_of_freedom(components: Components) -> Floats:
-    """How well each variance [K] in `covariance` is known: 2 V^2 / var(V), from how unevenly the patients make it up.
+def auc_standard_error(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
+    """Standard error of one network's AUC over draws of test patients, of which one may have several images.
 
-    Satterthwaite, Biometrics Bulletin 1946;2:110-114. At a high AUC a few patients make up most of it, and counting
-    patients would promise too much: with 34 positive patients and an AUC of .98 the interval then covers 93 %.
+    All three are [N]. InputError with fewer than 2 patients with the finding or without.
+    """
+    variance = float(covariance(auc_components(targets, np.asarray(scores)[None], patients))[0, 0])
+    return math.sqrt(max(variance, 0.0))  # rounding can take it just below 0
+
+
+def degrees_of_freedom(components: Components) -> Floats:
+    """Degrees of freedom of each variance [K] in `covariance`: 2 V^2 / var(V), from the patients' contributions to V.
+
+    Satterthwaite, Biometrics Bulletin 1946;2:110-114. At a high AUC a few patients contribute most of the variance. The
+    number of patients less 1 would then be too large: with 34 positive patients and an AUC of .98 the interval covers
+    93 %.
     """
     squares = (components.above + components.below) ** 2
     total, patients = squares.sum(axis=1), squares.shape[1]

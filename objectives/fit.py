@@ -21,7 +21,7 @@ _MARGIN = 0.96
 
 
 @dataclass(frozen=True)
-class Fit:
+class BatchProbe:
     """What one training step takes, and the largest batch whose step stays within the budget."""
 
     architecture: str
@@ -40,9 +40,9 @@ class Fit:
     """Of the verified batch's step."""
 
 
-def fit_batch(
+def probe_batch(
     architecture: str, *, input_size: int, precision: str, device: torch.device, budget_bytes: int, most: int = 1024
-) -> Fit:
+) -> BatchProbe:
     """Find the largest batch, at most `most`, whose training step peaks within budget_bytes on the device.
 
     A small step, one at the estimate, one where its measured peak says the edge is, seldom more; sizes are multiples of
@@ -68,7 +68,7 @@ def fit_batch(
             too_large = guess
             most_steps = MOST_STEPS + (fitting < _FAR * too_large)
         guess = _next_guess(memory, budget_bytes, fitting=fitting, too_large=too_large, peak_mib=peak_mib, most=most)
-    return Fit(
+    return BatchProbe(
         architecture=architecture,
         input_size=input_size,
         precision=precision,

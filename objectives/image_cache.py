@@ -19,13 +19,11 @@ import numpy as np
 
 from objectives.cache_arrays import CacheArray
 from objectives.cache_build import WAY_OUT, CacheBuild, OnBadImage, finish, open_array, settled
-from objectives.cache_faults import BadImage, UnreadableImagesError, bad_images, too_small
+from objectives.cache_faults import BadImage, bad_images, too_small
 from objectives.dicom import is_dicom
 from objectives.errors import InputError, UnreadableImageError
 from objectives.index import ImageIndex, check_images_present
 from objectives.pixels import Fit, image_side
-
-__all__ = ["BadImage", "ImageCache", "UnreadableImagesError", "build_cache", "cache_bytes"]
 
 logger = logging.getLogger(__name__)
 

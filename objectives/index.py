@@ -1,4 +1,4 @@
-"""The table of an image set: which file shows which patient, with which findings.
+"""The table of an image set: which file shows which patient, with which content.
 
 Patient identifiers stay here: what is said about an image anywhere else is its place in the table, `index line 4,071`.
 """
@@ -17,7 +17,7 @@ import pandas as pd
 from objectives.errors import InputError
 from objectives.image_folders import place_files
 from objectives.index_cells import Reading
-from objectives.index_formats import FormatName, nearest, read_findings
+from objectives.index_formats import FormatName, nearest, read_content
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +83,21 @@ def read_index(
     format_name: told by the columns if None. InputError names the line and the rule where a row has no patient, repeats
     a file or leaves the folder.
     """
-    findings = read_findings(path, format_name=format_name, reading=reading)
-    table = findings.table
+    content = read_content(path, format_name=format_name, reading=reading)
+    table = content.table
     _check_rows(path, table)
     table["file"] = [_normal(file) for file in table["file"]]
     _check_repeats(path, table)
     names = tuple(table["file"])
-    root, table["file"] = place_files(images, names, folder=findings.folder)
+    root, table["file"] = place_files(images, names, folder=content.folder)
     return ImageIndex(
         path=path,
         images=root,
         table=table,
-        labels=findings.labels,
-        targets=findings.targets,
+        labels=content.labels,
+        targets=content.targets,
         names=names,
-        set_aside=findings.set_aside,
+        set_aside=content.set_aside,
     )
 
 

@@ -39,8 +39,8 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """What every format is brought to."""
+class IndexContent:
+    """The content of an index file, the same for every format."""
 
     table: pd.DataFrame
     labels: tuple[str, ...]
@@ -51,7 +51,7 @@ class Findings:
     """What the publisher's paths start with: the image set's own folder, which may be [data] images itself."""
 
 
-def findings_table(
+def content_table(
     columns: Columns,
     *,
     file: Sequence[str],

@@ -2,14 +2,14 @@
 
 import re
 
-from objectives.index_cells import Columns, Findings, Reading, age_years, by_value, findings_table
+from objectives.index_cells import Columns, IndexContent, Reading, age_years, by_value, content_table
 from objectives.index_labels import NO_FINDING, apply_no_finding, label_columns
 
 NEEDS = ("Path",)
 _NO_LABEL = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING)
 
 
-def read_chexpert(columns: Columns, reading: Reading) -> Findings:
+def read_chexpert(columns: Columns, reading: Reading) -> IndexContent:
     """The patient is in the path, which starts with the release's folder; laterals have the view `L`. Its patients are
     adults: an age of 0 is not known."""
     paths = columns.text["Path"]
@@ -19,7 +19,7 @@ def read_chexpert(columns: Columns, reading: Reading) -> Findings:
     labels, targets, set_aside = label_columns(columns, names, reading)
     frontal, position = columns.any_of("Frontal/Lateral"), columns.any_of("AP/PA")
     no_finding = apply_no_finding(columns, labels, targets)
-    table = findings_table(
+    table = content_table(
         columns,
         file=[path.removeprefix(prefix) for path in paths],
         patient=[_patient(path) for path in paths],
@@ -28,7 +28,7 @@ def read_chexpert(columns: Columns, reading: Reading) -> Findings:
         sex=columns.any_of("Sex"),
         no_finding=no_finding,
     )
-    return Findings(table, labels, targets, set_aside, folder=prefix.rstrip("/"))
+    return IndexContent(table, labels, targets, set_aside, folder=prefix.rstrip("/"))
 
 
 def _patient(path: str) -> str:

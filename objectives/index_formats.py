@@ -11,7 +11,7 @@ from typing import Literal
 
 from objectives import index_chexpert, index_nih, index_padchest, index_table
 from objectives.errors import InputError
-from objectives.index_cells import Columns, Findings, Reading
+from objectives.index_cells import Columns, IndexContent, Reading
 from objectives.index_file import read_columns
 
 FormatName = Literal["nih", "chexpert", "padchest", "table"]
@@ -23,7 +23,7 @@ class Format:
 
     called: str
     needs: tuple[str, ...]
-    read: Callable[[Columns, Reading], Findings]
+    read: Callable[[Columns, Reading], IndexContent]
     also_reads: tuple[str, ...] | None = None
     """Columns that may be absent; None: every column, since any may be a label."""
 
@@ -38,7 +38,7 @@ FORMATS: dict[FormatName, Format] = {
 }
 
 
-def read_findings(path: Path, *, format_name: FormatName | None = None, reading: Reading | None = None) -> Findings:
+def read_content(path: Path, *, format_name: FormatName | None = None, reading: Reading | None = None) -> IndexContent:
     """Read a table (.csv, also gzipped, or Parquet) whose format is named, or told by its columns."""
     found: list[Format] = []
 

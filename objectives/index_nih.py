@@ -1,18 +1,18 @@
 """NIH ChestX-ray14: Data_Entry_2017.csv and Data_Entry_2017_v2020.csv."""
 
-from objectives.index_cells import Columns, Findings, Reading, age_years, by_value, findings_table
+from objectives.index_cells import Columns, IndexContent, Reading, age_years, by_value, content_table
 from objectives.index_labels import NO_FINDING, listed_findings
 
 NEEDS = ("Image Index", "Finding Labels", "Patient ID")
 ALSO_READS = ("View Position", "Patient Age", "Patient Sex", "Patient Gender")
 
 
-def read_nih(columns: Columns, _: Reading) -> Findings:
+def read_nih(columns: Columns, _: Reading) -> IndexContent:
     """One row an image, its findings as `Edema|Effusion`; an empty cell says nothing about any label."""
     labels, targets = listed_findings(
         columns.text["Finding Labels"], lambda cell: {name.strip() for name in cell.split("|")}, normal=NO_FINDING
     )
-    table = findings_table(
+    table = content_table(
         columns,
         file=columns.text["Image Index"],
         patient=columns.text["Patient ID"],
@@ -21,4 +21,4 @@ def read_nih(columns: Columns, _: Reading) -> Findings:
         sex=columns.any_of("Patient Sex", "Patient Gender"),
         no_finding=(targets == 0).all(axis=1),
     )
-    return Findings(table, labels, targets)
+    return IndexContent(table, labels, targets)

@@ -4,7 +4,7 @@ import ast
 
 import numpy as np
 
-from objectives.index_cells import OLDEST_AGE_YEARS, Columns, Findings, Reading, by_value, findings_table
+from objectives.index_cells import OLDEST_AGE_YEARS, Columns, IndexContent, Reading, by_value, content_table
 from objectives.index_labels import listed_findings
 
 NEEDS = ("ImageID", "PatientID", "Labels")
@@ -15,14 +15,14 @@ SILENT = frozenset({"unchanged", "exclude", "suboptimal study"})
 """These say something about the report or the film, nothing about findings."""
 
 
-def read_padchest(columns: Columns, _: Reading) -> Findings:
+def read_padchest(columns: Columns, _: Reading) -> IndexContent:
     """One row an image, its findings as a Python list of names, taken as they are: `pneumonia` is not `atypical
     pneumonia`. Age is the study's year less the year of birth."""
     labels, targets = listed_findings(columns.text["Labels"], _names, normal=NORMAL, silent=SILENT)
     born = by_value(columns.any_of("PatientBirth"), _year)
     studied = by_value(columns.any_of("StudyDate_DICOM"), lambda cell: _year(cell[:4]))
     age = (studied - born).astype(np.float64)
-    table = findings_table(
+    table = content_table(
         columns,
         file=columns.text["ImageID"],
         patient=columns.text["PatientID"],
@@ -31,7 +31,7 @@ def read_padchest(columns: Columns, _: Reading) -> Findings:
         sex=columns.any_of("PatientSex_DICOM"),
         no_finding=(targets == 0).all(axis=1),
     )
-    return Findings(table, labels, targets)
+    return IndexContent(table, labels, targets)
 
 
 def _names(cell: str) -> set[str]:

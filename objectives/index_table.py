@@ -1,17 +1,17 @@
 """A plain table: columns file and patient, one column a label, and what else is known of an image."""
 
-from objectives.index_cells import Columns, Findings, Reading, age_years, by_value, findings_table
+from objectives.index_cells import Columns, IndexContent, Reading, age_years, by_value, content_table
 from objectives.index_labels import NO_FINDING, apply_no_finding, label_columns
 
 NEEDS = ("file", "patient")
 _NO_LABEL = (*NEEDS, "view", "age", "sex", "site", "split", NO_FINDING)
 
 
-def read_table(columns: Columns, reading: Reading) -> Findings:
+def read_table(columns: Columns, reading: Reading) -> IndexContent:
     """Every other column with nothing but 1, 0, -1 or blank cells in it is a label; the rest is set aside."""
     names = [name for name in columns.text if name and name not in _NO_LABEL]
     labels, targets, set_aside = label_columns(columns, names, reading)
-    table = findings_table(
+    table = content_table(
         columns,
         file=columns.text["file"],
         patient=columns.text["patient"],
@@ -22,4 +22,4 @@ def read_table(columns: Columns, reading: Reading) -> Findings:
         split=columns.any_of("split"),
         no_finding=apply_no_finding(columns, labels, targets),
     )
-    return Findings(table, labels, targets, set_aside)
+    return IndexContent(table, labels, targets, set_aside)

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from objectives.components import Components, auc_components, combine, covariance, degrees_of_freedom
 from objectives.contrast import Contrast, difference_limits, difference_spread, t_statistic
 from objectives.errors import InputError
-from objectives.limits import auc_limits, satterthwaite
+from objectives.limits import auc_interval, satterthwaite
 
 Floats = NDArray[np.float64]
 
@@ -134,12 +134,11 @@ def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) ->
         (seed_variance, len(aucs) - 1),
     )
     se = math.sqrt(patient_variance + seed_variance)
-    low, high = auc_limits(
+    low, high = auc_interval(
         auc,
         se,
         quantile=float(student.ppf((1 + level) / 2, degrees)),
-        positive_patients=measured.positive_patients,
-        negative_patients=measured.negative_patients,
+        patients=(measured.positive_patients, measured.negative_patients),
     )
     return AucEstimate(
         resolution=resolution,

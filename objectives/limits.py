@@ -1,38 +1,39 @@
-"""How far an AUC may lie from the one seen: limits at a quantile, expected variance, degrees of freedom."""
+"""Intervals and variances of one AUC."""
 
 import math
+from statistics import NormalDist
 
-from scipy.optimize import brentq
-from scipy.special import expit, logit
+NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
+"""Standard errors on each side of a two-sided 95 % interval."""
 
 
-def auc_limits(
-    auc: float, se: float, *, quantile: float, positive_patients: int, negative_patients: int
+def auc_interval(
+    auc: float, se: float, *, quantile: float = NORMAL_QUANTILE, patients: tuple[int, int] | None = None
 ) -> tuple[float, float]:
-    """Limits of an AUC `quantile` standard errors away, symmetric on the logit scale so that they stay within 0 and 1.
+    """Interval of `quantile` standard errors on each side, symmetric on the logit scale, so it stays within 0 and 1.
 
-    An AUC whose components do not vary at all (a perfect one) still is one of finitely many patients: its limits are
-    the lowest and highest AUC that it is not further away from than `quantile` of *their* standard errors, patients as
-    units (Newcombe, Stat Med 2006;25:559-573, inverts Hanley & McNeil's variance so).
+    patients: numbers with and without the finding. They give an interval to an AUC whose standard error is 0, for
+    instance a perfect one: from the lowest to the highest AUC that is at most `quantile` of *its* expected standard
+    errors away, one image a patient (Newcombe, Stat Med 2006;25:559-573, inverts Hanley & McNeil's variance in the same
+    way). Without them both ends are then the AUC.
     """
     if se > 0 and 0 < auc < 1:
-        half = quantile * se / (auc * (1 - auc))
-        return float(expit(logit(auc) - half)), float(expit(logit(auc) + half))
-    low = _lowest_compatible(
-        auc, quantile=quantile, positive_patients=positive_patients, negative_patients=negative_patients
-    )
-    # Seen from the other side, where patients without the finding are the ones to be found.
-    high = 1 - _lowest_compatible(
-        1 - auc, quantile=quantile, positive_patients=negative_patients, negative_patients=positive_patients
-    )
+        centre, half_width = math.log(auc / (1 - auc)), quantile * se / (auc * (1 - auc))
+        return _expit(centre - half_width), _expit(centre + half_width)
+    if patients is None:
+        return auc, auc
+    positive, negative = patients
+    low = _lowest_compatible(auc, quantile=quantile, positive_patients=positive, negative_patients=negative)
+    # With the two kinds of patients exchanged an AUC becomes 1 - AUC.
+    high = 1 - _lowest_compatible(1 - auc, quantile=quantile, positive_patients=negative, negative_patients=positive)
     return low, high
 
 
 def expected_auc_variance(auc: float, *, positive_patients: int, negative_patients: int) -> float:
-    """Variance that an AUC of this size is expected to have, one image a patient and exponential scores.
+    """Variance of an AUC of this size, with one image a patient and exponential scores.
 
-    Hanley & McNeil, Radiology 1982;143:29-36. Where positives are rare it is above that of normal scores (by a fifth
-    in standard error at an AUC of .8): it errs on the safe side.
+    Hanley & McNeil, Radiology 1982;143:29-36. Where positives are rare it is above that of normal scores, by a fifth in
+    standard error at an AUC of .8, so it is conservative.
     """
     of_positives = 2 * auc**2 / (1 + auc) - auc**2
     of_negatives = auc / (2 - auc) - auc**2
@@ -43,7 +44,7 @@ def expected_auc_variance(auc: float, *, positive_patients: int, negative_patien
 def satterthwaite(*parts: tuple[float, float]) -> float:
     """Degrees of freedom of a sum of independent variance estimates, each given as (variance, degrees of freedom).
 
-    Satterthwaite, Biometrics Bulletin 1946;2:110-114. With nothing but zeros, those of the first part.
+    Satterthwaite, Biometrics Bulletin 1946;2:110-114. If all variances are 0, the degrees of freedom of the first part.
     """
     total = sum(variance for variance, _ in parts)
     if total == 0:
@@ -52,6 +53,8 @@ def satterthwaite(*parts: tuple[float, float]) -> float:
 
 
 def _lowest_compatible(auc: float, *, quantile: float, positive_patients: int, negative_patients: int) -> float:
+    from scipy.optimize import brentq  # takes 0.2 s to import, and `acuity best` imports this module
+
     if auc <= 0 or quantile <= 0:
         return auc
 
@@ -63,3 +66,7 @@ def _lowest_compatible(auc: float, *, quantile: float, positive_patients: int, n
 
     nearest = auc * (1 - 1e-12)  # a perfect AUC itself solves the equation: its expected variance is 0
     return float(brentq(distance, 0.0, nearest)) if distance(nearest) < 0 else auc
+
+
+def _expit(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

@@ -1,4 +1,4 @@
-"""What a test part can decide, told before anything is trained."""
+"""The precision and the power that a test part allows, computed before any training."""
 
 import math
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ _SEED_SD = 0.008
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a label's test patients can show."""
+class PowerEstimate:
+    """The precision and the power that a label's test patients allow."""
 
     positive_patients: int
     auc_half_width: float | None
-    """Half the length of the AUC's interval; None, like the margin, with fewer than 2 patients of a kind."""
+    """Half the width of the AUC's interval; None, as the margin, with fewer than 2 patients of either kind."""
     margin: float | None
-    """The smallest non-inferiority margin that an equally good resolution is shown to keep, at the power asked for."""
+    """The smallest non-inferiority margin that the test shows for an equally good resolution, at the given power."""
     estimable: bool
 
 
-def plan_label(
+def estimate_power(
     positive_patients: int,
     negative_patients: int,
     *,
@@ -39,19 +39,19 @@ def plan_label(
     seeds: int = 5,
     power: float = 0.8,
     level: float = 0.05,
-) -> Plan:
-    """The precision and the margin that test patients of these numbers allow, the patient as the unit.
+) -> PowerEstimate:
+    """Precision and non-inferiority margin for these numbers of test patients, with one image a patient.
 
-    auc: what is expected. correlation: of two resolutions' AUCs (averaged over seeds) over draws of test patients.
-    seed_sd: of one AUC over seeds. level: of the one-sided test and, both sides together, of the interval.
-    At least 2 seeds.
+    auc: the expected AUC. correlation: of two resolutions' AUCs (averaged over seeds) over draws of test patients.
+    seed_sd: standard deviation of one AUC over seeds. seeds: at least 2. level: of the one-sided test; the level of the
+    interval is 1 - level.
 
     Margin: (t_(1-level) + t_power) * SE at a true difference of 0 (Julious, Stat Med 2004;23:1921-1986); variance of a
     difference of correlated AUCs: Hanley & McNeil, Radiology 1983;148:839-843.
     """
     assert seeds >= 2
     if min(positive_patients, negative_patients) < 2:
-        return Plan(positive_patients=positive_patients, auc_half_width=None, margin=None, estimable=False)
+        return PowerEstimate(positive_patients=positive_patients, auc_half_width=None, margin=None, estimable=False)
     patients = expected_auc_variance(auc, positive_patients=positive_patients, negative_patients=negative_patients)
     chance = seed_sd**2 / seeds
     degrees = min(positive_patients, negative_patients) - 1
@@ -60,7 +60,7 @@ def plan_label(
     between = 2 * (1 - correlation) * patients
     both = satterthwaite((between, degrees), (chance, seeds - 1), (chance, seeds - 1))
     needed = float(student.ppf(1 - level, both) + student.ppf(power, both))
-    return Plan(
+    return PowerEstimate(
         positive_patients=positive_patients,
         auc_half_width=float(expit(logit(auc) + half) - expit(logit(auc) - half)) / 2,
         margin=needed * math.sqrt(between + 2 * chance),

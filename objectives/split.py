@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,7 @@ import pandas as pd
 from objectives.errors import InputError
 from objectives.index import ImageIndex
 from objectives.published_split import TRAIN_VAL
-from objectives.split_file import PARTS as PARTS
-from objectives.split_file import SplitFile, parts_digest, read_split_file, sole_writer, write_split_file
+from objectives.split_file import PARTS, SplitFile, parts_digest, read_split_file, sole_writer, write_split_file
 from objectives.stratify import stratify
 
 LEFT_OUT = len(PARTS)
@@ -36,9 +36,8 @@ class Split:
     """Likewise of the index before filters: the same for every filter."""
     unused_sha256: str = ""
     """Of the rows that `leave_out` took away; empty without any."""
-    unit: str = "patient"
-    """What is in one part only: "patient", or "file" where images were split ("path": by a version that knew them by
-    where they lay)."""
+    unit: Literal["patient", "file"] = "patient"
+    """What is in one part only: "patient", or "file" where images were split."""
 
     def rows(self, part: str) -> np.ndarray:
         """int64: the rows of a part, ascending."""
@@ -53,7 +52,7 @@ def read_or_make_split(
     together: Sequence[Collection[str]] = (),
     seed: int = 0,
     fractions: Sequence[float] = (0.64, 0.16, 0.20),
-    unit: str = "patient",
+    unit: Literal["patient", "file"] = "patient",
     write: bool = True,
 ) -> Split:
     """The split of an index's patients, from the file at path; made if there is none, lengthened by patients not in it.
@@ -66,8 +65,6 @@ def read_or_make_split(
     """
     published = published or {}
     written = _read(path, published)
-    if unit == "file" and written is not None and _knows_paths(index, written):
-        unit = "path"
     patients = _unit_of_rows(index, unit)
     names = patients.unique()
     if written is None or not set(names) <= written.parts.keys():
@@ -119,16 +116,9 @@ def check_label(
             )
 
 
-def _unit_of_rows(index: ImageIndex, unit: str) -> "pd.Series[str]":
-    """Patients, or files as the index names them: where they lie below the images' folder may change."""
-    if unit == "file":
-        return pd.Series(index.names, index=index.table.index)
-    return index.table["patient" if unit == "patient" else "file"]
-
-
-def _knows_paths(index: ImageIndex, written: SplitFile) -> bool:
-    known = written.parts.keys()
-    return known.isdisjoint(index.names) and not known.isdisjoint(index.table["file"])
+def _unit_of_rows(index: ImageIndex, unit: Literal["patient", "file"]) -> "pd.Series[str]":
+    """Patients, or files by their names in the index: their place below the images' folder may change."""
+    return index.table["patient"] if unit == "patient" else pd.Series(index.names, index=index.table.index)
 
 
 def _read(path: Path, published: Mapping[str, str]) -> SplitFile | None:
@@ -155,7 +145,7 @@ def _assign_new_patients(
     written: SplitFile,
     published: Mapping[str, str],
     together: Sequence[Collection[str]],
-    unit_of_split: str,
+    unit_of_split: Literal["patient", "file"],
 ) -> dict[str, int]:
     """The part of each patient of the index whom the file does not have yet."""
     positive = np.nan_to_num(index.targets)

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from objectives.augmentation import draw_augmentation
 from objectives.checkpoint import Checkpoint, pack, unpack
+from objectives.components import auc_standard_error
 from objectives.image_feed import Feed, open_feeds
 from objectives.learner import Learner, make_learner, train_batches
-from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
+from objectives.metrics import accuracy, auc, average_precision, youden_threshold
 from objectives.out_of_memory import forget_failed_step
 from objectives.peak_memory import watch_peak_memory
 from objectives.prediction import predict_batches, probabilities
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome, check_task
-
-__all__ = ["Diverged", "Hyperparameters", "Interrupted", "LabelledImages", "Outcome", "train"]
 
 # A positive of a rare label would otherwise outweigh whole batches of negatives, and one image would steer each step.
 MAX_POSITIVE_WEIGHT = 20.0

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row, text
 
-from objectives.metrics import auc_interval
+from objectives.limits import auc_interval
 from storage.confirmations import count_test_uses, find_confirmation
 from storage.database import Database, open_storage
-from study.caveats import caveats
+from study.config_schema import Experiment, caveats
 from study.errors import UsageError
-from study.experiment import Experiment
-from study.progress import Progress, read_progress
+from study.progress import LabelProgress, read_progress
 from study.register import recall, study_name
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
             for progress in read_progress(database, experiment)
             if progress.label in labels
         ),
-        test_uses=count_test_uses(database, registered.test_patients_sha256, registered.split_sha256),
+        test_uses=count_test_uses(database, registered.identity.whole_split_sha256),
         trials=registered.experiment.search.trials,
         warnings=caveats(experiment),
     )
@@ -182,7 +181,7 @@ _Rows = dict[tuple[str, int], Row[Any]]
 
 def _label_answer(
     experiment: Experiment,
-    progress: Progress,
+    progress: LabelProgress,
     best_at: _Rows,
     counts_at: _Rows,
     confirmed: dict[str, Any] | None,

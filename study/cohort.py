@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.planning import Plan, plan_label
-from objectives.split import PARTS
+from objectives.planning import PowerEstimate, estimate_power
+from objectives.split_file import PARTS
 from study.image_set import ImageSet
 
 
@@ -31,7 +31,7 @@ class LabelCohort:
 
     label: str
     parts: dict[str, PartCounts]
-    plan: Plan
+    plan: PowerEstimate
 
 
 def count_cohort(image_set: ImageSet, labels: tuple[str, ...], *, seeds: int = 5) -> tuple[LabelCohort, ...]:
@@ -54,5 +54,5 @@ def _count_label(image_set: ImageSet, label: str, seeds: int) -> LabelCohort:
             positive_patients=len(set(patients[positive])),
         )
     test = parts["test"]
-    plan = plan_label(test.positive_patients, test.patients - test.positive_patients, seeds=seeds)
+    plan = estimate_power(test.positive_patients, test.patients - test.positive_patients, seeds=seeds)
     return LabelCohort(label=label, parts=parts, plan=plan)

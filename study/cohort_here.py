@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from objectives.errors import InputError
-from objectives.split import PARTS
+from objectives.split_file import PARTS
 from study.cohort import LabelCohort, count_cohort
+from study.config_paths import cache_folder
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, cache_folder
 from study.image_selection import select_images
 from study.image_set import ImageSet, open_image_set
 from study.register import Registered, check_same_images
@@ -55,7 +56,7 @@ def read_cohort_here(registered: Registered) -> Cohort | None:
     try:
         _check_decoded(experiment)
         image_set = open_image_set(experiment)
-        check_same_images(registered, **image_set.identity())
+        check_same_images(registered, image_set.identity)
     except (InputError, UsageError, OSError) as error:
         logger.warning("the image set is not at hand, so its patients are not counted: %s", error)
         return None

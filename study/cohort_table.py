@@ -1,4 +1,4 @@
-"""What `acuity prepare` prints: labels by part, and what the test patients can decide."""
+"""The output of `acuity prepare`: the images, the labels by part, and the power of the test patients."""
 
 from collections.abc import Iterator
 
@@ -6,15 +6,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from objectives.split import PARTS
+from objectives.split_file import PARTS
+from study.cost import cost_line
 from study.prepare import Preparation
-from study.terminal import cost_line, size
+from study.units import format_bytes
 
 _MOST_NAMED = 5
 
 
 def preparation_table(preparation: Preparation) -> Group:
-    """Labels by part, and what the test patients can decide."""
+    """Facts about the images, the warnings, and a table with a row per label."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("label")
     for part in PARTS:
@@ -38,15 +39,15 @@ def preparation_table(preparation: Preparation) -> Group:
     said = "\n".join(_about_the_images(preparation))
     warnings = [Text(warning, style="bold") for warning in preparation.warnings]
     note = (
-        "positive: images (patients). +-: half of the 95 % interval that an AUC of .8 will have on the test patients. "
-        "Smallest margin: what non-inferiority of an equally good resolution can be shown at, with 80 % power and "
-        f"{preparation.seeds} seeds."
+        "positive: images (patients). AUC +-: half the width of the 95 % interval for an AUC of 0.8 on the test "
+        "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
+        f"non-inferior, with 80 % power and {preparation.seeds} seeds."
     )
     return Group(Text(said), *warnings, Text(), table, Text(), Text(note, style="italic"))
 
 
 def _about_the_images(preparation: Preparation) -> Iterator[str]:
-    """A line each on what there is, what was left out and why, and where the arrays lie."""
+    """One line per fact: images, left-out images with the reason, repeated pictures, arrays, search time."""
     yield f"{preparation.images:,} images of {preparation.patients:,} patients."
     for reason, count in preparation.left_out.items():
         if count:
@@ -63,5 +64,6 @@ def _about_the_images(preparation: Preparation) -> Iterator[str]:
             f"{repeats.pictures_with_different_labels:,} with different labels); left out of a later part: "
             f"{repeats.left_out:,}."
         )
-    yield f"Arrays: {size(preparation.cache_bytes)} in {preparation.cache} ({size(preparation.free_bytes)} free)."
+    arrays, free = format_bytes(preparation.cache_bytes), format_bytes(preparation.free_bytes)
+    yield f"Arrays: {arrays} in {preparation.cache} ({free} free)."
     yield f"Search: {cost_line(preparation.cost)}"

@@ -9,16 +9,18 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors.torch import save
+from sklearn.metrics import brier_score_loss
 
-from objectives.calibration import brier_score, reliability_bins
-from objectives.metrics import auc, auc_interval, auc_standard_error, youden_threshold
+from objectives.calibration import Recalibration, fit_recalibration, reliability_bins
+from objectives.components import auc_standard_error
+from objectives.limits import auc_interval
+from objectives.metrics import auc, youden_threshold
 from objectives.network import normalisation
 from objectives.prediction import load_predictor
-from objectives.recalibration import Recalibration, fit_recalibration
 from storage.confirmations import count_test_uses
 from storage.database import Database
-from study.caveats import caveats
 from study.cohort_here import Cohort, read_cohort_here
+from study.config_schema import caveats
 from study.errors import UsageError
 from study.export_choice import ChosenNetwork, choose_network
 from study.register import Registered
@@ -139,11 +141,12 @@ def _use(database: Database, registered: Registered, chosen: ChosenNetwork, netw
         "performance": [
             _performance(part, chosen.scores[chosen.scores["part"] == part], threshold, recalibration) for part in parts
         ],
-        "confirmation": _confirmation(
-            chosen, count_test_uses(database, registered.test_patients_sha256, registered.split_sha256)
-        ),
+        "confirmation": _confirmation(chosen, count_test_uses(database, registered.identity.whole_split_sha256)),
         "made_with": {name: version(name) for name in ("acuity-hpo", "torch", "timm")}
-        | {"index_sha256": registered.index_sha256, "split_sha256": registered.split_sha256},
+        | {
+            "index_sha256": registered.identity.index_sha256,
+            "split_sha256": registered.identity.split_sha256,
+        },
     }
 
 
@@ -172,8 +175,8 @@ def _performance(part: str, scores: pd.DataFrame, threshold: float, recalibratio
         "auc_high": high,
         "sensitivity": float(found[positive].mean()),
         "specificity": float((~found[~positive]).mean()),
-        "brier": brier_score(targets, values),
-        "brier_calibrated": brier_score(targets, recalibration(values)),
+        "brier": float(brier_score_loss(targets, values)),
+        "brier_calibrated": float(brier_score_loss(targets, recalibration(values))),
     }
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from objectives.allocator import return_large_blocks
-from objectives.fit import Fit, fit_batch
+from objectives.fit import BatchProbe, probe_batch
+from study.config_schema import Experiment
 from study.device import Device, limit_memory, open_device
-from study.experiment import Experiment
+from study.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
     ]
 
 
-def fit_cells(cells: list[Cell], *, choice: str, memory_gib: float | None) -> tuple[Device, list[tuple[int, Fit]]]:
+def fit_cells(
+    cells: list[Cell], *, choice: str, memory_gib: float | None
+) -> tuple[Device, list[tuple[int, BatchProbe]]]:
     """Fit each cell in a process of its own: what an allocator kept from one would be missing in the next.
 
     choice: the device, as `open_device` takes it. InputError for an architecture that is unknown or takes no such
@@ -50,11 +53,11 @@ def fit_cells(cells: list[Cell], *, choice: str, memory_gib: float | None) -> tu
             raise
 
 
-def _fit_here(cell: Cell, choice: str, memory_gib: float | None) -> Fit:
+def _fit_here(cell: Cell, choice: str, memory_gib: float | None) -> BatchProbe:
     return_large_blocks()  # as a worker does
     device = open_device(choice, workers=1, memory_budget_gib=memory_gib)
     limit_memory(device)
-    return fit_batch(
+    return probe_batch(
         cell.architecture,
         input_size=cell.input_size,
         precision=cell.precision,
@@ -64,9 +67,9 @@ def _fit_here(cell: Cell, choice: str, memory_gib: float | None) -> Fit:
     )
 
 
-def fit_table(fits: list[tuple[int, Fit]], device: Device) -> Table:
+def fit_table(fits: list[tuple[int, BatchProbe]], device: Device) -> Table:
     """A row a network and resolution."""
-    title = f"{device.name}, budget {device.memory_budget_bytes / 2**30:.1f} GiB for a training step"
+    title = f"{device.name}, budget {format_bytes(device.memory_budget_bytes)} for a training step"
     table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     table.add_column("architecture")
     for heading in ("px", "estimated\nbatch", "verified\nbatch", "real\nsteps", "peak\nMiB", "images/s"):
@@ -84,6 +87,6 @@ def fit_table(fits: list[tuple[int, Fit]], device: Device) -> Table:
     return table
 
 
-def fits_to_json(fits: list[tuple[int, Fit]], device: Device) -> dict[str, Any]:
+def fits_to_json(fits: list[tuple[int, BatchProbe]], device: Device) -> dict[str, Any]:
     """The same for scripts."""
     return {"device": device.name, "fits": [{"resolution": resolution} | asdict(fit) for resolution, fit in fits]}

@@ -3,13 +3,15 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from objectives.filters import Filtered, Filters, apply_filters
 from objectives.index import ImageIndex, read_index
 from objectives.index_cells import Reading
 from objectives.published_split import published_parts
 from objectives.split import Split, read_or_make_split, take_split
-from study.experiment import Experiment, split_path
+from study.config_paths import split_path
+from study.config_schema import Experiment
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class ImageSelection:
     left: Filtered
     published: Mapping[str, str]
     split_path: Path
-    unit: str
+    unit: Literal["patient", "file"]
     """What is split: "patient", or "file" with split_by = "image"."""
     fractions: tuple[float, ...]
 

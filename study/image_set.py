@@ -16,9 +16,12 @@ from objectives.repeats import (
     patients_together,
     repeats_across_parts,
 )
-from objectives.split import PARTS, Split, check_label, leave_out
+from objectives.split import Split, check_label, leave_out
+from objectives.split_file import PARTS
 from objectives.task import LabelledImages
-from study.experiment import Experiment, cache_folder
+from study.config_paths import cache_folder
+from study.config_schema import Experiment
+from study.image_identity import ImageIdentity
 from study.image_selection import select_images
 
 logger = logging.getLogger(__name__)
@@ -26,39 +29,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """What a worker holds of an image set; the pixels stay on disk, mapped into memory."""
+    """An opened image set. The pixels stay on disk and are mapped into memory."""
 
     index: ImageIndex
     split: Split
     cache: ImageCache
     left_out: Mapping[str, int]
-    """Images of the index by the filter that they did not pass."""
+    """Number of images that each filter leaves out."""
     repeats: RepeatCounts
     whole_index_sha256: str
-    """Of the index before filters."""
+    """SHA-256 of the index before filters."""
 
-    def whole(self) -> dict[str, str]:
-        """index_sha256 and split_sha256 before filters."""
-        return {"index_sha256": self.whole_index_sha256, "split_sha256": self.split.whole_sha256}
-
-    def identity(self) -> dict[str, str]:
-        """What an experiment's trials have in common: index_sha256, split_sha256, unused_sha256."""
-        return {
-            "index_sha256": self.index.sha256,
-            "split_sha256": self.split.sha256,
-            "unused_sha256": self.split.unused_sha256,
-        }
+    @property
+    def identity(self) -> ImageIdentity:
+        """SHA-256 sums by which the registry compares image sets."""
+        return ImageIdentity(
+            index_sha256=self.index.sha256,
+            split_sha256=self.split.sha256,
+            whole_index_sha256=self.whole_index_sha256,
+            whole_split_sha256=self.split.whole_sha256,
+            unused_sha256=self.split.unused_sha256,
+        )
 
 
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
-    """Read and filter the index, read or write the split, and build what is missing of the cache.
+    """Read and filter the index, read or write the split, and build the missing arrays of the cache.
 
-    In no part are bad images and copies of a picture that is in an earlier part. progress: called with (images done,
-    images in all) while the cache is built.
+    Bad images and copies of a picture of an earlier part are in no part. progress: called with (images done, images in
+    all) while the cache is built.
     """
     selection = select_images(experiment)
     index = selection.index
-    # Pictures that patients share are known only once there are pixels; what is wrong with a label is told before.
+    # Repeated pictures are known only once there are pixels. Mistakes in a label are reported before decoding.
     _check_labels(experiment, index, selection.split(write=False))
     cache = build_cache(
         index,
@@ -75,7 +77,7 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
     unused = np.union1d(repeats_across_parts(split, repeats), np.array(bad, dtype=np.int64))
     if len(unused):
         logger.warning(
-            "of %s images %s are bad and %s repeat a picture of an earlier part: left out of everything",
+            "of %s images %s are bad and %s repeat a picture of an earlier part: they are in no part",
             f"{cache.count:,}",
             f"{len(bad):,}",
             f"{counts.left_out:,}",
@@ -99,12 +101,12 @@ def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> No
 
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
-    """Training images of the label that has most of them (labels may be missing for some images)."""
+    """Training images of the label with the most of them. Labels may be missing for some images."""
     return max(_training_images(image_set, labels))
 
 
 def fewest_training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
-    """Training images of the label that has fewest of them."""
+    """Training images of the label with the fewest of them."""
     return min(_training_images(image_set, labels))
 
 

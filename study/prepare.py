@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objectives.image_cache import BadImage, cache_bytes
+from objectives.cache_faults import BadImage
+from objectives.image_cache import cache_bytes
 from objectives.repeats import RepeatCounts
 from storage.embedded_folder import default_folder
 from storage.errors import StorageError
-from study.caveats import caveats
 from study.cohort import LabelCohort, count_cohort
-from study.experiment import Experiment
+from study.config_schema import Experiment, caveats
 from study.image_set import open_image_set
 from study.networks import check_networks_once
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss
 
 from objectives.adequacy import SmallestAdequate, find_smallest_adequate
 from objectives.bootstrap import bootstrap_aucs
-from objectives.calibration import brier_score, reliability_bins
+from objectives.calibration import reliability_bins
 from objectives.errors import InputError
 from objectives.inference import Measured, auc_ratio, estimate_auc, measure_resolutions
-from objectives.metrics import accuracy, average_precision, youden_threshold
+from objectives.metrics import accuracy, average_precision, sensitivity_at_specificity, youden_threshold
 from objectives.multiplicity import compare_all, find_not_worse
-from objectives.operating_point import sensitivity_at_specificity
 from study.protocol import Finalist, LabelProtocol
 from study.sentences import verdict_sentence
 
@@ -128,7 +128,7 @@ def _resolution_entry(
         "sensitivity_at_90_specificity": over_seeds(
             lambda _, other: sensitivity_at_specificity(other["target"], other["score"])
         ),
-        "validation_brier": over_seeds(lambda own, _: brier_score(own["target"], own["score"])),
+        "validation_brier": over_seeds(lambda own, _: brier_score_loss(own["target"], own["score"])),
         "validation_reliability": [
             asdict(each) for each in reliability_bins(validation[0]["target"], validation[0]["score"])
         ],

@@ -1,5 +1,7 @@
 """AUCs of several networks and their covariance over patients, against other people's numbers and the textbook."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +10,10 @@ from MLstatkit import Delong_test
 from numpy.typing import NDArray
 
 from objectives.bootstrap import bootstrap_aucs
-from objectives.components import auc_components, combine, covariance, degrees_of_freedom
+from objectives.components import auc_components, auc_standard_error, combine, covariance, degrees_of_freedom
 from objectives.errors import InputError
-from objectives.metrics import auc, auc_standard_error
+from objectives.limits import auc_interval
+from objectives.metrics import auc
 
 TARGETS = [1] * 11 + [0] * 19
 SCORES = [
@@ -104,12 +107,53 @@ def test_agrees_with_the_textbook_formula_for_patients_with_several_images(
     assert np.linalg.eigvalsh(covariance(components)).min() > -1e-15
 
 
-def test_agrees_with_the_metrics_of_a_single_trial() -> None:
+def test_agrees_with_the_auc_of_each_network_alone() -> None:
     targets, scores, patients = images(patients=200, seed=3, levels=20)
-    components = auc_components(targets, scores, patients)
-    assert components.aucs == pytest.approx([auc(targets, row) for row in scores], abs=1e-12)
-    ses = [auc_standard_error(targets, row, patients) for row in scores]
-    assert np.sqrt(np.diag(covariance(components))) == pytest.approx(ses, abs=1e-12)
+    assert auc_components(targets, scores, patients).aucs == pytest.approx(
+        [auc(targets, row) for row in scores], abs=1e-12
+    )
+
+
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 3]))
+def test_standard_error_with_one_image_a_patient_is_plain_delong(seed: int, levels: int | None) -> None:
+    targets, (scores,), _ = images(patients=12, seed=seed, networks=1, levels=levels)
+    positives, negatives = scores[targets == 1], scores[targets == 0]
+    wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    # DeLong 1988 as printed: every positive compared with every negative.
+    variance = wins.mean(axis=1).var(ddof=1) / len(positives) + wins.mean(axis=0).var(ddof=1) / len(negatives)
+    found = auc_standard_error(targets, scores, np.arange(targets.size))
+    assert found == pytest.approx(math.sqrt(variance), abs=1e-9)
+
+
+def correlated_patients(
+    seed: int, patients: int = 150
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Several images a patient that share most of their score, so that image-wise errors are too small."""
+    generator = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(patients), generator.integers(1, 8, patients))
+    sick = generator.random(patients) < 0.4
+    targets = np.where(generator.random(len(owner)) < 0.85, sick[owner], ~sick[owner]).astype(np.int64)
+    scores = targets + 1.2 * generator.standard_normal(patients)[owner] + 0.5 * generator.standard_normal(len(owner))
+    return targets, scores, owner
+
+
+def test_standard_error_matches_a_patient_bootstrap() -> None:
+    targets, scores, owner = correlated_patients(seed=1)
+    drawn = bootstrap_aucs(targets, scores[None], owner, repetitions=1500)
+    clustered = auc_standard_error(targets, scores, owner)
+    # The bootstrap's error at 1,500 drawings is 1 / sqrt(2 * 1500) = 1.8 %; the two methods differ by a few per cent.
+    assert clustered == pytest.approx(drawn.std(), rel=0.08)
+    assert auc_standard_error(targets, scores, np.arange(len(owner))) < 0.75 * clustered
+
+
+def test_interval_covers_the_true_auc_at_its_nominal_rate() -> None:
+    truth = np.mean([auc(*correlated_patients(seed, patients=3000)[:2]) for seed in range(1000, 1008)])
+    covered = []
+    for seed in range(300):
+        targets, scores, owner = correlated_patients(seed)
+        low, high = auc_interval(auc(targets, scores), auc_standard_error(targets, scores, owner))
+        covered.append(low <= truth <= high)
+    assert 0.92 <= np.mean(covered) <= 0.985
 
 
 def test_agrees_with_the_patient_bootstrap() -> None:

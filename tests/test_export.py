@@ -13,23 +13,24 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from confirmed_experiment import EXPERIMENT, work_here
 from numpy.typing import NDArray
 
+from objectives.calibration import fit_recalibration
 from objectives.metrics import auc
 from objectives.prediction import score_images
-from objectives.recalibration import fit_recalibration
 from storage.confirmations import find_confirmation
 from storage.database import Database, open_storage
 from study.answer import read_answer
 from study.cli import acuity
+from study.config_loading import parse
+from study.config_paths import resolve_paths
 from study.errors import UsageError
-from study.experiment import parse, resolve_paths
 from study.export import export_network
 from study.export_choice import choose_network
 from study.image_set import ImageSet, open_image_set, training_images
 from study.protocol import read_protocol
 from study.register import Registered, checkpoints_of, register
+from support.confirmed_experiment import EXPERIMENT, work_here
 
 # The card's own code, where nothing of this program can be imported.
 _BARE = """
@@ -117,8 +118,7 @@ def _search(
     registered = register(
         database,
         experiment,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
+        image_set.identity,
         training_images=training_images(image_set, experiment.labels),
     )
     work_here(database, registered)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from objectives.errors import InputError
 from objectives.filters import Filters, apply_filters
 from objectives.index import ImageIndex, read_index
-from objectives.split import PARTS, read_or_make_split, take_split
+from objectives.split import read_or_make_split, take_split
+from objectives.split_file import PARTS
 
 HEADER = "file,patient,view,age,No Finding,Mass,Edema"
 ROWS = (

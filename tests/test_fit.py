@@ -6,24 +6,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from objectives.fit import fit_batch
+from objectives.fit import probe_batch
 from objectives.peak_memory import MIB
 from study.cli import acuity
-from study.experiment import parse
+from study.config_loading import parse
 from study.feasible_table import cells_of
 
 CPU = torch.device("cpu")
 
 
 def test_batch_that_the_budget_does_not_bind_takes_one_step_after_a_small_one() -> None:
-    fit = fit_batch("test_resnet", input_size=32, precision="fp32", device=CPU, budget_bytes=2**31, most=64)
+    fit = probe_batch("test_resnet", input_size=32, precision="fp32", device=CPU, budget_bytes=2**31, most=64)
     assert (fit.estimate, fit.verified, fit.steps) == (64, 64, 2)
     assert fit.images_per_second > 0
 
 
 def test_verified_batch_stays_within_the_budget_and_near_the_edge() -> None:
     budget = 400 * MIB
-    fit = fit_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=budget)
+    fit = probe_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=budget)
     assert fit.verified % 8 == 0
     assert fit.verified >= fit.estimate / 2 > 8
     assert 0 < fit.peak_memory_mib <= 400
@@ -32,7 +32,7 @@ def test_verified_batch_stays_within_the_budget_and_near_the_edge() -> None:
 
 
 def test_budget_that_holds_nothing_verifies_nothing() -> None:
-    fit = fit_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=MIB // 4)
+    fit = probe_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=MIB // 4)
     assert (fit.estimate, fit.verified) == (0, 0)
 
 
@@ -73,6 +73,6 @@ def test_command_prints_what_was_found_and_says_what_it_needs() -> None:
 def test_on_a_gpu_the_edge_is_within_three_per_cent() -> None:
     device = torch.device("cuda")
     budget = 2 * 2**30
-    fit = fit_batch("resnet10t", input_size=128, precision="bf16", device=device, budget_bytes=budget)
+    fit = probe_batch("resnet10t", input_size=128, precision="bf16", device=device, budget_bytes=budget)
     assert fit.steps <= 3
     assert 0.9 * budget < fit.peak_memory_mib * MIB <= budget or fit.verified == 1024

@@ -1,22 +1,22 @@
 """An experiment's image set: filters, repeats and labels come together, and no test patient moves."""
 
-import dataclasses
 import shutil
 import tomllib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from objectives.errors import InputError
-from objectives.split import PARTS
-from objectives.split_file import read_split_file, write_split_file
+from objectives.split_file import PARTS
 from storage.database import Database
 from study.answer import read_answer
 from study.cohort_here import read_cohort_here
+from study.config_changes import changes_of_meaning
+from study.config_loading import parse
+from study.config_paths import resolve_paths
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, changes_of_meaning, parse, resolve_paths
 from study.image_set import open_image_set, training_images
 from study.methods_text import write_methods
 from study.register import check_same_images, register
@@ -82,31 +82,6 @@ def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) 
     np.testing.assert_array_equal(filtered.split.part, [parts[name] for name in filtered.index.names])
 
 
-def test_split_by_image_that_an_earlier_version_made_by_paths_stays(folder: Path) -> None:
-    below = folder / "images" / "images_001"
-    below.mkdir()
-    for film in list((folder / "images").glob("*.png")):
-        film.rename(below / film.name)
-    by_image = experiment(folder, "split_by = 'image'")
-    now = open_image_set(by_image)
-    written = read_split_file(now.split.path)
-    assert written is not None
-    by_paths = {f"images_001/{name}": part for name, part in written.parts.items()}
-    write_split_file(now.split.path, dataclasses.replace(written, parts=by_paths))
-    before = now.split.path.read_bytes()
-    again = open_image_set(by_image)
-    assert now.split.path.read_bytes() == before, "images were appended by their names"
-    np.testing.assert_array_equal(again.split.part, now.split.part)
-    filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
-    assert filtered.split.whole_sha256 == again.split.sha256
-    index = folder / "Data_Entry.csv"
-    *_, last = index.read_text().splitlines()
-    cv2.imwrite(str(below / "another.png"), 255 - cv2.imread(str(below / last.split(",")[0]), cv2.IMREAD_GRAYSCALE))
-    index.write_text(index.read_text().rstrip("\n") + "\n" + ",".join(["another.png", *last.split(",")[1:]]) + "\n")
-    longer = open_image_set(by_image)
-    np.testing.assert_array_equal(longer.split.part[: len(now.split.part)], now.split.part)
-
-
 def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:
     first = open_image_set(experiment(folder))
     second = open_image_set(experiment(folder, "no_finding = 'only_negatives'"))
@@ -147,12 +122,12 @@ def test_image_that_is_repaired_under_a_running_experiment_is_told(folder: Path,
     film.write_bytes(b"no image")
     image_set = open_image_set(dropping)
     training = training_images(image_set, dropping.labels)
-    registered = register(database, dropping, **image_set.identity(), training_images=training)
-    check_same_images(registered, **open_image_set(dropping).identity())
+    registered = register(database, dropping, image_set.identity, training_images=training)
+    check_same_images(registered, open_image_set(dropping).identity)
     film.write_bytes(whole)
     open_image_set(experiment(folder))
-    with pytest.raises(UsageError, match=r"a file was repaired or lost since\. AUCs of other images do not compare"):
-        check_same_images(registered, **open_image_set(dropping).identity())
+    with pytest.raises(UsageError, match=r"a file was repaired or lost since\. AUCs of other images are not comparable"):
+        check_same_images(registered, open_image_set(dropping).identity)
 
 
 def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Database) -> None:
@@ -164,7 +139,7 @@ def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Databa
     shutil.rmtree(folder / "cache")
     image_set = open_image_set(mine)
     training = training_images(image_set, mine.labels)
-    registered = register(database, mine, **image_set.identity(), training_images=training)
+    registered = register(database, mine, image_set.identity, training_images=training)
     cohort = read_cohort_here(registered)
     assert cohort is not None
     assert sum(part.images for part in cohort.parts.values()) == len(image_set.index.table) - 2

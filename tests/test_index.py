@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from objectives.errors import InputError
 from objectives.index import ImageIndex, check_images_present, find_missing_images, read_index
-from objectives.index_formats import read_findings
+from objectives.index_formats import read_content
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -253,9 +253,9 @@ def test_any_quoted_table_round_trips(
         writer = csv.writer(file)
         writer.writerow(["Image Index", "Finding Labels", "Patient ID"])
         writer.writerows((f"{i}.png", "|".join(names), "p" + patient) for i, (names, patient) in enumerate(rows))
-    findings = read_findings(path)
-    assert findings.table["patient"].tolist() == [("p" + patient).strip() for _, patient in rows]
+    content = read_content(path)
+    assert content.table["patient"].tolist() == [("p" + patient).strip() for _, patient in rows]
     for row, (names, _) in enumerate(rows):
-        for column, label in enumerate(findings.labels):
+        for column, label in enumerate(content.labels):
             expected = float(label in names) if names else np.nan
-            np.testing.assert_equal(float(findings.targets[row, column]), expected)
+            np.testing.assert_equal(float(content.targets[row, column]), expected)

@@ -10,6 +10,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit, logit
 from scipy.stats import multivariate_normal, norm
 from scipy.stats import t as student
 
@@ -24,10 +27,9 @@ from objectives.inference import (
     estimate_difference,
     measure_resolutions,
 )
-from objectives.limits import auc_limits, expected_auc_variance, satterthwaite
-from objectives.metrics import auc_interval
+from objectives.limits import auc_interval, expected_auc_variance, satterthwaite
 from objectives.multiplicity import adjust_holm, compare_all, find_not_worse
-from objectives.planning import plan_label
+from objectives.planning import estimate_power
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,24 @@ def test_variance_is_the_patients_and_the_seeds() -> None:
     assert estimate.auc_high == pytest.approx(1 / (1 + math.exp(-(math.log(4) + half))))
 
 
-def test_interval_is_that_of_a_single_trial_at_the_normal_quantile() -> None:
-    limits = auc_limits(0.9, 0.03, quantile=norm.ppf(0.975), positive_patients=50, negative_patients=50)
-    assert limits == pytest.approx(auc_interval(0.9, 0.03), abs=1e-12)
+@given(st.floats(0.001, 0.999), st.floats(0, 0.5), st.sampled_from([0.8, 0.95, 0.99]))
+def test_interval_stays_within_0_and_1_and_holds_the_auc(auc: float, se: float, level: float) -> None:
+    low, high = auc_interval(auc, se, quantile=norm.ppf((1 + level) / 2))
+    assert 0 <= low <= auc + 1e-12
+    assert auc - 1e-12 <= high <= 1
+
+
+@given(st.floats(0.001, 0.999), st.floats(1e-6, 0.5))
+def test_interval_of_95_percent_is_walds_on_the_logit_scale(auc: float, se: float) -> None:
+    half = norm.ppf(0.975) * se / (auc * (1 - auc))
+    expected = (expit(logit(auc) - half), expit(logit(auc) + half))
+    assert auc_interval(auc, se) == pytest.approx(expected, abs=1e-12)
+    assert auc_interval(auc, se, patients=(50, 50)) == auc_interval(auc, se)
+
+
+def test_interval_is_the_wald_interval_where_the_spread_is_small() -> None:
+    assert auc_interval(0.7, 0.001) == pytest.approx((0.7 - 0.00196, 0.7 + 0.00196), abs=1e-5)
+    assert auc_interval(1.0, 0.0) == (1.0, 1.0)
 
 
 def test_measured_from_scores_averages_seeds_before_patients() -> None:
@@ -97,7 +114,7 @@ def test_a_perfect_auc_is_not_certain() -> None:
         assert lowest < estimate.auc_low < lowest + 0.03
         assert estimate.auc_high == 1
     # Beyond the limit, an AUC as high as 1 is as far off as the quantile says.
-    low, _ = auc_limits(1.0, 0.0, quantile=2.0, positive_patients=40, negative_patients=100)
+    low, _ = auc_interval(1.0, 0.0, quantile=2.0, patients=(40, 100))
     se = math.sqrt(expected_auc_variance(low, positive_patients=40, negative_patients=100))
     assert (1 - low) / se == pytest.approx(2.0)
 
@@ -275,7 +292,7 @@ def test_ratio_of_the_paper() -> None:
 
 
 def test_planned_margin_is_the_one_that_the_test_detects() -> None:
-    plan = plan_label(200, 900, auc=0.8, correlation=0.9, seed_sd=0.006, seeds=5)
+    plan = estimate_power(200, 900, auc=0.8, correlation=0.9, seed_sd=0.006, seeds=5)
     assert plan.estimable
     assert plan.margin is not None
     # Test parts of that size, equally good resolutions: the test succeeds in 80 % of them.
@@ -296,15 +313,15 @@ def test_planned_margin_is_the_one_that_the_test_detects() -> None:
 
 
 def test_plan_tells_that_hernia_cannot_be_decided() -> None:
-    hernia, effusion = plan_label(32, 2765), plan_label(1100, 1697)
+    hernia, effusion = estimate_power(32, 2765), estimate_power(1100, 1697)
     assert hernia.estimable
     assert hernia.margin is not None
     assert effusion.margin is not None
     assert hernia.margin > 0.05 > 0.025 > effusion.margin
     assert hernia.auc_half_width is not None
     assert hernia.auc_half_width > 0.08
-    assert not plan_label(29, 2000).estimable
-    assert plan_label(1, 2000).margin is None
+    assert not estimate_power(29, 2000).estimable
+    assert estimate_power(1, 2000).margin is None
 
 
 def test_intervals_cover_and_the_margin_is_kept_on_known_aucs(simulation: ModuleType) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from objectives.planning import plan_label
+from objectives.planning import estimate_power
 from study.cli import acuity
 
 EXPERIMENT = """
@@ -54,7 +54,7 @@ def test_counts_are_those_of_the_index_and_its_split(experiment: Path, phantoms:
         assert nodule["parts"][part]["positive_patients"] == rows[rows["nodule"]]["patient"].nunique()
         assert nodule["parts"][part]["prevalence"] == rows["nodule"].mean()
     test = nodule["parts"]["test"]
-    plan = plan_label(test["positive_patients"], test["patients"] - test["positive_patients"])
+    plan = estimate_power(test["positive_patients"], test["patients"] - test["positive_patients"])
     assert nodule["plan"]["margin"] == plan.margin
     assert answer["cache_bytes"] == sum(path.stat().st_size for path in (experiment.parent / "cache").glob("*.npy"))
 

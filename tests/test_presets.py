@@ -8,21 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confirmed_experiment import EXPERIMENT, fill_search
 from rich.console import Console
 
 from objectives.index import read_index
-from objectives.split import PARTS, read_or_make_split, take_split
+from objectives.split import read_or_make_split, take_split
+from objectives.split_file import PARTS
 from study.answer import read_answer, read_best_resolution
 from study.answer_tables import answer_table
-from study.caveats import BY_IMAGE, NO_TEST, caveats
 from study.cohort_here import read_cohort_here
+from study.config_changes import changes_of_meaning
+from study.config_loading import load, parse
+from study.config_paths import resolve_paths, split_path
+from study.config_schema import BY_IMAGE, NO_TEST, Experiment, caveats
+from study.config_template import PRESETS, write_template
 from study.errors import UsageError
-from study.experiment import Experiment, changes_of_meaning, load, parse, resolve_paths, split_path
 from study.image_set import open_image_set, training_images
 from study.nominate import nominate
 from study.register import Registered, register
-from study.template import PRESETS, write_template
+from support.confirmed_experiment import EXPERIMENT, fill_search
 
 
 def experiment_with(phantoms: Path, folder: Path, more: str) -> Experiment:
@@ -107,8 +110,7 @@ def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
     registered: Registered = register(
         database,
         experiment,
-        index_sha256=image_set.index.sha256,
-        split_sha256=image_set.split.sha256,
+        image_set.identity,
         training_images=training_images(image_set, experiment.labels),
     )
     for label in experiment.labels:

@@ -8,7 +8,8 @@ import pytest
 from objectives.errors import InputError
 from objectives.index import ImageIndex, read_index
 from objectives.published_split import TRAIN_VAL, published_parts
-from objectives.split import PARTS, Split, read_or_make_split
+from objectives.split import Split, read_or_make_split
+from objectives.split_file import PARTS
 
 
 def nih(folder: Path, patients: int = 50, images: int = 2) -> ImageIndex:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from objectives.index import ImageIndex, read_index
 from objectives.repeats import count_repeats, find_repeats, find_repeats_once, patients_together, repeats_across_parts
-from objectives.split import PARTS, leave_out, read_or_make_split
+from objectives.split import leave_out, read_or_make_split
+from objectives.split_file import PARTS
 
 
 def pictures(which: list[int], side: int = 32) -> np.ndarray:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from objectives import split as split_module
 from objectives.errors import InputError
 from objectives.index import ImageIndex, read_index
-from objectives.split import PARTS, check_label, read_or_make_split
+from objectives.split import check_label, read_or_make_split
+from objectives.split_file import PARTS
 
 FRACTIONS = (0.64, 0.16, 0.20)
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from objectives import training
+from objectives.components import auc_standard_error
 from objectives.errors import InputError
 from objectives.learner import make_learner
-from objectives.metrics import accuracy, auc, auc_standard_error, average_precision, youden_threshold
+from objectives.metrics import accuracy, auc, average_precision, youden_threshold
 from objectives.task import Diverged, Hyperparameters, Interrupted, LabelledImages
 from objectives.training import train
+from support.threads import one_thread
 
 CPU = torch.device("cpu")
 BASE = Hyperparameters("test_resnet", resolution=32, batch_size=16, learning_rate=1e-2, epochs=3)
@@ -39,10 +41,8 @@ def run(hyperparameters=BASE, data=None, *, seed=1, report=lambda *_: False, **h
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
