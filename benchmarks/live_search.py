@@ -144,7 +144,7 @@ def _cut_in_two(index: Path, folder: Path, *, searched: int, seed: int) -> None:
 
 def _decode(folder: Path) -> None:
     """Index, split and cache, which both searches read."""
-    from study.experiment import load
+    from study.config_loading import load
     from study.image_set import open_image_set
 
     open_image_set(load(folder / "live.toml"))

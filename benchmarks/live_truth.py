@@ -44,7 +44,7 @@ def _train(folder: Path, configuration: Configuration, seed: int) -> tuple[float
     from objectives.prediction import score_images
     from objectives.task import Diverged, Hyperparameters
     from objectives.training import train
-    from study.experiment import load
+    from study.config_loading import load
     from study.image_set import labelled_images, open_image_set
 
     torch.set_num_threads(1)
@@ -74,7 +74,7 @@ def _train(folder: Path, configuration: Configuration, seed: int) -> tuple[float
 @cache
 def _unseen(folder: Path, label: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     from objectives.index import read_index
-    from study.experiment import load
+    from study.config_loading import load
 
     here = folder / "unseen" / "images"
     images = here if here.exists() else load(folder / "live.toml").data.images

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
+from study.config_schema import Confirm
 from study.nominate import NEAR_THE_TOP, NOMINEES
-from study.sections import Confirm
 
 
 class Strategy(Protocol):

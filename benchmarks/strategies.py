@@ -18,11 +18,10 @@ from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LEARNING_R
 from replay import Strategy, replay
 from surrogate import Configuration, Surrogate, fit
 
-from study.experiment import Experiment
+from study.config_schema import Data, Experiment, Search, Training
 from study.first_trials import FirstTrial, complete, first_trials
 from study.recipes import Tried, own_recipes, recipe_of
 from study.search import make_pruner, make_sampler, prunable_epochs, suggest
-from study.sections import Data, Search, Training
 
 RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
 EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)

@@ -7,7 +7,7 @@ from rich.text import Text
 from storage.confirmations import StoredConfirmation
 from study.confirm_trials import Confirming
 from study.protocol import Protocol
-from study.terminal import duration
+from study.units import format_duration
 
 
 def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
@@ -31,8 +31,8 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
     seeds = labels[0].plan.seeds
     cost = (
         f"{total} trainings (one of each nominee, {seeds} in all of each finalist), {min(done, total)} of "
-        f"them done; at the search's speed about {duration(seconds)} of training in all, {duration(seconds / workers)} "
-        f"with {workers} worker{'s' if workers > 1 else ''}."
+        f"them done; at the search's speed about {format_duration(seconds)} of training in all, "
+        f"{format_duration(seconds / workers)} with {workers} worker{'s' if workers > 1 else ''}."
     )
     return Group(table, Text(cost))
 

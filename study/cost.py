@@ -1,12 +1,15 @@
-"""What the rest of a search costs, from the trials that have been timed."""
+"""Forecast of the time that the remaining trials need, from the complete trials."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from storage.database import Database
-from study.experiment import Experiment
-from study.progress import read_progress
+from study.config_schema import Experiment
+from study.units import format_duration
+
+if TYPE_CHECKING:
+    from storage.database import Database
 
 _SECONDS = text(
     """
@@ -20,17 +23,19 @@ _SECONDS = text(
 
 @dataclass(frozen=True)
 class Cost:
-    """Trials that remain, and the hours that one worker would need for them."""
+    """The remaining trials, and the hours that one worker needs for them."""
 
     trials: int
     seconds_by_resolution: dict[int, float]
-    """Mean of a complete trial, px -> s; only of resolutions that have been timed."""
+    """Mean time of a complete trial, px -> s. A resolution without a complete trial is absent."""
     worker_hours: float | None
-    """None until every resolution has been timed. An upper bound: pruned trials end earlier."""
+    """None until every resolution has a complete trial. An upper bound: pruned trials end earlier."""
 
 
-def predict_cost(database: Database, experiment: Experiment) -> Cost:
-    """Count what is missing of the budgets, and time it as if each resolution were tried equally often."""
+def predict_cost(database: "Database", experiment: Experiment) -> Cost:
+    """Count the trials that each label lacks, and assume that all resolutions are equally frequent among them."""
+    from study.progress import read_progress  # imports optuna, which the printing of a forecast does not need
+
     budget = experiment.search.trials
     done = {entry.label: entry.finished for entry in read_progress(database, experiment)}
     missing = sum(max(0, budget - done.get(label, 0)) for label in experiment.labels)
@@ -41,3 +46,14 @@ def predict_cost(database: Database, experiment: Experiment) -> Cost:
     known = [value for value in timed if value is not None]
     hours = missing * sum(known) / len(known) / 3600 if len(known) == len(timed) else None
     return Cost(trials=missing, seconds_by_resolution=seconds, worker_hours=hours)
+
+
+def cost_line(cost: Cost | None) -> str:
+    """The trials that remain and the time that they need, as the end of a sentence."""
+    if cost is None:
+        return "the hours are known once a trial at each resolution has run."
+    if cost.trials == 0:
+        return "every label has its trials."
+    if cost.worker_hours is None:
+        return f"{cost.trials:,} trials to run; the hours are known once a trial at each resolution has run."
+    return f"{cost.trials:,} trials to run, at most {format_duration(3600 * cost.worker_hours)} of one worker's time."

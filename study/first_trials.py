@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from study.experiment import Experiment
+from study.config_schema import Experiment, Search
 from study.recipes import Tried, choose_recipe, own_recipes, recipe_of
-from study.sections import Search
 
 SHOWS = 0.1
 """AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""

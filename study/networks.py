@@ -6,7 +6,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from study.experiment import Experiment
+from study.config_schema import Experiment
 
 
 def check_networks(experiment: Experiment) -> None:

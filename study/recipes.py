@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.experiment import Experiment
+from study.config_schema import Experiment
 
 # In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
 _RIDGE = 0.1

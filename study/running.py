@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from storage.database import Database
-from study.experiment import Experiment
+from study.config_schema import Experiment
 
 
 class EpochClock:

@@ -7,8 +7,8 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment
 
 BELOW_THE_MEDIAN = "below the median of earlier trials at this epoch"
 """The reason of a trial that the pruner has stopped; others end as pruned since they diverged or did not fit."""

@@ -9,8 +9,8 @@ import optuna
 
 from storage.checkpoints import Checkpoints
 from storage.database import Database, patiently
+from study.config_schema import Experiment
 from study.device import Device
-from study.experiment import Experiment
 from study.heartbeat import Contact
 from study.image_set import ImageSet
 from study.register import Registered

@@ -1,4 +1,4 @@
-"""What a person sees at the terminal while workers run."""
+"""Tables of an experiment's progress, for the terminal."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from rich.text import Text
 from study.retraining import Retraining
 from study.running import Running
 from study.standing import Standing
-from study.terminal import duration
+from study.units import format_duration
 
 _MOST_ROWS = 24
 
 
 @dataclass
 class Pace:
-    """Estimates the time left from what has finished since one first looked."""
+    """Estimates the time left from the trials that finished since the first call of `left`."""
 
     began: float = 0.0
     finished_before: int | None = None
@@ -32,13 +32,13 @@ class Pace:
             return "done"
         if since < 2:
             return "estimating"
-        return f"about {duration(remaining * (time.monotonic() - self.began) / since)}"
+        return f"about {format_duration(remaining * (time.monotonic() - self.began) / since)}"
 
 
 def progress_table(standing: Standing, *, title: str, paces: Mapping[tuple[str, int], float] | None = None) -> Group:
-    """A bar per label with its trials by state and the best AUC so far; below it the trials that run now.
+    """A row per label with its trials by state and its best AUC so far. Below it, the running trials.
 
-    paces: images/s by label and trial, where it has been seen; None where nobody can see it.
+    paces: images/s by label and trial number. None leaves the column out.
     """
     budget, epochs = standing.experiment.search.trials, standing.experiment.training.epochs
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -90,7 +90,7 @@ def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[
             _number(trial.auc, ".3f"),
             *([_number(paces.get((trial.label, trial.number)), ",.0f")] if paces is not None else []),
             trial.device or "",
-            "" if trial.heartbeat_age_s is None else f"{duration(max(0.0, trial.heartbeat_age_s))} ago",
+            "" if trial.heartbeat_age_s is None else f"{format_duration(max(0.0, trial.heartbeat_age_s))} ago",
         )
     if len(running) > _MOST_ROWS:
         table.add_row(f"and {len(running) - _MOST_ROWS} more")
@@ -102,7 +102,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def progress_line(standing: Standing) -> str:
-    """The same in one line, for a log."""
+    """The progress in one line, for a log."""
     parts = [
         f"{entry.label} {entry.finished}/{standing.experiment.search.trials}"
         + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")

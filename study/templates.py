@@ -1,14 +1,15 @@
-"""Pages and cards from the templates beside this module."""
+"""Render the report and the model card from the Jinja templates in this folder."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jinja2
 
+from study.units import escape_markdown
+
 
 def render(template: str, *, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """Fill in a template; what goes into .html.jinja is escaped, and a value that is not given is an error."""
+    """Render a template. Values in .html.jinja are escaped for HTML. A missing value raises UndefinedError."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("study", "."),
         autoescape=jinja2.select_autoescape(("html.jinja",), default=False),
@@ -17,10 +18,5 @@ def render(template: str, *, filters: dict[str, Callable[..., Any]] | None = Non
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": plain} | (filters or {})
+    environment.filters |= {"escape_markdown": escape_markdown} | (filters or {})
     return environment.get_template(template).render(**values)
-
-
-def plain(text: object) -> str:
-    """A name within Markdown, where it is neither HTML, nor the end of a table's cell, nor a link, code or stress."""
-    return re.sub(r"([\\|\[\]`*])", r"\\\1", str(text)).replace("<", "&lt;")

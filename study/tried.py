@@ -6,8 +6,8 @@ from sqlalchemy import text
 
 from storage.database import Database
 from storage.experiments import find_experiment, list_experiments
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment
 from study.recipes import Recipe, Tried, searched_by
 
 # A first trial that was pruned had no finite loss, or no room: it has seen nothing. Why others were is not told apart.

@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 
 from storage.url import PASSWORD_FILE
 from study.cli import acuity
-from study.experiment import load
+from study.config_loading import load
 
 REPOSITORY = Path(__file__).parent.parent
 DOCKER = REPOSITORY / "docker"

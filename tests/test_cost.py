@@ -2,12 +2,13 @@
 
 import optuna
 import pytest
+from image_identities import unfiltered
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
 
 from storage.database import Database
+from study.config_loading import parse
 from study.cost import predict_cost
-from study.experiment import parse
 from study.register import register
 
 RESOLUTIONS = CategoricalDistribution((32, 64))
@@ -38,7 +39,7 @@ def test_hours_are_those_of_the_missing_trials_once_every_resolution_was_timed(d
     )
     before = predict_cost(database, experiment)
     assert (before.trials, before.worker_hours) == (40, None)
-    register(database, experiment, index_sha256="a" * 64, split_sha256="b" * 64, training_images=1000)
+    register(database, experiment, unfiltered(), training_images=1000)
     add(database, "Nodule", 32, 10.0)
     add(database, "Mass", 32, 20.0)
     assert predict_cost(database, experiment).worker_hours is None

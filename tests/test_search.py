@@ -6,8 +6,9 @@ import tomllib
 import optuna
 import pytest
 
+from study.config_loading import parse
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, parse
 from study.recipes import own_recipes
 from study.search import (
     Configuration,

@@ -1,4 +1,4 @@
-"""The commented experiment files that `acuity new` writes: one to start from, and presets of published studies."""
+"""The commented experiment files that `acuity new` writes: a template, and presets of published studies."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +9,7 @@ PRESETS = ("sabottke2020",)
 
 
 def write_template(file: Path, *, preset: str | None = None) -> None:
-    """Write the template, or a preset instead; a file that exists is never overwritten."""
+    """Write the template or a preset to a new file. An existing file is never overwritten."""
     assert preset is None or preset in PRESETS
     try:
         with file.open("x", encoding="utf-8") as target:

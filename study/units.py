@@ -1,0 +1,22 @@
+"""Format durations and bytes for people, and names for Markdown."""
+
+import re
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in its natural unit: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in their natural unit: 12 MiB, 3.5 GiB."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def escape_markdown(text: object) -> str:
+    """Escape text so that Markdown shows it literally: no HTML, table cell, link, code or emphasis."""
+    return re.sub(r"([\\|\[\]`*])", r"\\\1", str(text)).replace("<", "&lt;")
