@@ -286,7 +286,7 @@ def _round(mode: str, name: str, generator: random.Random, url: URL, images: Pat
 
 def _register(this: Round, images: Path) -> None:
     from storage.database import open_storage
-    from study.experiment import load
+    from study.config_loading import load
     from study.image_set import open_image_set, training_images
     from study.register import register
 
@@ -310,8 +310,7 @@ def _register(this: Round, images: Path) -> None:
         registered = register(
             database,
             experiment,
-            index_sha256=image_set.index.sha256,
-            split_sha256=image_set.split.sha256,
+            image_set.identity,
             training_images=training_images(image_set, experiment.labels),
         )
         if this.mode == "fixed":

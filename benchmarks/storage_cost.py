@@ -137,8 +137,8 @@ def _experiment(folder: Path, labels: tuple[str, ...]) -> Path:
 
 def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]) -> None:
     """A database full_SIZE whose studies hold SIZE finished trials each, and the feasible batches of all networks."""
+    from study.config_loading import load
     from study.device import memory_limit, open_device
-    from study.experiment import load
     from study.image_set import open_image_set, training_images
     from study.register import register, study_name
 
@@ -150,8 +150,7 @@ def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]
         register(
             database,
             experiment,
-            index_sha256=image_set.index.sha256,
-            split_sha256=image_set.split.sha256,
+            image_set.identity,
             training_images=training_images(image_set, experiment.labels),
         )
         device = open_device("cpu", workers=1, threads=1, memory_budget_gib=experiment.workers.memory_budget_gib)

@@ -1,6 +1,6 @@
-"""What was frozen before test patients were read, how often they have been used, and the score of every image.
+"""Frozen protocols, the number of uses of the test patients, and the score of every image.
 
-Uses are counted by the SHA-256 of the split before filters, over all experiments, and stay when one is deleted.
+Uses are counted by the SHA-256 of the split before filters, over all experiments. They stay when one is deleted.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from storage.database import Database
 
 @dataclass(frozen=True)
 class StoredConfirmation:
-    """A frozen protocol and, once the test patients are scored, what came of it."""
+    """A frozen protocol and, once the test patients are scored, its results."""
 
     id: int
     protocol: dict[str, Any]
@@ -40,11 +40,10 @@ def freeze_protocol(
     margin: float,
     labels: Sequence[str],
 ) -> StoredConfirmation:
-    """Store a protocol and count one use of its test patients; committed before a test patient is read.
+    """Store a protocol and count one use of its test patients, before a test patient is read.
 
-    A protocol that was frozen before, to the letter, is taken up again and counts no further use; either way it is the
-    experiment's answer from now on. split_sha256: of the images that it is about; test_patients_sha256: of the split
-    before filters, by which uses are counted.
+    The identical protocol counts no second use. The protocol asked for last is the experiment's answer.
+    split_sha256: of the split after filters. test_patients_sha256: of the split before filters.
     """
     canonical = json.dumps(protocol, sort_keys=True, allow_nan=False)
     row = {
@@ -81,25 +80,25 @@ def freeze_protocol(
     return StoredConfirmation(*stored)
 
 
-def count_test_uses(database: Database, *splits_sha256: str) -> int:
-    """How many protocols of any experiment, deleted ones too, were frozen for these test patients.
+def count_test_uses(database: Database, test_patients_sha256: str) -> int:
+    """How many protocols were frozen for these test patients, by all experiments, deleted ones too.
 
-    splits_sha256: of the split before filters, by which uses are counted, and after them, as they were before that.
+    test_patients_sha256: of the split before filters.
     """
-    query = text("select count(*) from acuity.test_uses where split_sha256 = any(:splits_sha256)")
+    query = text("select count(*) from acuity.test_uses where split_sha256 = :test_patients_sha256")
     with database.engine.connect() as connection:
-        return int(connection.scalars(query, {"splits_sha256": list(splits_sha256)}).one())
+        return int(connection.scalars(query, {"test_patients_sha256": test_patients_sha256}).one())
 
 
 def save_results(database: Database, confirmation_id: int, results: dict[str, Any]) -> None:
-    """Keep what a confirmation found."""
+    """Store a confirmation's results."""
     statement = text("update acuity.confirmations set results = :results where id = :id")
     with database.engine.begin() as connection:
         connection.execute(statement, {"id": confirmation_id, "results": json.dumps(results, allow_nan=False)})
 
 
 def find_confirmation(database: Database, experiment: str) -> StoredConfirmation | None:
-    """The confirmation of an experiment that was asked for last and has its results, if there is one."""
+    """The experiment's confirmation that was asked for last, of those with results."""
     query = text(
         f"select {_COLUMNS} from acuity.confirmations where experiment = :experiment and results is not null "
         "order by asked desc, id desc limit 1"
@@ -112,7 +111,7 @@ def find_confirmation(database: Database, experiment: str) -> StoredConfirmation
 def save_scores(
     database: Database, experiment: str, *, trial_id: int, index_sha256: str, parquet: bytes, replace: bool = False
 ) -> None:
-    """Keep one network's scores of one image set; those that are there already stay, unless they are to be replaced."""
+    """Store one network's scores of one image set. Existing scores stay, unless replace is true."""
     conflict = (
         "(trial_id, index_sha256) do update set parquet = excluded.parquet, scored = excluded.scored"
         if replace
@@ -128,7 +127,7 @@ def save_scores(
 
 
 def find_scores(database: Database, *, trial_id: int, index_sha256: str) -> bytes | None:
-    """One network's scores of one image set as Parquet, if it has scored it."""
+    """One network's scores of one image set as Parquet; None where there are none."""
     query = text("select parquet from acuity.scores where trial_id = :trial_id and index_sha256 = :index_sha256")
     with database.engine.connect() as connection:
         found = connection.scalars(query, {"trial_id": trial_id, "index_sha256": index_sha256}).one_or_none()

@@ -1,4 +1,4 @@
-"""Open the fleet's Postgres and wait out its outages."""
+"""Open the Postgres of the fleet, and repeat calls during its outages."""
 
 import logging
 import os
@@ -45,13 +45,13 @@ _MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
 _HEARTBEAT_S = 30
 _GRACE_S = 180
-"""What Optuna's own tools take for stale. Acuity's workers follow [workers] of their experiment."""
+"""The age of a heartbeat that Optuna's tools call stale. Acuity's workers follow [workers] of the experiment."""
 _EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, InternalError, *OUTAGES)
 
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """An open storage: Optuna's, and the engine for SQL of our own."""
+    """An open storage: that of Optuna, and the engine for SQL statements."""
 
     url: URL
     engine: Engine
@@ -69,13 +69,13 @@ class Database:
 
 @contextmanager
 def open_storage(url: str | None = None) -> Iterator[Database]:
-    """Open the storage, its tables made or brought up to date, and close it at the end of the block.
+    """Open the storage, make its tables where they are missing, and close it at the end of the block.
 
-    url: a Postgres; None is what ACUITY_STORAGE names, else the embedded server. StorageError where it cannot be used,
-    OutageError where it is away, or went away within the block.
+    url: of a Postgres; None means $ACUITY_STORAGE, else the embedded server. StorageError where it cannot be used,
+    OutageError where it is away or an outage ends the block.
     """
     os.environ.pop("PGTZ", None)  # libpq would let it override the session's UTC
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of every study and trial
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default it logs every study and trial
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE") or None
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())
@@ -128,11 +128,11 @@ def patiently(
     give_up: Callable[[], bool] = _never,
     on_outage: Callable[[], None] = _nothing,
 ) -> T:
-    """Call a storage function, again and again while the database is away, for patience_s at least; then OutageError.
+    """Call a storage function, and repeat it while the database is away, for at least patience_s; then OutageError.
 
-    give_up: asked several times a second, so that a worker told to stop does not sit an outage out. on_outage: called
-    after every attempt that failed by it. A call that was cut off may have been carried out: function must bear being
-    repeated.
+    give_up: called several times a second, so that a worker that must stop does not wait for the database. on_outage:
+    called after every attempt that failed by an outage. A call that was cut off may have taken effect: function must
+    be safe to repeat.
     """
 
     def sleep(seconds: float) -> None:
@@ -167,7 +167,7 @@ def patiently(
 
 
 def _make_tables(url: URL) -> None:
-    """Make Optuna's tables and ours unless they are up to date: under a lock, since workers that race for it crash."""
+    """Make the tables of Optuna and Acuity where they are missing, under a lock: concurrent attempts would crash."""
     engine = create_engine(url, poolclass=NullPool, connect_args=connection_arguments(url))
     try:
         with engine.begin() as connection:
@@ -208,7 +208,7 @@ def _lock_making_tables(connection: Connection, url: URL) -> None:
 def _optuna_storage(url: URL) -> RDBStorage:
     try:
         return _raw_storage(url, skip_table_creation=True)
-    except RuntimeError as error:  # Optuna's word for tables of another version
+    except RuntimeError as error:  # what Optuna raises for tables of another version
         raise StorageError(f"{masked(url)}: {str(error).replace('$STORAGE_URL', 'URL')}") from None
 
 

@@ -1,4 +1,4 @@
-"""The experiments that a database knows: their definition, and the images that their trials were made with."""
+"""The experiments of a database, each with its definition."""
 
 import json
 from dataclasses import dataclass
@@ -15,61 +15,33 @@ from storage.errors import StorageError
 
 @dataclass(frozen=True)
 class StoredExperiment:
-    """An experiment's row; definition is whatever its study made of its file."""
+    """An experiment's row. The package study decides what the definition holds."""
 
     name: str
     definition: dict[str, Any]
-    index_sha256: str
-    split_sha256: str
     created: datetime
 
 
-def save_experiment(
-    database: Database,
-    name: str,
-    *,
-    definition: dict[str, Any],
-    index_sha256: str,
-    split_sha256: str,
-    update: bool = True,
-) -> None:
-    """Write an experiment. One of that name takes the new definition, or is a StorageError unless update."""
+def save_experiment(database: Database, name: str, definition: dict[str, Any]) -> None:
+    """Write an experiment; one of that name gets the new definition."""
     statement = text(
-        "insert into acuity.experiments (name, definition, index_sha256, split_sha256) "
-        "values (:name, :definition, :index_sha256, :split_sha256) on conflict (name) "
-        + (
-            "do update set definition = excluded.definition, index_sha256 = excluded.index_sha256, "
-            "split_sha256 = excluded.split_sha256"
-            if update
-            else "do nothing"
-        )
+        "insert into acuity.experiments (name, definition) values (:name, :definition) "
+        "on conflict (name) do update set definition = excluded.definition"
     )
-    row = {
-        "name": name,
-        "definition": json.dumps(definition, allow_nan=False),
-        "index_sha256": index_sha256,
-        "split_sha256": split_sha256,
-    }
     with database.engine.begin() as connection:
-        written = connection.execute(statement, row).rowcount
-    if not written:
-        raise StorageError(
-            f'there is an experiment named "{name}" already: choose another name, or delete that one first'
-        )
+        connection.execute(statement, {"name": name, "definition": json.dumps(definition, allow_nan=False)})
 
 
 def find_experiment(database: Database, name: str) -> StoredExperiment | None:
     """The experiment of that name, if there is one."""
-    query = text(
-        "select name, definition, index_sha256, split_sha256, created from acuity.experiments where name = :name"
-    )
+    query = text("select name, definition, created from acuity.experiments where name = :name")
     with database.engine.connect() as connection:
         row = connection.execute(query, {"name": name}).one_or_none()
     return None if row is None else StoredExperiment(*row)
 
 
 def read_experiment(database: Database, name: str) -> StoredExperiment:
-    """The experiment of that name; StorageError with the names that there are otherwise."""
+    """The experiment of that name. StorageError names the existing experiments where there is none."""
     stored = find_experiment(database, name)
     if stored is None:
         names = list_experiments(database)
@@ -79,16 +51,16 @@ def read_experiment(database: Database, name: str) -> StoredExperiment:
 
 
 def list_experiments(database: Database) -> list[str]:
-    """Their names, the oldest first."""
+    """Names of the experiments, the oldest first."""
     with database.engine.connect() as connection:
         return list(connection.scalars(text("select name from acuity.experiments order by created, name")))
 
 
 def delete_experiment(database: Database, name: str) -> list[tuple[str, int]]:
-    """Delete an experiment with its studies and all their trials, and return those studies' names and ids.
+    """Delete an experiment with its studies and all their trials; return the names and ids of those studies.
 
-    The fleet's feasible batches stay.
-    Its row goes last, so that a deletion that was cut off can be repeated.
+    The fleet's feasible batches stay. The experiment's row is deleted last, so that you can repeat an interrupted
+    deletion.
     """
     read_experiment(database, name)
     query = text("select study_id, study_name from studies where starts_with(study_name, :prefix) order by study_id")

@@ -104,7 +104,7 @@ def _grant(connection: Connection, role: str) -> None:
         f"grant usage on schema acuity to {reader}",
         f"grant select on {optunas} to {reader}",
         f"grant select on all tables in schema acuity to {reader}",
-        # Ours are made anew by later versions, by whoever owns those there are now.
+        # The reader also reads the tables and views that these owners add later.
         *(
             f"alter default privileges for role {_quoted(connection, owner)} in schema acuity "
             f"grant select on tables to {reader}"

@@ -1,4 +1,4 @@
-"""A claimed trial's training, at the batch that fits this worker's device."""
+"""Train a claimed trial at a batch size that fits this worker's device."""
 
 import logging
 import os
@@ -18,73 +18,73 @@ from study.errors import UsageError
 from study.hyperparameters import make_hyperparameters
 from study.reporter import Reporter
 from study.search import Configuration, choose_batch_size
-from study.station import Station
+from study.station import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 
 class InfeasibleError(Exception):
-    """The trial's batch cannot run, by the search's own rules: it ends PRUNED, so that the sampler learns of it."""
+    """The trial's batch size is not feasible: the trial ends PRUNED, so that the sampler learns of it."""
 
 
 class TooLargeError(Exception):
-    """A nominee's own batch does not run here: another device's turn."""
+    """A nominee's batch size does not fit this device: another device must train it."""
 
 
 def train_claimed(
-    station: Station, claim: Claim, configuration: Configuration, data: LabelledImages, reporter: Reporter
+    context: WorkerContext, claim: Claim, configuration: Configuration, data: LabelledImages, reporter: Reporter
 ) -> Outcome:
-    """Train at the batch that fits; where memory runs out all the same, note it and try again at half the batch.
+    """Train at the largest feasible batch size; where memory still runs out, record it and retry at half of it.
 
-    The fleet learns of a smaller batch once it has run. Where other programs hold the memory, it does not, and where
-    nothing else helps either it is a UsageError: neither trials nor the fleet's table pay for it.
+    A smaller batch that has run is written to the fleet's table, unless other programs hold the memory. Where they do
+    and no smaller batch is allowed, UsageError is raised and neither the trial nor the table records a limit.
     """
-    batch = _feasible(station, configuration, data)
-    batch_size = _batch_size(station, claim, configuration, batch)
-    plan = _plan(station, claim, batch, batch_size)
-    torch.set_num_threads(_threads(station, claim))
+    batch = _feasible(context, configuration, data)
+    batch_size = _batch_size(context, claim, configuration, batch)
+    plan = _plan(context, claim, batch, batch_size)
+    torch.set_num_threads(_threads(context, claim))
     out_of_memory, held = 0, None
     while True:
-        note(station, claim, _plan(station, claim, batch, batch_size))
+        note(context, claim, _plan(context, claim, batch, batch_size))
         hyperparameters = make_hyperparameters(
-            station.experiment,
+            context.experiment,
             architecture=configuration.architecture,
             resolution=configuration.resolution,
             batch_size=batch_size,
             learning_rate=configuration.learning_rate,
         )
-        outcome = _train_unless_out_of_memory(station, claim, hyperparameters, data, reporter)
+        outcome = _train_unless_out_of_memory(context, claim, hyperparameters, data, reporter)
         if outcome is not None:
             if out_of_memory and not held:
-                _tell_the_fleet(station, configuration, limit=batch_size)
+                _record_limit(context, configuration, limit=batch_size)
             return outcome
-        # Out of the except block by now, so that the failed step's tensors are gone.
-        held = held or held_by_others(station.device)
-        as_asked = isinstance(station.experiment.search.batch, int)
+        # The except block has ended, so the failed step's tensors are freed.
+        held = held or held_by_others(context.device)
+        as_asked = isinstance(context.experiment.search.batch, int)
         if held and (claim.confirms or as_asked or batch_size < 4):
-            note(station, claim, plan)  # what whoever takes it up inherits
+            note(context, claim, plan)  # the next attempt inherits these attributes
             raise UsageError(held)
         if batch_size < 4:
-            raise InfeasibleError(f"out of memory with a batch of {batch_size} on {station.device.name}")
+            raise InfeasibleError(f"out of memory with a batch of {batch_size} on {context.device.name}")
         if claim.confirms or as_asked:
-            _tell_the_fleet(station, configuration, limit=batch_size // 2)
+            _record_limit(context, configuration, limit=batch_size // 2)
         if claim.confirms:
-            raise TooLargeError(f"out of memory on {station.device.name} at the nominee's own batch")
+            raise TooLargeError(f"out of memory on {context.device.name} at the nominee's batch size")
         if as_asked:
-            raise InfeasibleError(f"out of memory with the batch of {batch_size} on {station.device.name}")
-        logger.warning("%s: out of memory with a batch of %d, on with half", name_of(claim), batch_size)
+            raise InfeasibleError(f"out of memory with the batch of {batch_size} on {context.device.name}")
+        logger.warning("%s: out of memory with a batch of %d; retrying with half of it", name_of(claim), batch_size)
         batch_size //= 2
         batch = FeasibleBatch(size=batch_size, cap="memory")
         out_of_memory += 1
-        note(station, claim, {"out_of_memory": out_of_memory})
+        note(context, claim, {"out_of_memory": out_of_memory})
 
 
-def _tell_the_fleet(station: Station, configuration: Configuration, *, limit: int) -> None:
-    station.patiently(
+def _record_limit(context: WorkerContext, configuration: Configuration, *, limit: int) -> None:
+    context.patiently(
         lower_memory_limit,
-        station.database,
-        station.device,
-        station.experiment,
+        context.database,
+        context.device,
+        context.experiment,
         architecture=configuration.architecture,
         resolution=configuration.resolution,
         limit=limit,
@@ -92,18 +92,18 @@ def _tell_the_fleet(station: Station, configuration: Configuration, *, limit: in
 
 
 def _train_unless_out_of_memory(
-    station: Station, claim: Claim, hyperparameters: Hyperparameters, data: LabelledImages, reporter: Reporter
+    context: WorkerContext, claim: Claim, hyperparameters: Hyperparameters, data: LabelledImages, reporter: Reporter
 ) -> Outcome | None:
-    checkpoints, attempt = station.checkpoints, claim.attempt
+    checkpoints, attempt = context.checkpoints, claim.attempt
     try:
         return train(
             hyperparameters,
             data,
-            seed=_seed(station, claim),
-            device=station.device.torch_device,
-            workers=station.device.workers,
+            seed=_seed(context, claim),
+            device=context.device.torch_device,
+            workers=context.device.workers,
             report=reporter,
-            should_stop=station.stop.is_set,
+            should_stop=context.stop.is_set,
             load_checkpoint=lambda: checkpoints.read(claim.checkpoint_study, claim.origin, attempt=attempt),
             save_checkpoint=lambda data: checkpoints.write(
                 claim.checkpoint_study, claim.origin, attempt=attempt, data=data
@@ -115,13 +115,13 @@ def _train_unless_out_of_memory(
     return None
 
 
-def _feasible(station: Station, configuration: Configuration, data: LabelledImages) -> FeasibleBatch:
-    search = station.experiment.search
-    limit = station.patiently(
+def _feasible(context: WorkerContext, configuration: Configuration, data: LabelledImages) -> FeasibleBatch:
+    search = context.experiment.search
+    limit = context.patiently(
         memory_limit,
-        station.database,
-        station.device,
-        station.experiment,
+        context.database,
+        context.device,
+        context.experiment,
         architecture=configuration.architecture,
         resolution=configuration.resolution,
     )
@@ -134,55 +134,55 @@ def _feasible(station: Station, configuration: Configuration, data: LabelledImag
     if batch.size < 2:
         raise InfeasibleError(
             f"not even 2 images fit ({batch.cap}): {configuration.architecture} at {configuration.resolution} px on "
-            f"{station.device.name}"
+            f"{context.device.name}"
         )
     return batch
 
 
-def _batch_size(station: Station, claim: Claim, configuration: Configuration, batch: FeasibleBatch) -> int:
+def _batch_size(context: WorkerContext, claim: Claim, configuration: Configuration, batch: FeasibleBatch) -> int:
     inherited = claim.inherited.get("batch_size")
     if inherited is not None:
         return int(inherited)
-    chosen = choose_batch_size(configuration, station.experiment, feasible=batch.size)
+    chosen = choose_batch_size(configuration, context.experiment, feasible=batch.size)
     if chosen is None:
         raise InfeasibleError(
-            f"a batch of {station.experiment.search.batch} is not feasible: {batch.size} is the largest ({batch.cap})"
+            f"a batch of {context.experiment.search.batch} is not feasible: {batch.size} is the largest ({batch.cap})"
         )
     return chosen
 
 
-def _seed(station: Station, claim: Claim) -> int:
-    return int(claim.inherited.get("seed", claim.training_seed(station.experiment.search.seed)))
+def _seed(context: WorkerContext, claim: Claim) -> int:
+    return int(claim.inherited.get("seed", claim.training_seed(context.experiment.search.seed)))
 
 
-def _threads(station: Station, claim: Claim) -> int:
-    """Those of the first attempt: sums by another number of threads differ in their last digits."""
-    return int(claim.inherited.get("threads", station.device.threads))
+def _threads(context: WorkerContext, claim: Claim) -> int:
+    """The thread count of the first attempt: sums with another count differ in their last digits."""
+    return int(claim.inherited.get("threads", context.device.threads))
 
 
-def _plan(station: Station, claim: Claim, batch: FeasibleBatch, batch_size: int) -> dict[str, Any]:
-    """What is known of the trial before it trains; a successor inherits what decides its value."""
+def _plan(context: WorkerContext, claim: Claim, batch: FeasibleBatch, batch_size: int) -> dict[str, Any]:
+    """Attributes of the trial before it trains; a later attempt inherits those that decide its value."""
     return {
         "batch_size": batch_size,
         "feasible_batch_size": batch.size,
         "batch_cap": batch.cap,
-        "device": station.device.name,
-        "precision": station.experiment.training.precision,
-        "threads": _threads(station, claim),
-        "seed": _seed(station, claim),
+        "device": context.device.name,
+        "precision": context.experiment.training.precision,
+        "threads": _threads(context, claim),
+        "seed": _seed(context, claim),
         "origin": claim.origin,
         "attempt": claim.attempt,
         "worker": f"{socket.gethostname()}:{os.getpid()}",
-        "split_sha256": station.registered.identity.split_sha256,
-        "index_sha256": station.registered.identity.index_sha256,
+        "split_sha256": context.registered.identity.split_sha256,
+        "index_sha256": context.registered.identity.index_sha256,
     }
 
 
-def note(station: Station, claim: Claim, attributes: dict[str, Any]) -> None:
-    """Write user attributes; always before the trial is told, since a finished one takes none."""
-    station.patiently(write_attributes, station.database, claim.trial_id, attributes)
+def note(context: WorkerContext, claim: Claim, attributes: dict[str, Any]) -> None:
+    """Write user attributes, always before `tell`: a finished trial accepts none."""
+    context.patiently(write_attributes, context.database, claim.trial_id, attributes)
 
 
 def name_of(claim: Claim) -> str:
-    """The trial as logs call it."""
+    """The trial's name in logs."""
     return f"{claim.study.study_name} trial {claim.number}"

@@ -22,7 +22,7 @@ from storage.database import Database
 from study.progress import spoken_for
 from study.register import Registered, checkpoint_name, enqueue, study_name
 from study.search import make_sampler
-from study.settle import settle_first_trial
+from study.settle import fix_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,9 @@ def _claim_in(
         if trial_id is None:
             trial_id = database.storage.create_new_trial(study._study_id)
         else:
-            settle_first_trial(database, registered, label, study, trial_id)
+            fix_parameters(
+                database, registered.experiment, registered.exponents, label=label, study=study, trial_id=trial_id
+            )
         # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
         database.heartbeats.record_heartbeat(trial_id)
     return _claim(database, registered, label, study, trial_id, running=running)
@@ -191,27 +193,25 @@ def reap(database: Database, registered: Registered, studies: Mapping[str, optun
     The caller must have been in touch with the database for as long: after an outage every heartbeat is old.
     """
     for study in studies.values():
-        if not _silent_trials(database, study._study_id, grace_s=grace_s, with_orphans=True):
+        if not _silent_trials(database, study._study_id, grace_s=grace_s):
             continue
         with claim_study(database, study._study_id):
-            for trial_id in _silent_trials(database, study._study_id, grace_s=grace_s, with_orphans=True):
+            for trial_id in _silent_trials(database, study._study_id, grace_s=grace_s):
                 _reap_trial(database, registered, study, database.storage.get_trial(trial_id))
 
 
-def _silent_trials(database: Database, study_id: int, *, grace_s: float, with_orphans: bool) -> list[int]:
+def _silent_trials(database: Database, study_id: int, *, grace_s: float) -> list[int]:
     query = text(
         """
         select t.trial_id from trials t left join trial_heartbeats h on h.trial_id = t.trial_id
         where t.study_id = :study_id and t.state = 'RUNNING'
-            and ((h.trial_id is null and :with_orphans)
+            and (h.trial_id is null
                 or h.heartbeat < (now() at time zone 'utc') - make_interval(secs => :grace_s))
         order by t.trial_id
         """
     )
     with database.engine.connect() as connection:
-        rows = connection.execute(
-            query, {"study_id": study_id, "grace_s": float(grace_s), "with_orphans": with_orphans}
-        )
+        rows = connection.execute(query, {"study_id": study_id, "grace_s": float(grace_s)})
         return [int(row[0]) for row in rows]
 
 

@@ -17,10 +17,10 @@ from sqlalchemy import text
 from storage.claim import claim_study
 from storage.database import Database
 from study.claims import CanHold, Claim, drop, start_waiting
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment
 from study.nominate import Nomination, Nominee
-from study.register import Registered, enqueue, study_name
+from study.register import Registered, confirm_study_name, enqueue
 
 _MOST_FAILURES = 3
 """After so many trainings that diverged or failed for good a nominee is out."""
@@ -59,11 +59,6 @@ class Chosen:
 
     nominee: Nominee
     runs: tuple[FrozenTrial, ...]
-
-
-def confirm_study_name(experiment: str, label: str) -> str:
-    """The Optuna study of a label's confirmation."""
-    return f"{study_name(experiment, label)}/confirm"
 
 
 def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Confirming:

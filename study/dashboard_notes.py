@@ -14,12 +14,11 @@ from sqlalchemy import Connection, text
 from storage.confirmations import find_confirmation
 from storage.database import Database
 from study.answer import AtResolution, LabelAnswer, read_answer
-from study.caveats import caveats
-from study.confirm_trials import confirm_study_name
+from study.config_schema import caveats
 from study.dashboard_plots import dashboard_plots
-from study.register import Registered, study_name
+from study.register import Registered, confirm_study_name, study_name
 from study.search_summary import summarise_search
-from study.templates import plain
+from study.units import escape_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +125,14 @@ def _save_note(study: optuna.Study, body: str) -> None:
 def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int], *, confirms: bool = False) -> str:
     """Markdown: the sentence, the table, the links. studies: ids by name, of what can be linked to."""
     experiment = registered.experiment
-    heading = f"# {plain(entry.label)}" + (": confirmation" if confirms else "")
+    heading = f"# {escape_markdown(entry.label)}" + (": confirmation" if confirms else "")
     rows = [
         "| px | AUC (95 %) | of | trials (pruned) |",
         "| ---: | :--- | :--- | ---: |",
         *map(_row, entry.by_resolution),
     ]
     others = [
-        f"[{plain(each)}](/dashboard/studies/{studies[study_name(experiment.name, each)]})"
+        f"[{escape_markdown(each)}](/dashboard/studies/{studies[study_name(experiment.name, each)]})"
         for each in experiment.labels
         if study_name(experiment.name, each) in studies and (confirms or each != entry.label)
     ]
@@ -160,7 +159,7 @@ def _sentence(registered: Registered, entry: LabelAnswer) -> str:
     finished = entry.trials["complete"] + entry.trials["pruned"]
     done = f"{finished} of {registered.experiment.search.trials} trials"
     if entry.smallest_adequate is not None:
-        return f"**{plain(entry.smallest_adequate['sentence'])}** ({done})"
+        return f"**{escape_markdown(entry.smallest_adequate['sentence'])}** ({done})"
     if entry.best is None:
         return f"No complete trial yet ({done})."
     best = entry.best

@@ -13,9 +13,10 @@ from objectives.image_cache import build_cache
 from objectives.index import ImageIndex
 from storage.confirmations import find_confirmation, find_scores
 from storage.database import Database
+from study.config_paths import cache_folder
+from study.config_schema import Experiment
 from study.device import open_device
 from study.errors import UsageError
-from study.experiment import Experiment, cache_folder
 from study.image_selection import select_images
 from study.protocol import LabelProtocol, Protocol, read_protocol
 from study.register import Registered, checkpoints_of
@@ -99,7 +100,7 @@ def _refuse_own(registered: Registered, index: ImageIndex) -> None:
     except (InputError, UsageError, OSError) as error:
         logger.warning("whether %s has images or patients of %s could not be checked: %s", index.path, name, error)
         return
-    if own.index.sha256 != registered.index_sha256:
+    if own.index.sha256 != registered.identity.index_sha256:
         logger.warning(
             "%s is no longer the index that %s was trained with, so whether %s has images or patients of it could be "
             "checked in part only",

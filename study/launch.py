@@ -1,4 +1,4 @@
-"""`acuity launch`: image set, registration, workers and live progress, from an experiment file to finished budgets."""
+"""`acuity launch`: prepare the image set, register the experiment, start workers and show their progress."""
 
 from rich.console import Console
 

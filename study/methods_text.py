@@ -11,13 +11,13 @@ from objectives.planning import FEWEST_POSITIVE_PATIENTS
 from storage.confirmations import StoredConfirmation
 from study.answer import Answer
 from study.cohort_here import Cohort
-from study.experiment import Experiment
+from study.config_schema import Experiment
 from study.first_trials import MOST_OF_IT, SHOWS
 from study.nominate import NEAR_THE_TOP, NOMINEES
 from study.protocol import Protocol
 from study.register import Registered
 from study.search_summary import SearchSummary
-from study.terminal import duration
+from study.units import format_duration
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _data(registered: Registered, cohort: Cohort | None) -> str:
         f"All patients are of one index and the parts {differ}; no patients of another "
         "setting were used [unless `acuity score` was run]."
     )
-    return f"{counts} {source} {same} SHA-256 of the split: {registered.split_sha256[:16]}."
+    return f"{counts} {source} {same} SHA-256 of the split: {registered.identity.split_sha256[:16]}."
 
 
 def _left_out(cohort: Cohort) -> str:
@@ -176,7 +176,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
         f"{version('optuna')}). {pruning} The value of a trial was the AUC on validation patients after the last "
         f"epoch. Each label had {_range([each.trials for each in summaries])} finished trials, {trials:,} in all "
-        f"({ended}), {duration(seconds)} of training"
+        f"({ended}), {format_duration(seconds)} of training"
         f"{' on ' + _list(devices) if devices else ''}."
     )
 
@@ -259,7 +259,7 @@ def _open_science(registered: Registered, stored: StoredConfirmation | None, ans
     )
     return (
         f"{frozen} Code: acuity-hpo {version('acuity-hpo')} (MIT licence); SHA-256 of the index: "
-        f"{registered.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can be had.]"
+        f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can be had.]"
     )
 
 

@@ -91,8 +91,8 @@ def write_protocol(
     """From finished trainings; chosen: each label's finalists by resolution, study_ids: its study's name and id."""
     return Protocol(
         experiment=registered.experiment.name,
-        index_sha256=registered.index_sha256,
-        split_sha256=registered.split_sha256,
+        index_sha256=registered.identity.index_sha256,
+        split_sha256=registered.identity.split_sha256,
         margin=registered.experiment.confirm.margin,
         seeds=seeds,
         labels=tuple(

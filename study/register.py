@@ -1,4 +1,4 @@
-"""An experiment's entry in the database: made at its first launch, checked by every later command and worker."""
+"""An experiment's row in the database: the first launch writes it, later commands and workers check it."""
 
 import secrets
 import warnings
@@ -14,103 +14,82 @@ from storage.checkpoints import Checkpoints, open_checkpoints
 from storage.claim import claim_study
 from storage.database import Database
 from storage.experiments import StoredExperiment, delete_experiment, find_experiment, read_experiment, save_experiment
+from study.config_changes import changes_of_meaning
+from study.config_loading import load, parse, to_table
+from study.config_paths import cache_folder, move_paths
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, cache_folder, changes_of_meaning, load, move_paths, parse, to_table
 from study.first_trials import first_trials
+from study.image_identity import ImageIdentity
 from study.search import batch_size_exponents
 from study.tried import read_tried
 
 _TO_ENQUEUE = "acuity:first_trials"
-"""A study's system attribute: its first trials while they are being enqueued, and none once they are."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """SHA-256 before filters: experiments that differ in their filters alone have the same."""
-
-    index_sha256: str
-    split_sha256: str
+"""A study's system attribute: its first trials while a launch enqueues them, then an empty list."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """An experiment as its studies know it."""
+    """An experiment as the database has it."""
 
     experiment: Experiment
     exponents: tuple[int, int]
-    """Range of the search's batch_size_exponent, fixed at the first launch."""
-    index_sha256: str
-    split_sha256: str
-    whole: Whole | None = None
-    """By default the two above: nothing was filtered, or by a version that did not know."""
-    unused_sha256: str | None = None
-    """Of the images in no part, since they cannot be read or repeat others; None of a version that did not know."""
-    mark: str = ""
-    """Drawn at the first launch, empty before versions did: an experiment of this name in another database, whose
-    studies have the same ids, has other checkpoints."""
-
-    @property
-    def test_patients_sha256(self) -> str:
-        """What uses of the test patients are counted by, whatever the filters."""
-        return self.whole.split_sha256 if self.whole else self.split_sha256
+    """Range of the search's batch_size_exponent. The first launch decides it."""
+    identity: ImageIdentity
+    """Of the images that the trials are trained with."""
+    checkpoint_mark: str
+    """Drawn at the first launch. It separates the checkpoints of two databases with an experiment of one name."""
 
 
 def register(
-    database: Database,
-    experiment: Experiment,
-    *,
-    index_sha256: str,
-    split_sha256: str,
-    training_images: int,
-    whole: Whole | None = None,
-    unused_sha256: str = "",
+    database: Database, experiment: Experiment, identity: ImageIdentity, *, training_images: int
 ) -> Registered:
     """Write the experiment with its studies and first trials, or update what may change of it under its name.
 
-    UsageError where the file, the index or the split differ from the stored ones so that trials would not compare, or
-    where it would learn from an experiment that divides these images otherwise.
+    training_images: of the label that has most of them. UsageError where the file, the index or the split differ from
+    the stored ones so that trials are not comparable, or where an experiment in learn_from splits these images
+    differently.
     """
-    registered = Registered(
-        experiment=experiment,
-        exponents=batch_size_exponents(experiment, training_images),
-        index_sha256=index_sha256,
-        split_sha256=split_sha256,
-        whole=whole,
-        unused_sha256=unused_sha256,
-        mark=secrets.token_hex(4),
-    )
     stored = find_experiment(database, experiment.name)
     if stored is None:
-        _check_teachers(database, registered)
+        _check_teachers(database, experiment, identity)
+        registered = Registered(
+            experiment=experiment,
+            exponents=batch_size_exponents(experiment, training_images),
+            identity=identity,
+            checkpoint_mark=secrets.token_hex(4),
+        )
     else:
         earlier = _from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
-        check_same_images(earlier, index_sha256=index_sha256, split_sha256=split_sha256, unused_sha256=unused_sha256)
-        registered = replace(registered, exponents=earlier.exponents, whole=earlier.whole or whole, mark=earlier.mark)
+        check_same_images(earlier, identity)
+        registered = replace(earlier, experiment=experiment)
     _save(database, registered)
     make_studies(database, registered)
     return registered
 
 
-def _check_teachers(database: Database, registered: Registered) -> None:
-    """UsageError where one to learn from divides the same images otherwise: it may have learnt from test patients."""
-    for name in registered.experiment.search.learn_from:
+def _check_teachers(database: Database, experiment: Experiment, identity: ImageIdentity) -> None:
+    """UsageError where an experiment in learn_from splits the same images differently: test patients would leak."""
+    for name in experiment.search.learn_from:
         stored = find_experiment(database, name)
         if stored is None:
             continue
-        for theirs, mine in zip(_divisions(_from_stored(stored)), _divisions(registered), strict=True):
-            if theirs.index_sha256 == mine.index_sha256 and theirs.split_sha256 != mine.split_sha256:
+        for theirs, mine in zip(_splits(_from_stored(stored).identity), _splits(identity), strict=True):
+            if theirs[0] == mine[0] and theirs[1] != mine[1]:
                 raise UsageError(
-                    f'search.learn_from names "{name}", which divides the same images otherwise (split SHA-256 '
-                    f"{theirs.split_sha256[:12]}, here {mine.split_sha256[:12]}): patients who are test patients here "
-                    "have had a say in its recipes. Give both the same split, or leave it out"
+                    f'search.learn_from names "{name}", which splits the same images differently (split SHA-256 '
+                    f"{theirs[1][:12]}, here {mine[1][:12]}): its recipes were chosen with patients who are test "
+                    "patients here. Give both the same split, or leave it out"
                 )
 
 
-def _divisions(registered: Registered) -> tuple[Whole, Whole]:
-    """After filters, and before them."""
-    filtered = Whole(registered.index_sha256, registered.split_sha256)
-    return filtered, registered.whole or filtered
+def _splits(identity: ImageIdentity) -> tuple[tuple[str, str], tuple[str, str]]:
+    """SHA-256 of (index, split) after filters and before them."""
+    return (
+        (identity.index_sha256, identity.split_sha256),
+        (identity.whole_index_sha256, identity.whole_split_sha256),
+    )
 
 
 def _check_unchanged(earlier: Experiment, experiment: Experiment) -> None:
@@ -126,37 +105,25 @@ def _save(database: Database, registered: Registered) -> None:
     save_experiment(
         database,
         registered.experiment.name,
-        definition={
+        {
             "experiment": to_table(registered.experiment),
             "batch_size_exponents": list(registered.exponents),
-            "whole": asdict(registered.whole) if registered.whole else None,
-            "unused_sha256": registered.unused_sha256,
-            "mark": registered.mark,
+            "identity": asdict(registered.identity),
+            "checkpoint_mark": registered.checkpoint_mark,
         },
-        index_sha256=registered.index_sha256,
-        split_sha256=registered.split_sha256,
     )
 
 
 def recall(database: Database, name: str, *, folder: Path | None = None) -> Registered:
-    """Read a registered experiment; folder is where the index's folder lies on this host, if elsewhere."""
+    """Read a registered experiment. folder: of the index on this host, if it is another one."""
     registered = _from_stored(read_experiment(database, name))
     if folder is None:
         return registered
     return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
 
 
-def with_whole(database: Database, registered: Registered, whole: Whole) -> Registered:
-    """The same experiment, its whole split on record where an earlier version had not put it there."""
-    if registered.whole is not None:
-        return registered
-    today = recall(database, registered.experiment.name)  # a launch may have changed it while images were decoded
-    _save(database, replace(today, whole=whole))
-    return replace(registered, whole=whole)
-
-
 def with_budget_of_today(database: Database, registered: Registered) -> Registered:
-    """The same experiment with the `trials` that its file had at the last launch."""
+    """The same experiment with the `trials` of its last launch."""
     query = text(
         "select (definition #>> '{experiment,search,trials}')::integer from acuity.experiments where name = :name"
     )
@@ -169,7 +136,7 @@ def with_budget_of_today(database: Database, registered: Registered) -> Register
 
 
 def recall_or_update(database: Database, name: str) -> Registered:
-    """Read a registered experiment by its name, or by its file: what may change under a name is then taken from it."""
+    """Read a registered experiment by its name or by its file. A file also updates what may change under the name."""
     if not name.endswith(".toml"):
         return recall(database, name)
     experiment = load(Path(name))
@@ -181,41 +148,46 @@ def recall_or_update(database: Database, name: str) -> Registered:
     return updated
 
 
-def check_same_images(registered: Registered, *, index_sha256: str, split_sha256: str, unused_sha256: str) -> None:
+def check_same_images(registered: Registered, identity: ImageIdentity) -> None:
     """UsageError where this host's index, split or images are not those that the experiment's trials were made with."""
-    name = registered.experiment.name
-    for what, mine, theirs in (
-        ("index", index_sha256, registered.index_sha256),
-        ("split", split_sha256, registered.split_sha256),
+    name, theirs = registered.experiment.name, registered.identity
+    for what, sha256, expected in (
+        ("index", identity.index_sha256, theirs.index_sha256),
+        ("split", identity.split_sha256, theirs.split_sha256),
     ):
-        if mine != theirs:
+        if sha256 != expected:
             raise UsageError(
-                f"the {what} here (SHA-256 {mine[:12]}) is not the one of experiment {name} ({theirs[:12]}): AUCs of "
-                f"other patients do not compare. Copy that {what} here, or give the experiment another name"
+                f"the {what} here (SHA-256 {sha256[:12]}) is not the one of experiment {name} ({expected[:12]}): AUCs "
+                f"of other patients are not comparable. Copy that {what} here, or give the experiment another name"
             )
-    if registered.unused_sha256 not in (None, unused_sha256):
+    if identity.unused_sha256 != theirs.unused_sha256:
         raise UsageError(
-            f"the images that experiment {name} has left out, since they could not be read or repeat others, are not "
-            "those that are left out here: a file was repaired or lost since. AUCs of other images do not compare. "
-            "Copy the images and the cache here from where it ran, or give the experiment another name"
+            f"experiment {name} leaves out other images (unreadable ones and repeats) than those that are left out "
+            "here: a file was repaired or lost since. AUCs of other images are not comparable. Copy the images and "
+            "the cache here from the host that ran it, or give the experiment another name"
         )
 
 
 def study_name(experiment: str, label: str) -> str:
-    """The Optuna study of a label."""
+    """The Optuna study of a label's search."""
     return f"{experiment}/{label}"
 
 
+def confirm_study_name(experiment: str, label: str) -> str:
+    """The Optuna study of a label's confirmation."""
+    return f"{study_name(experiment, label)}/confirm"
+
+
 def checkpoints_of(registered: Registered) -> Checkpoints:
-    """Where the experiment's trials keep their checkpoints, as this host sees it."""
+    """The folder or address of the experiment's checkpoints on this host."""
     experiment = registered.experiment
-    beside_the_cache = cache_folder(experiment, registered.index_sha256) / "checkpoints"
+    beside_the_cache = cache_folder(experiment, registered.identity.index_sha256) / "checkpoints"
     return open_checkpoints(str(experiment.workers.checkpoints or beside_the_cache))
 
 
 def checkpoint_name(registered: Registered, study_name: str, study_id: int) -> str:
-    """A study's name for its checkpoints: another experiment of the same name must not find them."""
-    return f"{study_name} {study_id} {registered.mark}".rstrip()
+    """The name under which a study's checkpoints are kept; no experiment of the same name elsewhere shares it."""
+    return f"{study_name} {study_id} {registered.checkpoint_mark}"
 
 
 def forget(database: Database, registered: Registered) -> None:
@@ -226,7 +198,7 @@ def forget(database: Database, registered: Registered) -> None:
 
 
 def make_studies(database: Database, registered: Registered) -> None:
-    """Make the study of each label with its first trials, as far as they are not there."""
+    """Create the missing studies of the labels and enqueue their missing first trials."""
     informed = bool(read_tried(database, registered.experiment, registered.exponents))
     for label in registered.experiment.labels:
         _make_study(database, registered, label, informed=informed)
@@ -243,7 +215,7 @@ def _make_study(database: Database, registered: Registered, label: str, *, infor
     with claim_study(database, study._study_id):
         trials = study.get_trials(deepcopy=False)
         planned = database.storage.get_study_system_attrs(study._study_id).get(_TO_ENQUEUE)
-        if planned == [] or (planned is None and trials):  # the latter of a version that did not write it down
+        if planned == []:
             return
         if planned is None:
             with warnings.catch_warnings():
@@ -254,7 +226,7 @@ def _make_study(database: Database, registered: Registered, label: str, *, infor
                 for first in first_trials(experiment, registered.exponents, label, informed=informed)
             ]
             database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, planned)
-        # A launch that was interrupted has enqueued the beginning of it; a failed one has been replaced.
+        # An interrupted launch has enqueued the first of them. A trial that failed has a successor with "first" too.
         there = sum("first" in trial.user_attrs and trial.state is not TrialState.FAIL for trial in trials)
         for part, parameters in planned[there:]:
             enqueue(database, study, parameters, attributes={"first": part})
@@ -262,7 +234,7 @@ def _make_study(database: Database, registered: Registered, label: str, *, infor
 
 
 def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:
-    """Add a waiting trial whose parameters are given and return its id. Called under the study's claim lock."""
+    """Add a waiting trial with these parameters and return its id. The caller holds the study's claim lock."""
     return database.storage.create_new_trial(
         study._study_id,
         template_trial=create_trial(
@@ -272,13 +244,11 @@ def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any],
 
 
 def _from_stored(stored: StoredExperiment) -> Registered:
-    low, high = stored.definition["batch_size_exponents"]
+    definition = stored.definition
+    low, high = definition["batch_size_exponents"]
     return Registered(
-        experiment=parse(stored.definition["experiment"], source="the stored experiment", stored=True),
+        experiment=parse(definition["experiment"], source="the stored experiment"),
         exponents=(low, high),
-        index_sha256=stored.index_sha256,
-        split_sha256=stored.split_sha256,
-        whole=Whole(**stored.definition["whole"]) if stored.definition.get("whole") else None,
-        unused_sha256=stored.definition.get("unused_sha256"),
-        mark=stored.definition.get("mark", ""),
+        identity=ImageIdentity(**definition["identity"]),
+        checkpoint_mark=definition["checkpoint_mark"],
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from storage.database import Database
-from study.confirm_trials import confirm_study_name, plan_from_table
-from study.experiment import Experiment
+from study.config_schema import Experiment
+from study.confirm_trials import plan_from_table
+from study.register import confirm_study_name
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,34 @@
-"""What a first trial runs is settled when it starts, by what has been seen until then."""
+"""A first trial gets its missing parameters when it starts, from the results that the labels have by then."""
 
 import optuna
 
 from storage.database import Database
+from study.config_schema import Experiment
 from study.first_trials import FirstTrial, complete
-from study.register import Registered
 from study.tried import read_tried
 
 
-def settle_first_trial(
-    database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int
+def fix_parameters(
+    database: Database,
+    experiment: Experiment,
+    exponents: tuple[int, int],
+    *,
+    label: str,
+    study: optuna.Study,
+    trial_id: int,
 ) -> None:
-    """Fix all parameters of a trial enqueued with a part of them. Called under the study's claim lock."""
+    """Write all parameters of a first trial that was enqueued with some. The caller holds the study's claim lock."""
     starting = _first_trial(database.storage.get_trial(trial_id))
-    if starting is None or _is_settled(starting):
+    if starting is None or _has_all_parameters(starting):
         return
     others = [_first_trial(other) for other in study.get_trials(deepcopy=False) if "requeued" not in other.user_attrs]
     parameters = complete(
         starting,
-        registered.experiment,
-        registered.exponents,
+        experiment,
+        exponents,
         label=label,
-        tried=read_tried(database, registered.experiment, registered.exponents),
-        given=[other for other in others if other is not None and _is_settled(other)],
+        tried=read_tried(database, experiment, exponents),
+        given=[other for other in others if other is not None and _has_all_parameters(other)],
     )
     database.storage.set_trial_system_attr(trial_id, "fixed_params", parameters)
 
@@ -32,5 +38,5 @@ def _first_trial(trial: optuna.trial.FrozenTrial) -> FirstTrial | None:
     return None if part is None or parameters is None else FirstTrial(part, parameters)
 
 
-def _is_settled(trial: FirstTrial) -> bool:
+def _has_all_parameters(trial: FirstTrial) -> bool:
     return {"resolution", "architecture"} <= trial.parameters.keys()

@@ -19,11 +19,11 @@ from study.dashboard_notes import show_quietly
 from study.device import limit_memory, memory_limit, open_device, resident_bytes
 from study.errors import UsageError
 from study.gpu_choice import choose_device
-from study.heartbeat import Contact
+from study.heartbeat import DatabaseContact
 from study.image_set import open_image_set
 from study.progress import failed_trials, labels_that_fail, read_progress
 from study.register import check_same_images, checkpoints_of, recall, with_budget_of_today
-from study.station import Station
+from study.station import WorkerContext
 from study.stop_signals import stop_signals
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def run_worker(
         registered = recall(database, name, folder=folder)
         experiment = registered.experiment
         image_set = open_image_set(experiment)
-        check_same_images(registered, **image_set.identity())
+        check_same_images(registered, image_set.identity)
         share = open_device(
             choose_device(device, folder=image_set.cache.folder / "gpus"),
             workers=workers,
@@ -58,49 +58,49 @@ def run_worker(
             memory_budget_gib=experiment.workers.memory_budget_gib,
         )
         limit_memory(share)
-        station = Station(
+        context = WorkerContext(
             database=database,
             registered=registered,
             studies=open_studies(database, registered, sampler_seed=random.SystemRandom().randrange(2**31)),
             image_set=image_set,
             device=share,
             checkpoints=checkpoints_of(registered),
-            contact=Contact(longest_gap_s=experiment.workers.grace_s / 2),
+            contact=DatabaseContact(longest_gap_s=experiment.workers.grace_s / 2),
             stop=stop,
         )
-        return _work(station)
+        return _work(context)
 
 
-def _work(station: Station) -> bool:
-    failed_before = station.patiently(failed_trials, station.database, station.experiment)
+def _work(context: WorkerContext) -> bool:
+    failed_before = context.patiently(failed_trials, context.database, context.experiment)
     failing: dict[str, str] = {}
     size_at_first: int | None = None
     notes = _Notes()
-    while not station.stop.is_set():
-        budgeted = station.patiently(with_budget_of_today, station.database, station.registered)
-        station = replace(station, registered=budgeted)
-        confirming = station.patiently(open_confirm_studies, station.database, station.experiment)
-        _reap(station, confirming)
-        failing |= station.patiently(labels_that_fail, station.database, station.experiment, except_for=failed_before)
-        studies = {label: study for label, study in station.studies.items() if label not in failing}
-        can_hold = partial(_can_hold, station)
-        claim = station.patiently(
-            claim_trial, station.database, station.registered, studies, can_hold=can_hold
-        ) or station.patiently(claim_confirm_trial, station.database, station.registered, confirming, can_hold=can_hold)
+    while not context.stop.is_set():
+        budgeted = context.patiently(with_budget_of_today, context.database, context.registered)
+        context = replace(context, registered=budgeted)
+        confirming = context.patiently(open_confirm_studies, context.database, context.experiment)
+        _reap(context, confirming)
+        failing |= context.patiently(labels_that_fail, context.database, context.experiment, except_for=failed_before)
+        studies = {label: study for label, study in context.studies.items() if label not in failing}
+        can_hold = partial(_can_hold, context)
+        claim = context.patiently(
+            claim_trial, context.database, context.registered, studies, can_hold=can_hold
+        ) or context.patiently(claim_confirm_trial, context.database, context.registered, confirming, can_hold=can_hold)
         if claim is not None:
-            run_attempt(station, claim)
-            notes.write(station, claim.label)
+            run_attempt(context, claim)
+            notes.write(context, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
                 logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
                 return True
-        elif _nothing_left(station, studies) and not station.patiently(is_running_elsewhere, confirming):
+        elif _nothing_left(context, studies) and not context.patiently(is_running_elsewhere, confirming):
             break
         else:
             # Others run the last trials; stay, in case one of them dies.
-            station.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
-    if not station.stop.is_set():
-        notes.write_all(station)
+            context.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
+    if not context.stop.is_set():
+        notes.write_all(context)
     if failing:
         raise UsageError(
             "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
@@ -114,41 +114,41 @@ class _Notes:
     def __init__(self) -> None:
         self._next = 0.0
 
-    def write(self, station: Station, label: str) -> None:
+    def write(self, context: WorkerContext, label: str) -> None:
         if time.monotonic() < self._next:
             return
         began = time.monotonic()
-        show_quietly(station.database, station.registered, label, every_s=60)
+        show_quietly(context.database, context.registered, label, every_s=60)
         self._next = time.monotonic() + 100 * (time.monotonic() - began)
 
-    def write_all(self, station: Station) -> None:
-        for label in station.experiment.labels:
-            show_quietly(station.database, station.registered, label, every_s=0)
+    def write_all(self, context: WorkerContext) -> None:
+        for label in context.experiment.labels:
+            show_quietly(context.database, context.registered, label, every_s=0)
 
 
-def _reap(station: Station, confirming: Mapping[str, optuna.Study]) -> None:
+def _reap(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
     """After an outage, or a pause of this process, everybody's heartbeat is old: wait a whole grace period first."""
-    grace_s = station.experiment.workers.grace_s
-    station.contact.seen()
-    if station.contact.unbroken_s() > grace_s:
-        for studies in (station.studies, confirming):
-            station.patiently(reap, station.database, station.registered, studies, grace_s=grace_s)
+    grace_s = context.experiment.workers.grace_s
+    context.contact.seen()
+    if context.contact.unbroken_s() > grace_s:
+        for studies in (context.studies, confirming):
+            context.patiently(reap, context.database, context.registered, studies, grace_s=grace_s)
 
 
-def _can_hold(station: Station, parameters: dict[str, Any], batch_size: int) -> bool:
+def _can_hold(context: WorkerContext, parameters: dict[str, Any], batch_size: int) -> bool:
     if not {"architecture", "resolution"} <= parameters.keys():
         return True
     limit = memory_limit(
-        station.database,
-        station.device,
-        station.experiment,
+        context.database,
+        context.device,
+        context.experiment,
         architecture=parameters["architecture"],
         resolution=parameters["resolution"],
     )
     return batch_size <= limit
 
 
-def _nothing_left(station: Station, labels: Container[str]) -> bool:
-    budget = station.experiment.search.trials
-    progress = station.patiently(read_progress, station.database, station.experiment)
+def _nothing_left(context: WorkerContext, labels: Container[str]) -> bool:
+    budget = context.experiment.search.trials
+    progress = context.patiently(read_progress, context.database, context.experiment)
     return all(entry.finished >= budget for entry in progress if entry.label in labels)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from confirmed_experiment import EXPERIMENT, station_here
 from sqlalchemy import text
 
 from objectives.task import Hyperparameters, Outcome
@@ -17,23 +16,25 @@ from storage.database import Database
 from study import attempt, claimed_training
 from study.attempt import run_attempt
 from study.claims import claim_trial
+from study.config_loading import parse
+from study.config_paths import resolve_paths
 from study.device import Device, held_by_others
 from study.errors import DeviceLostError, UsageError
-from study.experiment import parse, resolve_paths
 from study.image_set import open_image_set, training_images
 from study.register import register
-from study.station import Station
+from study.station import WorkerContext
+from support.confirmed_experiment import EXPERIMENT, make_context
 
 
-def at_a_station(database: Database, folder: Path, phantoms: Path, *, search: str = "") -> Station:
+def open_context(database: Database, folder: Path, phantoms: Path, *, search: str = "") -> WorkerContext:
     """search: more lines of that section."""
     toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
     toml = toml.replace("[training]", f"{search}\n[training]")
     experiment = resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
     image_set = open_image_set(experiment)
     training = training_images(image_set, experiment.labels)
-    registered = register(database, experiment, **image_set.identity(), training_images=training)
-    return station_here(database, registered, stop=threading.Event())
+    registered = register(database, experiment, image_set.identity, training_images=training)
+    return make_context(database, registered, stop=threading.Event())
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
@@ -50,10 +51,10 @@ def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
     return tried
 
 
-def run_one(station: Station) -> None:
-    claim = claim_trial(station.database, station.registered, station.studies, can_hold=lambda *_: True)
+def run_one(context: WorkerContext) -> None:
+    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
     assert claim is not None
-    run_attempt(station, claim)
+    run_attempt(context, claim)
 
 
 def table(database: Database, columns: str, source: str) -> list[Any]:
@@ -64,9 +65,9 @@ def table(database: Database, columns: str, source: str) -> list[Any]:
 def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    station = at_a_station(database, tmp_path, phantoms, search='batch = "largest"')
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
     tried = room_for(monkeypatch, 12)
-    run_one(station)
+    run_one(context)
     assert tried[0] > 12 >= tried[-1]
     assert tried == [tried[0] >> halvings for halvings in range(len(tried))]
     assert table(database, "largest", "acuity.feasible_batches") == [(tried[-1],)]
@@ -77,19 +78,19 @@ def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
 def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet_knows(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    station = at_a_station(database, tmp_path, phantoms, search='batch = "largest"')
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
     tried = room_for(monkeypatch, 0)
     with monkeypatch.context() as held:
         held.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
         with pytest.raises(UsageError, match="another program holds the rest"):
-            run_one(station)
+            run_one(context)
         assert min(tried) < 4
         (known,) = table(database, "largest", "acuity.feasible_batches")
         assert known[0] >= tried[0], "nothing was learnt of this device"
         ended = table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
         assert ended == [], "no budget was spent"
     room_for(monkeypatch, 999)
-    run_one(station)  # once the memory is free again the same trial goes on
+    run_one(context)  # once the memory is free again the same trial goes on
     ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
     assert ended == [("COMPLETE", 0, tried[0])]
 
@@ -97,9 +98,9 @@ def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet
 def test_network_that_does_not_fit_although_the_memory_is_free_is_infeasible(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    station = at_a_station(database, tmp_path, phantoms, search='batch = "largest"')
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
     room_for(monkeypatch, 0)
-    run_one(station)
+    run_one(context)
     ended = table(database, "state, reason", "acuity.trials where state <> 'WAITING'")
     assert [state for state, _ in ended] == ["PRUNED"]
     assert ended[0].reason.startswith("out of memory with a batch of ")
@@ -123,13 +124,13 @@ def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worke
     def fails(*_: Any, **__: Any) -> Outcome:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    station = at_a_station(database, tmp_path, phantoms)
+    context = open_context(database, tmp_path, phantoms)
     monkeypatch.setattr(claimed_training, "train", fails)
-    run_one(station)
+    run_one(context)
     assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], "its own fault"
     monkeypatch.setattr(attempt, "is_usable", lambda _: False)
     with pytest.raises(DeviceLostError, match="CPU computes no more: CUDA error"):
-        run_one(station)
+        run_one(context)
     states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
     assert states == ["FAIL", "RUNNING"], "silent, as after a crash"
 
@@ -137,11 +138,11 @@ def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worke
 def test_fixed_batch_is_not_given_up_for_memory_that_somebody_else_holds(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    station = at_a_station(database, tmp_path, phantoms, search="batch = 16")
+    context = open_context(database, tmp_path, phantoms, search="batch = 16")
     room_for(monkeypatch, 12)
     monkeypatch.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
     with pytest.raises(UsageError, match="another program holds the rest"):
-        run_one(station)
+        run_one(context)
     assert table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')") == []
     (known,) = table(database, "largest", "acuity.feasible_batches")
     assert known[0] >= 16
@@ -150,8 +151,8 @@ def test_fixed_batch_is_not_given_up_for_memory_that_somebody_else_holds(
 def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    station = at_a_station(database, tmp_path, phantoms, search="batch = 16")
+    context = open_context(database, tmp_path, phantoms, search="batch = 16")
     room_for(monkeypatch, 12)
-    run_one(station)
+    run_one(context)
     ended = table(database, "state, batch_size, reason", "acuity.trials where state <> 'WAITING'")
     assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]

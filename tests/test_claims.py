@@ -9,13 +9,15 @@ from typing import Any
 
 import optuna
 import pytest
+from image_identities import unfiltered
 from optuna.trial import TrialState
 from sqlalchemy import text
 
 from storage.database import Database, open_storage
 from study import register as register_module
 from study.claims import Claim, claim_trial, hand_back, open_studies, reap
-from study.experiment import Experiment, parse
+from study.config_loading import parse
+from study.config_schema import Experiment
 from study.progress import labels_that_fail, read_progress
 from study.register import Registered, enqueue, make_studies, study_name, with_budget_of_today
 from study.search import suggest
@@ -36,7 +38,7 @@ min_complete_per_resolution = 2
 
 def register(database: Database, toml: str = EXPERIMENT) -> Registered:
     experiment: Experiment = parse(tomllib.loads(toml), source="test")
-    registered = Registered(experiment, (4, 6), "index", "split")
+    registered = Registered(experiment, (4, 6), unfiltered(), "mark")
     make_studies(database, registered)
     return registered
 
@@ -110,7 +112,7 @@ def test_launch_that_was_interrupted_is_completed_by_the_next(
         patch.setattr(register_module, "enqueue", breaks_off)
         with pytest.raises(KeyboardInterrupt):
             register(database, cut)
-    taken = claim(database, Registered(parse(tomllib.loads(cut), source="test"), (4, 6), "index", "split"))
+    taken = claim(database, Registered(parse(tomllib.loads(cut), source="test"), (4, 6), unfiltered(), "mark"))
     assert taken is not None, "a worker that was there already has begun"
     whole.append(_first_trials(database, register(database, cut)))
     assert [len(trials) for trials in whole] == [3 * 6] * 2
@@ -133,9 +135,7 @@ def test_budget_lowered_by_another_launch_holds_for_workers_that_run(database: D
     def launched(trials: int) -> Registered:
         toml = EXPERIMENT.replace("trials = 12", f"trials = {trials}")
         experiment = parse(tomllib.loads(toml), source="test")
-        return register_module.register(
-            database, experiment, index_sha256="index", split_sha256="split", training_images=1280
-        )
+        return register_module.register(database, experiment, unfiltered(), training_images=1280)
 
     at_its_start = launched(12)
     assert with_budget_of_today(database, at_its_start) == at_its_start

@@ -41,7 +41,7 @@ from study.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
 from study.register import Registered, checkpoints_of, recall, register, study_name
 from study.scores import Scorer, score_external, score_label, unpack
 from study.worker import _work
-from support.confirmed_experiment import station_here
+from support.confirmed_experiment import make_context
 from support.threads import one_thread
 
 EXPERIMENT = """
@@ -135,9 +135,9 @@ def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None)
     """In place of worker processes one worker in this process, which may be told to stop on its way."""
 
     def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
-        station = station_here(database, registered, stop=StopAfter(questions))
-        _work(station)
-        if station.stop.is_set():
+        context = make_context(database, registered, stop=StopAfter(questions))
+        _work(context)
+        if context.stop.is_set():
             raise KeyboardInterrupt
 
     monkeypatch.setattr(confirm_module, "run_fleet", run_fleet)
@@ -484,7 +484,14 @@ def test_pseudonyms_are_the_same_wherever_the_files_lie(
 def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
     registered: Registered, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    protocol = Protocol("tiny", registered.identity.index_sha256, registered.identity.split_sha256, margin=0.05, seeds=3, labels=(LABEL,))
+    protocol = Protocol(
+        "tiny",
+        registered.identity.index_sha256,
+        registered.identity.split_sha256,
+        margin=0.05,
+        seeds=3,
+        labels=(LABEL,),
+    )
     stored = freeze_protocol(
         database,
         "tiny",

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from image_identities import unfiltered
 from optuna.trial import TrialState
 
 from storage.database import Database, open_storage
 from study.claims import Claim, hand_back
+from study.config_loading import parse
 from study.confirm_trials import (
     check_retrainable,
     claim_confirm_trial,
@@ -25,7 +27,6 @@ from study.confirm_trials import (
     read_plan,
 )
 from study.errors import UsageError
-from study.experiment import parse
 from study.nominate import Nomination, Nominee
 from study.register import Registered, make_studies
 from study.retraining import Retraining, read_retraining
@@ -58,7 +59,7 @@ QUALITY = {3: 0.70, 1: 0.75, 2: 0.72, 7: 0.80, 5: 0.82}
 
 @pytest.fixture
 def registered(database: Database) -> Registered:
-    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), "index", "split")
+    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), unfiltered(), "mark")
     make_studies(database, registered)
     plan(database, registered, seeds=4)
     return registered

@@ -22,7 +22,7 @@ from storage.experiments import delete_experiment, save_experiment
 @pytest.fixture(autouse=True)
 def _experiments(database: Database) -> None:
     for name in ("nih", "other"):
-        save_experiment(database, name, definition={}, index_sha256="index", split_sha256="split")
+        save_experiment(database, name, {})
 
 
 def freeze(database: Database, *, experiment: str = "nih", margin: float = 0.02, split: str = "split") -> int:

@@ -9,16 +9,15 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
-from confirmed_experiment import fill_search
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 from sqlalchemy import text
 
 from storage.database import Database, open_storage
 from study import dashboard_notes
-from study.confirm_trials import confirm_study_name
 from study.dashboard_notes import show_in_dashboard, show_quietly
-from study.register import Registered, register, study_name
+from study.register import Registered, confirm_study_name, register, study_name
+from support.confirmed_experiment import fill_search
 
 PLOTS = ("auc-by-resolution", "auc-by-training-time", "auc-by-batch-size")
 
@@ -30,8 +29,7 @@ def searched(confirmed, database: Database) -> Registered:
     mine = register(
         database,
         registered.experiment,
-        index_sha256=registered.index_sha256,
-        split_sha256=registered.split_sha256,
+        registered.identity,
         training_images=150,
     )
     for label in mine.experiment.labels:

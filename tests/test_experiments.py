@@ -14,40 +14,27 @@ from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, writ
 DEFINITION = {"labels": ["Pleural Thickening", "Öd%s:em"], "search": {"trials": 40, "rate": 1e-05, "weights": None}}
 
 
-def _save(database: Database, name: str, **changes: object) -> None:
-    values = {"definition": DEFINITION, "index_sha256": "1" * 64, "split_sha256": "2" * 64} | changes
-    save_experiment(database, name, **values)  # type: ignore[arg-type]
-
-
 def test_experiment_is_read_as_it_was_saved(database: Database) -> None:
-    _save(database, "nih")
+    save_experiment(database, "nih", DEFINITION)
     stored = read_experiment(database, "nih")
     assert stored == find_experiment(database, "nih")
     assert (stored.name, stored.definition) == ("nih", DEFINITION)
-    assert (stored.index_sha256, stored.split_sha256) == ("1" * 64, "2" * 64)
     assert stored.created.tzinfo is not None
 
 
 def test_saving_again_updates_and_keeps_the_date(database: Database) -> None:
-    _save(database, "nih")
+    save_experiment(database, "nih", DEFINITION)
     created = read_experiment(database, "nih").created
-    _save(database, "nih", definition={"labels": []}, split_sha256="3" * 64)
+    save_experiment(database, "nih", {"labels": []})
     stored = read_experiment(database, "nih")
-    assert (stored.definition, stored.split_sha256, stored.created) == ({"labels": []}, "3" * 64, created)
-
-
-def test_name_that_exists_is_refused_where_no_update_is_wanted(database: Database) -> None:
-    _save(database, "nih", update=False)
-    with pytest.raises(StorageError, match=r'an experiment named "nih" already: choose another name'):
-        _save(database, "nih", definition={}, update=False)
-    assert read_experiment(database, "nih").definition == DEFINITION
+    assert (stored.definition, stored.created) == ({"labels": []}, created)
 
 
 def test_unknown_name_is_answered_with_the_names_there_are(database: Database) -> None:
     with pytest.raises(StorageError, match=r'no experiment named "nhi"\. There is none yet: acuity launch'):
         read_experiment(database, "nhi")
-    _save(database, "nih")
-    _save(database, "demo")
+    save_experiment(database, "nih", DEFINITION)
+    save_experiment(database, "demo", DEFINITION)
     with pytest.raises(StorageError, match=r'^no experiment named "nhi"\. There are: nih, demo$'):
         read_experiment(database, "nhi")
     assert find_experiment(database, "nhi") is None
@@ -58,7 +45,7 @@ def test_deletion_takes_the_studies_and_every_row_of_them_but_nobody_elses(datab
     key = FeasibleBatchKey("CPU", 2**30, "resnet34", 64, "fp32", channels_last=False, torch_version="2")
     write_feasible_batch(database, key, 32)
     for name in ("nih", "nih-2"):
-        _save(database, name)
+        save_experiment(database, name, DEFINITION)
         for study_name in (f"{name}/Mass", f"{name}/Mass/confirm"):
             study = optuna.create_study(storage=database.storage, study_name=study_name)
             study.set_user_attr("key", 1)
@@ -94,7 +81,7 @@ def test_deletion_takes_the_studies_and_every_row_of_them_but_nobody_elses(datab
 
 
 def test_interrupted_deletion_can_be_repeated(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    _save(database, "nih")
+    save_experiment(database, "nih", DEFINITION)
     for label in ("Mass", "Nodule"):
         optuna.create_study(storage=database.storage, study_name=f"nih/{label}")
     delete = optuna.delete_study

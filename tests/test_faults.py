@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import psycopg2
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
@@ -28,10 +27,12 @@ from objectives.task import Hyperparameters, Outcome
 from storage.checkpoints import Checkpoints
 from storage.database import Database, open_storage
 from storage.embedded import embedded_server
-from study.experiment import load
+from study.config_loading import load
 from study.image_set import open_image_set, training_images
 from study.recipes import own_recipes
 from study.register import Registered, register, study_name
+from support.postgres import count_trials, query
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -59,8 +60,7 @@ class Fleet:
             registered = register(
                 database,
                 experiment,
-                index_sha256=image_set.index.sha256,
-                split_sha256=image_set.split.sha256,
+                image_set.identity,
                 training_images=training_images(image_set, experiment.labels),
             )
             if len(experiment.search.resolutions) == 1:
@@ -105,17 +105,11 @@ class Fleet:
             studies = [optuna.load_study(study_name=name, storage=database.storage) for name in sorted(names)]
             return [trial for study in studies for trial in study.get_trials()]
 
-    def sql(self, query: str) -> list[tuple[Any, ...]]:
-        connection = psycopg2.connect(self.url.replace("+psycopg2", ""))
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(query)
-                return cursor.fetchall()
-        finally:
-            connection.close()
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        return query(self.url, statement)
 
     def count(self, where: str) -> int:
-        return int(self.sql(f"select count(*) from acuity.trials where {where}")[0][0])
+        return count_trials(self.url, where)
 
     def values(self) -> dict[tuple[str, int], float]:
         """Value of each trial by its label and the number of its first attempt; each may have one alone."""
@@ -248,23 +242,12 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def quiet_values(make_fleet: Callable[..., Fleet], server: URL) -> dict[tuple[str, int], float]:
     """What the trials' values are where nothing goes wrong."""
-    connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("create database quiet")
-    connection.close()
+    query(server, "create database quiet")
     fleet = make_fleet(server.set(database="quiet").render_as_string(hide_password=False))
     fleet.run(2)
     assert len(fleet.values()) == 8
     assert fleet.epochs_trained() == 8 * EPOCHS
     return fleet.values()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def mid_trial(fleet: Fleet, running: int, *, epochs: int = 2) -> None:

@@ -1,5 +1,6 @@
 """A reader of the storage: every command that reads works as that role, and the server itself refuses every change."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,16 +10,17 @@ from collections.abc import Iterator
 
 import psycopg2
 import pytest
-from confirmed_experiment import fill_search
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import URL, event, text
 
 from storage.database import Database, open_storage
 from storage.errors import StorageError
 from storage.grants import grant_reader
-from storage.migrations import migrate
 from storage.url import parse_url
 from study.register import register
+from support import commands
+from support.confirmed_experiment import fill_search
+from support.postgres import query
 
 READER, PASSWORD = "nih-reader", "it's: 100 % sécret"
 
@@ -29,33 +31,14 @@ def reader_url(database_url: str, server: URL) -> Iterator[str]:
     url = parse_url(database_url)
     yield url.set(username=READER, password=PASSWORD).render_as_string(hide_password=False)
     for name in (url.database, server.database):
-        _execute(server.set(database=name), f'drop owned by "{READER}"', missing_is_fine=True)
-    _execute(server, f'drop role if exists "{READER}"')
-
-
-def _execute(url: URL, statement: str, *, missing_is_fine: bool = False) -> None:
-    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    except psycopg2.errors.UndefinedObject:
-        assert missing_is_fine
-    finally:
-        connection.close()
+        with contextlib.suppress(psycopg2.errors.UndefinedObject):
+            query(server.set(database=name), f'drop owned by "{READER}"')
+    query(server, f'drop role if exists "{READER}"')
 
 
 def acuity(*arguments: str, storage: str | None, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     named = {"ACUITY_STORAGE": storage} if storage else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "study", *arguments],
-        env=os.environ | named | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == status, done.stderr
+    done = commands.acuity(*arguments, environment=os.environ | named | variables, status=status)
     if status:
         assert done.stderr.count("\n") == 1, done.stderr
     assert PASSWORD not in done.stdout + done.stderr
@@ -69,8 +52,7 @@ def searched(confirmed, database: Database) -> None:
     mine = register(
         database,
         registered.experiment,
-        index_sha256=registered.index_sha256,
-        split_sha256=registered.split_sha256,
+        registered.identity,
         training_images=150,
     )
     for label in mine.experiment.labels:
@@ -135,37 +117,37 @@ def _check_denied(opened: Database, change: str) -> None:
     assert isinstance(refusal.value.orig, InsufficientPrivilege), change
 
 
-def test_what_a_later_version_makes_is_read_too(database: Database, reader_url: str) -> None:
+def test_what_is_made_later_is_read_too(database: Database, reader_url: str) -> None:
     grant_reader(database, READER, password=PASSWORD)
     with database.engine.begin() as connection:
         connection.exec_driver_sql("create table acuity.later (a integer)")
-        migrate(connection)  # views are made anew
+        connection.exec_driver_sql("create view acuity.later_view as select * from acuity.trials")
     with open_storage(reader_url) as opened, opened.engine.connect() as connection:
-        for name in ("later", "trials", "best_resolution", "auc_by_resolution"):
+        for name in ("later", "later_view", "trials", "best_resolution", "auc_by_resolution"):
             connection.execute(text(f"select * from acuity.{name}"))
 
 
 def test_without_a_password_the_role_is_for_granting_on(database_url: str, reader_url: str, server: URL) -> None:
     said = acuity("storage", "grant-reader", READER, storage=database_url).stderr
     assert "it cannot log in: grant it to those who may" in said
-    _execute(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
+    query(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
     assert "this user cannot log in. Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
-    _execute(server, f'alter role "{READER}" login')
+    query(server, f'alter role "{READER}" login')
     assert "There is none yet" in acuity("best", "x", storage=reader_url, status=1).stderr
 
 
 def test_a_role_that_may_more_is_no_reader(database: Database, reader_url: str, server: URL) -> None:  # noqa: ARG001
     with pytest.raises(StorageError, match=r"acuity exists and may be a superuser"):
         grant_reader(database, "acuity")
-    _execute(server, f'create role "{READER}" nologin')
-    _execute(database.url, f'grant insert on trials to "{READER}"')
+    query(server, f'create role "{READER}" nologin')
+    query(database.url, f'grant insert on trials to "{READER}"')
     with pytest.raises(StorageError, match=rf"{READER} exists and may write trials: that is no reader"):
         grant_reader(database, READER)
-    _execute(database.url, f'revoke insert on trials from "{READER}"')
-    _execute(database.url, "grant create on schema public to public")
+    query(database.url, f'revoke insert on trials from "{READER}"')
+    query(database.url, "grant create on schema public to public")
     with pytest.raises(StorageError, match="run `revoke create on schema public from public`"):
         grant_reader(database, READER)
-    _execute(database.url, "revoke create on schema public from public")
+    query(database.url, "revoke create on schema public from public")
     assert not grant_reader(database, READER)
 
 

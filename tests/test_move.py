@@ -9,7 +9,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from commands import acuity
 from sqlalchemy import text
 
 from storage.database import Database, open_storage
@@ -19,6 +18,8 @@ from storage.experiments import save_experiment
 from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
 from storage.move import move_into, put_aside
 from study.move import move_storage
+from support.commands import acuity
+from support.tiny_experiment import write_tiny_experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # Optuna wants its own loop
 
@@ -54,7 +55,7 @@ def fill(database: Database) -> None:
         "training": {"epochs": 3},
     }
     definition = {"experiment": experiment, "batch_size_exponents": [2, 4]}
-    save_experiment(database, "nih", definition=definition, index_sha256="i", split_sha256="s")
+    save_experiment(database, "nih", definition)
     write_feasible_batch(database, KEY, 96)
     gone = optuna.create_study(storage=database.storage, study_name="gone")
     optuna.delete_study(study_name=gone.study_name, storage=database.storage)
@@ -116,7 +117,7 @@ def test_every_row_arrives_as_it_was_and_ids_go_on(empty_database_url: str) -> N
 
 @pytest.mark.usefixtures("pilot")
 def test_a_target_that_holds_something_is_refused_with_its_names(database: Database, database_url: str) -> None:
-    save_experiment(database, "chexpert", definition={}, index_sha256="i", split_sha256="s")
+    save_experiment(database, "chexpert", {})
     before = contents(database)
     with pytest.raises(StorageError, match=r"the target holds the experiment chexpert already.*createdb"):
         move_storage(database_url, say=print)
@@ -192,27 +193,7 @@ def test_source_and_target_may_not_be_one() -> None:
 def test_a_pilot_goes_on_at_the_server_to_the_raised_budget(
     laptop: Path, phantoms: Path, tmp_path: Path, empty_database_url: str
 ) -> None:
-    file = tmp_path / "tiny.toml"
-    file.write_text(
-        f"""
-        name = "tiny"
-        labels = ["Cardiomegaly", "Nodule"]
-        [data]
-        index = "{phantoms}"
-        images = "{phantoms.parent / "images"}"
-        split = "tiny.split.csv"
-        cache = "cache"
-        [search]
-        resolutions = [16, 32]
-        architectures = ["test_resnet"]
-        trials = 5
-        min_complete_per_resolution = 2
-        min_batch_size = 4
-        min_updates_per_epoch = 5
-        [training]
-        epochs = 2
-        """
-    )
+    file = write_tiny_experiment(tmp_path, phantoms, cache=tmp_path / "cache")
     on_laptop = os.environ | {
         "HOME": str(tmp_path),
         "XDG_CACHE_HOME": str(tmp_path),

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from image_identities import unfiltered
 
 from storage.database import Database
+from study.config_loading import parse
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, parse
 from study.register import Registered, checkpoint_name, checkpoints_of, forget, recall, register, study_name
 
 
@@ -25,9 +27,8 @@ def experiment(name: str, folder: Path) -> Experiment:
 
 
 def make(database: Database, name: str, folder: Path, *, index: str = "a", split: str = "b") -> Registered:
-    return register(
-        database, experiment(name, folder), index_sha256=index * 64, split_sha256=split * 64, training_images=1000
-    )
+    identity = unfiltered(index=index * 64, split=split * 64)
+    return register(database, experiment(name, folder), identity, training_images=1000)
 
 
 @pytest.mark.parametrize(("what", "other"), [("index", {"index": "c"}), ("split", {"split": "c"})])

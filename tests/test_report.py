@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from confirmed_experiment import EXPERIMENT, fill_search
+from image_identities import unfiltered
 from sqlalchemy import text
 
 from objectives import augmentation
@@ -18,13 +18,15 @@ from storage.database import Database, open_storage
 from study.answer import AtResolution, LabelAnswer, read_answer
 from study.auc_figure import auc_alt, auc_panel
 from study.cli import acuity
+from study.config_loading import parse
+from study.config_paths import resolve_paths
 from study.errors import UsageError
-from study.experiment import parse, resolve_paths
 from study.figure_style import figure_style, inline_svg
 from study.image_set import open_image_set
 from study.register import Registered, register
 from study.report import write_report
 from study.search_summary import summarise_search
+from support.confirmed_experiment import EXPERIMENT, fill_search
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -182,8 +184,7 @@ def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database
     register(
         database,
         registered.experiment,
-        index_sha256=registered.index_sha256,
-        split_sha256=registered.split_sha256,
+        registered.identity,
         training_images=150,
     )
     with pytest.raises(UsageError, match="has no complete trial yet"):
@@ -196,8 +197,7 @@ def test_labels_that_are_odd_or_long_or_not_tried_yet_spoil_no_page(database: Da
     registered = register(
         database,
         resolve_paths(parse(table, source="test"), tmp_path),
-        index_sha256="0" * 64,
-        split_sha256="0" * 64,
+        unfiltered(index="0" * 64, split="0" * 64),
         training_images=150,
     )
     fill_search(database, registered, odd, seed=0)

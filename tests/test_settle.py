@@ -4,12 +4,13 @@ import tomllib
 
 import optuna
 import pytest
+from image_identities import unfiltered
 from optuna.trial import TrialState
 
 from storage.claim import claim_study
 from storage.database import Database
 from study.claims import Claim, claim_trial, fail, hand_back, open_studies, reap
-from study.experiment import parse
+from study.config_loading import parse
 from study.recipes import Recipe, recipe_of
 from study.register import Registered, enqueue, make_studies
 from study.search import suggest
@@ -29,7 +30,7 @@ min_complete_per_resolution = 2
 
 @pytest.fixture
 def registered(database: Database) -> Registered:
-    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), "index", "split")
+    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), unfiltered(), "mark")
     make_studies(database, registered)
     return registered
 
@@ -137,7 +138,7 @@ def test_turn_whose_worker_died_before_it_was_settled_still_covers_every_resolut
 def test_preempted_own_trial_does_not_push_the_next_one_to_the_largest_resolution(database: Database) -> None:
     text = EXPERIMENT.replace("[32, 64]", "[32, 64, 128]").replace("trials = 8", "trials = 12")
     text = text.replace("min_complete_per_resolution = 2", "min_complete_per_resolution = 3")
-    registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), "index", "split")
+    registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), unfiltered(), "mark")
     make_studies(database, registered)
     for _ in range(3):
         start(database, registered, "Mass")  # looks that nobody ends
@@ -150,7 +151,7 @@ def test_preempted_own_trial_does_not_push_the_next_one_to_the_largest_resolutio
 
 
 def test_study_made_by_an_earlier_version_goes_on_with_its_own_first_trials(database: Database) -> None:
-    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), "index", "split")
+    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), unfiltered(), "mark")
     study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
     looked, other = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3))
     earlier = [looked.at(32), looked.at(64), other.parameters(), {"resolution": 64}, {"resolution": 32}]

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 import optuna
 import pytest
+from image_identities import unfiltered
 from optuna.trial import TrialState
-from searched_experiment import FAIR, GOOD, POOR
 
 from storage.database import Database
 from storage.experiments import delete_experiment, list_experiments
 from study.answer import read_answer
 from study.claims import claim_trial, open_studies
+from study.config_loading import parse
+from study.config_schema import Experiment
 from study.errors import UsageError
-from study.experiment import Experiment, parse
+from study.image_identity import ImageIdentity
 from study.methods_text import write_methods
 from study.recipes import Recipe, recipe_of
-from study.register import Registered, Whole, recall, register, study_name
+from study.register import Registered, recall, register, study_name
 from study.search import BELOW_THE_MEDIAN, suggest
 from study.search_summary import summarise_search
 from study.tried import check_learn_from, count_learnt, read_tried
+from support.searched_experiment import FAIR, GOOD, POOR
 
 FILE = """
 name = "{name}"
@@ -49,19 +52,14 @@ def registered(
     *,
     labels: list[str],
     learn_from: Sequence[str] = (),
-    split: str = "split",
+    identity: ImageIdentity | None = None,
     trials: int = 12,
-    whole: Whole | None = None,
-    index: str | None = None,
 ) -> Registered:
-    """whole: before a filter that left other images."""
     return register(
         database,
         experiment(name, labels, learn_from, trials=trials),
-        index_sha256=index or ("filtered index" if whole else "index"),
-        split_sha256=split,
+        identity or unfiltered(),
         training_images=20 * 2 ** EXPONENTS[1],
-        whole=whole,
     )
 
 
@@ -156,7 +154,7 @@ def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: 
 def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Database) -> None:
     with pytest.raises(UsageError, match=r'names "pilto".*there are: pilot'):
         check_learn_from(database, experiment("again", ["Nodule"], ["pilto"]))
-    with pytest.raises(UsageError, match="this experiment's own name"):
+    with pytest.raises(UsageError, match="this experiment's name"):
         experiment("pilot", ["Mass"], ["pilot"])
 
 
@@ -172,24 +170,35 @@ def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pi
 
 
 def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Database, pilot: str) -> None:
-    with pytest.raises(UsageError, match=r"pilot.*divides the same images otherwise \(split SHA-256 split, here other"):
-        registered(database, "again", labels=["Nodule"], learn_from=[pilot], split="other")
+    with pytest.raises(
+        UsageError, match=r"pilot.*splits the same images differently \(split SHA-256 split, here other"
+    ):
+        registered(database, "again", labels=["Nodule"], learn_from=[pilot], identity=unfiltered(split="other"))
     assert "again" not in list_experiments(database)
 
 
 def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database: Database, pilot: str) -> None:
-    filtered = {"labels": ["Nodule"], "learn_from": [pilot], "split": "what is left of it"}
-    with pytest.raises(UsageError, match=r"divides the same images otherwise \(split SHA-256 split, here other"):
-        registered(database, "again", **filtered, whole=Whole("index", "other"))
-    registered(database, "older", labels=["Mass"], split="another")  # by a version that knew no filters' whole
-    has_run(database, "older", {FAIR: 0.7})
-    with pytest.raises(UsageError, match=r"divides the same images otherwise \(split SHA-256 another, here what is"):
-        registered(
-            database, "again", **filtered | {"learn_from": ["older"]}, whole=Whole("whole", "whole"), index="index"
+    def filtered(*, index: str = "filtered index", whole_index: str = "index", whole_split: str) -> ImageIdentity:
+        return ImageIdentity(
+            index_sha256=index,
+            split_sha256="what is left of it",
+            whole_index_sha256=whole_index,
+            whole_split_sha256=whole_split,
+            unused_sha256="unused",
         )
-    again = registered(database, "again", **filtered, whole=Whole("index", "split"))
+
+    def launch(teacher: str, identity: ImageIdentity) -> Registered:
+        return registered(database, "again", labels=["Nodule"], learn_from=[teacher], identity=identity)
+
+    with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 split, here other"):
+        launch(pilot, filtered(whole_split="other"))
+    registered(database, "older", labels=["Mass"], identity=unfiltered(split="another"))
+    has_run(database, "older", {FAIR: 0.7})
+    with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 another, here what is"):
+        launch("older", filtered(index="index", whole_index="whole", whole_split="whole"))
+    again = launch(pilot, filtered(whole_split="split"))
     assert recall(database, "again") == again
-    assert again.test_patients_sha256 == recall(database, pilot).test_patients_sha256 == "split"
+    assert again.identity.whole_split_sha256 == recall(database, pilot).identity.whole_split_sha256 == "split"
 
 
 def test_methods_text_tells_trials_that_were_stopped_from_those_that_could_not_run(database: Database) -> None:

@@ -16,17 +16,19 @@ from pathlib import Path
 import psycopg2
 import pytest
 from click.testing import CliRunner
-from commands import ACUITY
-from confirmed_experiment import EXPERIMENT
+from image_identities import unfiltered
 from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy import URL
 
 from storage.database import Database
 from study.cli import acuity
-from study.experiment import parse, resolve_paths
+from study.config_loading import parse
+from study.config_paths import resolve_paths
 from study.live_progress import live_progress
 from study.register import Registered, register, study_name
+from support.commands import ACUITY
+from support.confirmed_experiment import EXPERIMENT
 
 
 class Terminal:
@@ -82,7 +84,7 @@ def running(database: Database, tmp_path: Path) -> Registered:
     """An experiment with 24 trials a label to run, one of which runs."""
     table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "index.csv", images=tmp_path))
     experiment = resolve_paths(parse(table, source="test"), tmp_path)
-    registered = register(database, experiment, index_sha256="0" * 64, split_sha256="0" * 64, training_images=150)
+    registered = register(database, experiment, unfiltered(), training_images=150)
     database.storage.create_new_trial(_study_id(database, "Nodule"))
     return registered
 
