@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 import pytest
-from image_identities import unfiltered
 from optuna.trial import TrialState
 from sqlalchemy import text
 
@@ -21,6 +20,7 @@ from study.config_schema import Experiment
 from study.progress import labels_that_fail, read_progress
 from study.register import Registered, enqueue, make_studies, study_name, with_budget_of_today
 from study.search import suggest
+from support.image_identities import unfiltered
 
 EXPERIMENT = """
 name = "nih"

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from image_identities import unfiltered
 from optuna.trial import TrialState
 
 from storage.database import Database, open_storage
@@ -32,6 +31,7 @@ from study.register import Registered, make_studies
 from study.retraining import Retraining, read_retraining
 from study.running import read_running
 from study.search import suggest
+from support.image_identities import unfiltered
 
 EXPERIMENT = """
 name = "nih"

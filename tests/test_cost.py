@@ -2,7 +2,6 @@
 
 import optuna
 import pytest
-from image_identities import unfiltered
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
 
@@ -10,6 +9,7 @@ from storage.database import Database
 from study.config_loading import parse
 from study.cost import predict_cost
 from study.register import register
+from support.image_identities import unfiltered
 
 RESOLUTIONS = CategoricalDistribution((32, 64))
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from image_identities import unfiltered
 
 from storage.database import Database
 from study.config_loading import parse
 from study.config_schema import Experiment
 from study.errors import UsageError
 from study.register import Registered, checkpoint_name, checkpoints_of, forget, recall, register, study_name
+from support.image_identities import unfiltered
 
 
 def experiment(name: str, folder: Path) -> Experiment:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from image_identities import unfiltered
 from sqlalchemy import text
 
 from objectives import augmentation
@@ -27,6 +26,7 @@ from study.register import Registered, register
 from study.report import write_report
 from study.search_summary import summarise_search
 from support.confirmed_experiment import EXPERIMENT, fill_search
+from support.image_identities import unfiltered
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

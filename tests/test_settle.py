@@ -4,7 +4,6 @@ import tomllib
 
 import optuna
 import pytest
-from image_identities import unfiltered
 from optuna.trial import TrialState
 
 from storage.claim import claim_study
@@ -14,6 +13,7 @@ from study.config_loading import parse
 from study.recipes import Recipe, recipe_of
 from study.register import Registered, enqueue, make_studies
 from study.search import suggest
+from support.image_identities import unfiltered
 
 EXPERIMENT = """
 name = "nih"

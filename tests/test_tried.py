@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import optuna
 import pytest
-from image_identities import unfiltered
 from optuna.trial import TrialState
 
 from storage.database import Database
@@ -23,6 +22,7 @@ from study.register import Registered, recall, register, study_name
 from study.search import BELOW_THE_MEDIAN, suggest
 from study.search_summary import summarise_search
 from study.tried import check_learn_from, count_learnt, read_tried
+from support.image_identities import unfiltered
 from support.searched_experiment import FAIR, GOOD, POOR
 
 FILE = """

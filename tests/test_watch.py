@@ -16,7 +16,6 @@ from pathlib import Path
 import psycopg2
 import pytest
 from click.testing import CliRunner
-from image_identities import unfiltered
 from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy import URL
@@ -29,6 +28,7 @@ from study.live_progress import live_progress
 from study.register import Registered, register, study_name
 from support.commands import ACUITY
 from support.confirmed_experiment import EXPERIMENT
+from support.image_identities import unfiltered
 
 
 class Terminal:
