@@ -1,4 +1,4 @@
-"""What this worker trains on, and the largest batch that it can hold there."""
+"""A worker's share of a device, and the largest batch size that fits it."""
 
 import os
 import platform
@@ -18,8 +18,8 @@ from study.errors import UsageError
 from study.units import format_bytes
 
 _MOST_OF_IT = 0.75
-"""Of a worker's share, which other workers' CUDA contexts leave free."""
-_SLACK_BYTES = 2**29  # thread stacks, images on their way to the network, the interpreter's own growth
+"""Fraction of a worker's share that must be free; other workers' CUDA contexts take the rest."""
+_SLACK_BYTES = 2**29  # thread stacks, images in transit to the network, growth of the interpreter
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Device:
     name: str
     threads: int
     memory_budget_bytes: int
-    """Of its training steps, beside a GPU's images."""
+    """Memory for training steps, without the images that a GPU holds."""
     workers: int = 1
-    """How many share the device."""
+    """Number of workers that share the device."""
 
 
 def open_device(
     choice: str, *, workers: int, threads: int | None = None, memory_budget_gib: float | None = None
 ) -> Device:
-    """Take a share of a device: "auto", "cpu", "cuda" or "cuda:1"; workers is how many share it."""
+    """Take a share of a device: "auto", "cpu", "cuda" or "cuda:1". workers: number of workers that share it."""
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -59,7 +59,7 @@ def open_device(
 
 
 def is_usable(device: Device) -> bool:
-    """Whether the device still computes: after some CUDA errors every later call of the same process fails."""
+    """Whether the device still computes: after some CUDA errors every later call of the process fails."""
     if device.torch_device.type != "cuda":
         return True
     try:
@@ -74,20 +74,20 @@ def is_usable(device: Device) -> bool:
 def memory_limit(
     database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int
 ) -> int:
-    """The largest batch by memory alone, from the fleet's shared table or worked out here and put there."""
+    """Largest batch size that fits the memory: read from the fleet's table, or measured here and written to it."""
     key = _key(device, experiment, architecture, resolution)
 
     def measure() -> int:
         if device.torch_device.type == "cuda":
             return _verified_limit(key, device, most=experiment.search.max_batch_size)
-        # A real step at the edge costs a CPU as much as an epoch; a trial that runs out of memory goes on at half.
+        # A real step of this size costs a CPU as much as an epoch; a trial that runs out of memory retries at half.
         return largest_batch(_step_memory(key, device), device.memory_budget_bytes)
 
     return find_or_measure(database, key, measure)
 
 
 def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
-    """The largest batch whose real step fits; where that is the most that a trial may run, the estimate beyond it."""
+    """Largest batch size whose real step fits; the estimate, if larger, where all that a trial may run fits."""
     _refuse_if_held(device)
     fit = probe_batch(
         key.architecture,
@@ -105,19 +105,19 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
 
 
 def _refuse_if_held(device: Device) -> None:
-    """UsageError where others hold this worker's share: what fits beside them would be the fleet's for good."""
+    """UsageError where other programs hold the share: the fleet would keep the smaller limit measured beside them."""
     held = held_by_others(device)
     if held:
         raise UsageError(held)
 
 
 def held_by_others(device: Device) -> str | None:
-    """What to tell where other programs hold much of this worker's share of a GPU; None where they do not."""
+    """An error message where other programs hold much of this worker's share of a GPU; None where they do not."""
     if device.torch_device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device.torch_device)
     available = free + torch.cuda.memory_reserved(device.torch_device)
-    share = min(device.memory_budget_bytes, total // device.workers)  # a fleet's budget may be more than this GPU has
+    share = min(device.memory_budget_bytes, total // device.workers)  # the budget may exceed this GPU's memory
     if available >= _MOST_OF_IT * share:
         return None
     return (
@@ -135,7 +135,7 @@ def _step_memory(key: FeasibleBatchKey, device: Device) -> StepMemory:
 def lower_memory_limit(
     database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int, limit: int
 ) -> None:
-    """Tell the fleet that a real step ran out of memory above this limit."""
+    """Lower the fleet's limit after a real step ran out of memory above it."""
     lower_feasible_batch(database, _key(device, experiment, architecture, resolution), limit)
 
 
@@ -159,9 +159,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def limit_memory(device: Device) -> None:
-    """Let an allocation beyond this worker's share fail; else Linux kills the process later, or a neighbour's fails.
+    """Make allocations beyond this worker's share fail; otherwise Linux kills the process, or another worker's fail.
 
-    A GPU's share is the budget and the room for images, so that these do not eat into it.
+    A GPU's share is the budget for steps plus the memory for images.
     """
     if device.torch_device.type != "cpu":
         share = device.memory_budget_bytes + resident_image_bytes(device.torch_device, workers=device.workers)
@@ -174,5 +174,5 @@ def limit_memory(device: Device) -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Resident memory of this process."""
     return process_memory_bytes("VmRSS")

@@ -2,7 +2,7 @@
 
 
 class DeviceLostError(Exception):
-    """This process's device computes no more: the process has to end, another one may go on."""
+    """The device no longer computes in this process; another process can continue."""
 
 
 class UsageError(Exception):

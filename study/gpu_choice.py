@@ -1,4 +1,4 @@
-"""Which of several GPUs a worker takes, where nobody has said: containers of one host all see the same ones."""
+"""Choose a GPU by a lock file where none is named: the containers of a host all see the same GPUs."""
 
 import fcntl
 import itertools
@@ -11,9 +11,9 @@ from study.errors import UsageError
 
 
 def choose_device(choice: str, *, folder: Path) -> str:
-    """Which GPU "auto" or "cuda" means where there are several: the one that fewest others chose; else choice itself.
+    """The GPU that "auto" or "cuda" means where there are several: the one with the fewest workers; else choice.
 
-    folder: one that all workers of this host see, and that lives as long as they do.
+    folder: one that all workers of this host share.
     """
     if choice not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return choice
@@ -22,10 +22,10 @@ def choose_device(choice: str, *, folder: Path) -> str:
 
 
 def take_gpu(gpus: list[str], *, folder: Path) -> int:
-    """Take a GPU for as long as this process lives; returns its position. A killed process gives it back.
+    """Lock a GPU until this process ends, however it ends; returns its position.
 
-    Device numbers mean another GPU in every container, so a lock bears the GPU's own name. It has a number too: the
-    second worker of a GPU comes when each has its first.
+    Device numbers differ between containers, so a lock is named after the GPU's UUID. The name ends with a turn: a GPU
+    gets its second worker when every GPU has its first.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A running trial's sign of life, kept up by a thread of its own that no outage of the database ends."""
+"""The heartbeat of a running trial, recorded by a thread that survives outages of the database."""
 
 import logging
 import threading
@@ -11,10 +11,11 @@ from storage.database import OUTAGES, Database
 logger = logging.getLogger(__name__)
 
 
-class Contact:
-    """How long this process has been in unbroken touch with the database.
+class DatabaseContact:
+    """How long this process has reached the database without a break.
 
-    longest_gap_s: silence after which touch counts as broken: a process that was stopped (SIGSTOP) has seen no error.
+    longest_gap_s: time without a call after which the contact counts as broken. A process that was stopped (SIGSTOP)
+    sees no error.
     """
 
     def __init__(self, *, longest_gap_s: float) -> None:
@@ -30,7 +31,7 @@ class Contact:
             self._last = now
 
     def lost(self) -> None:
-        """Start anew: others were cut off with us, and need the time to show that they live."""
+        """Start again from zero: other workers lost the database too, and need time for a new heartbeat."""
         with self._lock:
             self._since = self._last = time.monotonic()
 
@@ -40,8 +41,8 @@ class Contact:
 
 
 @contextmanager
-def beating(database: Database, trial_id: int, *, interval_s: float, contact: Contact) -> Iterator[None]:
-    """Record a heartbeat for the trial every interval_s while the block runs; outages are waited out."""
+def beating(database: Database, trial_id: int, *, interval_s: float, contact: DatabaseContact) -> Iterator[None]:
+    """Record a heartbeat for the trial every interval_s while the block runs; an outage does not end it."""
     done = threading.Event()
 
     def beat() -> None:
@@ -51,7 +52,7 @@ def beating(database: Database, trial_id: int, *, interval_s: float, contact: Co
                 contact.seen()
             except OUTAGES as error:
                 contact.lost()
-                logger.warning("no heartbeat recorded, trying on: %s", type(error).__name__)
+                logger.warning("no heartbeat recorded (%s); the next one is tried as usual", type(error).__name__)
 
     thread = threading.Thread(target=beat, name=f"heartbeat of trial {trial_id}", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Which checkpoints outlive their trials: those of the best trial at each resolution; the others are removed."""
+"""Retention of checkpoints: the best trial's at each resolution is kept; the others are removed."""
 
 from sqlalchemy import text
 
@@ -31,14 +31,14 @@ _KEPT = text(
 def remove_spent_checkpoints(
     database: Database, checkpoints: Checkpoints, *, study_id: int, folder: str, all_complete: bool
 ) -> None:
-    """Remove what a study's trials no longer need, whoever left it: a worker that died, or one woken from the dead.
+    """Remove the checkpoints that a study's trials no longer need, including those that dead workers left.
 
-    folder: the study's name among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
+    folder: the study's folder among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
     """
-    # Files first: one that is listed now belongs to a trial that the database knows by the next line.
+    # List the files first: every file listed here belongs to a trial that the query below can see.
     there = checkpoints.attempts(folder)
     with database.engine.connect() as connection:
         rows = connection.execute(_KEPT, {"study_id": study_id, "all_complete": all_complete}).all()
     complete = {(origin, attempt) for origin, attempt, state in rows if state == "COMPLETE"}
-    live = {origin for origin, _, state in rows if state != "COMPLETE"}  # these read what earlier attempts have left
+    live = {origin for origin, _, state in rows if state != "COMPLETE"}  # these read checkpoints of earlier attempts
     checkpoints.remove(folder, {(origin, attempt) for origin, attempt in there - complete if origin not in live})

@@ -1,4 +1,4 @@
-"""How far an experiment is: trials counted by state, straight from SQL so that it answers at any size."""
+"""Progress of an experiment: trials counted by state in SQL, fast at any number of trials."""
 
 import json
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from storage.database import Database
-from study.experiment import Experiment
+from study.config_schema import Experiment
 from study.register import study_name
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Trials of one label by state; failed leaves out attempts that another worker took up again."""
+class LabelProgress:
+    """Trials of one label by state; failed excludes attempts that were requeued."""
 
     label: str
     study_id: int
@@ -45,16 +45,16 @@ _PROGRESS = text(
 )
 
 
-def read_progress(database: Database, experiment: Experiment) -> list[Progress]:
+def read_progress(database: Database, experiment: Experiment) -> list[LabelProgress]:
     """One entry a label, in the experiment's order."""
     names = {study_name(experiment.name, label): label for label in experiment.labels}
     with database.engine.connect() as connection:
         rows = {row[0]: row[1:] for row in connection.execute(_PROGRESS, {"names": list(names)})}
-    return [Progress(label, *rows[name]) for name, label in names.items() if name in rows]
+    return [LabelProgress(label, *rows[name]) for name, label in names.items() if name in rows]
 
 
 def spoken_for(database: Database, experiment: Experiment) -> dict[str, int]:
-    """Trials of each label that are finished or running: all that a claim must know, at a fraction of the cost."""
+    """Number of finished or running trials of each label: what a claim needs, cheaper than read_progress."""
     query = text(
         """
         select s.study_name, count(t.trial_id)
@@ -69,12 +69,12 @@ def spoken_for(database: Database, experiment: Experiment) -> dict[str, int]:
 
 _FAILURES_IN_A_ROW = 5
 
-# Requeued attempts go on as other trials, so they are no failures.
+# A requeued attempt continues as another trial, so it is no failure.
 _FOR_GOOD = "not exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
 
 
 def failed_trials(database: Database, experiment: Experiment) -> list[int]:
-    """Ids of the trials that have failed for good so far."""
+    """Ids of the trials that have failed and were not requeued."""
     query = text(
         "select t.trial_id from studies s join trials t on t.study_id = s.study_id "
         f"where s.study_name = any(:names) and t.state = 'FAIL' and {_FOR_GOOD}"
@@ -86,7 +86,7 @@ def failed_trials(database: Database, experiment: Experiment) -> list[int]:
 def labels_that_fail(database: Database, experiment: Experiment, *, except_for: list[int]) -> dict[str, str]:
     """Labels whose last five ended trials all failed, with the last reason; except_for: failures of earlier launches.
 
-    "Last" goes by trial id, since workers' clocks differ.
+    The order is that of trial ids, since workers' clocks differ.
     """
     query = text(
         f"""
@@ -101,7 +101,7 @@ def labels_that_fail(database: Database, experiment: Experiment, *, except_for: 
             order by t.trial_id desc limit :many
         ) ended
         where s.study_name = any(:names)
-            -- Nearly always nothing has failed, which is told ten times as fast.
+            -- Nearly always nothing has failed; this check is ten times faster.
             and exists (select from trials f where f.study_id = s.study_id and f.state = 'FAIL')
         group by s.study_name having count(*) = :many and bool_and(ended.state = 'FAIL')
         """

@@ -34,8 +34,8 @@ from study.templates import render
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """All that a report tells."""
+class ReportContents:
+    """Everything that a report shows."""
 
     registered: Registered
     answer: Answer
@@ -47,18 +47,18 @@ class Findings:
 
 def write_report(database: Database, registered: Registered, out: Path) -> list[Path]:
     """Write report.html, report.md and figures/ (PDF and SVG) to the folder out; earlier ones are replaced."""
-    findings = _gather(database, registered)
+    contents = _gather(database, registered)
     written = []
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         with figure_style():
-            for name, draw in _figures(findings).items():
+            for name, draw in _figures(contents).items():
                 figure = draw()
                 for suffix in ("pdf", "svg"):
                     written.append(out / "figures" / f"{name}.{suffix}")
                     figure.savefig(written[-1], metadata=_metadata(registered, suffix))
-            page = _render("report.html.jinja", findings, panels=_panels(findings))
-        for name, text in (("report.html", page), ("report.md", _render("report.md.jinja", findings))):
+            page = _render("report.html.jinja", contents, panels=_panels(contents))
+        for name, text in (("report.html", page), ("report.md", _render("report.md.jinja", contents))):
             written.append(out / name)
             _replace(out / name, text)
     except OSError as error:
@@ -66,7 +66,7 @@ def write_report(database: Database, registered: Registered, out: Path) -> list[
     return written
 
 
-def _gather(database: Database, registered: Registered) -> Findings:
+def _gather(database: Database, registered: Registered) -> ReportContents:
     answer = read_answer(database, registered.experiment.name)
     stored = find_confirmation(database, registered.experiment.name)
     summaries = [summarise_search(database, registered, label) for label in registered.experiment.labels]
@@ -78,15 +78,15 @@ def _gather(database: Database, registered: Registered) -> Findings:
     cohort = read_cohort_here(registered)
     protocol = read_protocol(stored.protocol) if stored else None
     methods = write_methods(registered, answer, summaries, cohort, stored, protocol)
-    return Findings(registered, answer, stored, summaries, cohort, methods)
+    return ReportContents(registered, answer, stored, summaries, cohort, methods)
 
 
-def _figures(findings: Findings) -> dict[str, Callable[[], Figure]]:
+def _figures(contents: ReportContents) -> dict[str, Callable[[], Figure]]:
     """For a paper, by file name."""
-    search, summaries = findings.registered.experiment.search, findings.summaries
+    search, summaries = contents.registered.experiment.search, contents.summaries
     architectures, resolutions = search.architectures, search.resolutions
     drawn: dict[str, Callable[[], Figure]] = {
-        "auc-by-resolution": lambda: auc_figure(findings.answer.labels),
+        "auc-by-resolution": lambda: auc_figure(contents.answer.labels),
         "batch-size": lambda: batch_figure(summaries, architectures=architectures, resolutions=resolutions),
         "pruning-and-cost": lambda: cost_figure(summaries),
     }
@@ -95,10 +95,10 @@ def _figures(findings: Findings) -> dict[str, Callable[[], Figure]]:
     return drawn
 
 
-def _panels(findings: Findings) -> dict[str, list[Markup]]:
+def _panels(contents: ReportContents) -> dict[str, list[Markup]]:
     """For the page: small enough for a phone, side by side where there is room."""
-    labels, summaries = findings.answer.labels, findings.summaries
-    search = findings.registered.experiment.search
+    labels, summaries = contents.answer.labels, contents.summaries
+    search = contents.registered.experiment.search
     limits = auc_limits(labels)
 
     def panel(figure: Figure, alt: str) -> Markup:
@@ -126,20 +126,20 @@ def _panels(findings: Findings) -> dict[str, list[Markup]]:
     }
 
 
-def _render(template: str, findings: Findings, **more: Any) -> str:
+def _render(template: str, contents: ReportContents, **more: Any) -> str:
     return render(
         template,
         filters={"brackets": _brackets},
-        name=findings.registered.experiment.name,
-        experiment=findings.registered.experiment,
-        labels=findings.answer.labels,
-        test_uses=findings.answer.test_uses,
-        confirmed=findings.stored is not None,
-        warnings=findings.answer.warnings,
-        margin=findings.registered.experiment.confirm.margin,
-        summaries=findings.summaries,
-        cohort=findings.cohort,
-        methods=findings.methods,
+        name=contents.registered.experiment.name,
+        experiment=contents.registered.experiment,
+        labels=contents.answer.labels,
+        test_uses=contents.answer.test_uses,
+        confirmed=contents.stored is not None,
+        warnings=contents.answer.warnings,
+        margin=contents.registered.experiment.confirm.margin,
+        summaries=contents.summaries,
+        cohort=contents.cohort,
+        methods=contents.methods,
         parameters=PARAMETERS,
         enough=ENOUGH_FOR_IMPORTANCE,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

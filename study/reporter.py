@@ -1,4 +1,4 @@
-"""A trial's reports to its study: sent each epoch, kept through an outage, and the pruner's answer."""
+"""Reports of a trial's AUC to its study after each epoch, kept during an outage, and the pruner's decision."""
 
 import logging
 from collections.abc import Container
@@ -6,20 +6,19 @@ from collections.abc import Container
 import optuna
 
 from storage.database import OUTAGES
-from study.station import Station
+from study.station import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """The callable that training reports to: (epoch, AUC) -> stop?
+    """The callable that training reports to: (epoch, AUC) -> whether to stop.
 
-    prunable: after which epochs the pruner is asked; none for the first trials of a resolution, which run to their end
-    whatever the others did.
+    prunable: epochs after which the pruner is asked. Initial trials and retrainings have none: they are never pruned.
     """
 
-    def __init__(self, station: Station, trial: optuna.Trial, *, prunable: Container[int]) -> None:
-        self._station = station
+    def __init__(self, context: WorkerContext, trial: optuna.Trial, *, prunable: Container[int]) -> None:
+        self._context = context
         self._trial = trial
         self._prunable = prunable
         self._unsent: list[tuple[int, float]] = []
@@ -30,20 +29,20 @@ class Reporter:
             self._send()
             prune = epoch in self._prunable and bool(self._trial.should_prune())
         except OUTAGES as error:
-            # Training is worth more than a report that is late; the storage is waited for when the trial ends.
-            self._station.contact.lost()
+            # Training continues during an outage; the end of the trial waits for the storage.
+            self._context.contact.lost()
             logger.warning("%d reports kept until the database is back: %s", len(self._unsent), type(error).__name__)
             return False
-        self._station.contact.seen()
+        self._context.contact.seen()
         return prune
 
     def send_rest(self) -> None:
-        """Send what an outage has kept, waiting for the storage as long as the experiment's patience lasts."""
-        self._station.patiently(self._send)
+        """Send the reports kept during an outage; wait for the storage for up to storage_patience_min."""
+        self._context.patiently(self._send)
 
     def _send(self) -> None:
         while self._unsent:
             epoch, auc = self._unsent[0]
-            # Through the trial, which keeps what was reported: its pruner asks no storage.
+            # The trial keeps its reports in memory, so that its pruner reads no storage.
             self._trial.report(auc, epoch)
             self._unsent.pop(0)

@@ -1,4 +1,4 @@
-"""How far each label's confirmation is, straight from SQL."""
+"""Progress of each label's confirmation, counted in SQL."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from study.register import confirm_study_name
 
 @dataclass(frozen=True)
 class Retraining:
-    """The trainings of one label's confirmation; planned are those that it takes if none diverges or fails."""
+    """The trainings of one label's confirmation; planned: their number if none diverges or fails."""
 
     label: str
     complete: int

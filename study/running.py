@@ -1,4 +1,4 @@
-"""The trials that run now, wherever their workers are: how far each is, on what, and its last sign of life."""
+"""Running trials on all hosts: the epoch, device and last heartbeat of each."""
 
 import time
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from study.config_schema import Experiment
 
 
 class EpochClock:
-    """Times the epochs of trials that one looks at again and again."""
+    """Measures the epochs per second of running trials over repeated reads."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, int], tuple[int, float]] = {}
         self._latest: dict[tuple[str, int], tuple[int, float]] = {}
 
     def epochs_per_second(self, trial: "Running") -> float | None:
-        """Since the first epoch that ended before these eyes; None until another one has."""
+        """Rate since the first epoch whose end was observed; None until another epoch has ended."""
         key, now = (trial.label, trial.number), (trial.epoch, time.monotonic())
         known = self._latest.setdefault(key, now)
         if known[0] != trial.epoch:
@@ -31,7 +31,7 @@ class EpochClock:
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs, with what it has reported so far."""
+    """A running trial and its reports so far."""
 
     label: str
     number: int
@@ -63,6 +63,6 @@ _RUNNING = text(
 
 
 def read_running(database: Database, experiment: Experiment) -> list[Running]:
-    """The experiment's running trials, those of a confirmation too, the oldest first."""
+    """The running trials of the experiment and of its confirmation, oldest first."""
     with database.engine.connect() as connection:
         return [Running(*row) for row in connection.execute(_RUNNING, {"name": experiment.name})]

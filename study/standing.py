@@ -1,34 +1,34 @@
-"""How far an experiment is at one moment, all of it: what `acuity status` and a launch's table show."""
+"""Status of an experiment at one moment: what `acuity status` and the table of a launch show."""
 
 from dataclasses import dataclass
 
 from storage.confirmations import find_confirmation
 from storage.database import Database
-from study.experiment import Experiment
-from study.progress import Progress, read_progress
+from study.config_schema import Experiment
+from study.progress import LabelProgress, read_progress
 from study.retraining import Retraining, read_retraining
 from study.running import Running, read_running
 
 
 @dataclass(frozen=True)
 class Standing:
-    """An experiment's trials, counted and running, and the trainings of its confirmation, if that has begun."""
+    """An experiment's trials by state, its running trials, and its confirmation's trainings, if that has begun."""
 
     experiment: Experiment
-    progress: list[Progress]
+    progress: list[LabelProgress]
     running: list[Running]
     retraining: list[Retraining]
     confirmed: bool
-    """Whether the confirmation has its results, however many trainings it took."""
+    """Whether the confirmation has its results."""
 
     @property
     def finished(self) -> int:
-        """Trials and trainings that have ended."""
+        """Number of finished trials and complete trainings."""
         return sum(entry.finished for entry in self.progress) + sum(entry.complete for entry in self.retraining)
 
     @property
     def remaining(self) -> int:
-        """Those that the budgets, and a confirmation that has begun, still ask for."""
+        """Number of trials and trainings that the budgets, and a confirmation that has begun, still need."""
         search = sum(max(0, self.experiment.search.trials - entry.finished) for entry in self.progress)
         return search if self.confirmed else search + sum(entry.planned - entry.complete for entry in self.retraining)
 

@@ -1,4 +1,4 @@
-"""What a worker process holds for its whole life."""
+"""What a worker process holds from its start to its end."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from storage.checkpoints import Checkpoints
 from storage.database import Database, patiently
 from study.config_schema import Experiment
 from study.device import Device
-from study.heartbeat import Contact
+from study.heartbeat import DatabaseContact
 from study.image_set import ImageSet
 from study.register import Registered
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Station:
-    """A worker's place: the shared ground under it, its images, its device."""
+class WorkerContext:
+    """Everything that a worker's functions share: the database, the experiment, its images and the device."""
 
     database: Database
     registered: Registered
@@ -29,16 +29,16 @@ class Station:
     image_set: ImageSet
     device: Device
     checkpoints: Checkpoints
-    contact: Contact
+    contact: DatabaseContact
     stop: threading.Event
-    """Set by SIGTERM and by Ctrl-C: the worker hands its trial back and leaves."""
+    """Set by SIGTERM and by Ctrl-C: the worker hands its trial back and exits."""
 
     @property
     def experiment(self) -> Experiment:
         return self.registered.experiment
 
     def patiently(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a storage function, waiting out an outage as long as the experiment's patience lasts."""
+        """Call a storage function; retry it through an outage for up to storage_patience_min."""
         patience_s = 60 * self.experiment.workers.storage_patience_min
 
         def call() -> T:

@@ -1,4 +1,4 @@
-"""The main path of a worker: pick the label furthest from its budget, ask, train, report, tell."""
+"""The main path of a worker: claim a trial of the label furthest from its budget, train it, report, tell."""
 
 import logging
 import random
@@ -44,7 +44,7 @@ def run_worker(
     """Run trials of the experiment until every label has its budget, or until SIGTERM.
 
     folder: where the index's folder lies on this host, if elsewhere. workers: how many share the device.
-    Returns True where the process has grown so much that a fresh one should go on in its place.
+    Returns True where the process has grown so much that a fresh one should replace it.
     """
     with stop_signals() as stop, open_storage(storage_url) as database:
         registered = recall(database, name, folder=folder)
@@ -92,12 +92,12 @@ def _work(context: WorkerContext) -> bool:
             notes.write(context, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
-                logger.info("this process has grown by more than 1 GiB; a fresh one goes on")
+                logger.info("this process has grown by more than 1 GiB; a fresh one replaces it")
                 return True
         elif _nothing_left(context, studies) and not context.patiently(is_running_elsewhere, confirming):
             break
         else:
-            # Others run the last trials; stay, in case one of them dies.
+            # Others run the last trials; this worker waits, in case one of them dies.
             context.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
     if not context.stop.is_set():
         notes.write_all(context)
@@ -109,7 +109,7 @@ def _work(context: WorkerContext) -> bool:
 
 
 class _Notes:
-    """The dashboard's notes and plots, on which a worker spends a hundredth of its time at most until it leaves."""
+    """Writes the dashboard's notes and plots, in at most a hundredth of the worker's time until it exits."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -127,7 +127,7 @@ class _Notes:
 
 
 def _reap(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
-    """After an outage, or a pause of this process, everybody's heartbeat is old: wait a whole grace period first."""
+    """Requeue dead trials; after an outage or a pause all heartbeats are old, so wait one grace period first."""
     grace_s = context.experiment.workers.grace_s
     context.contact.seen()
     if context.contact.unbroken_s() > grace_s:

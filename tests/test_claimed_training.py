@@ -129,7 +129,7 @@ def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worke
     run_one(context)
     assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], "its own fault"
     monkeypatch.setattr(attempt, "is_usable", lambda _: False)
-    with pytest.raises(DeviceLostError, match="CPU computes no more: CUDA error"):
+    with pytest.raises(DeviceLostError, match="CPU no longer computes: CUDA error"):
         run_one(context)
     states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
     assert states == ["FAIL", "RUNNING"], "silent, as after a crash"

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from storage.database import Database
-from study.heartbeat import Contact
+from study.heartbeat import DatabaseContact
 from study.reporter import Reporter
 
 
@@ -35,17 +35,19 @@ def trial(database: Database) -> optuna.Trial:
     return ask()
 
 
-def station(database: Database) -> Any:
-    return SimpleNamespace(database=database, contact=Contact(longest_gap_s=90), patiently=lambda function: function())
+def context(database: Database) -> Any:
+    return SimpleNamespace(
+        database=database, contact=DatabaseContact(longest_gap_s=90), patiently=lambda function: function()
+    )
 
 
 def test_a_trial_below_the_median_is_told_to_stop_after_the_warm_up(database: Database, trial: optuna.Trial) -> None:
-    reporter = Reporter(station(database), trial, prunable=range(2, 5))
+    reporter = Reporter(context(database), trial, prunable=range(2, 5))
     assert [reporter(epoch, 0.6) for epoch in (1, 2)] == [False, True]
 
 
 def test_a_first_trial_runs_to_its_end(database: Database, trial: optuna.Trial) -> None:
-    reporter = Reporter(station(database), trial, prunable=range(0))
+    reporter = Reporter(context(database), trial, prunable=range(0))
     assert [reporter(epoch, 0.6) for epoch in (1, 2, 3)] == [False, False, False]
 
 
@@ -55,7 +57,7 @@ def test_reports_of_an_outage_are_kept_and_sent_in_order(
     def away(*_: object) -> None:
         raise OperationalError("insert", {}, Exception("server closed the connection"))
 
-    reporter = Reporter(station(database), trial, prunable=range(2, 5))
+    reporter = Reporter(context(database), trial, prunable=range(2, 5))
     with monkeypatch.context() as patch:
         patch.setattr(database.storage, "set_trial_intermediate_value", away)
         assert [reporter(epoch, 0.6) for epoch in (1, 2)] == [False, False]
