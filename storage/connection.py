@@ -1,4 +1,4 @@
-"""How we connect to Postgres, and what an error of a connection means: an outage, or something for the user to do."""
+"""Connection settings for Postgres, and the meaning of connection errors: an outage, or a mistake of the user."""
 
 import re
 import time
@@ -17,18 +17,18 @@ from storage.errors import OutageError, StorageError
 from storage.url import masked
 
 OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
-"""What a storage call raises while the database is away (and, seldom, for reasons of its own: see is_outage)."""
+"""What a storage call raises while the database is away, and seldom for other reasons: see is_outage."""
 
 _TRUSTED_S = 1.0
-"""Since a connection's last use."""
+"""A connection that was used within this time is not checked."""
 
 _READ_ONLY = "25006"
-"""SQLSTATE of a write to a standby: where a failover has left us with the old server."""
+"""SQLSTATE of a write to a standby: after a failover a connection may still reach the old server."""
 
 _DEFAULTS: dict[str, Any] = {
     "application_name": "acuity",
     "connect_timeout": 10,
-    # A server that vanishes without a word (a pulled cable, a dropped NAT entry) is noticed within a minute.
+    # Detects within a minute that a server has vanished without closing the connection (cable, NAT entry).
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -67,11 +67,11 @@ _PASSING = (
     r"|too many clients|remaining connection slots|too many connections|terminat|closed the connection|reset by peer"
     r"|the database system is|not currently accepting connections"
 )
-"""What passes once the server is back: a worker that starts meanwhile is to be started again."""
+"""Errors that end once the server is back: a worker that fails by one of them is restarted."""
 
 
 def connection_arguments(url: URL) -> dict[str, Any]:
-    """Arguments of every connection; what the URL's query says goes before.
+    """Arguments of every connection; the query of the URL overrides them.
 
     The session's time zone is UTC: Optuna compares heartbeats in session-local time, and workers sit in several zones.
     """
@@ -82,10 +82,10 @@ def connection_arguments(url: URL) -> dict[str, Any]:
 
 
 def engine_arguments(url: URL) -> dict[str, Any]:
-    """Arguments of a worker's engine: a modest pool, since a fleet has many workers and Postgres few connections.
+    """Arguments of a worker's engine: a small pool, since a fleet has many workers and Postgres few connections.
 
-    A worker keeps 3 (its calls, its heartbeat, its claim) and may borrow more for a moment: with as many claims held at
-    once as there are connections, none of them could go on.
+    A worker keeps 3 connections (calls, heartbeat, claim) and may open more for a moment: if claims held all the
+    connections, no claim could continue.
     """
     return {
         "pool_size": 3,
@@ -95,9 +95,9 @@ def engine_arguments(url: URL) -> dict[str, Any]:
 
 
 def ping_after_idleness(engine: Engine) -> None:
-    """Replace connections that died while they lay idle; one that was just used is believed.
+    """Replace connections that died while idle, without a check of those that were just used.
 
-    SQLAlchemy's own pool_pre_ping asks at every checkout: 40 round trips a trial, a tenth of what a trial costs.
+    SQLAlchemy's pool_pre_ping checks at every checkout: 40 round trips per trial, a tenth of a trial's cost.
     """
 
     def returned(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
@@ -116,7 +116,7 @@ def ping_after_idleness(engine: Engine) -> None:
 
 
 def leave_read_only_servers(engine: Engine) -> None:
-    """Drop the connections to a server that has become a standby: new ones reach its successor."""
+    """Drop the connections to a server that has become a standby: new connections reach the new primary."""
 
     def listen(context: ExceptionContext) -> None:
         if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
@@ -131,27 +131,27 @@ def is_outage(error: BaseException | None) -> bool:
         return is_outage(error.__cause__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    if isinstance(error, PendingRollbackError):  # Optuna asks a connection that was just lost once more
+    if isinstance(error, PendingRollbackError):  # Optuna has used a lost connection again
         return error.code == "8s2b"
     return isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
 
 
 def is_denied(error: BaseException | None) -> bool:
-    """Whether this user lacks the right to what was asked, as a reader does to every change."""
+    """Whether this user lacks the permission for a statement, as a reader does for every write."""
     if isinstance(error, StorageInternalError):
         return is_denied(error.__cause__)
     return isinstance(error, DBAPIError) and isinstance(error.orig, InsufficientPrivilege)
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Whether the server, or this role's session, takes no changes."""
+    """Whether the server, or the session of this role, is read-only."""
     if isinstance(error, StorageInternalError):
         return is_read_only(error.__cause__)
     return isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == _READ_ONLY
 
 
 def explain(error: DBAPIError, url: URL) -> StorageError:
-    """Why no connection came about, in one line: the URL without its password, the reason, the next step."""
+    """Explain a failed connection in one line: the URL without its password, the reason, the next step."""
     said = str(error.orig)
     kind = OutageError if re.search(_PASSING, said) else StorageError
     for pattern, reason, next_step in _EXPLANATIONS:
@@ -161,7 +161,7 @@ def explain(error: DBAPIError, url: URL) -> StorageError:
 
 
 def first_line(error: BaseException) -> str:
-    """What the database itself said, in one line; Optuna's wrapping says nothing."""
+    """The first line of the database's message; the wrapping error of Optuna is skipped."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

@@ -1,4 +1,4 @@
-"""Passwords that Acuity is given: by the environment or a file that it names, never on a command line."""
+"""Read passwords from the environment, or from a file that it names; never from a command line."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from storage.errors import StorageError
 
 
 def read_password(environment: Mapping[str, str], variable: str) -> str | None:
-    """The password in a variable, or in the file that `<variable>_FILE` names, as containers get theirs; else None."""
+    """The password in a variable, or in the file that `<variable>_FILE` names; None where neither is set."""
     if variable not in environment:
         return read_password_file(environment, f"{variable}_FILE")
     if not environment[variable]:

@@ -1,4 +1,4 @@
-"""Read, check and mask the storage URL: always Postgres through psycopg2, never with its password in sight."""
+"""Parse, check and mask the storage URL: always Postgres through psycopg2; no message shows its password."""
 
 import ipaddress
 import os
@@ -12,16 +12,16 @@ from storage.passwords import read_password_file
 
 DRIVER = "postgresql+psycopg2"
 PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
-"""Names the file that holds the password of a URL without one: how containers are handed their secrets."""
+"""Names the file with the password for a URL that has none: containers get their secrets as files."""
 
 _NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
 
 
 def parse_url(text: str) -> URL:
-    """The URL of a Postgres, its driver written out: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
+    """Parse the URL of a Postgres and name its driver: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
 
-    A URL without a password takes the one in the file that ACUITY_STORAGE_PASSWORD_FILE names, if any. StorageError for
-    anything else; of a text that cannot be read, a message quotes the scheme alone: the rest may be a password.
+    A URL without a password gets the one in the file that ACUITY_STORAGE_PASSWORD_FILE names, if any. StorageError for
+    any other text; the message quotes only the scheme of a text that cannot be parsed: the rest may be a password.
     """
     scheme, separator, _ = text.strip().partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
@@ -33,7 +33,7 @@ def parse_url(text: str) -> URL:
         )
     if backend not in ("postgresql", "postgres"):
         raise StorageError(f"storage {scheme}://… cannot be used, only Postgres can. {_NEXT_STEP}")
-    if text.count("@") > 1:  # of which the first is the password's: what follows it would pass for host or database
+    if text.count("@") > 1:  # the first belongs to the password: the text after it would be read as the host
         raise StorageError(
             f"the {scheme}:// URL has an @ too many: write a user's or password's @ as %40, / as %2F, : as %3A"
         )
@@ -58,13 +58,13 @@ def masked(url: URL) -> str:
 
 
 def is_of_this_host(url: URL) -> bool:
-    """Whether the URL means whichever host it is read on: a loopback address, or a socket."""
+    """Whether the URL means the host on which it is used: a loopback address, or a socket."""
     named = url.query.get("hostaddr") or url.host or url.query.get("host") or os.environ.get("PGHOST", "")
     return all(_is_local(host) for host in (named.split(",") if isinstance(named, str) else named))
 
 
 def _is_local(host: str) -> bool:
-    """host: as libpq takes it, so that nothing and a folder mean a socket; as `?host=` takes it, name:port."""
+    """host: as libpq reads it (empty or a folder is a socket), or name:port as in `?host=`."""
     if not host or host.startswith("/"):
         return True
     name = host.partition(":")[0] if host.count(":") == 1 else host
@@ -75,7 +75,7 @@ def _is_local(host: str) -> bool:
 
 
 def _gather_credentials(url: URL) -> URL:
-    """Move `?user=…&password=…`, which libpq also knows, to where SQLAlchemy masks them itself."""
+    """Move `?user=…&password=…`, which libpq accepts, to the fields that SQLAlchemy masks."""
 
     def last(key: str) -> str | None:
         value = url.query.get(key)

@@ -1,6 +1,6 @@
-"""What reads: how far an experiment is, and what came out.
+"""The commands that show the state and the results of an experiment.
 
-Heavy packages are imported inside the commands, so that help answers at once.
+Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import json
@@ -13,13 +13,13 @@ from study.command import command, device_option, open_database
 
 @command("acuity status nih --watch")
 @click.argument("name")
-@click.option("--watch", is_flag=True, help="Go on showing it until nothing is left to run; Ctrl-C ends it before.")
+@click.option("--watch", is_flag=True, help="Show it until nothing is left to run, or until Ctrl-C.")
 def status(name: str, watch: bool) -> None:
     """Show how far each label of an experiment is, and the trials that run now on any host.
 
-    With --watch a table that redraws itself; in a file or a pipe a line every ten seconds. It ends with status 0 once
-    every label has its trials and a confirmation that has begun is through, waits for workers that are still to come,
-    and sits out outages of the database.
+    With --watch the table redraws itself; a file or a pipe gets a line every ten seconds. The command ends with status
+    0 once every label has its trials and a confirmation that has begun is complete. It waits for workers that start
+    later, and through outages of the database.
     """
     from study.register import recall
     from study.standing import read_standing
@@ -37,13 +37,13 @@ def status(name: str, watch: bool) -> None:
 
 @command("acuity dashboard --port 8080")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
 def dashboard(port: int, host: str, writable: bool) -> None:
     """Serve optuna-dashboard on the storage, for this host alone and read-only.
 
-    For other hosts (--host) it asks for the user acuity and the password in $ACUITY_DASHBOARD_PASSWORD, or in the file
-    that $ACUITY_DASHBOARD_PASSWORD_FILE names; on this host it does if there is one.
+    With --host for other hosts it asks for the user acuity and a password: $ACUITY_DASHBOARD_PASSWORD, or the content
+    of the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host alone a password is optional.
     """
     from study.dashboard import serve_dashboard
 
@@ -59,7 +59,7 @@ def dashboard(port: int, host: str, writable: bool) -> None:
 
 @command("acuity best nih --format json")
 @click.argument("name")
-@click.option("--label", help="This label alone; once confirmed, as a table with all that was found.")
+@click.option("--label", help="This label alone; after a confirmation with all its results.")
 @click.option(
     "--format",
     "form",
@@ -68,7 +68,7 @@ def dashboard(port: int, host: str, writable: bool) -> None:
     show_default=True,
 )
 def best(name: str, label: str | None, form: str) -> None:
-    """Print the best resolution per label: the confirmed answer, or before that the search's optimistic one."""
+    """Print the best resolution per label: the confirmed answer, or before it the search's optimistic one."""
     from study.answer import read_answer, read_best_resolution
     from study.answer_tables import answer_table, details_table, markdown_table
     from study.terminal import results_console
@@ -89,12 +89,16 @@ def best(name: str, label: str | None, form: str) -> None:
 
 @command("acuity score nih --index other/index.csv")
 @click.argument("name")
-@click.option("--index", type=click.Path(path_type=Path), required=True, help="The other image set's table.")
-@click.option("--images", type=click.Path(path_type=Path), help="Its files; by default `images` beside the index.")
+@click.option("--index", type=click.Path(path_type=Path), required=True, help="The index of the other image set.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Its image files; by default the folder `images` beside the index.",
+)
 @device_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def score(name: str, index: Path, images: Path | None, device: str, form: str) -> None:
-    """Score another image set with the confirmed networks; nothing is chosen on it."""
+    """Score another image set with the confirmed networks; no choice depends on it."""
     from study.answer_tables import external_table
     from study.external import score_index
     from study.register import recall
@@ -111,8 +115,8 @@ def score(name: str, index: Path, images: Path | None, device: str, form: str) -
 
 @command("acuity export nih --label Nodule --out nodule")
 @click.argument("name")
-@click.option("--label", required=True, help="Of this one.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or not there yet.")
+@click.option("--label", required=True, help="The label of the network.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or does not exist.")
 @click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
 @device_option
 def export(name: str, label: str, out: Path, resolution: int | None, device: str) -> None:

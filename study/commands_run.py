@@ -1,6 +1,6 @@
-"""What runs: an experiment from its file to its trained networks.
+"""The commands that run an experiment, from its file to its trained networks.
 
-Heavy packages are imported inside the commands, so that help answers at once.
+Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from study.command import command, device_option, is_verbose, named_storage, ope
 
 @command("acuity demo")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), help="By default one a GPU, else two.")
+@click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU, else two.")
 def demo(folder: Path, workers: int | None) -> None:
-    """Search synthetic radiographs whose needs are known, start to end in minutes."""
+    """Search synthetic radiographs for which the needed resolution is known, in a few minutes."""
     from study.demo import run_demo
 
     run_demo(folder, storage_url=named_storage(), workers=workers)
@@ -66,7 +66,9 @@ def prepare(file: Path, as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @device_option
 @click.option(
-    "--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Budget of a step; default as a worker."
+    "--memory-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory budget of a training step; by default that of a worker.",
 )
 @click.option("--most", type=click.IntRange(min=2), default=1024, show_default=True, help="Try no larger batch.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
@@ -106,18 +108,18 @@ def fit(
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="On this host; by default one a GPU, else two. 0: they come by themselves.",
+    help="Workers on this host; by default one per GPU, else two. 0: `acuity worker` starts them.",
 )
-@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Instead of --workers; by default 1.")
+@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="In place of --workers; by default 1.")
 @device_option
-@click.option("--detach", is_flag=True, help="Go on in the background; `acuity stop` ends it.")
-@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there, by [cluster] of the file.")
+@click.option("--detach", is_flag=True, help="Run in the background; `acuity stop` ends it.")
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs, as [cluster] of the file says.")
 def launch(
     file: Path, workers: int | None, workers_per_gpu: int | None, device: str, detach: bool, cluster: str | None
 ) -> None:
     """Run an experiment on this host until every label has its trials, then print the answer.
 
-    Of an experiment that runs already, here or elsewhere, this adds workers. With --cluster it returns at once.
+    If the experiment already runs, here or on another host, this adds workers. With --cluster it returns at once.
     """
     if cluster:
         if not workers or workers_per_gpu or detach:
@@ -127,7 +129,7 @@ def launch(
         check_slurm(named_storage(), warn=_warn)
     if workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
-    again = ["launch", str(file.resolve()), "--device", device]  # without the storage's address, password and all
+    again = ["launch", str(file.resolve()), "--device", device]  # without the storage's URL, which may have a password
     again += ["--workers", str(workers)] if workers else []
     again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
     from rich.console import Console
@@ -140,7 +142,7 @@ def launch(
     from study.terminal import results_console
 
     experiment = load(file)
-    with _says_how_to_go_on(), open_database() as database:
+    with _print_how_to_continue(), open_database() as database:
         launch_experiment(
             database,
             experiment,
@@ -154,16 +156,16 @@ def launch(
 
 @command("acuity worker nih --data /data/nih")
 @click.argument("name")
-@click.option("--data", type=click.Path(path_type=Path), help="Where the index's folder lies on this host.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder of the index on this host.")
 @device_option
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
 @click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
 def worker(name: str, data: Path | None, device: str, workers: int, threads: int | None) -> None:
     """Run one worker of an experiment that has been launched before, on this host or another.
 
-    SIGTERM and Ctrl-C make it hand its trial back and leave, with status 0. Status 75: the database is away.
+    After SIGTERM or Ctrl-C the worker hands its trial back and exits with status 0. Status 75: the database is away.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker has its own, seconds of imports later
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker sets its handler, after seconds of imports
     from objectives.allocator import return_large_blocks
 
     return_large_blocks()
@@ -181,13 +183,13 @@ def worker(name: str, data: Path | None, device: str, workers: int, threads: int
         sys.exit(os.EX_TEMPFAIL)
     except DeviceLostError as error:
         click.echo(f"acuity: {error}", err=True)
-        sys.exit(os.EX_SOFTWARE)  # a crash, to whoever started this: a fresh process may have the device again
+        sys.exit(os.EX_SOFTWARE)  # counts as a crash: a new process may get the device again
     if grown:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "study", *sys.argv[1:]])
 
 
 @contextlib.contextmanager
-def _says_how_to_go_on() -> Iterator[None]:
+def _print_how_to_continue() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -198,7 +200,7 @@ def _says_how_to_go_on() -> Iterator[None]:
 @command("acuity stop nih")
 @click.argument("name")
 def stop(name: str) -> None:
-    """End the launches of an experiment on this host and its Slurm jobs; their workers hand their trials back."""
+    """End the launches of an experiment on this host, and its Slurm jobs; the workers hand their trials back."""
     from study.stop import stop_experiment
 
     stopped = stop_experiment(name, storage_url=named_storage() or os.environ.get("ACUITY_STORAGE"))
@@ -214,13 +216,13 @@ def stop(name: str) -> None:
 @command("acuity confirm nih --seeds 5")
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
-@click.option("--workers", type=click.IntRange(min=1), help="On this host; by default one a GPU, else two.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers on this host; by default one per GPU, else two.")
 @device_option
-@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs there that retrain; score later.")
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs that retrain; score later.")
 def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None) -> None:
     """Retrain the search's best with several seeds and score them once on the held-out test patients.
 
-    Given the experiment's file, what has changed in it since the launch (such as [confirm] margin) counts.
+    With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect.
     """
     if cluster:
         if not workers:
@@ -235,7 +237,7 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
     from study.register import recall_or_update
     from study.terminal import messages_console, results_console
 
-    with _says_how_to_go_on(), open_database() as database:
+    with _print_how_to_continue(), open_database() as database:
         registered = recall_or_update(database, name)
         stored = confirm_experiment(
             database,

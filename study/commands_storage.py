@@ -1,6 +1,6 @@
-"""What is kept in the storage.
+"""The commands that change the storage: delete an experiment, add a reader, move to another server.
 
-Heavy packages are imported inside the commands, so that help answers at once.
+Heavy packages are imported inside the commands, so that --help answers at once.
 """
 
 import os
@@ -12,7 +12,7 @@ from study.command import acuity, command, named_storage, open_database
 
 @command("acuity delete nih")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(name: str, yes: bool) -> None:
     """Delete an experiment with all its trials; images, split and cache stay."""
     from study.progress import read_progress
@@ -30,15 +30,15 @@ def delete(name: str, yes: bool) -> None:
 
 @acuity.group(epilog="\b\nExample:\n  acuity storage move postgresql://acuity@db.example/nih")
 def storage() -> None:
-    """Open the storage to others, or move it to another server."""
+    """Add a reader to the storage, or move it to another server."""
 
 
 @command("acuity storage grant-reader nih_reader", group=storage)
 @click.argument("role")
 def grant_reader(role: str) -> None:
-    """Make a role of the database that reads all of Acuity's tables and writes none: for dashboards and notebooks.
+    """Make a database role that reads all tables of Acuity and writes none, for dashboards and notebooks.
 
-    With a password in $ACUITY_READER_PASSWORD, or in the file that $ACUITY_READER_PASSWORD_FILE names, it can log in.
+    The role can log in if $ACUITY_READER_PASSWORD, or the file that $ACUITY_READER_PASSWORD_FILE names, has a password.
     """
     from storage.grants import grant_reader as grant
     from storage.passwords import read_password
@@ -68,10 +68,10 @@ def grant_reader(role: str) -> None:
 @command("acuity storage move postgresql://acuity@db.example/nih", group=storage)
 @click.argument("url", envvar="ACUITY_STORAGE", metavar="URL")
 def move(url: str) -> None:
-    """Move what is on the embedded server, trials and all, into an empty database of a real one.
+    """Move everything on the embedded server, with all trials, into an empty database of another server.
 
-    Rows are compared on both sides before anything is kept. By default URL is $ACUITY_STORAGE; its password may also be
-    in $PGPASSWORD or ~/.pgpass.
+    The rows of both sides are compared before the move is committed. By default URL is $ACUITY_STORAGE; its password
+    may also be in $PGPASSWORD or ~/.pgpass.
     """
     from study.errors import UsageError
     from study.move import move_storage

@@ -1,4 +1,4 @@
-"""`acuity demo`: phantoms whose needs are known, searched by two workers, the answer beside the truth."""
+"""`acuity demo`: search phantoms whose needed resolution is known, and print the answer beside the truth."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ _IMAGES = 1200
 
 
 def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> None:
-    """Write the phantoms and the experiment into folder, run it, and print the answer beside what is known."""
+    """Write the phantoms and the experiment into folder, run it, and print the answer beside the truth."""
     console = Console(stderr=True)
     file = folder / "experiment.toml"
     if not file.exists():
@@ -69,7 +69,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
 
 
 def _truth_table(answer: Answer) -> Table:
-    """What the search found beside what the generator knows."""
+    """The search's best resolution beside the one that the phantoms need."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("label", "search's best", "what the phantoms need"):
         table.add_column(heading)

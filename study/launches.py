@@ -1,4 +1,4 @@
-"""The launches of an experiment on this host, found by locks that they hold: a process id may be recycled."""
+"""The launches of an experiment on this host, found by the locks that they hold: a process id may be reused."""
 
 import fcntl
 import json
@@ -24,29 +24,29 @@ _STOP_S = 30.0
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that lives: its process, and the lock file that it holds."""
+    """A launch that runs: its process, and the lock file that it holds."""
 
     process: int
     lock: Path
 
 
 def launch_folder() -> Path:
-    """Where this user's launches hold their locks; hosts may share it."""
+    """The folder of this user's lock files on this host; hosts may share its parent."""
     return Path(platformdirs.user_state_dir("acuity")) / "launches" / (platform.node() or "localhost")
 
 
 @contextmanager
 def registered_launch(experiment: str, *, storage: URL) -> Iterator[None]:
-    """Let `find_launches` find this process during the block."""
+    """Hold a lock file during the block, by which `find_launches` finds this process."""
     folder = launch_folder()
     make_folder(folder)
     lock = folder / f"{experiment}.{os.getpid()}.launch"
     unfinished = lock.with_suffix(".new")
-    with unfinished.open("w", encoding="utf-8") as stream:  # closed, hence not held, in every process that we start
+    with unfinished.open("w", encoding="utf-8") as stream:  # child processes do not inherit the lock
         fcntl.flock(stream, fcntl.LOCK_EX)
         json.dump({"process": os.getpid(), "experiment": experiment, "storage": masked(storage)}, stream)
         stream.flush()
-        unfinished.replace(lock)  # under its name only once it is held: a free one is swept away
+        unfinished.replace(lock)  # renamed once the lock is held: a file without a lock is removed
         try:
             yield
         finally:
@@ -54,12 +54,12 @@ def registered_launch(experiment: str, *, storage: URL) -> Iterator[None]:
 
 
 def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
-    """The launches of an experiment that live on this host; storage_url: None for every storage's."""
+    """The launches of an experiment that run on this host; storage_url: None for those of every storage."""
     wanted = masked(parse_url(storage_url)) if storage_url else None
     found = []
     for lock in sorted(launch_folder().glob("*.launch")):
         if not _is_held(lock):
-            lock.unlink(missing_ok=True)  # killed before it could
+            lock.unlink(missing_ok=True)  # its process was killed
             continue
         entry = json.loads(lock.read_text(encoding="utf-8"))
         if entry["experiment"] == experiment and wanted in (None, entry["storage"]):
@@ -94,12 +94,12 @@ def start_in_background(experiment: str, arguments: list[str], *, environment: d
 
 
 def log_folder(experiment: str) -> Path:
-    """Where this host's launches and workers of an experiment write their logs."""
+    """The folder of the logs of an experiment's launches and workers on this host."""
     return Path(platformdirs.user_log_dir("acuity")) / experiment
 
 
 def make_folder(folder: Path, *, named_by: str = "XDG_STATE_HOME") -> None:
-    """UsageError where it cannot be made; named_by: what says where it lies."""
+    """Make a folder; UsageError where that fails. named_by: the variable or key that names another place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,13 +110,13 @@ def make_folder(folder: Path, *, named_by: str = "XDG_STATE_HOME") -> None:
 
 
 def last_words(log: Path) -> str:
-    """A log's last line, which is where a command says what went wrong."""
+    """The last line of a log, which has the error message of a command."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("acuity: ") if lines else "it left no message"
 
 
 def stop_launches(experiment: str, *, storage_url: str | None) -> int:
-    """End the experiment's launches on this host with their workers, which hand their trials back; returns how many."""
+    """End the launches of an experiment on this host and return their number; the workers hand their trials back."""
     launches = find_launches(experiment, storage_url=storage_url)
     if not launches:
         raise UsageError(

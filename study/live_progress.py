@@ -1,4 +1,4 @@
-"""An experiment's progress as it happens: a table that redraws itself on a terminal, a line now and then elsewhere."""
+"""The live progress of an experiment: a table that redraws itself on a terminal, a line every ten seconds elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ from rich.live import Live
 from rich.text import Text
 
 from storage.database import Database
-from study.experiment import Experiment
+from study.config_schema import Experiment
 from study.running import EpochClock
 from study.standing import Standing, read_standing
 from study.tables import Pace, progress_line, progress_table
 
 _LINE_EVERY_S = 10.0
 _READING_SHARE = 0.1
-"""Of the time that reading the progress may take: over 100,000 trials it is a tenth of a second's work."""
+"""The share of time that reading the progress may take: 0.1 s per look at 100,000 trials."""
 
 
 class LiveProgress:
-    """Looks at the progress as often as it may, and shows what it sees; made by `live_progress`."""
+    """Reads and shows the progress, at most as often as the reading share permits; made by `live_progress`."""
 
     def __init__(self, database: Database, console: Console, live: Live | None, *, images: int | None) -> None:
         self._database, self._console, self._live, self._images = database, console, live, images
@@ -35,7 +35,7 @@ class LiveProgress:
     def look(self, experiment: Experiment, *, workers: int | None = None) -> Standing:
         """Read and show how far the experiment is.
 
-        workers: those of a launch that live; without, the running trials are counted in their place.
+        workers: the running workers of a launch; with None the running trials are counted instead.
         """
         began = time.monotonic()
         standing = read_standing(self._database, experiment)
@@ -56,7 +56,7 @@ class LiveProgress:
         return standing
 
     def remark(self, text: str) -> None:
-        """Say something below the table until the next look, or in a line."""
+        """Show a text below the table until the next look; elsewhere than on a terminal print it as a line."""
         if self._live is None:
             self._console.print(text, soft_wrap=True, highlight=False)
         else:
@@ -65,7 +65,7 @@ class LiveProgress:
 
 @contextmanager
 def live_progress(database: Database, console: Console, *, images: int | None = None) -> Iterator[LiveProgress]:
-    """What shows the progress during the block. images: of an epoch, for a trial's speed; None where not known."""
+    """Show the progress during the block. images: the number per epoch, for a trial's speed; None where unknown."""
     if not console.is_terminal:
         yield LiveProgress(database, console, None, images=images)
         return

@@ -1,4 +1,4 @@
-"""`acuity storage move`: what a pilot on the embedded server has come to goes on, on a real one."""
+"""`acuity storage move`: move the experiments of the embedded server to another Postgres server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from study.register import checkpoints_of, recall
 def move_storage(url: str, *, say: Callable[[str], None]) -> list[Copied]:
     """Move everything on the embedded server into the empty database at url; returns what was copied and compared.
 
-    say: is told what the user must know, a line each.
+    say: called with each line of information for the user.
     """
     with embedded_server() as source, open_storage(url) as target:
         copied = move_into(target, source)
@@ -30,7 +30,7 @@ def move_storage(url: str, *, say: Callable[[str], None]) -> list[Copied]:
 
 
 def _weights(database: Database) -> list[str]:
-    """Where the networks are, which are files: they stay, and other hosts need them too."""
+    """One line per checkpoint folder: the files stay in place, and other hosts need them too."""
     names_of: dict[str, list[str]] = {}
     for name in list_experiments(database):
         checkpoints = checkpoints_of(recall(database, name))

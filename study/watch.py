@@ -1,4 +1,4 @@
-"""`acuity status --watch`: how far an experiment is, shown again and again, whoever runs it."""
+"""`acuity status --watch`: show the progress of an experiment until it is complete."""
 
 from datetime import datetime
 
@@ -16,10 +16,10 @@ _OUTAGE_PAUSE_S = 5.0
 
 
 def watch(database: Database, name: str, console: Console) -> None:
-    """Show the progress until nothing is left to run, or until told to stop (Ctrl-C, SIGTERM).
+    """Show the progress until nothing is left to run, or until Ctrl-C or SIGTERM.
 
-    An outage of the database is sat out, however long. The experiment is read each time: its budget may be raised
-    meanwhile. UsageError where it is deleted.
+    Waits through outages of the database without a limit. Reads the experiment each time, since its budget may be
+    raised meanwhile. UsageError where it is deleted.
     """
     away = False
     with stop_signals() as stop, live_progress(database, console) as live:

@@ -24,6 +24,7 @@ from storage.database import OUTAGES, Database, open_storage, patiently
 from storage.embedded import embedded_server
 from storage.errors import OutageError, StorageError
 from storage.experiments import save_experiment
+from storage.url import parse_url
 
 _ROOT = Path(__file__).parent.parent
 
@@ -89,6 +90,16 @@ def test_embedded_server_is_opened_where_nothing_is_named(server: URL) -> None:
         assert database.url == server
         optuna.create_study(storage=database.storage, study_name="default/Mass")
         optuna.delete_study(storage=database.storage, study_name="default/Mass")
+
+
+def test_a_database_knows_the_url_that_the_user_named_and_does_not_show_it(database_url: str) -> None:
+    password = parse_url(database_url).password
+    assert password
+    with open_storage(database_url) as database:
+        assert database.environment() == {"ACUITY_STORAGE": database_url}
+        assert password not in repr(database)
+    with open_storage() as database:
+        assert database.environment() == {}
 
 
 def test_optunas_storage_is_cached_and_knows_when_a_heartbeat_is_stale(database_url: str) -> None:
