@@ -1,6 +1,6 @@
-"""optuna-dashboard on the experiment's own storage: cached, read-only unless told otherwise, for this host alone.
+"""`acuity dashboard`: optuna-dashboard on the experiment's storage, read-only and on this host unless asked otherwise.
 
-For other hosts too with --host, and then never without a password.
+With --host it listens for other hosts, and then it requires a password.
 """
 
 import ipaddress
@@ -14,11 +14,12 @@ from optuna_dashboard import wsgi
 
 from storage.database import Database
 from storage.passwords import read_password
-from study.dashboard_guesses import Guesses
-from study.dashboard_headers import safe_headers
-from study.dashboard_password import USER, VARIABLE, Wsgi, ask_password
-from study.dashboard_requests import loopback_names_only, own_pages_only, read_only
+from study.dashboard_middleware import USER, guard
 from study.errors import UsageError
+
+_VARIABLE = "ACUITY_DASHBOARD_PASSWORD"
+_SHORTEST_PASSWORD = 20
+"""Characters. The dashboard limits no guesses: 20 random hexadecimal digits (80 bits) withstand any rate of them."""
 
 
 def serve_dashboard(
@@ -26,14 +27,10 @@ def serve_dashboard(
 ) -> None:
     """Serve until interrupted. announce is called with the address once it can be opened.
 
-    UsageError where others could reach it and no password is set.
+    UsageError where other hosts could reach it and no password is set, or where the password is too short.
     """
-    address, password = _resolve(host, port), read_password(os.environ, VARIABLE)
-    if password is None and not address.is_loopback:
-        raise UsageError(
-            f"--host {host} lets other hosts in, so this dashboard needs a password: set {VARIABLE}, or "
-            f"{VARIABLE}_FILE to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
-        )
+    address = _resolve(host, port)
+    password = _read_password(host, required=not address.is_loopback)
     app = guard(wsgi(database.storage), writable=writable, password=password)
     try:
         server = waitress.create_server(app, host=str(address), port=port, threads=8, ident="acuity")
@@ -49,15 +46,23 @@ def serve_dashboard(
         server.close()
 
 
-def guard(app: Wsgi, *, writable: bool, password: str | None) -> Wsgi:
-    """Put everything between a request and optuna-dashboard that it has nothing of itself."""
-    app = own_pages_only(app) if writable else read_only(app)
-    app = ask_password(app, password, guesses=Guesses()) if password else loopback_names_only(app)
-    return safe_headers(app)
+def _read_password(host: str, *, required: bool) -> str | None:
+    password = read_password(os.environ, _VARIABLE)
+    if password is None and required:
+        raise UsageError(
+            f"--host {host} lets other hosts in, so this dashboard needs a password: set {_VARIABLE}, or "
+            f"{_VARIABLE}_FILE to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
+        )
+    if password is not None and len(password) < _SHORTEST_PASSWORD:
+        raise UsageError(
+            f"{_VARIABLE} has {len(password)} characters, must have at least {_SHORTEST_PASSWORD}, since nothing "
+            "limits how fast it is guessed at: make one with `openssl rand -hex 24`"
+        )
+    return password
 
 
 def _resolve(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The one address to listen on: of a name that has several the IPv4 one."""
+    """The address to listen on; the IPv4 one where a host name has both."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):

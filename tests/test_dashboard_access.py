@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from email.message import Message
 from pathlib import Path
@@ -24,8 +22,8 @@ from playwright.sync_api import Browser, expect
 from playwright.sync_api import Error as BrowserError
 
 from storage.database import Database
-from study.dashboard import guard, serve_dashboard
-from study.dashboard_guesses import Guesses
+from study.dashboard import serve_dashboard
+from study.dashboard_middleware import guard
 from study.errors import UsageError
 
 Serve = Callable[..., AbstractContextManager[str]]
@@ -139,6 +137,16 @@ def test_other_hosts_are_let_in_with_a_password_only(database_url: str, tmp_path
     assert "no host of that name" in refusal(database_url, "--host", "nowhere.invalid", ACUITY_DASHBOARD_PASSWORD="x")
 
 
+def test_a_password_short_enough_to_be_guessed_is_refused_on_every_address(database_url: str, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.write_text("nineteen characters\n")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        said = refusal(database_url, "--host", host, ACUITY_DASHBOARD_PASSWORD_FILE=str(short))
+        assert "ACUITY_DASHBOARD_PASSWORD has 19 characters, must have at least 20" in said
+        assert "openssl rand -hex 24" in said
+        assert "nineteen" not in said
+
+
 def test_with_a_password_every_address_may_be_listened_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -173,60 +181,13 @@ def test_every_path_asks_for_the_user_and_the_password(database_url: str, study:
         assert delete[0] == 403, "read-only all the same"
 
 
-def test_anything_but_the_user_with_the_password_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.dashboard_guesses._WITHOUT_WAIT", 100)
+def test_anything_but_the_user_with_the_password_is_refused(serve: Serve) -> None:
     wrong = ("", basic("acuity", ""), basic("", PASSWORD), basic("root", PASSWORD), basic("acuity", PASSWORD + "\n"))
     broken = ("Basic", "Basic ***", "Basic YQ", "Bearer " + PASSWORD)
     with serve(password=PASSWORD) as base:
         for credentials in wrong + broken:
             assert ask(base + "/api/studies", Authorization=credentials)[0] == 401, credentials
             assert ask(base + "/api/studies", method="DELETE", Authorization=credentials)[0] == 401, credentials
-
-
-def test_whoever_guesses_at_the_password_waits(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
-    wrong, right = {"Authorization": basic("acuity", "wrong")}, {"Authorization": basic("acuity", PASSWORD)}
-    with serve(password=PASSWORD) as base:
-        page = base + "/api/studies"
-        assert [ask(page, **wrong)[0] for _ in range(5)] == [401, 401, 401, 401, 429]
-        status, body, headers = ask(page, **right)
-        assert (status, headers["Retry-After"], headers["WWW-Authenticate"]) == (429, "1", None)
-        assert "Too many wrong passwords" in body
-        assert ask(page)[0] == 401, "whoever does not guess is asked, as ever"
-        time.sleep(1)
-        assert ask(page, **right)[0] == 200
-
-
-def test_waits_grow_to_a_minute_and_belong_to_one_address() -> None:
-    now = 1000.0
-    guesses = Guesses(clock=lambda: now)
-    waits = []
-    for _ in range(12):
-        waits.append(guesses.wait_s("192.0.2.1", right=False))
-        now += waits[-1]
-    assert waits == [0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert guesses.wait_s("192.0.2.1", right=True) == 0
-    assert guesses.wait_s("192.0.2.1", right=False) == 60, "a right password does not end the count"
-    now += 20
-    assert guesses.wait_s("192.0.2.1", right=False) == 40, "nor does a wrong one make the wait longer"
-    assert guesses.wait_s("192.0.2.1", right=True) == 40
-    assert guesses.wait_s("192.0.2.2", right=True) == 0
-    now += 16 * 60
-    assert guesses.wait_s("192.0.2.1", right=False) == 0, "forgotten after a quarter of an hour"
-
-
-def test_an_ipv6_host_has_no_more_guesses_than_any_other() -> None:
-    guesses = Guesses(clock=lambda: 0.0)
-    waits = [guesses.wait_s(f"2001:db8::{host:x}%eth0", right=False) for host in range(5)]
-    waits += [guesses.wait_s(f"::ffff:192.0.2.{host}", right=False) for host in range(5)]
-    assert waits == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
-    assert guesses.wait_s("2001:db8:0:1::1", right=False) == 0
-
-
-def test_guesses_at_the_same_moment_are_counted_one_by_one() -> None:
-    guesses = Guesses()
-    with ThreadPoolExecutor(8) as pool:
-        waits = list(pool.map(lambda _: guesses.wait_s("192.0.2.1", right=False), range(200)))
-    assert waits.count(0) == 4
 
 
 def test_changes_asked_for_by_other_sites_are_refused(database: Database, serve: Serve, study: optuna.Study) -> None:
