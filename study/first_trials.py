@@ -1,8 +1,8 @@
-"""The first trials of a label: every resolution the same number, informed by what other labels have found out.
+"""The first trials of a label: the same number at every resolution, with recipes that other labels did well with.
 
-A look at every resolution with one recipe shows where the finding shows. The label's other recipes are tried at the
-smallest of those, where they are cheapest to tell apart; then every resolution gets the best of all labels' recipes, in
-turns that begin where the finding shows.
+First one recipe is trained at every resolution: this measures at which resolutions the finding is detectable. The
+label's other recipes are tried at the smallest of these, where recipes are compared at the lowest cost. Then every
+resolution is trained with the best recipe of all labels, in turns that begin at that resolution.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ from study.config_schema import Experiment, Search
 from study.recipes import Tried, choose_recipe, own_recipes, recipe_of
 
 SHOWS = 0.1
-"""AUC above chance from which on a finding shows at a resolution; between .05 and .2 replays differ by their noise."""
+"""AUC above 0.5 from which a finding is detectable. Replays of the search with 0.05 to 0.2 differ only by noise."""
 MOST_OF_IT = 0.6
-"""Share of the most that any resolution has shown which it must be besides; between .5 and .9 likewise."""
+"""Share of the largest AUC above 0.5 that is also required. Replays with 0.5 to 0.9 differ only by noise."""
 OWN = "own"
-"""The part in which a label tries recipes of its own."""
+"""The part in which a label tries its other recipes."""
 _LOOK = "look"
 
 
@@ -28,16 +28,16 @@ class FirstTrial:
     part: str
     """Of the plan: "look", "own", "turn 1", "turn 2" and so on."""
     parameters: dict[str, Any]
-    """Those that are settled; what is lacking gets settled when the trial starts."""
+    """Those that are known; the missing ones are chosen when the trial starts."""
 
 
 def first_trials(
     experiment: Experiment, exponents: tuple[int, int], label: str, *, informed: bool = False
 ) -> list[FirstTrial]:
-    """What a label's study begins with.
+    """The first trials of a label's study, in their order.
 
-    A look with its first recipe at every resolution, the smallest first; its other recipes, as far as the budget goes;
-    then turns through all resolutions. informed: others have been searched before, so the look runs their best.
+    Its first recipe at every resolution, the smallest first; its other recipes, as far as the budget allows; then turns
+    through all resolutions. informed: earlier results exist, so their best recipe takes the place of the first recipe.
     """
     search = experiment.search
     first, *others = own_recipes(experiment, exponents, label)
@@ -52,7 +52,7 @@ def first_trials(
 
 
 def trials_of_its_own(search: Search) -> int:
-    """How many recipes a label tries where its finding shows, beside its first: what the budget allows."""
+    """How many recipes a label tries beside its first, within the budget."""
     minimum = search.min_complete_per_resolution
     return min(minimum, search.trials - minimum * len(search.resolutions))
 
@@ -68,7 +68,7 @@ def complete(
 ) -> dict[str, Any]:
     """All parameters of a first trial that starts.
 
-    tried: what all labels have seen until then. given: the label's first trials whose parameters are complete.
+    tried: ended trials of all labels. given: the label's first trials whose parameters are complete.
     """
     parameters = starting.parameters
     resolution = parameters.get("resolution")
@@ -77,7 +77,7 @@ def complete(
     there = {recipe_of(other.parameters) for other in given if other.parameters["resolution"] == resolution}
     there |= {each.recipe for each in tried if (each.label, each.resolution) == (label, resolution)}
     wanted = [recipe_of(parameters)] if "architecture" in parameters else []
-    if starting.part == _LOOK:  # one recipe at all resolutions, whatever has ended meanwhile
+    if starting.part == _LOOK:  # one recipe at all resolutions, even if better ones are known by now
         wanted += [recipe_of(other.parameters) for other in given if other.part == _LOOK]
     for recipe in wanted:
         if recipe not in there:
@@ -88,11 +88,11 @@ def complete(
 def _choose_resolution(
     starting: FirstTrial, experiment: Experiment, *, label: str, tried: Sequence[Tried], given: Sequence[FirstTrial]
 ) -> int:
-    """An own recipe's: where the finding shows. A turn's: the next from there up, then down.
+    """For an own recipe the telling resolution. For a turn the next resolution above it, then below it.
 
-    While none of the label's trials has ended nobody knows where it shows: own recipes are spread from the smallest
-    resolution to the largest. (32 workers on 3 labels with all of them at the largest: .01 AUC worse than random search
-    for a finding that shows everywhere.)
+    Before a trial of the label has ended the telling resolution is unknown: own recipes are then spread from the
+    smallest resolution to the largest. (All of them at the largest, with 32 workers on 3 labels: AUC 0.01 worse than
+    random search for a finding that is detectable everywhere.)
     """
     ascending = sorted(experiment.search.resolutions)
     begun = [other.parameters["resolution"] for other in given if other.part == starting.part]
@@ -107,9 +107,9 @@ def _choose_resolution(
 
 
 def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried]) -> int:
-    """The smallest resolution at which the label's finding shows, since recipes are cheapest to tell apart there.
+    """The smallest resolution at which the finding is detectable: recipes are compared there at the lowest cost.
 
-    The largest as long as it shows nowhere: if anywhere, it will show there.
+    The largest resolution while the finding is detectable nowhere.
     """
     shown: dict[int, float] = {}
     for each in tried:

@@ -1,7 +1,7 @@
-"""Training recipes: all of a trial but its resolution, those that a label tries itself, and which has done best.
+"""Training recipes: a trial's parameters except its resolution. Which ones a label tries, and which are the best.
 
-What is a good recipe at one resolution, or for one label, is mostly a good one at another (recorded trainings: rank
-correlation .65 to .99).
+A recipe that is good at one resolution or for one label is mostly good at another (rank correlation 0.65 to 0.99 in
+recorded trainings).
 """
 
 import math
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 
 from study.config_schema import Experiment
 
-# In units of one trial: a recipe seen once is believed to nine tenths, so that luck counts a little less.
+# In trials: the effect of a recipe with one trial is shrunk to about nine tenths, which dampens noise.
 _RIDGE = 0.1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a network is trained with, whatever it sees."""
+    """Architecture, learning rate and batch size of a training."""
 
     architecture: str
     learning_rate: float
     batch_size_exponent: int | None
-    """None where the batch policy leaves nothing to search."""
+    """None where the batch size is not searched."""
 
     def parameters(self) -> dict[str, Any]:
-        """Those of a trial, without the resolution."""
+        """A trial's parameters without the resolution."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def at(self, resolution: int) -> dict[str, Any]:
@@ -42,11 +42,11 @@ class Tried:
     """A trial that has ended."""
 
     label: str
-    """Of another experiment: its name, a slash, the label."""
+    """For another experiment: its name, a slash and the label."""
     resolution: int
     recipe: Recipe
     auc: float
-    """On validation patients; 0.5 where it ended without one."""
+    """On validation patients; 0.5 where the trial has none."""
 
 
 def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
@@ -55,9 +55,10 @@ def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
 
 
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
-    """The recipes that a label tries itself: with those of the other labels they are spread over the whole space.
+    """The recipes that a label tries itself, min_complete_per_resolution + 1 of them.
 
-    One more than min_complete_per_resolution. Others than those of the experiments that are learnt from.
+    Those of all labels together are spread over the search space. They differ from those of the experiments in
+    learn_from.
     """
     search, position, labels = experiment.search, experiment.labels.index(label), len(experiment.labels)
     seed = [search.seed, *(zlib.crc32(name.encode()) for name in search.learn_from)]
@@ -75,7 +76,7 @@ def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) 
 
 
 def searched_by(recipe: Recipe, experiment: Experiment, exponents: tuple[int, int]) -> bool:
-    """Whether the recipe lies in the experiment's space."""
+    """Whether the recipe lies in the experiment's search space."""
     search, exponent = experiment.search, recipe.batch_size_exponent
     slowest, fastest = search.learning_rate
     if recipe.architecture not in search.architectures or not slowest <= recipe.learning_rate <= fastest:
@@ -88,9 +89,9 @@ def searched_by(recipe: Recipe, experiment: Experiment, exponents: tuple[int, in
 def choose_recipe(
     experiment: Experiment, exponents: tuple[int, int], *, label: str, tried: Sequence[Tried], given: Container[Recipe]
 ) -> Recipe:
-    """The best recipe by what all labels have seen that is not among those given at this resolution already.
+    """The best recipe of all labels that is not yet in given, the recipes at this resolution.
 
-    With nothing seen yet, or all of it given, one that no trial has had; the best again where there is none.
+    Where there is none, an untried recipe; where there is none either, the best one again.
     """
     ranked = rank_recipes(tried)
     labels = [label, *(other for other in experiment.labels if other != label)]
@@ -99,10 +100,10 @@ def choose_recipe(
 
 
 def rank_recipes(tried: Iterable[Tried]) -> list[Recipe]:
-    """Best first: an AUC is what its label and resolution allow plus what its recipe adds, by ridge regression.
+    """Recipes, the best first, by ridge regression: AUC = effect of label and resolution + effect of the recipe.
 
-    Labels and resolutions that show nothing differ little between recipes, so they hardly count. Solved for the labels
-    and resolutions alone (Schur complement), since there are as many recipes as trials.
+    Where a finding is not detectable the AUCs of recipes differ little, so these trials have little influence. The
+    system is reduced to labels and resolutions (Schur complement), since there are as many recipes as trials.
     """
     tried = list(tried)
     cells = {cell: i for i, cell in enumerate(dict.fromkeys((each.label, each.resolution) for each in tried))}

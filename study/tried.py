@@ -1,4 +1,4 @@
-"""What has been tried before: by all labels of an experiment, and by the experiments that it learns from."""
+"""Ended trials of all labels of an experiment and of the experiments that it learns from."""
 
 from collections import Counter
 
@@ -10,7 +10,8 @@ from study.config_schema import Experiment
 from study.errors import UsageError
 from study.recipes import Recipe, Tried, searched_by
 
-# A first trial that was pruned had no finite loss, or no room: it has seen nothing. Why others were is not told apart.
+# A first trial is pruned for a loss that is not finite or for lack of memory, so its AUC counts as 0.5. Other pruned
+# trials are left out: the reasons for their pruning differ.
 _TRIED = text(
     """
     select t.experiment, t.label, t.resolution, t.architecture, t.learning_rate, t.batch_size_exponent,
@@ -27,7 +28,7 @@ _ANY_EXPONENT = (1, 30)
 
 
 def read_tried(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[Tried]:
-    """All trials that count, with recipes of the experiment's own space; the oldest first."""
+    """The ended trials with recipes of the experiment's search space, the oldest first."""
     names = [experiment.name, *experiment.search.learn_from]
     with database.engine.connect() as connection:
         rows = connection.execute(_TRIED, {"names": names}).all()
@@ -39,19 +40,19 @@ def read_tried(database: Database, experiment: Experiment, exponents: tuple[int,
 
 
 def count_learnt(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> dict[str, int]:
-    """Trials that can be learnt from, by the experiments that are named for it."""
+    """Number of trials to learn from in each experiment of learn_from."""
     tried = read_tried(database, experiment, exponents)
     counts = Counter(each.label.rsplit("/", 1)[0] for each in tried if "/" in each.label)
     return {name: counts[name] for name in experiment.search.learn_from}
 
 
 def check_learn_from(database: Database, experiment: Experiment) -> None:
-    """UsageError where a new experiment names one that is not in the storage, or has tried nothing of its space.
+    """UsageError where learn_from of a new experiment names one that is unknown or has no trial of its search space.
 
-    For before the images are read, with which the range of batch sizes is known.
+    Called before the images are read, so any batch size counts.
     """
     if find_experiment(database, experiment.name) is not None:
-        return  # begun: what it has learnt stays learnt
+        return  # its first trials exist already
     known = list_experiments(database)
     for name, trials in count_learnt(database, experiment, _ANY_EXPONENT).items():
         if name not in known:
