@@ -1,4 +1,4 @@
-"""The best resolution per label, read from the database: what the search has found, with its uncertainty."""
+"""The answer of an experiment, read from the database: the best resolution of each label, with its interval."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ class Best:
     auc_low: float
     auc_high: float
     split: str
-    """Which patients the AUC is of: validation until the experiment is confirmed."""
+    """The patients of the AUC: validation until the experiment is confirmed, then test."""
     seeds: int
     """Confirmation seeds behind the AUC; 0 for a single trial of the search."""
 
@@ -51,32 +51,32 @@ class AtResolution:
 
 @dataclass(frozen=True)
 class LabelAnswer:
-    """What is known of one label."""
+    """The answer for one label."""
 
     label: str
     best: Best | None
     reference: dict[str, Any] | None
-    """Resolution and AUC of the reference; None, like all but the search's numbers, until confirmed."""
+    """Resolution and AUC of the reference; None until confirmed."""
     smallest_adequate: dict[str, Any] | None
-    """The verdict: verdict, resolution, auc_difference, margin, p_value, patients, and a sentence."""
+    """verdict, resolution, auc_difference, margin, p_value, patients, and a sentence; None until confirmed."""
     by_resolution: tuple[AtResolution, ...]
     trials: dict[str, int]
     confirmation: dict[str, Any] | None
-    """Everything that study.verdicts.conclude_label found."""
+    """The results of study.verdicts.conclude_label; None until confirmed."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of an experiment."""
+    """The answer for all labels of an experiment."""
 
     experiment: str
     labels: tuple[LabelAnswer, ...]
     test_uses: int
-    """How often the split's test patients have been used, over all experiments."""
+    """Number of uses of the split's test patients, over all experiments."""
     trials: int = 0
-    """That each label's search is to have."""
+    """Budget of each label's search."""
     warnings: tuple[str, ...] = ()
-    """What must stand beside every number; empty for a split by patient with a test part."""
+    """Caveats to show beside every number; empty for a split by patient with a test part."""
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON of `acuity best --format json`."""
@@ -125,7 +125,7 @@ def best_resolution(name: str, *, storage: str | None = None, label: str | None 
 
 
 def read_best_resolution(database: Database, name: str, *, label: str | None = None) -> "DataFrame":
-    """The same from an open storage."""
+    """best_resolution from an open storage."""
     import pandas as pd
 
     experiment = recall(database, name).experiment
@@ -208,7 +208,7 @@ def _label_answer(
 
 
 def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
-    """The same with the test patients' numbers wherever there are such."""
+    """The answer with the test patients' results where there are any."""
     tested = {each["resolution"]: each for each in confirmed["by_resolution"]}
     numbers = ("auc", "auc_low", "auc_high", "seeds")
     return replace(

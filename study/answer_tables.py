@@ -1,4 +1,4 @@
-"""The answer at the terminal: the best configuration and the AUC at each resolution, and what was confirmed."""
+"""Terminal tables of the answer: best configurations, AUC at each resolution, results of the confirmation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from study.confirm_tables import uses_sentence
 
 
 def answer_table(answer: Answer) -> Group:
-    """A row per label with its best configuration, then the AUC at each resolution, then each label's verdict."""
+    """One row per label with its best configuration, then the AUC at each resolution, then the verdicts."""
     best = _table("label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)")
     for entry in answer.labels:
         best.add_row(*_best_row(entry))
@@ -24,7 +24,7 @@ def answer_table(answer: Answer) -> Group:
 
 
 def details_table(entry: LabelAnswer) -> Group:
-    """Everything that was confirmed of a label: differences, the paper's own table, subgroups."""
+    """All results of a label's confirmation: differences, the paper's table, subgroups."""
     found = entry.confirmation
     if found is None:
         return Group(Text(f"{entry.label} is not confirmed yet: `acuity confirm` does that."))
@@ -48,7 +48,7 @@ def details_table(entry: LabelAnswer) -> Group:
 
 
 def external_table(results: list[dict[str, Any]]) -> Group:
-    """What another image set says: a row a label and resolution, and each label's sentence."""
+    """Results on an external image set: one row per label and resolution, then each label's sentence."""
     table = _table("label", "px", "AUC (95 %)", "accuracy at\nYouden", "AUPRC", "patients\n(positive)")
     for found in results:
         for each in found["by_resolution"]:
@@ -68,7 +68,7 @@ def external_table(results: list[dict[str, Any]]) -> Group:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A table in Markdown; numbers as they are read, nothing for what is missing."""
+    """The table in Markdown; numbers are rounded to 4 digits, missing values are empty."""
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -81,7 +81,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(*headings: str) -> Table:
-    """Words to the left in the first column, numbers to the right in the others."""
+    """An empty table: text columns are left-aligned, number columns right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, heading in enumerate(headings):
         table.add_column(heading, justify="left" if position == 0 or heading == "architecture" else "right")

@@ -1,4 +1,4 @@
-"""AUC against resolution: what the whole study is about, a panel a label."""
+"""Figures of AUC against resolution, one panel per label."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from study.colours import BLUE, GREEN, GREY, ORANGE
 from study.figure_style import in_lines
 
 _CLOSE = 0.13
-"""Of the axis' length: tick labels nearer than this are thinned out."""
+"""Smallest distance of two tick labels, as a fraction of the axis; closer ones are left out."""
 
 
 def auc_figure(entries: tuple[LabelAnswer, ...], *, columns: int = 3) -> Figure:
-    """All labels in one figure for a paper, 7.2 inches wide."""
+    """One figure of all labels for a paper, 7.2 inches wide."""
     columns = min(columns, len(entries))
     rows = -(-len(entries) // columns)
     figure = Figure(figsize=(7.2 if columns > 1 else 3.6, 2.15 * rows + 0.35))
@@ -37,14 +37,14 @@ def auc_figure(entries: tuple[LabelAnswer, ...], *, columns: int = 3) -> Figure:
 
 
 def auc_panel(entry: LabelAnswer, *, limits: tuple[float, float]) -> Figure:
-    """One label for a page that is read on a phone as well."""
+    """One label for the page, small enough for a phone."""
     figure = Figure(figsize=(3.5, 2.5))
     draw_auc(figure.subplots(), entry, limits=limits)
     return figure
 
 
 def auc_limits(entries: tuple[LabelAnswer, ...]) -> tuple[float, float]:
-    """One scale for all labels, so that panels compare."""
+    """Limits of the AUC axis, the same for all labels, so that panels can be compared."""
     shown = [value for entry in entries for at in entry.by_resolution for value in (at.auc_low, at.auc_high)]
     known = [value for value in shown if value is not None]
     seeds = [auc for entry in entries for each in _tested(entry).values() for auc in each.get("seed_aucs", [])]
@@ -53,7 +53,7 @@ def auc_limits(entries: tuple[LabelAnswer, ...]) -> tuple[float, float]:
 
 
 def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> None:
-    """Test AUCs filled with their intervals and seeds, the search's validation AUCs hollow: they are optimistic."""
+    """Test AUCs with intervals and seeds (filled), validation AUCs of the search (hollow: they are optimistic)."""
     tested = _tested(entry)
     for split, colour, marker, face in (("validation", ORANGE, "s", "white"), ("test", BLUE, "o", BLUE)):
         _draw_points(axis, entry, split, colour=colour, marker=marker, face=face)
@@ -100,7 +100,7 @@ def _draw_points(axis: Axes, entry: LabelAnswer, split: str, *, colour: str, mar
 
 
 def _draw_verdict(axis: Axes, entry: LabelAnswer, limits: tuple[float, float]) -> None:
-    """The reference with what may be lost against it, and the smallest resolution shown to lose less."""
+    """Draw the reference, the line of the margin below it, and the smallest adequate resolution."""
     assert entry.reference is not None
     assert entry.smallest_adequate is not None
     reference, verdict = entry.reference, entry.smallest_adequate

@@ -1,4 +1,4 @@
-"""What `acuity confirm` tells before it trains, and before it reads a test patient."""
+"""Tables that `acuity confirm` prints before it trains and before it reads a test patient."""
 
 from rich.console import Group
 from rich.table import Table
@@ -11,7 +11,7 @@ from study.units import format_duration
 
 
 def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
-    """A row a label: what goes on and how many trainings that is; below, what they cost."""
+    """One row per label with its nominees and number of trainings; below the table, their cost."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("label", "resolutions (search's best AUC)", "nominees", "trainings"):
         table.add_column(heading, justify="right" if heading in ("nominees", "trainings") else "left")
@@ -46,7 +46,7 @@ def _seconds(label: Confirming) -> float:
 
 
 def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int) -> Group:
-    """Everything that is frozen, a row a finalist."""
+    """The frozen protocol, one row per finalist."""
     table = Table(box=None, pad_edge=False, header_style="bold", title="Frozen before any test patient is read")
     for heading in ("label", "px", "architecture", "batch", "learning rate", "trials", "seeds", "validation AUC", ""):
         table.add_column(heading, justify="left" if heading in ("label", "architecture", "") else "right")
@@ -73,6 +73,6 @@ def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int)
 
 
 def uses_sentence(uses: int) -> str:
-    """How often these test patients have decided something, in words."""
+    """The number of uses of the test patients, as a sentence."""
     words = {1: "once", 2: "twice"}.get(uses, f"{uses} times")
     return f"the test patients have been used {words}."

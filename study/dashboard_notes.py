@@ -1,6 +1,6 @@
-"""What optuna-dashboard shows of a label: a note with the answer so far, and plots; written by whoever ends a trial.
+"""The note and the plots that optuna-dashboard shows for a label, written by workers after their trials.
 
-The dashboard itself may be read-only, so it cannot write them; workers can, at most once a minute for each label.
+The dashboard may be read-only and cannot write them. Workers write them at most once a minute for each label.
 """
 
 import json
@@ -28,9 +28,9 @@ _LOCK = 0x4143_554E  # first half of the advisory lock's key, the second is the 
 
 
 def show_in_dashboard(database: Database, registered: Registered, label: str, *, every_s: float = 60) -> bool:
-    """Bring the label's note and plots up to date; False where nothing is new, or they are younger than every_s.
+    """Update the label's note and plots; False where nothing is new, or they are younger than every_s.
 
-    One process at a time writes; the others leave it at that.
+    One process writes at a time; the others return False.
     """
     names = [study_name(registered.experiment.name, label), confirm_study_name(registered.experiment.name, label)]
     studies = _find_studies(database, names)
@@ -53,10 +53,10 @@ def show_in_dashboard(database: Database, registered: Registered, label: str, *,
 
 
 def show_quietly(database: Database, registered: Registered, label: str, *, every_s: float = 60) -> None:
-    """The same for a worker, which nothing of this may end."""
+    """show_in_dashboard for a worker: an error is logged and does not end the worker."""
     try:
         show_in_dashboard(database, registered, label, every_s=every_s)
-    except Exception as error:  # a picture is not worth a worker
+    except Exception as error:  # whatever fails here, the worker continues
         logger.warning("the dashboard's note on %s was not written: %s: %s", label, type(error).__name__, error)
 
 
@@ -67,14 +67,14 @@ def _find_studies(database: Database, names: list[str]) -> dict[str, int]:
 
 
 def _content(database: Database, registered: Registered, entry: LabelAnswer) -> str:
-    """What the note would be of."""
+    """The state that the note describes: counts of trials, and the protocol."""
     stored = find_confirmation(database, registered.experiment.name)
     finished = [entry.trials[state] for state in ("complete", "pruned", "failed")]
     return json.dumps([*finished, stored.protocol_sha256 if stored else None])
 
 
 def _last_shown(connection: Connection, study_id: int) -> tuple[float, str | None]:
-    """Seconds since the note was written, and what of; never is long ago."""
+    """Seconds since the note was written (infinite without a note), and the state that it describes."""
     query = text(
         "select extract(epoch from clock_timestamp()) - (value_json::json ->> 'at')::double precision, "
         "value_json::json ->> 'of' from study_system_attributes where study_id = :study_id and key = :key"
@@ -84,7 +84,7 @@ def _last_shown(connection: Connection, study_id: int) -> tuple[float, str | Non
 
 
 def _note_time(connection: Connection, study_id: int, of: str) -> None:
-    """By the database's clock; read as JSON by Optuna like any attribute."""
+    """Store the time by the database's clock, as JSON, which Optuna expects of an attribute."""
     statement = text(
         "insert into study_system_attributes (study_id, key, value_json) values (:study_id, :key, "
         "json_build_object('at', extract(epoch from clock_timestamp()), 'of', cast(:of as text))::text) "
@@ -123,7 +123,7 @@ def _save_note(study: optuna.Study, body: str) -> None:
 
 
 def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int], *, confirms: bool = False) -> str:
-    """Markdown: the sentence, the table, the links. studies: ids by name, of what can be linked to."""
+    """Markdown with the sentence, the table and links. studies: ids by name of the studies to link."""
     experiment = registered.experiment
     heading = f"# {escape_markdown(entry.label)}" + (": confirmation" if confirms else "")
     rows = [

@@ -14,7 +14,7 @@ _DASHES = ("solid", "dash", "dashdot", "dot", "longdashdot")
 
 
 def dashboard_plots(entry: LabelAnswer, summary: SearchSummary) -> dict[str, go.Figure]:
-    """By the name that the dashboard keeps them under; each is overwritten by its successor."""
+    """The plots by their names in the dashboard; a new plot replaces the one of the same name."""
     return {
         "auc-by-resolution": _by_resolution(entry),
         "auc-by-training-time": _by_cost(entry.label, summary),
@@ -109,10 +109,10 @@ def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
 
 
 def _figure(label: str, title: str, x: str) -> go.Figure:
-    """Two lines of title, which the half of a phone's page has room for."""
+    """An empty figure with a title in two lines, which fits the width of a phone."""
     figure = go.Figure()
     figure.update_layout(
-        template="none",  # Plotly's own would be 7 KB of every figure
+        template="none",  # Plotly's default template adds 7 KB to every figure
         title={"text": f"<b>{escape(label, quote=False)}</b><br>{title}", "font": {"size": 14}},
         legend={"orientation": "h", "yanchor": "top", "y": -0.22},
         margin={"t": 60, "b": 110, "l": 65, "r": 20},
@@ -123,5 +123,5 @@ def _figure(label: str, title: str, x: str) -> go.Figure:
 
 
 def _numbers(values: Any) -> list[float]:
-    """Rounded, so that a figure stays a few kilobytes; a list, which any version of the page can read."""
+    """A list of rounded values: it keeps a figure at a few kilobytes, and every version of the page reads it."""
     return [round(float(each), 5) for each in values]

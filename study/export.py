@@ -1,4 +1,4 @@
-"""`acuity export`: one network in a folder that plain timm loads, with what it takes to use it and its model card."""
+"""`acuity export`: write one network to a folder that timm loads, with its settings and its model card."""
 
 import json
 from dataclasses import asdict
@@ -29,7 +29,7 @@ from study.templates import render
 WEIGHTS, CONFIG, USE, CARD = "model.safetensors", "config.json", "acuity.json", "README.md"
 
 _AUTOCAST = ", computed under torch.autocast(dtype=torch.bfloat16) and then in float32"
-"""What threshold, calibration and performance of a bf16 network are of; in fp32 it gives other scores."""
+"""The precision behind a bf16 network's threshold, calibration and performance; fp32 gives other scores."""
 
 
 def export_network(
@@ -49,7 +49,7 @@ def export_network(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name another folder with --out")
     chosen = choose_network(database, registered, label, resolution=resolution, device=device)
-    # In the usual layout, the only one that safetensors writes.
+    # safetensors writes contiguous tensors only.
     predictor = load_predictor(chosen.checkpoint, chosen.hyperparameters, device=torch.device("cpu"))
     network = predictor.network.to(memory_format=torch.contiguous_format)
     use = _use(database, registered, chosen, network)
@@ -65,7 +65,7 @@ def export_network(
 
 
 def _timm_config(chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, Any]:
-    """As timm reads it from a folder or a hub; networks that are built for one size are told theirs."""
+    """The configuration that timm reads; it holds img_size for networks that are built for one size."""
     hyperparameters = chosen.hyperparameters
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every network
     mean, std = normalisation(network)
@@ -93,7 +93,7 @@ def _timm_config(chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, A
 
 
 def _use(database: Database, registered: Registered, chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, Any]:
-    """Everything beyond the weights that a score needs to mean something, as JSON's types."""
+    """Everything besides the weights that a user needs to compute and read a score, as JSON types."""
     experiment, hyperparameters = registered.experiment, chosen.hyperparameters
     validation = chosen.scores[chosen.scores["part"] == "validation"]
     threshold = youden_threshold(validation["target"], validation["score"])
@@ -158,7 +158,7 @@ def _initial_weights(registered: Registered) -> str:
 
 
 def _performance(part: str, scores: pd.DataFrame, threshold: float, recalibration: Recalibration) -> dict[str, Any]:
-    """This one network's numbers on a part; the interval is by patient and of this network alone."""
+    """Performance of this network on one part; the interval is clustered by patient, without variance between seeds."""
     targets, values = scores["target"].to_numpy(), scores["score"].to_numpy()
     area = auc(targets, values)
     low, high = auc_interval(area, auc_standard_error(targets, values, scores["patient"].to_numpy()))

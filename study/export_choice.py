@@ -1,4 +1,4 @@
-"""Which network of a label is exported: a confirmed finalist's, or before confirmation the best of the search."""
+"""Choose the exported network of a label: a confirmed finalist, or the best of the search before confirmation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,26 +23,26 @@ from study.scores import check_validation_auc, read_checkpoint, unpack
 
 @dataclass(frozen=True, eq=False)
 class ChosenNetwork:
-    """A network that is kept, with the scores it gave."""
+    """The network to export and its scores."""
 
     label: str
     hyperparameters: Hyperparameters
     checkpoint: bytes
     seed: int
     trials: int
-    """Finished trials of the search that its configuration is the best of."""
+    """Number of search trials from which its configuration was chosen."""
     scores: pd.DataFrame
     """Columns part, patient, target, score: validation and, once confirmed, test images."""
     confirmed: dict[str, Any] | None
-    """What was confirmed of the label (study.verdicts.conclude_label); None for a network of the search."""
+    """Results of the label's confirmation (study.verdicts.conclude_label); None for a network of the search."""
 
 
 def choose_network(
     database: Database, registered: Registered, label: str, *, resolution: int | None, device: str
 ) -> ChosenNetwork:
-    """The network of a label at a resolution, by default the reference's, before confirmation the search's best.
+    """Choose the network of a label at a resolution, by default the reference, or the search's best if not confirmed.
 
-    Of a finalist's seeds the one with the highest validation AUC. UsageError where there is no such network here.
+    Of a finalist's networks it is the one with the highest validation AUC. UsageError where there is none here.
     """
     experiment = registered.experiment
     if label not in experiment.labels:

@@ -1,4 +1,4 @@
-"""`acuity score`: the confirmed networks on an image set of others. Nothing is chosen on it."""
+"""`acuity score`: score an external image set with the confirmed networks. Nothing is chosen on it."""
 
 import logging
 from dataclasses import replace
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 def score_index(
     database: Database, registered: Registered, index_path: Path, *, images: Path | None, device: str, console: Console
 ) -> list[dict[str, Any]]:
-    """Score every image of another index with each finalist's networks; what it says of each label, as conclude_label.
+    """Score every image of an external index with each finalist's networks; returns conclude_label of each label.
 
-    images: the folder of its files, by default `images` beside the index. It is read and filtered as the experiment's
-    own; reference, margin and thresholds are the frozen ones. Labels that it does not have, or has too few patients of,
-    are left out, and UsageError where none is left, or where it has images or patients of the experiment's own.
+    images: the folder of its files, by default `images` beside the index. The index is read and filtered as the
+    experiment's own. Reference, margin and thresholds are the frozen ones. Labels that are missing or have too few
+    patients are left out. UsageError where no label is left, or where images or patients are the experiment's own.
     """
     stored = find_confirmation(database, registered.experiment.name)
     if stored is None:
@@ -80,12 +80,12 @@ def score_index(
             except InputError as error:
                 console.print(f"{label.label} is left out: {error}", highlight=False)
     if not results:
-        raise UsageError(f"{index_path} has too few patients of every confirmed label: no AUC can be told")
+        raise UsageError(f"{index_path} has too few patients of every confirmed label: no AUC can be estimated")
     return results
 
 
 def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
-    """The experiment's way of reading and filtering images, on another index."""
+    """The experiment with its data settings applied to another index."""
     data = replace(
         experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
     )
@@ -93,7 +93,7 @@ def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
 
 
 def _refuse_own(registered: Registered, index: ImageIndex) -> None:
-    """UsageError where the other index has images or patients of the experiment's own, filtered out there or not."""
+    """UsageError where the index shares images or patients with the experiment's own index, before its filters."""
     name = registered.experiment.name
     try:
         own = select_images(registered.experiment)
@@ -121,7 +121,7 @@ def _refuse_own(registered: Registered, index: ImageIndex) -> None:
 
 
 def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: Tables) -> Tables:
-    """Each network's validation scores beside its new ones: thresholds were chosen on those."""
+    """Add each network's validation scores, which its thresholds are chosen on, to its new scores."""
 
     def both(trial_id: int, table: pd.DataFrame) -> pd.DataFrame:
         own = find_scores(database, trial_id=trial_id, index_sha256=protocol.index_sha256)

@@ -1,4 +1,4 @@
-"""How figures look: for a journal's column, for eyes that confuse colours, and for a printer without any."""
+"""Style of figures: sized for a journal column, readable with colour blindness and in grey print."""
 
 import io
 import itertools
@@ -44,26 +44,26 @@ _STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a label may hold a dollar sign
-    "svg.fonttype": "none",  # text stays text: read aloud, searched, small
-    "svg.hashsalt": "acuity",  # the same figure is the same file
+    "svg.fonttype": "none",  # text stays text, which screen readers and searches need
+    "svg.hashsalt": "acuity",  # the same figure gives the same file
     "pdf.fonttype": 42,  # as journals ask
 }
 
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Everything drawn and saved in this block looks alike."""
+    """Apply the style to everything that is drawn and saved in this block."""
     with mpl.rc_context(_STYLE):
         yield
 
 
 def series(position: int) -> tuple[str, str, object]:
-    """Colour, marker and line of the position-th of anything."""
+    """Colour, marker and line style of the series at a position."""
     return SERIES[position % len(SERIES)]
 
 
 def in_lines(name: str, width: int) -> str:
-    """A label as a figure has room for it: two lines of width characters, the rest cut off."""
+    """Wrap a label into at most two lines of width characters; cut off the rest."""
     return "\n".join(textwrap.wrap(name, width, max_lines=2, placeholder="…"))
 
 
@@ -72,7 +72,7 @@ _NAMED = re.compile(r'\b(id="|xlink:href="#|href="#|url\(#)([^")]+)')
 
 
 def inline_svg(figure: Figure, alt: str) -> str:
-    """The figure for a page: as wide as its place, read aloud as alt, its names apart from those of other figures."""
+    """The figure as SVG for a page: fills its container, described by alt, with ids that no other figure has."""
     text = _svg(figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The methods section of a study, written from what was run; what the program cannot know stands in [brackets].
+"""The methods section of a study, written from what was run; [brackets] mark what the author has to add.
 
 Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300) and TRIPOD+AI (Collins et al., BMJ
 2024;385:e078378); docs/methods.md says what each asks for.
@@ -22,7 +22,7 @@ from study.units import format_duration
 
 @dataclass(frozen=True)
 class Paragraph:
-    """One paragraph and the checklist items that it speaks to."""
+    """One paragraph and the checklist items that it covers."""
 
     heading: str
     text: str
@@ -37,7 +37,7 @@ def write_methods(
     stored: StoredConfirmation | None,
     protocol: Protocol | None,
 ) -> list[Paragraph]:
-    """The paragraphs in a paper's order. protocol: of what is stored, None before confirmation."""
+    """The paragraphs in a paper's order. protocol: of the stored confirmation; None before it."""
     experiment = registered.experiment
     return [
         Paragraph("Data", _data(registered, cohort), "CLAIM 19, 20; TRIPOD+AI 12a, 16, 21"),
@@ -259,7 +259,8 @@ def _open_science(registered: Registered, stored: StoredConfirmation | None, ans
     )
     return (
         f"{frozen} Code: acuity-hpo {version('acuity-hpo')} (MIT licence); SHA-256 of the index: "
-        f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can be had.]"
+        f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can "
+        "be had.]"
     )
 
 

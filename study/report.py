@@ -82,7 +82,7 @@ def _gather(database: Database, registered: Registered) -> ReportContents:
 
 
 def _figures(contents: ReportContents) -> dict[str, Callable[[], Figure]]:
-    """For a paper, by file name."""
+    """Figures for a paper, by file name."""
     search, summaries = contents.registered.experiment.search, contents.summaries
     architectures, resolutions = search.architectures, search.resolutions
     drawn: dict[str, Callable[[], Figure]] = {
@@ -96,7 +96,7 @@ def _figures(contents: ReportContents) -> dict[str, Callable[[], Figure]]:
 
 
 def _panels(contents: ReportContents) -> dict[str, list[Markup]]:
-    """For the page: small enough for a phone, side by side where there is room."""
+    """Figures for the page: small enough for a phone, side by side where there is room."""
     labels, summaries = contents.answer.labels, contents.summaries
     search = contents.registered.experiment.search
     limits = auc_limits(labels)
@@ -149,7 +149,7 @@ def _render(template: str, contents: ReportContents, **more: Any) -> str:
 
 
 def _brackets(text: str) -> Markup:
-    """What the program cannot know, marked for whoever writes the paper."""
+    """Mark the [brackets], which hold what the author of the paper has to add."""
     return Markup(re.sub(r"\[[^\]]+\]", lambda found: f"<mark>{found[0]}</mark>", str(escape(text))))
 
 
@@ -177,7 +177,7 @@ def _metadata(registered: Registered, suffix: str) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whoever reads it meanwhile sees the old one or the new one."""
+    """Replace the file in one step, so that a reader sees the old text or the new one."""
     unfinished = path.with_name(f".{path.name}.tmp")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -1,7 +1,7 @@
-"""The probability that each network of a finalist gives each image, kept as Parquet without any name in it.
+"""Score images with the networks of finalists; the scores are stored as Parquet without identifiers.
 
-Patients and images are named by an HMAC whose key is derived from the filtered index: who holds the index can tell
-which is which, and nobody can from the database alone. Beside the columns stands of which pixels and rows a table is.
+Patients and images are named by an HMAC whose key is derived from the filtered index: only a holder of the index can
+link a pseudonym to its patient. The metadata of a table identify the pixels and rows that it was computed from.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from study.image_set import ImageSet
 from study.protocol import Finalist, LabelProtocol, Run
 
 _SAME_AUC = 0.01
-"""Another device rounds otherwise; a network that misses its own validation AUC by more is not the one that ran."""
+"""Devices round differently; a network whose validation AUC differs by more is not the one that was trained."""
 _AGE_BANDS = (20, 40, 60, 80)
 
 COLUMNS = ("image", "patient", "part", "target", "view", "sex", "age_band", "score")
-"""Of a table of scores: image and patient are pseudonyms, part is validation, test or external."""
+"""Columns of a table of scores: image and patient are pseudonyms, part is validation, test or external."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What it takes to score finalists: where their networks are, and a device."""
+    """What scoring needs: the database, the experiment, the checkpoints and a device."""
 
     database: Database
     experiment: Experiment
@@ -50,10 +50,10 @@ class Scorer:
 def score_label(
     scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """Scores of a label's validation and test images, by resolution, one table (COLUMNS) a seed.
+    """Scores of a label's validation and test images by resolution: one table (COLUMNS) per seed.
 
-    Each network scores the test patients once: scores that are kept are read back, and UsageError where they are of
-    other pixels or rows than there are now. done is called after each network.
+    Each network scores the test patients once: stored scores are read back. UsageError where they are of other pixels
+    or rows than those of today. done is called after each network.
     """
     known = np.flatnonzero(np.isfinite(image_set.index.target(protocol.label)))
     parts = {part: np.intersect1d(image_set.split.rows(part), known) for part in ("validation", "test")}
@@ -63,7 +63,7 @@ def score_label(
 def score_external(
     scorer: Scorer, index: ImageIndex, cache: ImageCache, protocol: LabelProtocol, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """The same for all images of another set whose label is known, part "external"; stale scores are replaced."""
+    """Scores of all images of an external set with a known label, part "external"; stale scores are replaced."""
     known = np.isfinite(index.target(protocol.label))
     known[[image.row for image in cache.bad]] = False
     return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, once=False, done=done)
@@ -82,7 +82,7 @@ def _score_finalists(
     images = _image_table(index, protocol.label, parts)
     images.attrs = {"pixels": cache.key, "rows": _rows_sha256(parts)}  # Parquet keeps them
     for finalist in protocol.finalists:
-        for run in finalist.runs:  # all before one scores anything: a stale table is told before a test patient is read
+        for run in finalist.runs:  # check every table before any test patient is read
             _find_kept(scorer.database, index, images, finalist, run, once=once)
     tables: dict[int, list[pd.DataFrame]] = {}
     for finalist in protocol.finalists:
@@ -137,7 +137,7 @@ def _rows_sha256(parts: dict[str, NDArray[np.int64]]) -> str:
 def _find_kept(
     database: Database, index: ImageIndex, images: pd.DataFrame, finalist: Finalist, run: Run, *, once: bool
 ) -> pd.DataFrame | None:
-    """The images with the scores that are kept of them; None where there are none, or stale ones unless once."""
+    """The images with their stored scores; None where there are none. Stale ones: None too, with once UsageError."""
     parquet = find_scores(database, trial_id=run.trial_id, index_sha256=index.sha256)
     if parquet is None:
         return None
@@ -212,7 +212,7 @@ def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int6
 
 
 def _key(index: ImageIndex) -> bytes:
-    """A secret that only the index itself gives away, wherever its files lie; its own SHA-256 is of other bytes."""
+    """A secret derived from the index alone, whatever the folders of its files; not the SHA-256 that is stored."""
     digest = hashlib.sha256(b"acuity pseudonyms")
     for column in (index.table["patient"], index.names):
         digest.update("\0".join(column).encode())

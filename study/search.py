@@ -1,4 +1,4 @@
-"""What is searched and how: the static space, the sampler and the pruner of an experiment."""
+"""The search space, the sampler and the pruner of an experiment."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from study.config_schema import Experiment
 from study.errors import UsageError
 
 BELOW_THE_MEDIAN = "below the median of earlier trials at this epoch"
-"""The reason of a trial that the pruner has stopped; others end as pruned since they diverged or did not fit."""
+"""Reason of a trial that the pruner stopped; other PRUNED trials diverged or did not fit."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[
 
 
 def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
-    """UsageError where a fixed batch leaves an epoch too few optimiser steps: every trial would end as infeasible."""
+    """UsageError where a fixed batch size leaves an epoch too few optimiser steps: no trial would be feasible."""
     search = experiment.search
     most = training_images // search.min_updates_per_epoch
     most = most // 8 * 8 or most  # as a trial's feasible batch is rounded
@@ -49,7 +49,7 @@ def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
 
 
 def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, int]) -> Configuration:
-    """Ask for all parameters at once: a trial that ended without some would leave TPE's joint space empty for good."""
+    """Suggest all parameters at once: one trial that ends without some would empty TPE's joint search space."""
     search = experiment.search
     return Configuration(
         resolution=trial.suggest_categorical("resolution", search.resolutions),
@@ -62,7 +62,7 @@ def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, i
 
 
 def choose_batch_size(configuration: Configuration, experiment: Experiment, *, feasible: int) -> int | None:
-    """The batch size that runs, or None where the experiment's fixed one is not feasible."""
+    """The batch size to train with, or None where the experiment's fixed one is not feasible."""
     policy: int | str = experiment.search.batch
     if policy == "largest":
         return feasible
@@ -79,7 +79,7 @@ def make_sampler(seed: int) -> BaseSampler:
 
 
 def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
-    """Median pruner, patient in the first fifth of the epochs and until as many trials are complete as run at once."""
+    """Median pruner that waits for a fifth of the epochs, and for as many complete trials as run at once."""
     if experiment.search.pruner == "none":
         return NopPruner()
     return MedianPruner(
@@ -89,6 +89,6 @@ def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
 
 
 def prunable_epochs(experiment: Experiment) -> range:
-    """After which epochs, from 1 on, the pruner is asked at all: asking is half of what a trial costs the storage."""
+    """Epochs, from 1, after which the pruner is asked; asking is half of a trial's cost in the storage."""
     epochs = experiment.training.epochs
     return range(0) if experiment.search.pruner == "none" else range(math.ceil(0.2 * epochs) + 1, epochs)

@@ -1,4 +1,4 @@
-"""What the search shows beside AUC: batches that fit, what mattered, what was pruned, what it cost."""
+"""Figures of the search: feasible batch sizes, parameter importance, pruning and cost."""
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,11 @@ from study.figure_style import in_lines, series
 from study.search_summary import PARAMETERS, SearchSummary
 
 _DEEPEST = 0.10
-"""AUC lost at which the colour scale ends."""
+"""Loss of AUC at which the colour scale ends."""
 
 
 def batch_panel(summaries: list[SearchSummary], architecture: str, *, resolutions: tuple[int, ...]) -> Figure:
-    """What an architecture loses at each resolution and batch, and which batches do not fit."""
+    """AUC that an architecture loses at each resolution and batch size, and the batch sizes that do not fit."""
     lost, feasible = _lost(summaries, architecture), _feasible(summaries, architecture)
     batches = _batches(summaries)
     figure = Figure(figsize=(3.5, 0.75 + 0.27 * len(batches) + 0.3))
@@ -29,7 +29,7 @@ def batch_panel(summaries: list[SearchSummary], architecture: str, *, resolution
 def batch_figure(
     summaries: list[SearchSummary], *, architectures: tuple[str, ...], resolutions: tuple[int, ...]
 ) -> Figure:
-    """The same of all architectures for a paper."""
+    """Batch panels of all architectures for a paper."""
     batches = _batches(summaries)
     columns = min(2, len(architectures))
     rows = -(-len(architectures) // columns)
@@ -54,9 +54,9 @@ def draw_batches(
     resolutions: tuple[int, ...],
     batches: list[int],
 ) -> None:
-    """A cell a resolution and batch: AUC less the label's best, mean over labels; hatched where it does not fit."""
+    """One cell per resolution and batch: AUC less the label's best, mean over labels; hatched where it does not fit."""
     scale = Normalize(-_DEEPEST, 0)
-    colours = colormaps["Blues"]  # light where much is lost, dark where nothing is: the same order in print
+    colours = colormaps["Blues"]  # the more AUC is lost, the lighter, also in a grey print
     for column, resolution in enumerate(resolutions):
         for row, batch in enumerate(batches):
             corner, largest = (column - 0.5, row - 0.5), feasible.get(resolution)
@@ -84,7 +84,7 @@ def draw_batches(
 
 
 def _draw_edge(axis: Axes, feasible: dict[int, int], resolutions: tuple[int, ...], batches: list[int]) -> None:
-    """The largest feasible batch as a line of steps along the cells' edges."""
+    """Draw the largest feasible batch size as a stepped line along the edges of the cells."""
     x: list[float] = []
     y: list[float] = []
     for column, resolution in enumerate(resolutions):
@@ -96,7 +96,7 @@ def _draw_edge(axis: Axes, feasible: dict[int, int], resolutions: tuple[int, ...
 
 
 def importance_figure(summaries: list[SearchSummary], *, width: float = 3.5) -> Figure:
-    """A row a label, a marker a parameter; the shares of a row add up to 1."""
+    """One row per label, one marker per parameter; the shares of a row add up to 1."""
     known = [each for each in summaries if each.importance is not None]
     figure = Figure(figsize=(width, 0.95 + 0.26 * len(known)))
     axis = figure.subplots()
@@ -121,21 +121,21 @@ def importance_figure(summaries: list[SearchSummary], *, width: float = 3.5) -> 
 
 
 def pruning_panel(summaries: list[SearchSummary]) -> Figure:
-    """Trials of all labels at each resolution, complete and pruned."""
+    """Number of complete and of pruned trials of all labels at each resolution."""
     figure = Figure(figsize=(3.5, 2.4))
     _draw_pruning(figure.subplots(), summaries)
     return figure
 
 
 def cost_panel(summaries: list[SearchSummary]) -> Figure:
-    """Time of a complete training at each resolution, by architecture."""
+    """Duration of a complete training at each resolution, by architecture."""
     figure = Figure(figsize=(3.5, 2.4))
     _draw_cost(figure.subplots(), summaries)
     return figure
 
 
 def cost_figure(summaries: list[SearchSummary]) -> Figure:
-    """Both for a paper."""
+    """The pruning and the cost panel in one figure for a paper."""
     figure = Figure(figsize=(7.2, 2.5))
     left, right = figure.subplots(1, 2)
     _draw_pruning(left, summaries)

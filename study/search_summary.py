@@ -1,4 +1,4 @@
-"""A label's search in a few numbers, whatever its size: what fitted, what it took, what was pruned, what mattered."""
+"""Summary of a label's search: feasible batch sizes, durations, pruning and parameter importance."""
 
 import json
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ PARAMETERS = {
     "batch_size_exponent": "batch size",
     "learning_rate": "learning rate",
 }
-"""What is searched, and what it is called."""
+"""Searched parameters and their names in texts."""
 FEWEST_FOR_IMPORTANCE = 20
 ENOUGH_FOR_IMPORTANCE = 50
-"""Complete trials from which on PED-ANOVA's shares are more than a hint."""
+"""Number of complete trials from which PED-ANOVA's shares are reliable."""
 
 _TRIALS = text(
     """
@@ -41,7 +41,7 @@ _TRIALS = text(
 
 @dataclass(frozen=True, eq=False)
 class SearchSummary:
-    """Of one label; tables have a row a group."""
+    """Summary of one label; each table has one row per group."""
 
     label: str
     trials: int
@@ -56,13 +56,13 @@ class SearchSummary:
     front: pd.DataFrame
     """Complete trials that no other beats in both auc and seconds, the cheapest first."""
     importance: dict[str, float] | None
-    """Share of each parameter in what sets the best tenth apart; None with too few complete trials."""
+    """Share of each parameter in the difference of the best tenth from the rest; None with too few complete trials."""
     complete: int
     stopped: int
-    """By the pruner. The rest had no AUC: they diverged, or their batch did not fit."""
+    """Trials stopped by the pruner. Other pruned trials have no AUC: they diverged, or their batch did not fit."""
     epochs_run: int
     epochs_saved: int
-    """That stopped trials had left."""
+    """Epochs that stopped trials did not run."""
     training_s: float
     devices: tuple[str, ...]
 
@@ -70,7 +70,7 @@ class SearchSummary:
 def summarise_search(
     database: Database, registered: Registered, label: str, *, importance: bool = True
 ) -> SearchSummary:
-    """Read the label's finished trials and boil them down; importance takes most of the time."""
+    """Read and summarise the label's finished trials; importance takes most of the time."""
     name = registered.experiment.name
     with database.engine.connect() as connection:
         trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label, "own": json.dumps(OWN)})
@@ -136,9 +136,9 @@ def _front(complete: pd.DataFrame) -> pd.DataFrame:
 
 
 def _importance(complete: pd.DataFrame, registered: Registered) -> dict[str, float] | None:
-    """Optuna's own evaluator on a study in memory that holds parameters and values alone.
+    """Importance by Optuna's evaluator, on an in-memory study with parameters and values only.
 
-    Loading the real one with its attributes and reports took ten times as long at 10,000 trials.
+    Loading the stored study with its attributes and reports takes ten times as long at 10,000 trials.
     """
     space = {name: each for name, each in _space(registered).items() if complete[name].notna().all()}
     if len(complete) < FEWEST_FOR_IMPORTANCE:

@@ -1,4 +1,4 @@
-"""The verdict of a label as a sentence that a reader who knows no statistics can use, and a reviewer can check."""
+"""The verdict of a label in sentences for readers without statistics, with numbers that a reviewer can check."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ _LEVEL = 0.05
 def verdict_sentence(
     protocol: LabelProtocol, verdict: SmallestAdequate, *, reference_auc: float, comparisons: Sequence[Comparison]
 ) -> str:
-    """Some sentences on a label; every number in them is of the patients that the AUCs are of.
+    """Sentences on a label; every number comes from the patients of the AUCs.
 
-    Larger resolutions than the reference are told of too: it was named on validation patients, and may not be the best.
+    They include resolutions above the reference, which was chosen on validation patients and may not be the best.
     """
     label, reference = protocol.label, f"the reference of {protocol.reference} px (AUC {reference_auc:.3f})"
     if verdict.verdict == "not_estimable":
@@ -41,7 +41,7 @@ def verdict_sentence(
 
 
 def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison], *, margin: float) -> list[str]:
-    """How each resolution above the reference compares with it, and whether it may gain more than the margin."""
+    """Compare each resolution above the reference with it; say where a gain above the margin is not excluded."""
     sentences = []
     for each in comparisons:
         difference = each.difference  # the smaller resolution's AUC less the larger's
@@ -59,7 +59,7 @@ def _above(protocol: LabelProtocol, comparisons: Sequence[Comparison], *, margin
 
 
 def _below(last: NonInferiority | None) -> str:
-    """What is known of the next smaller resolution."""
+    """The result of the next smaller resolution."""
     if last is None or last.outcome == "shown":
         return "No smaller resolution was confirmed."
     if last.outcome == "worse":

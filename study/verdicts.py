@@ -1,6 +1,6 @@
-"""From the scores of every seed to what may be said of a label: verdict, intervals, subgroups, the paper's table.
+"""Conclusions on a label from the scores of all seeds: verdict, intervals, subgroups, the paper's table.
 
-What is returned is JSON's types, to be stored with the confirmation and shown as it is.
+The results have JSON types; they are stored with the confirmation and shown unchanged.
 """
 
 import math
@@ -25,18 +25,18 @@ from study.sentences import verdict_sentence
 
 SUBGROUPS = ("view", "sex", "age_band")
 _PAPERS_PAIR = (64, 320)
-"""px, whose ratio of AUCs Sabottke & Spieler report."""
+"""Resolutions (px) whose ratio of AUCs Sabottke & Spieler report."""
 _BOOTSTRAP_REPETITIONS = 500
 
 Tables = Mapping[int, Sequence[pd.DataFrame]]
-"""For each resolution a table of scores (study.scores.COLUMNS) a seed, all of the same images in the same order."""
+"""One table of scores (study.scores.COLUMNS) per resolution and seed, all of the same images in the same order."""
 
 
 def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, part: str = "test") -> dict[str, Any]:
-    """What the images of a part say of a label, in terms of the frozen reference and margin.
+    """Conclusions on a label from the images of a part, with the frozen reference and margin.
 
-    tables hold validation images too, whose scores set thresholds and are what calibration is of. InputError with fewer
-    than 2 patients of a kind.
+    tables also hold validation images; thresholds and calibration are computed from their scores. InputError with
+    fewer than 2 positive or 2 negative patients.
     """
     evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
     images = next(iter(evaluated.values()))[0]
@@ -107,7 +107,7 @@ def _verdict_entry(verdict: SmallestAdequate) -> dict[str, Any]:
 def _resolution_entry(
     measured: Measured, finalist: Finalist, tables: Sequence[pd.DataFrame], evaluated: Sequence[pd.DataFrame]
 ) -> dict[str, Any]:
-    """A resolution's AUC with its interval, and the paper's other numbers as (mean, SD) over seeds."""
+    """AUC of a resolution with its interval, and the paper's other metrics as mean and SD over seeds."""
     validation = [table[table["part"] == "validation"] for table in tables]
 
     def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
@@ -118,7 +118,7 @@ def _resolution_entry(
         "validation_auc": finalist.validation_auc,
         "trials": finalist.trials,
         "seed_aucs": list(measured.seed_aucs[measured.position(finalist.resolution)]),
-        # The threshold is chosen on validation patients, and other patients are judged by it.
+        # The threshold is chosen on validation patients and applied to other patients.
         "accuracy": over_seeds(
             lambda own, other: accuracy(
                 other["target"], other["score"], threshold=youden_threshold(own["target"], own["score"])
@@ -136,13 +136,13 @@ def _resolution_entry(
 
 
 def _ratio(measured: Measured, reference: int) -> dict[str, Any] | None:
-    """The paper's 64 px to 320 px where both were confirmed, else the smallest to the reference."""
+    """Ratio of 64 px to 320 px, as in the paper, where both were confirmed; else of the smallest to the reference."""
     pair = _PAPERS_PAIR if set(_PAPERS_PAIR) <= set(measured.resolutions) else (measured.resolutions[0], reference)
     return None if pair[0] == pair[1] else asdict(auc_ratio(measured, pair[0], reference=pair[1]))
 
 
 def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
-    """AUC of each resolution in each view, sex and age band; null where patients are too few for one."""
+    """AUC of each resolution in each view, sex and age band; null with too few patients."""
     entries = []
     for column in SUBGROUPS:
         groups = images[column].to_numpy(dtype=object)
@@ -168,7 +168,7 @@ def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
 def _bootstrap_check(
     measured: Measured, reference: int, images: pd.DataFrame, evaluated: Tables
 ) -> dict[str, float | int]:
-    """The standard error of the reference's AUC over patients, by formula and by drawing patients again."""
+    """Standard error of the reference's AUC over patients, by formula and by bootstrap."""
     drawn = bootstrap_aucs(
         images["target"].to_numpy(),
         np.stack([table["score"].to_numpy() for table in evaluated[reference]]),
@@ -184,7 +184,7 @@ def _bootstrap_check(
 
 
 def _plain(value: Any) -> Any:
-    """Without what JSON has no word for: NaN and infinity become null, tuples lists."""
+    """Convert to JSON types: NaN and infinity become null, tuples become lists."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
