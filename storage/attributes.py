@@ -1,4 +1,4 @@
-"""Several attributes of a trial in one transaction: Optuna's own way takes one each, and a trial has twenty."""
+"""Several attributes of a trial in one transaction; Optuna takes one transaction for each, and a trial has twenty."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _WRITE = text(
 
 
 def write_attributes(database: Database, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Set user attributes of a trial that has not ended, all or none. UpdateFinishedTrialError where it has."""
+    """Set all or none of these user attributes. UpdateFinishedTrialError where the trial has ended."""
     with database.engine.begin() as connection:
         state, number = connection.execute(_STATE, {"trial_id": trial_id}).one()
         if state not in ("RUNNING", "WAITING"):

@@ -1,4 +1,4 @@
-"""A study's claim: whoever holds it alone decides which trials the study gets."""
+"""A study's claim lock: its only holder decides which trials the study gets."""
 
 import random
 import time
@@ -13,16 +13,16 @@ from storage.errors import StorageError
 _CLAIMS = 0x4143_5543  # first half of the advisory lock's key, the second is the study; "ACUC"
 _LONGEST_WAIT_S = 120.0
 _LONGEST_IDLE_S = 60
-"""After this silence the server ends the holder's transaction: a stopped process must not stop the fleet."""
+"""The server ends the holder's transaction after this idle time, so that a stopped process does not stop the fleet."""
 
 
 @contextmanager
 def claim_study(database: Database, study_id: int) -> Iterator[None]:
-    """Hold the study's claim during the block. Not re-entrant.
+    """Hold the study's claim lock during the block. Not re-entrant.
 
-    Tried again and again, never waited for within the database: there a waiting worker keeps a connection that the
-    holder may need (12 workers on 5 connections froze so, and take 0.6 s this way). Raises what a lost connection
-    raises, at the end of the block too: the claim is gone then.
+    The lock is polled. Waiting inside the database would keep a connection that the holder may need: 12 workers on 5
+    connections froze so, and take 0.6 s with polling. A lost connection loses the lock and raises, at the end of the
+    block too.
     """
     deadline = time.monotonic() + _LONGEST_WAIT_S
     pause_s = 0.005

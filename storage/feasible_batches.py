@@ -1,4 +1,4 @@
-"""The fleet's shared table of feasible batch sizes: what one worker has found out, the others read."""
+"""The fleet's table of feasible batch sizes: one worker measures, the others read."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ _LONGEST_MEASUREMENT_S = 300.0
 
 @dataclass(frozen=True)
 class FeasibleBatchKey:
-    """All that a training step's memory depends on; a trial's own caps are not part of it."""
+    """Everything that a training step's memory depends on. A trial's other caps are not part of it."""
 
     device: str
     memory_budget_bytes: int
@@ -35,9 +35,10 @@ _WHERE_KEY = (
 
 
 def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable[[], int]) -> int:
-    """The largest batch by memory alone: the fleet's, or what measure finds, for all to use.
+    """The largest batch by memory alone, from the table or else from measure, whose result is stored.
 
-    Of workers that need one key at once a single one measures and the others wait: probing takes a device for seconds.
+    One of the workers that need a key at the same time measures and the others wait: measuring occupies a device for
+    seconds.
     """
     known = read_feasible_batch(database, key)
     if known is not None:
@@ -51,19 +52,19 @@ def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable
 
 
 def read_feasible_batch(database: Database, key: FeasibleBatchKey) -> int | None:
-    """The largest batch by memory alone, if anybody has found it out."""
+    """The largest batch by memory alone; None where it was not measured yet."""
     with database.engine.connect() as connection:
         query = text(f"select largest from acuity.feasible_batches {_WHERE_KEY}")
         return connection.scalars(query, asdict(key)).one_or_none()
 
 
 def write_feasible_batch(database: Database, key: FeasibleBatchKey, largest: int) -> None:
-    """Tell the fleet; a later finding replaces an earlier one."""
+    """Store a measurement; it replaces an earlier one."""
     _write(database, key, largest, kept="excluded.largest")
 
 
 def lower_feasible_batch(database: Database, key: FeasibleBatchKey, largest: int) -> None:
-    """Tell the fleet that no more than this has run, unless it knows of less."""
+    """Lower the stored size to one that ran, unless it is lower already."""
     _write(database, key, largest, kept="least(feasible_batches.largest, excluded.largest)")
 
 
@@ -80,10 +81,10 @@ def _write(database: Database, key: FeasibleBatchKey, largest: int, *, kept: str
 
 @contextmanager
 def _measuring(database: Database, key: FeasibleBatchKey) -> Iterator[int | None]:
-    """Wait until the key is known (yields it) or nobody else measures it (yields None, and nobody else will).
+    """Wait until the key is measured, then yield it; or until this worker holds the key's lock, then yield None.
 
-    A worker that dies while measuring loses its connection, and with it the lock. Its transaction is idle for long by
-    design: no limit on that; but one that hangs (SIGSTOP) is waited for no longer than a measurement may take.
+    A worker that dies during a measurement loses its connection and the lock. Its transaction has no idle limit, since
+    a measurement is long. A worker that hangs (SIGSTOP) delays the others by the longest measurement at most.
     """
     deadline = time.monotonic() + _LONGEST_MEASUREMENT_S
     lock = int.from_bytes(hashlib.sha256(repr(astuple(key)).encode()).digest()[:8], signed=True)

@@ -1,4 +1,4 @@
-"""Which trial a worker runs next, and what becomes of trials whose worker is gone: exact budgets, nothing lost.
+"""Which trial a worker runs next, and how trials of dead workers are requeued: exact budgets, no trial is lost.
 
 Everything that changes how many trials a study has happens under the study's claim lock.
 """
@@ -26,7 +26,7 @@ from study.settle import fix_parameters
 
 logger = logging.getLogger(__name__)
 
-# What an attempt hands on, so that its successor ends with the value of the uninterrupted trial.
+# Attributes that the next attempt inherits, so that it ends with the value of the uninterrupted trial.
 _INHERITED = (
     "origin",
     "seed",
@@ -41,12 +41,12 @@ _INHERITED = (
 )
 
 CanHold = Callable[[dict[str, Any], int], bool]
-"""Whether this worker's device can train (parameters, batch size)."""
+"""Whether (parameters, batch size) fit on this worker's device."""
 
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A trial that is this worker's to run."""
+    """A trial that this worker runs."""
 
     label: str
     study: optuna.Study
@@ -103,7 +103,7 @@ def claim_trial(
     budget = registered.experiment.search.trials
     taken = spoken_for(database, registered.experiment)
     open_labels = [label for label, trials in taken.items() if label in studies and trials < budget]
-    random.shuffle(open_labels)  # workers that start together do not all race for the first of equal labels
+    random.shuffle(open_labels)  # else workers that start together compete for the first of equal labels
     for label in sorted(open_labels, key=taken.__getitem__):
         claim = _claim_in(database, registered, label, studies[label], can_hold=can_hold)
         if claim is not None:
@@ -114,7 +114,7 @@ def claim_trial(
 def _claim_in(
     database: Database, registered: Registered, label: str, study: optuna.Study, *, can_hold: CanHold
 ) -> Claim | None:
-    study.get_trials(deepcopy=False)  # warms the cache, so that the lock is held for milliseconds
+    study.get_trials(deepcopy=False)  # fills Optuna's cache, so that the lock is held for milliseconds
     with claim_study(database, study._study_id):
         finished, running, waiting = _count(database, study._study_id)
         if finished + running >= registered.experiment.search.trials:
@@ -126,7 +126,7 @@ def _claim_in(
             fix_parameters(
                 database, registered.experiment, registered.exponents, label=label, study=study, trial_id=trial_id
             )
-        # Still under the lock: whoever sees a running trial without a heartbeat under it sees an orphan.
+        # Still under the lock: under it, a running trial without a heartbeat is an orphan.
         database.heartbeats.record_heartbeat(trial_id)
     return _claim(database, registered, label, study, trial_id, running=running)
 
@@ -134,7 +134,7 @@ def _claim_in(
 def start_waiting(
     database: Database, registered: Registered, label: str, study: optuna.Study, can_hold: CanHold
 ) -> Claim | None:
-    """Take a waiting trial of the study, and make none. Called under the study's claim lock."""
+    """Take a waiting trial of the study; create none. The caller holds the study's claim lock."""
     trial_id = _take_waiting(database, study, can_hold)
     if trial_id is None:
         return None
@@ -168,7 +168,7 @@ def _count(database: Database, study_id: int) -> tuple[int, int, int]:
 
 
 def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:
-    """Start the oldest waiting trial that this device can hold: interrupted ones before first ones."""
+    """Start the oldest waiting trial that fits on this device, interrupted ones first."""
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     for trial in sorted(waiting, key=lambda trial: ("origin" not in trial.user_attrs, trial.number)):
         batch_size = trial.user_attrs.get("batch_size")
@@ -180,7 +180,7 @@ def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) ->
 
 
 def hand_back(database: Database, claim: Claim, *, reason: str) -> None:
-    """Give a trial back at once, unfinished through no fault of its own: another worker goes on from its checkpoint."""
+    """Requeue an unfinished trial at once; another worker resumes it at its checkpoint. This counts as no retry."""
     with claim_study(database, claim.study._study_id):
         trial = database.storage.get_trial(claim.trial_id)
         if trial.state is TrialState.RUNNING:
@@ -188,9 +188,9 @@ def hand_back(database: Database, claim: Claim, *, reason: str) -> None:
 
 
 def reap(database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, grace_s: float) -> None:
-    """Requeue every trial of the experiment whose worker has shown no sign of life for grace_s, or give it up.
+    """Requeue every trial of the experiment without a heartbeat for grace_s, or fail it after too many retries.
 
-    The caller must have been in touch with the database for as long: after an outage every heartbeat is old.
+    The caller must have had contact with the database for grace_s: after an outage every heartbeat is old.
     """
     for study in studies.values():
         if not _silent_trials(database, study._study_id, grace_s=grace_s):
@@ -227,9 +227,9 @@ def _reap_trial(database: Database, registered: Registered, study: optuna.Study,
 
 
 def fail(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
-    """End a trial as FAILED for good, outside the budget; a first trial's resolution gets another one instead.
+    """End a trial as FAILED, outside the budget. A first trial is replaced by another at its resolution.
 
-    Called under the study's claim lock.
+    The caller holds the study's claim lock.
     """
     if trial.state.is_finished():
         return
@@ -242,7 +242,7 @@ def fail(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason:
 
 
 def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str, retries: int) -> None:
-    """Enqueue the next attempt at a trial, then end this one. Called under the study's claim lock."""
+    """Enqueue the next attempt at a trial, then end this one. The caller holds the study's claim lock."""
     origin = int(trial.user_attrs.get("origin", trial.number))
     attempt = int(trial.user_attrs.get("attempt", 1)) + 1
     known = {key: trial.user_attrs[key] for key in _INHERITED if key in trial.user_attrs}
@@ -251,7 +251,7 @@ def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, rea
         for other in study.get_trials(deepcopy=False)
         if other.user_attrs.get("origin") == origin and other.user_attrs.get("attempt") == attempt
     ]
-    if not successors:  # else a worker that died between the two steps has enqueued it before
+    if not successors:  # else a worker that died between the two steps has enqueued it
         successors = [
             enqueue(
                 database,
@@ -261,20 +261,20 @@ def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, rea
             )
         ]
     if not _end(database, trial, {"requeued": True, "reason": reason}):
-        # The worker came back and told its trial meanwhile; nobody can have taken the successor under our lock.
+        # The worker has finished its trial meanwhile. No worker can have taken the successor under our lock.
         _end(database, database.storage.get_trial(successors[0]), {"requeued": True, "reason": "not needed after all"})
 
 
 def drop(database: Database, trial: FrozenTrial, *, reason: str) -> None:
-    """End a waiting trial that nobody wants any more; it counts as if it had never been enqueued.
+    """End a waiting trial that is no longer needed; it counts for nothing.
 
-    Called under the study's claim lock.
+    The caller holds the study's claim lock.
     """
     _end(database, trial, {"requeued": True, "reason": reason})
 
 
 def _end(database: Database, trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
-    """FAIL a trial, its attributes first, since a finished trial takes none. False where it had ended by itself."""
+    """Write attributes, then FAIL the trial: a finished trial takes none. False where it had ended already."""
     try:
         write_attributes(database, trial._trial_id, attributes)
         database.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)

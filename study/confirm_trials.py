@@ -1,7 +1,7 @@
-"""Trials of the studies `<experiment>/<label>/confirm`: nominees retrained, then each resolution's finalist.
+"""Trials of the studies `<experiment>/<label>/confirm`: nominees are retrained, then each resolution's finalist.
 
-Any worker that finds none waiting works out which trainings are missing and enqueues them, under the study's claim
-lock, so that a fleet on many hosts goes from nominees to finalists without anybody to direct it.
+A worker that finds no waiting trial computes which trainings are missing and enqueues them under the study's claim
+lock. So workers on many hosts need no coordinator.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from study.nominate import Nomination, Nominee
 from study.register import Registered, confirm_study_name, enqueue
 
 _MOST_FAILURES = 3
-"""After so many trainings that diverged or failed for good a nominee is out."""
+"""A nominee with this many diverged or failed trainings is dropped."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a label's confirm study is to train; kept with the study, for every worker to read."""
+    """The trainings of a label's confirm study. It is stored with the study, where every worker reads it."""
 
     seeds: int
     nominees: tuple[Nominee, ...]
@@ -41,13 +41,13 @@ class Plan:
         }
 
     def trainings(self) -> int:
-        """How many trainings it takes if none fails."""
+        """Number of trainings if none fails."""
         return len(self.nominees) + len(self.resolutions()) * (self.seeds - 1)
 
 
 @dataclass(frozen=True)
 class Confirming:
-    """A label on its way: what was nominated, and what is to be trained."""
+    """A label during its confirmation: its nominees and its plan."""
 
     nomination: Nomination
     plan: Plan
@@ -62,7 +62,7 @@ class Chosen:
 
 
 def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Confirming:
-    """Make a label's confirm study and write what it is to train; trainings that are there already count."""
+    """Create a label's confirm study and store its plan. Existing trainings count."""
     plan = Plan(seeds=seeds, nominees=nomination.nominees)
     study = optuna.create_study(
         storage=database.storage,
@@ -78,7 +78,7 @@ def plan_label(database: Database, experiment: Experiment, nomination: Nominatio
 
 
 def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str, optuna.Study]:
-    """The confirm studies that there are, by label."""
+    """The existing confirm studies, by label."""
     names = {confirm_study_name(experiment.name, label): label for label in experiment.labels}
     query = text(
         "select s.study_name from studies s join study_user_attributes a on a.study_id = s.study_id "
@@ -92,9 +92,9 @@ def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str
 def claim_confirm_trial(
     database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
 ) -> Claim | None:
-    """Take a training that this device can hold, enqueuing what is missing first; None where there is none."""
+    """Enqueue missing trainings, then take one that fits on this device; None where there is none."""
     for label, study in studies.items():
-        if not _is_there_work(study):  # asked without the lock, which warms the cache
+        if not _is_there_work(study):  # read without the lock: this fills Optuna's cache
             continue
         with claim_study(database, study._study_id):
             plan, trials = read_plan(study), study.get_trials(deepcopy=False)
@@ -117,7 +117,7 @@ def is_anything_left(studies: Mapping[str, optuna.Study]) -> bool:
 
 
 def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
-    """Whether another worker trains for a confirmation: it may die, and what it finishes may call for more."""
+    """Whether another worker trains for a confirmation. It may die, or its result may require more trainings."""
     return any(
         study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         or next(missing_runs(read_plan(study), study.get_trials(deepcopy=False)), None)
@@ -126,12 +126,12 @@ def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
 
 
 def read_plan(study: optuna.Study) -> Plan:
-    """What the study is to train."""
+    """The study's plan."""
     return plan_from_table(study.user_attrs["plan"])
 
 
 def plan_from_table(plan: dict[str, Any]) -> Plan:
-    """A plan as the study keeps it."""
+    """The plan in its stored form."""
     return Plan(seeds=plan["seeds"], nominees=tuple(Nominee(**nominee) for nominee in plan["nominees"]))
 
 
@@ -148,7 +148,7 @@ def missing_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> Iterator[tuple[No
 
 
 def unwanted_runs(plan: Plan, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Waiting trainings of another plan: more seeds than are asked for now, or of who is no longer a nominee."""
+    """Waiting trainings that the plan no longer contains: of more seeds, or of a former nominee."""
     runs = _Runs(trials)
     wanted = {nominee.number: count for nominee, count in _wanted(plan, runs)}
     kept = {run._trial_id for nominee in plan.nominees for run in runs.alive(nominee)[: wanted.get(nominee.number, 0)]}
@@ -168,7 +168,7 @@ def check_retrainable(plan: Plan, trials: Sequence[FrozenTrial]) -> None:
 
 
 def _wanted(plan: Plan, runs: "_Runs") -> Iterator[tuple[Nominee, int]]:
-    """How many trainings of whom: one of each nominee, all seeds of a finalist."""
+    """(nominee, number of trainings): one of each nominee, all seeds of a finalist."""
     for nominees in plan.resolutions().values():
         finalist = _finalist(nominees, runs)
         if finalist:
@@ -208,7 +208,7 @@ def _finalist(nominees: list[Nominee], runs: "_Runs") -> Nominee | None:
 
 
 class _Runs:
-    """A confirm study's trials by nominee; attempts that were taken up again by another worker count once."""
+    """A confirm study's trials by nominee; all attempts at one training count once."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         self._by_nominee: dict[int, list[FrozenTrial]] = {}
@@ -223,7 +223,7 @@ class _Runs:
         return [run for run in self.of(nominee) if run.state is TrialState.COMPLETE]
 
     def alive(self, nominee: Nominee) -> list[FrozenTrial]:
-        """Those that may still come to something, or have; the ones that are furthest first."""
+        """Trainings that are complete, running or waiting, in this order."""
         order = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
         return sorted((run for run in self.of(nominee) if run.state in order), key=lambda run: order.index(run.state))
 
@@ -243,7 +243,7 @@ def _is_there_work(study: optuna.Study) -> bool:
 def _enqueue_run(
     database: Database, registered: Registered, study: optuna.Study, nominee: Nominee, repeat: int
 ) -> None:
-    """The nominee's own batch size goes along: a device that cannot hold it leaves the training to others."""
+    """Enqueue with the nominee's batch size: a device where it does not fit leaves the training to others."""
     identity = f"{registered.experiment.search.seed}/{study.study_name}/{nominee.number}/{repeat}"
     attributes: dict[str, Any] = {
         "nominee": nominee.number,

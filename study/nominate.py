@@ -13,14 +13,14 @@ from study.progress import read_progress
 from study.register import Registered, study_name
 
 NEAR_THE_TOP = 0.05
-"""AUC below the search's best within which a resolution goes on."""
+"""A resolution is confirmed if its best AUC is at most this far below the search's best AUC."""
 NOMINEES = 3
 """Configurations of each resolution that are retrained."""
 
 
 @dataclass(frozen=True)
 class Nominee:
-    """A configuration of the search that is to be retrained as it ran there."""
+    """A configuration of the search that is retrained unchanged."""
 
     number: int
     """Of its trial in the label's search."""
@@ -30,12 +30,12 @@ class Nominee:
     batch_size: int
     feasible_batch_size: int
     seconds: float
-    """That its training took in the search."""
+    """Duration of its training in the search."""
 
 
 @dataclass(frozen=True)
 class Nomination:
-    """What of a label's search goes on to confirmation."""
+    """The nominees of a label's search."""
 
     label: str
     nominees: tuple[Nominee, ...]
@@ -49,7 +49,7 @@ class Nomination:
 
 
 def nominate(database: Database, registered: Registered) -> tuple[Nomination, ...]:
-    """For every label the resolutions that go on and the best configurations of each, by the search's validation AUC.
+    """For every label the resolutions to confirm and the best configurations of each, by validation AUC.
 
     UsageError where the search is not finished, or a resolution of [confirm] has no complete trial.
     """
@@ -66,8 +66,8 @@ def nominate(database: Database, registered: Registered) -> tuple[Nomination, ..
     ]
     if unfinished:
         raise UsageError(
-            f"the search of {experiment.name} is not finished ({'; '.join(unfinished)} trials): nominees must be the "
-            "best of all of it. `acuity launch FILE` goes on"
+            f"the search of {experiment.name} is not finished ({'; '.join(unfinished)} trials): nominees are the "
+            "best of all its trials. Run `acuity launch FILE` to finish it"
         )
     return tuple(
         nominate_label(
@@ -85,7 +85,7 @@ def nominate(database: Database, registered: Registered) -> tuple[Nomination, ..
 def nominate_label(
     label: str, trials: list[FrozenTrial], *, resolutions: tuple[int, ...], only: tuple[int, ...] | None
 ) -> Nomination:
-    """Of finished trials; only: the resolutions that go on, by default those near the top and the smallest."""
+    """Nominees among finished trials. only: resolutions to confirm, by default those near the top and the smallest."""
     complete: dict[int, list[FrozenTrial]] = {resolution: [] for resolution in sorted(resolutions)}
     for trial in trials:
         if trial.state is TrialState.COMPLETE:

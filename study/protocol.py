@@ -1,4 +1,4 @@
-"""What is frozen before a test patient is read: finalists, seeds, reference, margin and the split's SHA-256."""
+"""The protocol, frozen before a test patient is read: finalists, seeds, reference, margin, SHA-256 of the split."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from study.register import Registered, checkpoint_name
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a finalist, and where its network is kept."""
+    """One training of a finalist, with the location of its network."""
 
     trial_id: int
     checkpoint_study: str
@@ -33,7 +33,7 @@ class Finalist:
     feasible_batch_size: int
     learning_rate: float
     trials: int
-    """Finished trials of the search at this resolution, which it was chosen from."""
+    """Number of finished trials of the search at this resolution, from which it was chosen."""
     runs: tuple[Run, ...]
 
     @property
@@ -44,7 +44,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class LabelProtocol:
-    """What a label's test patients will be asked."""
+    """The comparison to make on a label's test patients."""
 
     label: str
     reference: int
@@ -57,7 +57,7 @@ class LabelProtocol:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that decides a verdict, but for the test patients themselves."""
+    """Everything that determines a verdict, except the test patients themselves."""
 
     experiment: str
     index_sha256: str
@@ -67,7 +67,7 @@ class Protocol:
     labels: tuple[LabelProtocol, ...]
 
     def to_table(self) -> dict[str, Any]:
-        """As JSON's types, for the database; `read_protocol` reads it back."""
+        """As JSON types for the database. `read_protocol` is the inverse."""
         table: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return table
 
@@ -76,7 +76,7 @@ _ADAPTER = TypeAdapter(Protocol)
 
 
 def read_protocol(table: dict[str, Any]) -> Protocol:
-    """A protocol as the database has it."""
+    """The protocol in its stored form."""
     return _ADAPTER.validate_python(table)
 
 
