@@ -43,7 +43,15 @@ def test_help_imports_neither_torch_nor_optuna() -> None:
     script = (
         "import sys\nfrom study.cli import acuity\n"
         "try:\n    acuity.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "assert not {'torch', 'optuna', 'sqlalchemy', 'pandas', 'timm'} & set(sys.modules), 'heavy'"
+        "assert not {'torch', 'optuna', 'sqlalchemy', 'pandas', 'sklearn', 'timm'} & set(sys.modules), 'heavy'"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+def test_best_imports_neither_torch_nor_scikit_learn() -> None:
+    script = (
+        "import sys\nimport study.answer, study.answer_tables, study.commands_read\n"
+        "assert not {'torch', 'sklearn', 'scipy', 'timm'} & set(sys.modules), 'heavy'"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
 
@@ -25,7 +26,10 @@ def protocol(resolutions: Sequence[int], *, reference: int, seeds: int = 3) -> L
 
 
 def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
-    """One image a patient, the positives first, as many validation images as test images, half of them of women."""
+    """One image a patient, the positives first, as many validation images as test images, half of them of women.
+
+    scores: logits.
+    """
     images = len(scores)
     target = (np.arange(images) < positives).astype(np.int8)
     test = pd.DataFrame(
@@ -37,11 +41,11 @@ def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
             "view": np.where(np.arange(images) % 3 == 0, "AP", "PA"),
             "sex": np.where(np.arange(images) % 2 == 0, "F", "M"),
             "age_band": "40-59",
-            "score": scores,
+            "score": expit(scores),
         }
     )
     noise = np.random.default_rng(seed).normal(scale=0.3, size=images)
-    return pd.concat([test.assign(part="validation", score=target * 0.4 + noise), test], ignore_index=True)
+    return pd.concat([test.assign(part="validation", score=expit(target * 0.4 + noise)), test], ignore_index=True)
 
 
 def seeds_of(
