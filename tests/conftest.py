@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg2
 import pytest
 from sqlalchemy import URL
 
 from objectives.phantom import write_phantoms
 from storage.database import Database, open_storage
 from storage.embedded import embedded_server
+from support.postgres import fresh_database, query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -52,9 +52,9 @@ def server(nothing_of_the_users: Path) -> Iterator[URL]:
     """A running Postgres with a template database that has all tables made."""
     with embedded_server(nothing_of_the_users / "server") as url:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            _execute(url, f"alter system set {setting} = off")  # nothing here outlives the run
-        _execute(url, "select pg_reload_conf()")
-        _execute(url, f"create database {_TEMPLATE}")
+            query(url, f"alter system set {setting} = off")  # nothing here outlives the run
+        query(url, "select pg_reload_conf()")
+        query(url, f"create database {_TEMPLATE}")
         with open_storage(url.set(database=_TEMPLATE).render_as_string(hide_password=False)):
             pass
         yield url
@@ -63,19 +63,15 @@ def server(nothing_of_the_users: Path) -> Iterator[URL]:
 @pytest.fixture
 def database_url(server: URL) -> Iterator[str]:
     """The URL of a fresh database with all tables made, password and all."""
-    name = f"test_{next(_numbers)}"
-    _execute(server, f"create database {name} template {_TEMPLATE} strategy file_copy")
-    yield server.set(database=name).render_as_string(hide_password=False)
-    _execute(server, f"drop database {name} with (force)")
+    with fresh_database(server, f"test_{next(_numbers)}", template=_TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database_url(server: URL) -> Iterator[str]:
     """The URL of a database without any table."""
-    name = f"test_{next(_numbers)}"
-    _execute(server, f"create database {name}")
-    yield server.set(database=name).render_as_string(hide_password=False)
-    _execute(server, f"drop database {name} with (force)")
+    with fresh_database(server, f"test_{next(_numbers)}") as url:
+        yield url
 
 
 @pytest.fixture
@@ -128,25 +124,12 @@ class Confirmed:
 @pytest.fixture(scope="session")
 def confirmed(server: URL, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confirmed]:
     """A database of its own with a confirmed experiment, networks and all."""
-    from confirmed_experiment import make_confirmed  # torch and optuna only where they are asked for
+    from support.confirmed_experiment import make_confirmed  # torch and optuna only where they are asked for
 
-    name = "test_confirmed"
-    _execute(server, f"create database {name} template {_TEMPLATE} strategy file_copy")
-    url = server.set(database=name).render_as_string(hide_password=False)
-    yield Confirmed(url, make_confirmed(url, tmp_path_factory.mktemp("confirmed"), phantoms))
-    _execute(server, f"drop database {name} with (force)")
+    with fresh_database(server, "test_confirmed", template=_TEMPLATE) as url:
+        yield Confirmed(url, make_confirmed(url, tmp_path_factory.mktemp("confirmed"), phantoms))
 
 
 def _has_room(folder: Path) -> bool:
     """Databases in memory spare the tests the disk's waits; a container's 64 MiB would not do."""
     return folder.is_dir() and shutil.disk_usage(folder).free > 2 * 2**30
-
-
-def _execute(server: URL, statement: str) -> None:
-    connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()

@@ -4,16 +4,14 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psycopg2
 import pytest
-from commands import ACUITY, acuity
 
 from objectives.phantom import write_phantoms
-from storage.url import parse_url
+from support.commands import ACUITY, acuity
+from support.postgres import count_trials
+from support.waiting import wait_until
 
 EXPERIMENT = """
 name = "tiny"
@@ -42,22 +40,7 @@ grace_s = 3
 
 
 def trainings(database_url: str, state: str) -> int:
-    url = parse_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = psycopg2.connect(url)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("select count(*) from acuity.trials where confirm and state = %s", (state,))
-            [[number]] = cursor.fetchall()
-            return int(number)
-    finally:
-        connection.close()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+    return count_trials(database_url, f"confirm and state = '{state}'")
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
@@ -22,6 +21,9 @@ from storage.embedded_account import ACCOUNT, server_binaries
 from storage.embedded_folder import default_folder, refuse_network_file_system
 from storage.errors import StorageError
 from storage.url import masked
+from support.postgres import libpq_url, query
+from support.processes import find_processes
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 
@@ -47,7 +49,7 @@ def empty_folder(nothing_of_the_users: Path) -> Iterator[Path]:
     yield place / "server"
     while _users:
         _users.pop().kill()  # those of a test that failed
-    _wait(lambda: not _server_processes(place / "server"))
+    wait_until(lambda: not _server_processes(place / "server"))
     shutil.rmtree(place)
 
 
@@ -106,18 +108,9 @@ class User:
                 stream.close()
 
 
-def _processes(matches: Callable[[int], bool]) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if matches(int(path.name)):
-                found.append(int(path.name))
-    return found
-
-
 def _server_processes(folder: Path) -> list[int]:
     """Process ids of everything that works in the data folder: the postmaster first, its children after it."""
-    return sorted(_processes(lambda pid: Path(f"/proc/{pid}/cwd").readlink() == folder / "data"))
+    return sorted(find_processes(lambda process: (process / "cwd").readlink() == folder / "data"))
 
 
 def _server_owners(folder: Path) -> set[str]:
@@ -130,32 +123,10 @@ def _server_owners(folder: Path) -> set[str]:
 
 
 def _keeper(folder: Path) -> int:
-    (keeper,) = _processes(
-        lambda pid: b"embedded_keeper.py\0" + os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+    (keeper,) = find_processes(
+        lambda process: b"embedded_keeper.py\0" + os.fsencode(folder) in (process / "cmdline").read_bytes()
     )
     return keeper
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _query(url: str, statement: str) -> object:
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchone()[0] if cursor.description else None
-    finally:
-        connection.close()
-
-
-def _plain(url: URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def test_two_users_share_one_server_which_ends_with_the_last(folder: Path) -> None:
@@ -171,9 +142,9 @@ def test_two_users_share_one_server_which_ends_with_the_last(folder: Path) -> No
 
 def test_data_outlives_the_server(folder: Path) -> None:
     with embedded_server(folder) as url:
-        _query(_plain(url), "create table kept as select 42 as answer")
+        query(url, "create table kept as select 42 as answer")
     with embedded_server(folder) as url:
-        assert _query(_plain(url), "select answer from kept") == 42
+        assert query(url, "select answer from kept") == [(42,)]
 
 
 def test_killed_user_holds_the_server_no_longer(folder: Path) -> None:
@@ -190,7 +161,7 @@ def test_server_ends_though_its_only_user_was_killed(folder: Path) -> None:
     user = User(folder)
     user.url()
     user.kill()
-    _wait(lambda: not _server_processes(folder))
+    wait_until(lambda: not _server_processes(folder))
     assert not (folder / "data" / "postmaster.pid").exists(), "the server was not shut down in an orderly way"
 
 
@@ -198,14 +169,14 @@ def test_server_ends_in_order_when_its_keeper_is_killed(folder: Path) -> None:
     user = User(folder)
     user.url()
     os.kill(_keeper(folder), signal.SIGKILL)
-    _wait(lambda: not _server_processes(folder))
+    wait_until(lambda: not _server_processes(folder))
     assert not (folder / "data" / "postmaster.pid").exists(), "the server was not shut down in an orderly way"
     user.leave()
 
 
 def test_crashed_server_recovers_at_the_next_start(folder: Path) -> None:
     user = User(folder)
-    _query(user.url(), "create table kept as select 42 as answer")
+    query(user.url(), "create table kept as select 42 as answer")
     keeper = _keeper(folder)
     os.kill(keeper, signal.SIGSTOP)  # nobody reaps the dead: their process ids stay taken
     for process in _server_processes(folder):
@@ -214,7 +185,7 @@ def test_crashed_server_recovers_at_the_next_start(folder: Path) -> None:
     os.kill(keeper, signal.SIGKILL)
     user.leave()
     with embedded_server(folder) as url:
-        assert _query(_plain(url), "select answer from kept") == 42
+        assert query(url, "select answer from kept") == [(42,)]
     assert "automatic recovery" in (folder / "server.log").read_text()
 
 
@@ -225,7 +196,7 @@ def test_crashed_server_recovers_under_the_users_that_it_left(folder: Path) -> N
     os.kill(_server_processes(folder)[0], signal.SIGKILL)
     new = User(folder)
     assert new.url() == url
-    assert _query(url, "select 1") == 1
+    assert query(url, "select 1") == [(1,)]
     old.leave()
     assert _server_processes(folder)
     new.leave()
@@ -243,7 +214,7 @@ def test_recycled_process_id_fools_nobody(folder: Path) -> None:
             lock_file.write_text("\n".join([str(recycled.pid), *content.splitlines()[1:], ""]))
         try:
             with embedded_server(folder) as url:
-                assert _query(_plain(url), "select 1") == 1
+                assert query(url, "select 1") == [(1,)]
             assert recycled.poll() is None, "an innocent process was stopped"
         finally:
             recycled.kill()
@@ -271,7 +242,7 @@ def test_server_survives_an_interrupt_in_its_starters_terminal(folder: Path) -> 
         os.killpg(starter.process.pid, signal.SIGINT)
         starter.process.communicate()
         assert starter.process.returncode != 0
-        assert _query(url, "select 1") == 1
+        assert query(url, "select 1") == [(1,)]
     finally:
         if other:
             other.leave()
@@ -279,12 +250,12 @@ def test_server_survives_an_interrupt_in_its_starters_terminal(folder: Path) -> 
 
 def test_other_users_of_the_host_cannot_enter(folder: Path) -> None:
     with embedded_server(folder) as url:
-        assert _query(_plain(url), "show listen_addresses") == ""
+        assert query(url, "show listen_addresses") == [("",)]
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            psycopg2.connect(_plain(url.set(password="guess")))
+            psycopg2.connect(libpq_url(url.set(password="guess")))
         with pytest.raises(psycopg2.OperationalError, match="no password"):
-            psycopg2.connect(_plain(URL.create("postgresql", "acuity", database="acuity", query=url.query)))
-        assert _query(_plain(url), "select count(*) from pg_hba_file_rules where auth_method <> 'scram-sha-256'") == 0
+            psycopg2.connect(libpq_url(URL.create("postgresql", "acuity", database="acuity", query=url.query)))
+        assert query(url, "select count(*) from pg_hba_file_rules where auth_method <> 'scram-sha-256'") == [(0,)]
         for path in folder.iterdir():
             assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO), path
         assert str(url.password) not in repr(url) + str(url) + masked(url)
@@ -315,7 +286,7 @@ def test_roots_server_runs_from_a_copy_where_its_account_cannot_reach_the_instal
         shutil.copytree(site / part, closed / part, ignore=shutil.ignore_patterns("include", "pginstall"))
     monkeypatch.setattr(sys, "path", [str(closed), *sys.path])
     with embedded_server(folder) as url:
-        assert _query(_plain(url), "select 1") == 1
+        assert query(url, "select 1") == [(1,)]
         (postmaster, *_) = _server_processes(folder)
         assert Path(f"/proc/{postmaster}/exe").readlink().is_relative_to(folder)
     assert closed.stat().st_mode & 0o777 == 0o700
@@ -331,7 +302,7 @@ def test_ordinary_users_server_runs_as_that_user(nothing_of_the_users: Path) -> 
     drop = ["setpriv", "--reuid=nobody", "--clear-groups", "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all"]
     drop[-1] += ",+dac_read_search"
     user = User(home / "server", *drop)
-    assert _query(user.url(), "select 1") == 1
+    assert query(user.url(), "select 1") == [(1,)]
     assert _server_owners(home / "server") == {"nobody"}
     assert (home / "server").stat().st_mode & 0o777 == 0o700
     user.leave()

@@ -4,11 +4,11 @@ import dataclasses
 from collections import Counter
 
 import pytest
-from searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
-from study.experiment import Experiment
+from study.config_schema import Experiment
 from study.first_trials import FirstTrial, complete, first_trials, telling_resolution
 from study.recipes import Tried, own_recipes
+from support.searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
 
 def with_trials(trials: int) -> Experiment:

@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
-import psycopg2
 import pytest
-from commands import ACUITY, acuity
 from sqlalchemy import URL, make_url, text
 
 from objectives.phantom import write_phantoms
 from storage.database import open_storage
+from support.commands import ACUITY, acuity
+from support.postgres import query
 
 PATIENT, FILE, PASSWORD = "MARKPATIENT", "MARKFILE", "MARKPASSWORD"
 OWNER = "acuity_marked"
@@ -53,21 +53,11 @@ grace_s = 3
 @pytest.fixture
 def marked_url(server: URL) -> Iterator[str]:
     """An empty database whose owner's password is to be found nowhere."""
-    _execute(server, f"create role {OWNER} login password '{PASSWORD}'")
-    _execute(server, f"create database {OWNER} owner {OWNER}")
+    query(server, f"create role {OWNER} login password '{PASSWORD}'")
+    query(server, f"create database {OWNER} owner {OWNER}")
     yield server.set(username=OWNER, password=PASSWORD, database=OWNER).render_as_string(hide_password=False)
-    _execute(server, f"drop database {OWNER} with (force)")
-    _execute(server, f"drop role {OWNER}")
-
-
-def _execute(server: URL, statement: str) -> None:
-    connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()
+    query(server, f"drop database {OWNER} with (force)")
+    query(server, f"drop role {OWNER}")
 
 
 def write_marked_images(folder: Path, *, images: int, seed: int) -> None:

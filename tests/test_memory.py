@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import acuity
 from sqlalchemy import text
 
 from objectives.batch_size import GIB
@@ -15,6 +14,7 @@ from storage.database import Database
 from storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
 from study.device import open_device
 from study.register import recall_or_update
+from support.commands import acuity
 
 BUDGET_GIB = 0.25
 LYING = FeasibleBatchKey(

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
 from study.recipes import Recipe, Tried, choose_recipe, own_recipes, rank_recipes, searched_by
+from support.searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
 
 def recipe(rate: float) -> Recipe:

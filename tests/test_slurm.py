@@ -8,19 +8,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg2
 import pytest
-import slurm_cluster
-from commands import acuity
-from slurm_cluster import Cluster
 
 from storage.url import parse_url
+from support import slurm_cluster
+from support.commands import acuity
+from support.postgres import count_trials
+from support.processes import find_processes
+from support.slurm_cluster import Cluster
+from support.tiny_experiment import write_tiny_experiment
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slurm
 
 TRAINS = "state = 'RUNNING' and exists (select from trial_intermediate_values i where i.trial_id = t.trial_id)"
 _ATTRIBUTE = "exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{}' and {})"
 TAKEN_UP = _ATTRIBUTE.format("attempt", "a.value_json::int > 1")
+CLUSTER = """
+[cluster]
+partition = "low"
+time_limit_min = 10
+gpus_per_worker = 0
+cpus_per_worker = 1
+memory_gib = 0.25
+max_requeues = 3
+logs = "logs"
+setup = ["echo the setup has run"]
+extra = { nice = 5 }
+"""
 RESUMED = _ATTRIBUTE.format("resumed_epochs", "a.value_json::int > 0")
 
 
@@ -72,23 +87,10 @@ class Site:
 
     def count(self, where: str) -> int:
         """Trials t of which this holds."""
-        url = parse_url(self.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-        connection = psycopg2.connect(url)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(f"select count(*) from acuity.trials t where {where}")
-                [[number]] = cursor.fetchall()
-                return int(number)
-        finally:
-            connection.close()
+        return count_trials(self.database_url, where)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, (
-                f"it did not happen in time:\n{self.cluster.command('squeue', '--array')}\n{self.logs()}"
-            )
-            time.sleep(0.2)
+        wait_until(condition, seconds, report=lambda: f"{self.cluster.command('squeue', '--array')}\n{self.logs()}")
 
 
 @pytest.fixture
@@ -100,39 +102,9 @@ def site(cluster: Cluster, phantoms: Path, tmp_path: Path, database_url: str) ->
     secret = home / ".pgpass"
     secret.write_text(f"*:*:{url.database}:{url.username}:{url.password.replace(':', chr(92) + ':')}\n")
     secret.chmod(0o600)
-    file = tmp_path / "tiny.toml"
-    file.write_text(
-        f"""
-        name = "tiny"
-        labels = ["Nodule"]
-        [data]
-        index = "{phantoms}"
-        images = "{phantoms.parent / "images"}"
-        split = "tiny.split.csv"
-        [search]
-        resolutions = [16, 32]
-        architectures = ["test_resnet"]
-        trials = 4
-        min_complete_per_resolution = 2
-        min_batch_size = 4
-        min_updates_per_epoch = 5
-        [training]
-        epochs = 3000
-        [workers]
-        heartbeat_s = 1
-        grace_s = 3
-        [cluster]
-        partition = "low"
-        time_limit_min = 10
-        gpus_per_worker = 0
-        cpus_per_worker = 1
-        memory_gib = 0.25
-        max_requeues = 3
-        logs = "logs"
-        setup = ["echo the setup has run"]
-        extra = {{ nice = 5 }}
-        """
-    )
+    file = write_tiny_experiment(tmp_path, phantoms, labels='["Nodule"]', trials=4, epochs=3000)
+    with file.open("a") as stream:
+        stream.write(CLUSTER)
     yield Site(cluster, home, database_url, file)
     slurm_cluster.cancel_everything(cluster)
 
@@ -206,16 +178,13 @@ def check_that_the_password_is_nowhere(site: Site, job: str) -> None:
     script = site.cluster.command("scontrol", "write", "batch_script", f"{job}_0", "-")
     assert "ACUITY_STORAGE" in script
     assert site.password not in script
-    mine = 0
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            command, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-        except OSError:
-            continue
+
+    def is_worker_of_the_site(process: Path) -> bool:
+        command, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         assert secret not in command
-        if f"HOME={site.home}".encode() in variables:
-            mine += b"worker" in command
-            assert secret not in variables
-    assert mine >= 2
+        if f"HOME={site.home}".encode() not in variables:
+            return False
+        assert secret not in variables
+        return b"worker" in command
+
+    assert len(find_processes(is_worker_of_the_site)) >= 2

@@ -23,8 +23,8 @@ from containers import Container, Engine, container_of, open_engine, start_as_pr
 from stage import expect, expect_no_password, finished_trials, postgres, set_stage, wait_until
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "tests"))
-from commands import acuity
-from slurm_cluster import missing, slurm_cluster
+from support.commands import acuity
+from support.slurm_cluster import missing, slurm_cluster
 
 Trials = list[dict[str, Any]]
 

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from study.experiment import parse
+from study.config_loading import parse
 from study.recipes import Recipe
 
 EXPONENTS = (4, 10)
