@@ -22,7 +22,7 @@ def status(name: str, watch: bool) -> None:
     later, and through outages of the database.
     """
     from study.register import recall
-    from study.standing import read_standing
+    from study.standing import read_status
     from study.tables import progress_table
     from study.terminal import results_console
     from study.watch import watch as watch_experiment
@@ -31,8 +31,8 @@ def status(name: str, watch: bool) -> None:
         if watch:
             watch_experiment(database, name, results_console())
         else:
-            standing = read_standing(database, recall(database, name).experiment)
-            results_console().print(progress_table(standing, title=name))
+            experiment = recall(database, name).experiment
+            results_console().print(progress_table(read_status(database, experiment), title=name))
 
 
 @command("acuity dashboard --port 8080")

@@ -11,7 +11,7 @@ from rich.text import Text
 from storage.database import Database
 from study.config_schema import Experiment
 from study.running import EpochClock
-from study.standing import Standing, read_standing
+from study.standing import ExperimentStatus, read_status
 from study.tables import Pace, progress_line, progress_table
 
 _LINE_EVERY_S = 10.0
@@ -32,28 +32,28 @@ class LiveProgress:
         """Whether the last look was long enough ago."""
         return time.monotonic() >= self._next_look
 
-    def look(self, experiment: Experiment, *, workers: int | None = None) -> Standing:
+    def look(self, experiment: Experiment, *, workers: int | None = None) -> ExperimentStatus:
         """Read and show how far the experiment is.
 
         workers: the running workers of a launch; with None the running trials are counted instead.
         """
         began = time.monotonic()
-        standing = read_standing(self._database, experiment)
+        status = read_status(self._database, experiment)
         pause = (time.monotonic() - began) / _READING_SHARE
         self._next_look = time.monotonic() + (pause if self._live else max(pause, _LINE_EVERY_S))
-        left = self._pace.left(finished=standing.finished, remaining=standing.remaining)
-        doing = _doing(standing, workers=workers, left=left)
+        left = self._pace.left(finished=status.finished, remaining=status.remaining)
+        doing = _doing(status, workers=workers, left=left)
         if self._live is None:
-            self._console.print(f"{progress_line(standing)}; {doing}", soft_wrap=True)
-            return standing
-        paces = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in standing.running}
+            self._console.print(f"{progress_line(status)}; {doing}", soft_wrap=True)
+            return status
+        paces = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in status.running}
         self._shown = progress_table(
-            standing,
+            status,
             title=f"{experiment.name}: {doing}",
             paces={trial: self._images * pace for trial, pace in paces.items() if pace} if self._images else None,
         )
         self._live.update(self._shown, refresh=True)
-        return standing
+        return status
 
     def remark(self, text: str) -> None:
         """Show a text below the table until the next look; elsewhere than on a terminal print it as a line."""
@@ -73,10 +73,10 @@ def live_progress(database: Database, console: Console, *, images: int | None = 
         yield LiveProgress(database, console, live, images=images)
 
 
-def _doing(standing: Standing, *, workers: int | None, left: str) -> str:
-    if not standing.remaining and not standing.running:
+def _doing(status: ExperimentStatus, *, workers: int | None, left: str) -> str:
+    if not status.remaining and not status.running:
         return "done"
-    if not workers and not standing.running:
+    if not workers and not status.running:
         return "no trial runs now"
-    number, what = (workers, "worker") if workers is not None else (len(standing.running), "running trial")
+    number, what = (workers, "worker") if workers is not None else (len(status.running), "running trial")
     return f"{number} {what}{'s' if number != 1 else ''}, time left: {left}"

@@ -11,7 +11,7 @@ from study.running import Running, read_running
 
 
 @dataclass(frozen=True)
-class Standing:
+class ExperimentStatus:
     """An experiment's trials by state, its running trials, and its confirmation's trainings, if that has begun."""
 
     experiment: Experiment
@@ -33,11 +33,11 @@ class Standing:
         return search if self.confirmed else search + sum(entry.planned - entry.complete for entry in self.retraining)
 
 
-def read_standing(database: Database, experiment: Experiment) -> Standing:
+def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
     """A few statements over all trials: a tenth of a second at 100,000 of them."""
     retraining = read_retraining(database, experiment)
     stored = find_confirmation(database, experiment.name) if retraining else None
-    return Standing(
+    return ExperimentStatus(
         experiment=experiment,
         progress=read_progress(database, experiment),
         running=read_running(database, experiment),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from study.retraining import Retraining
 from study.running import Running
-from study.standing import Standing
+from study.standing import ExperimentStatus
 from study.units import format_duration
 
 _MOST_ROWS = 24
@@ -35,16 +35,18 @@ class Pace:
         return f"about {format_duration(remaining * (time.monotonic() - self.began) / since)}"
 
 
-def progress_table(standing: Standing, *, title: str, paces: Mapping[tuple[str, int], float] | None = None) -> Group:
+def progress_table(
+    status: ExperimentStatus, *, title: str, paces: Mapping[tuple[str, int], float] | None = None
+) -> Group:
     """A row per label with its trials by state and its best AUC so far. Below it, the running trials.
 
     paces: images/s by label and trial number. None leaves the column out.
     """
-    budget, epochs = standing.experiment.search.trials, standing.experiment.training.epochs
+    budget, epochs = status.experiment.search.trials, status.experiment.training.epochs
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("label", "", "finished", "pruned", "running", "failed", "best AUC so far"):
         table.add_column(heading, justify="left" if heading in ("label", "") else "right")
-    for entry in standing.progress:
+    for entry in status.progress:
         table.add_row(
             Text(entry.label),
             ProgressBar(total=budget, completed=min(entry.finished, budget), width=24),
@@ -55,10 +57,10 @@ def progress_table(standing: Standing, *, title: str, paces: Mapping[tuple[str, 
             "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
         )
     parts: list[RenderableType] = [Text(title), table]
-    if standing.retraining:
-        parts += [Text(), _retraining_table(standing.retraining)]
-    if standing.running:
-        parts += [Text(), _running_table(standing.running, epochs=epochs, paces=paces)]
+    if status.retraining:
+        parts += [Text(), _retraining_table(status.retraining)]
+    if status.running:
+        parts += [Text(), _running_table(status.running, epochs=epochs, paces=paces)]
     return Group(*parts)
 
 
@@ -101,12 +103,12 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def progress_line(standing: Standing) -> str:
+def progress_line(status: ExperimentStatus) -> str:
     """The progress in one line, for a log."""
     parts = [
-        f"{entry.label} {entry.finished}/{standing.experiment.search.trials}"
+        f"{entry.label} {entry.finished}/{status.experiment.search.trials}"
         + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
-        for entry in standing.progress
+        for entry in status.progress
     ]
-    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in standing.retraining]
+    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in status.retraining]
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from storage.connection import first_line, is_outage
 from storage.database import OUTAGES, Database
 from study.live_progress import live_progress
 from study.register import recall
-from study.standing import Standing
+from study.standing import ExperimentStatus
 from study.stop_signals import stop_signals
 
 _LOOK_EVERY_S = 0.5
@@ -28,7 +28,7 @@ def watch(database: Database, name: str, console: Console) -> None:
                 stop.wait(_LOOK_EVERY_S)
                 continue
             try:
-                standing = live.look(recall(database, name).experiment)
+                status = live.look(recall(database, name).experiment)
             except OUTAGES as error:
                 if not is_outage(error):
                     raise
@@ -41,10 +41,10 @@ def watch(database: Database, name: str, console: Console) -> None:
                 stop.wait(_OUTAGE_PAUSE_S)
                 continue
             away = False
-            if _is_over(standing):
+            if _is_over(status):
                 return
             stop.wait(_LOOK_EVERY_S)
 
 
-def _is_over(standing: Standing) -> bool:
-    return not standing.remaining and not standing.running
+def _is_over(status: ExperimentStatus) -> bool:
+    return not status.remaining and not status.running
