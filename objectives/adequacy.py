@@ -1,4 +1,4 @@
-"""The smallest resolution shown to be as good as the reference, give or take a margin."""
+"""The smallest resolution that is non-inferior to the reference resolution."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,49 +17,50 @@ _MOST_PATIENTS = 10_000_000
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Is a resolution's AUC at most a margin below the reference's?"""
+    """The test that a resolution's AUC is less than a margin below the AUC of the reference."""
 
     resolution: int
     reference: int
     difference: float
     """AUC of the resolution less that of the reference."""
     difference_low: float
-    """One-sided lower limit: above -margin exactly where the outcome is "shown"."""
+    """One-sided lower limit. It is above -margin if and only if the outcome is "shown"."""
     margin: float
     se: float
     degrees_of_freedom: float
     p_value: float
-    """One-sided, of a loss of the margin or more; 1 - p_value is that of the opposite, a loss of less."""
+    """One-sided p value of a loss of the margin or more. That of a smaller loss is 1 - p_value."""
     outcome: Literal["shown", "worse", "undecided"]
     """"worse": shown to lose more than the margin."""
     more_positive_patients: int | None
-    """How many it would take to decide an undecided one (80 % power, negatives in proportion) if the AUCs are as seen;
-    None where it is decided, or where only more seeds or another margin would help."""
+    """How many would decide an undecided test at 80 % power, with negatives in proportion and the AUCs as estimated.
+
+    None if it is decided, or if only more seeds or another margin would help."""
 
 
 @dataclass(frozen=True)
 class SmallestAdequate:
-    """The answer for a label: the verdict, and the comparisons that led there."""
+    """The answer for a label: the verdict and the tests behind it."""
 
     verdict: Literal["shown", "undecided", "not_estimable"]
     resolution: int | None
-    """None unless shown. It is the reference itself where the next smaller resolution is shown to be worse."""
+    """None unless shown. The reference itself if the next smaller resolution is shown to be worse."""
     auc_difference: float | None
-    """AUC less the reference's: of `resolution`, or of the one left undecided."""
+    """AUC less the AUC of the reference: of `resolution`, or of the undecided resolution."""
     margin: float
     p_value: float | None
-    """Of the non-inferiority test behind `auc_difference`; None for the reference itself."""
+    """p value of the non-inferiority test of `auc_difference`; None for the reference itself."""
     positive_patients: int
     more_positive_patients: int | None
-    """What the last step lacked: to decide an undecided label, or to reach below a shown resolution."""
+    """How many the last test lacks to decide the label, or to show a smaller resolution."""
     steps: tuple[NonInferiority, ...]
-    """In the order they were taken, down to and with the first that failed."""
+    """In descending order of resolution; the last is the first that failed, if one did."""
 
 
 def check_non_inferiority(
     measured: Measured, resolution: int, *, reference: int, margin: float, level: float = 0.05
 ) -> NonInferiority:
-    """Test one-sided at `level` that a resolution loses less than the margin in AUC against the reference."""
+    """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of the reference."""
     if not 0 < margin < 0.5:
         raise InputError(f"margin is {margin}, must be between 0 and 0.5 AUC: 0.02 is usual")
     contrast = contrast_of(measured, resolution, reference=reference)
@@ -83,11 +84,11 @@ def check_non_inferiority(
 def find_smallest_adequate(
     measured: Measured, *, reference: int, margin: float, level: float = 0.05
 ) -> SmallestAdequate:
-    """Step down from the reference, testing each smaller resolution against it, and stop at the first failure.
+    """Test each smaller resolution against the reference, in descending order, up to the first failure.
 
-    A fixed order needs no correction: each test is at the full level and the chance to name any resolution that loses
-    the margin or more stays below it (Maurer, Hothorn & Lehmacher 1995; Bretz et al., Stat Med 2009;28:586-604). The
-    order and the reference must not come from these patients.
+    A fixed order needs no correction: each test has the full level, and the probability to name a resolution that loses
+    the margin or more is at most that level (Maurer, Hothorn & Lehmacher 1995; Bretz et al., Stat Med
+    2009;28:586-604). The order and the reference must not be chosen on these patients.
     """
     start = measured.position(reference)
     if measured.positive_patients < FEWEST_POSITIVE_PATIENTS:
@@ -133,7 +134,7 @@ def _without_resolution(
 
 
 def _patients_lacking(contrast: Contrast, *, margin: float, level: float, power: float = 0.8) -> int | None:
-    """The fewest more positive patients with which a difference as seen is decided, one way or the other."""
+    """The smallest number of additional positive patients that decides the test if the difference stays the same."""
 
     def decided(more: int) -> bool:
         statistic, degrees = t_statistic(_with_more_patients(contrast, more), value=-margin)
@@ -152,7 +153,7 @@ def _patients_lacking(contrast: Contrast, *, margin: float, level: float, power:
 
 
 def _with_more_patients(contrast: Contrast, more: int) -> Contrast:
-    """The same patients' variances with more patients of both kinds, in proportion; the seeds' part stays."""
+    """The contrast with more patients of both kinds, in proportion; the variances over seeds stay the same."""
     growth = 1 + more / contrast.positive_patients
     first, second = contrast.patient_variances
     return replace(

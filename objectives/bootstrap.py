@@ -1,4 +1,4 @@
-"""A check on the formulas: AUCs of the same networks over patients drawn again with replacement."""
+"""Patient bootstrap of AUCs, a check of the formulas' standard errors."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +14,8 @@ def bootstrap_aucs(
 ) -> Floats:
     """AUCs [repetitions, K] of K networks, each repetition drawing whole patients (Efron & Tibshirani 1993, ch. 8).
 
-    targets [N] of 1 and 0, scores [K, N], patients [N]. All networks see the same drawn patients, so that differences
-    and means over seeds may be taken row by row. Drawings without both kinds of images are drawn again.
+    targets [N] of 1 and 0, scores [K, N], patients [N]. All networks are scored on the same drawn patients, so a
+    difference or a mean over seeds can be computed in each row. A drawing with one kind of images alone is repeated.
     """
     positive, values = np.asarray(targets) == 1, np.asarray(scores, dtype=np.float64)
     if positive.all() or not positive.any():

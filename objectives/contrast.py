@@ -1,4 +1,4 @@
-"""The difference between two AUCs of the same patients: its spread, its limits, and how far it lies from a value."""
+"""The difference between two AUCs of the same patients: standard error, test statistic and interval."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from scipy.special import logit, stdtrit
 from objectives.limits import expected_auc_variance, satterthwaite
 
 _FARTHEST = 1e6
-# How far below the AUC a limit is looked for, in steps that grow: the statistic rises there, far away it falls again.
+# Where a limit is searched for below the AUC, as shares of it: the statistic rises near the AUC and falls again far away.
 _SEARCH = np.geomspace(2**-12, 0.98, 24)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The numbers behind the difference of a first AUC and a second, each averaged over its own seeds."""
+    """AUCs and variances of the difference between a first AUC and a second, each averaged over its seeds."""
 
     aucs: tuple[float, float]
     patient_variances: tuple[float, float]
@@ -41,11 +41,11 @@ def difference_spread(contrast: Contrast) -> tuple[float, float]:
 
 
 def t_statistic(contrast: Contrast, *, value: float) -> tuple[float, float]:
-    """How many standard errors the difference lies above a value, and the degrees of freedom to judge it by.
+    """How many standard errors the difference is above a value, and the degrees of freedom of this t statistic.
 
-    The lower AUC is moved by the value and the two are compared on the logit scale: near 1 an AUC has more room below
-    it than above. At AUCs of .98 and .96 and 34 positive patients, a plain t test of non-inferiority at 5 % is
-    wrong in 11 % of cases, this one in 6 %; at .95 and .93 in 7 and 5 % (benchmarks/coverage.py).
+    The value is added to the lower AUC, and the two are compared on the logit scale, because an AUC near 1 can vary
+    more downwards than upwards. At AUCs of .98 and .96 and 34 positive patients, a plain t test of non-inferiority at
+    5 % is wrong in 11 % of cases, this one in 6 %; at .95 and .93 in 7 and 5 % (benchmarks/coverage.py).
     """
     if value > contrast.difference:
         statistic, degrees = _excess(_swap(contrast), value=-value)
@@ -56,7 +56,7 @@ def t_statistic(contrast: Contrast, *, value: float) -> tuple[float, float]:
 def difference_limits(contrast: Contrast, *, level: float) -> tuple[float, float]:
     """Two-sided limits of the difference: the values at which `t_statistic` reaches its quantile.
 
-    So a test and an interval can never disagree.
+    The interval therefore always agrees with the test.
     """
     probability = (1 + level) / 2
     return _lower_limit(contrast, probability=probability), -_lower_limit(_swap(contrast), probability=probability)
@@ -73,7 +73,7 @@ def _excess(contrast: Contrast, *, value: float) -> tuple[float, float]:
 
 
 def _excess_without_spread(contrast: Contrast, *, lowered: float) -> tuple[float, float]:
-    """A perfect AUC, or two that do not vary: what an AUC at the value tested would vary by, patients as units."""
+    """For AUCs without variance, such as perfect ones: the expected variance of an AUC at the tested value."""
     expected = expected_auc_variance(
         min(max(lowered, 0.0), 1.0),
         positive_patients=contrast.positive_patients,

@@ -1,4 +1,4 @@
-"""The largest batch, estimated and then held against real training steps near the edge."""
+"""The largest batch size within a memory budget: estimated, then verified by real training steps."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _MARGIN = 0.96
 
 @dataclass(frozen=True)
 class BatchProbe:
-    """What one training step takes, and the largest batch whose step stays within the budget."""
+    """The largest batch size within a memory budget, with the memory and speed of its training step."""
 
     architecture: str
     input_size: int

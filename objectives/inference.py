@@ -1,12 +1,13 @@
-"""What the test patients and the seeds allow to be said of each resolution's AUC, and of the difference between two.
+"""AUC of each resolution and differences between two, with intervals over other test patients and other seeds.
 
-An AUC is a mean over seeds. It would come out differently with other test patients and with other seeds, so its
-variance has two parts: patient-clustered DeLong on the components averaged over seeds, and s^2 / S for the S seeds' own
-spread. The test patients are shared by all resolutions, which makes differences sharper; seeds are not paired across.
+An AUC is a mean over seeds. It varies with the test patients and with the seeds, so its variance has two parts:
+patient-clustered DeLong on the components averaged over seeds, and s^2 / S, where s is the standard deviation over the
+S seeds. All resolutions share the test patients, which makes differences more precise; seeds are not paired.
 
-s^2 is seen on finite test patients, so it holds the chance of seed and patients together, of which the first part has
-1/S already. We keep that excess: leaving it out (Obuchowski & Rockette, Commun Stat Simul Comput 1995;24:285-308) made
-a one-sided 5 % test wrong in 6 to 7 % of cases with 34 positive patients, with it 4 to 5 % (benchmarks/coverage.py).
+s^2 is estimated on finite test patients, so it includes the interaction of seed and patients, of which the first part
+already has 1/S. We keep that excess. Without it (Obuchowski & Rockette, Commun Stat Simul Comput 1995;24:285-308) a
+one-sided 5 % test was wrong in 6 to 7 % of cases with 34 positive patients, with it in 4 to 5 %
+(benchmarks/coverage.py).
 """
 
 import math
@@ -27,7 +28,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """All that inference needs of several resolutions scored on the same test patients."""
+    """AUCs and their covariance for several resolutions scored on the same test patients."""
 
     resolutions: tuple[int, ...]
     """Ascending."""
@@ -45,7 +46,7 @@ class Measured:
         return float(np.mean(self.seed_aucs[self.position(resolution)]))
 
     def position(self, resolution: int) -> int:
-        """Where the resolution stands; InputError if it was not measured."""
+        """Index of the resolution; InputError if it was not measured."""
         if resolution not in self.resolutions:
             known = ", ".join(map(str, self.resolutions))
             raise InputError(f"{resolution} px was not confirmed. There are: {known}")
@@ -79,7 +80,7 @@ class Difference:
     se: float
     degrees_of_freedom: float
     p_value: float
-    """Two-sided, of no difference; not corrected for other comparisons."""
+    """Two-sided, of no difference; not corrected for multiple comparisons."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], pat
     for resolution, rows in zip(resolutions, networks, strict=True):
         if len(rows) < 2:
             raise InputError(
-                f"{resolution} px has {len(rows)} seed, need at least 2 to see their spread: raise --seeds"
+                f"{resolution} px has {len(rows)} seed, need at least 2 for the variance over seeds: raise --seeds"
             )
     owner = np.repeat(np.arange(len(networks)), [len(rows) for rows in networks])
     each = auc_components(targets, np.concatenate(networks), patients)
@@ -121,7 +122,7 @@ def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], pat
 
 
 def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) -> AucEstimate:
-    """The AUC of a resolution with the interval that holds for other test patients and other seeds.
+    """The AUC of a resolution with its interval over other test patients and other seeds.
 
     The degrees of freedom are Satterthwaite's, with S - 1 for the seeds. The interval is symmetric on the logit scale.
     """
@@ -153,7 +154,7 @@ def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) ->
 
 
 def estimate_difference(measured: Measured, resolution: int, *, reference: int, level: float = 0.95) -> Difference:
-    """How much better or worse a resolution is than the reference on the same test patients, with its interval."""
+    """AUC of a resolution less the AUC of the reference on the same test patients, with its interval."""
     contrast = contrast_of(measured, resolution, reference=reference)
     se, degrees = difference_spread(contrast)
     low, high = difference_limits(contrast, level=level)
@@ -171,9 +172,10 @@ def estimate_difference(measured: Measured, resolution: int, *, reference: int, 
 
 
 def auc_ratio(measured: Measured, resolution: int, *, reference: int) -> Ratio:
-    """The ratio that Sabottke & Spieler report (64 to 320 px), its spread over seeds by the delta method.
+    """The ratio that Sabottke & Spieler report (64 to 320 px), with its standard deviation by the delta method.
 
-    The spread is that of one network of each resolution, as in their table, not of the mean; seeds are independent.
+    The standard deviation is that of one network of each resolution, as in their table, not of the mean. Seeds are
+    independent.
     """
     ours, theirs = (measured.seed_aucs[measured.position(each)] for each in (resolution, reference))
     ratio = float(np.mean(ours) / np.mean(theirs))
@@ -182,7 +184,7 @@ def auc_ratio(measured: Measured, resolution: int, *, reference: int) -> Ratio:
 
 
 def contrast_of(measured: Measured, resolution: int, *, reference: int) -> Contrast:
-    """The two resolutions' numbers, the resolution first."""
+    """The contrast of a resolution (first) and the reference (second)."""
     ours, theirs = measured.position(resolution), measured.position(reference)
     aucs = measured.seed_aucs[ours], measured.seed_aucs[theirs]
     matrix = measured.patient_covariance

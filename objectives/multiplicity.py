@@ -1,4 +1,4 @@
-"""Many resolutions compared with one another, without a difference by chance passing for a real one."""
+"""All pairs of resolutions compared, with p values corrected for multiple comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from objectives.inference import Difference, Measured, estimate_difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference between two resolutions, and its p value as one of all pairs of the label."""
+    """A difference between two resolutions, and its p value corrected for all pairs of the label."""
 
     difference: Difference
     p_value_holm: float
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for being several, in the order given (Holm, Scand J Stat 1979;6:65-70)."""
+    """p values corrected for multiple comparisons, in the given order (Holm, Scand J Stat 1979;6:65-70)."""
     order = np.argsort(p_values, kind="stable")
     stepped = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))
@@ -29,7 +29,7 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
 def compare_all(measured: Measured, *, level: float = 0.95) -> tuple[Comparison, ...]:
     """Each pair of resolutions, the smaller less the larger, two-sided, corrected within the label by Holm.
 
-    level: of the differences' own intervals, which are not corrected.
+    level: of each difference's interval, which is not corrected.
     """
     differences = [
         estimate_difference(measured, smaller, reference=larger, level=level)
@@ -40,7 +40,10 @@ def compare_all(measured: Measured, *, level: float = 0.95) -> tuple[Comparison,
 
 
 def find_not_worse(comparisons: Sequence[Comparison], *, level: float = 0.05) -> tuple[int, ...]:
-    """Resolutions that no other is shown to beat, ascending; the best is among them in about 1 - level of cases."""
+    """Resolutions that are not shown to be worse than another, ascending.
+
+    The best resolution is among them with a probability of about 1 - level.
+    """
     resolutions, beaten = set[int](), set[int]()
     for comparison in comparisons:
         difference = comparison.difference

@@ -143,7 +143,7 @@ def _train_one_epoch(
     generator = torch.Generator().manual_seed(_derive_seed(seed, epoch=epoch))
     order = torch.randperm(len(targets), generator=generator)
     whole = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
-    # In a batch the order is of no account: ascending, a memory-mapped file is read forwards.
+    # Order within a batch does not matter; ascending order reads the memory map sequentially.
     batches = order[:whole].view(-1, hyperparameters.batch_size).sort(dim=1).values
     positives = float(targets.sum())
     finite = torch.ones((), dtype=torch.bool, device=learner.device)
