@@ -10,7 +10,7 @@ from scipy.special import logit, stdtrit
 from objectives.limits import expected_auc_variance, satterthwaite
 
 _FARTHEST = 1e6
-# Where a limit is searched for below the AUC, as shares of it: the statistic rises near the AUC and falls again far away.
+# Distances below the AUC, as shares of it, for the search of a limit: the statistic rises, then falls again far away.
 _SEARCH = np.geomspace(2**-12, 0.98, 24)
 
 
