@@ -32,8 +32,8 @@ def storage_answers() -> bool:
     """Whether the Postgres of ACUITY_STORAGE lets us in."""
     import psycopg2
 
-    from storage.errors import StorageError
-    from storage.url import parse_url
+    from acuity.storage.errors import StorageError
+    from acuity.storage.url import parse_url
 
     try:
         url = parse_url(os.environ.get("ACUITY_STORAGE", "")).set(drivername="postgresql")

@@ -14,7 +14,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import StorageError
+from acuity.storage.errors import StorageError
 
 _LONGEST_NAME_BYTES = 255
 """Of a folder, on the usual file systems."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from storage.database import Database
+from acuity.storage.database import Database
 
 
 @dataclass(frozen=True)

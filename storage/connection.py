@@ -13,18 +13,15 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from storage.errors import OutageError, StorageError
-from storage.url import masked
+from acuity.storage.errors import OutageError, StorageError
+from acuity.storage.url import masked
 
 OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
 """What a storage call raises while the database is away, and seldom for other reasons: see is_outage."""
-
 _TRUSTED_S = 1.0
 """A connection that was used within this time is not checked."""
-
 _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: after a failover a connection may still reach the old server."""
-
 _DEFAULTS: dict[str, Any] = {
     "application_name": "acuity",
     "connect_timeout": 10,
@@ -60,7 +57,6 @@ _EXPLANATIONS = (
     (r"invalid (connection option|URI query parameter|dsn)", "the URL has an option that Postgres does not know",
      "Check what follows the ? in the URL"),
 )  # fmt: skip
-
 
 _PASSING = (
     r"Connection refused|No such file or directory|timeout expired|timed out|No route to host|Network is unreachable"

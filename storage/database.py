@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from storage.connection import (
+from acuity.storage.connection import (
     OUTAGES,
     connection_arguments,
     engine_arguments,
@@ -30,17 +30,14 @@ from storage.connection import (
     leave_read_only_servers,
     ping_after_idleness,
 )
-from storage.embedded import embedded_server
-from storage.errors import OutageError, StorageError
-from storage.migrations import create_schema, has_schema, needs_search_path, set_search_path
-from storage.url import masked, parse_url
+from acuity.storage.embedded.server import embedded_server
+from acuity.storage.errors import OutageError, StorageError
+from acuity.storage.schema.version import create_schema, has_schema, needs_search_path, set_search_path
+from acuity.storage.url import masked, parse_url
 
 __all__ = ["OUTAGES", "Database", "open_storage", "patiently"]
-
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 _MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
 _HEARTBEAT_S = 30

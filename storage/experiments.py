@@ -9,8 +9,8 @@ import optuna
 from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import delete, select, text
 
-from storage.database import Database
-from storage.errors import StorageError
+from acuity.storage.database import Database
+from acuity.storage.errors import StorageError
 
 
 @dataclass(frozen=True)

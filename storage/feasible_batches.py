@@ -9,7 +9,7 @@ from dataclasses import asdict, astuple, dataclass
 
 from sqlalchemy import text
 
-from storage.database import Database
+from acuity.storage.database import Database
 
 _LONGEST_MEASUREMENT_S = 300.0
 

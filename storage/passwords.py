@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from storage.errors import StorageError
+from acuity.storage.errors import StorageError
 
 
 def read_password(environment: Mapping[str, str], variable: str) -> str | None:

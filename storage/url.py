@@ -7,13 +7,12 @@ import re
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from storage.errors import StorageError
-from storage.passwords import read_password_file
+from acuity.storage.errors import StorageError
+from acuity.storage.passwords import read_password_file
 
 DRIVER = "postgresql+psycopg2"
 PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
 """Names the file with the password for a URL that has none: containers get their secrets as files."""
-
 _NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
 
 

@@ -9,32 +9,27 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from objectives.planning import FEWEST_POSITIVE_PATIENTS
-from storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
-from storage.database import Database
-from study.cohort import count_cohort
-from study.confirm_tables import plan_table, protocol_table
-from study.confirm_trials import (
-    Confirming,
-    check_retrainable,
-    finalists,
-    is_anything_left,
-    open_confirm_studies,
-    plan_label,
-)
-from study.dashboard_notes import show_quietly
-from study.device import open_device
-from study.errors import UsageError
-from study.fleet import FleetOptions, place_workers, run_fleet
-from study.image_set import ImageSet, open_image_set
-from study.nominate import nominate
-from study.protocol import Protocol, write_protocol
-from study.register import Registered, check_same_images, checkpoints_of, confirm_study_name
-from study.scores import Scorer, score_label
-from study.slurm import print_submission, submit_workers
-from study.terminal import decoding_bar, scoring_bar
-from study.units import format_duration
-from study.verdicts import conclude_label
+from acuity.objectives.device.device import open_device
+from acuity.objectives.statistics.power import FEWEST_POSITIVE_PATIENTS
+from acuity.storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
+from acuity.storage.database import Database
+from acuity.study.confirmation.nomination import nominate
+from acuity.study.confirmation.plan import check_retrainable, finalists
+from acuity.study.confirmation.protocol import Protocol, write_protocol
+from acuity.study.confirmation.scoring import Scorer, score_label
+from acuity.study.confirmation.trials import Confirming, is_anything_left, open_confirm_studies, plan_label
+from acuity.study.confirmation.verdict import conclude_label
+from acuity.study.dashboard.notes import show_quietly
+from acuity.study.dataset.cohort import count_cohort
+from acuity.study.dataset.image_set import ImageSet, open_image_set
+from acuity.study.display.confirmation_table import plan_table, protocol_table
+from acuity.study.display.console import decoding_bar, scoring_bar
+from acuity.study.errors import UsageError
+from acuity.study.fleet.slurm import print_submission, submit_workers
+from acuity.study.fleet.supervisor import FleetOptions, place_workers, run_fleet
+from acuity.study.registry.names import confirm_study_name
+from acuity.study.registry.record import Registered, check_same_images, checkpoints_of
+from acuity.study.units import format_duration
 
 _LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0

@@ -5,15 +5,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from objectives.phantom import write_phantoms
-from objectives.phantom_truth import TRUTH
-from storage.database import open_storage
-from study.answer import Answer, read_answer
-from study.answer_tables import answer_table
-from study.config_loading import load
-from study.fleet import FleetOptions
-from study.launch import launch
-from study.terminal import results_console
+from acuity.objectives.phantoms.generator import write_phantoms
+from acuity.objectives.phantoms.truth import TRUTH
+from acuity.storage.database import open_storage
+from acuity.study.config.loading import load
+from acuity.study.display.answer_table import answer_table
+from acuity.study.display.console import results_console
+from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.launch import launch
+from acuity.study.results.answer import Answer, read_answer
 
 _EXPERIMENT = """\
 # The demo's experiment: synthetic radiographs with findings of known size.   acuity launch {file}

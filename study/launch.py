@@ -2,23 +2,23 @@
 
 from rich.console import Console
 
-from storage.database import Database
-from storage.experiments import find_experiment
-from storage.url import masked
-from study.config_schema import Experiment, caveats
-from study.cost import cost_line, predict_cost
-from study.disk import predict_disk
-from study.fleet import FleetOptions, place_workers, run_fleet
-from study.image_set import fewest_training_images, open_image_set, training_images
-from study.launches import start_in_background
-from study.live_progress import live_progress
-from study.networks import check_networks
-from study.progress import read_progress
-from study.register import Registered, register
-from study.search import check_fixed_batch
-from study.slurm import print_submission, submit_workers
-from study.terminal import decoding_bar
-from study.tried import check_learn_from, count_learnt
+from acuity.storage.database import Database
+from acuity.storage.experiments import find_experiment
+from acuity.storage.url import masked
+from acuity.study.config.schema import Experiment, caveats
+from acuity.study.dataset.image_set import fewest_training_images, open_image_set, training_images
+from acuity.study.display.console import decoding_bar
+from acuity.study.display.live import live_progress
+from acuity.study.fleet.launches import start_in_background
+from acuity.study.fleet.slurm import print_submission, submit_workers
+from acuity.study.fleet.supervisor import FleetOptions, place_workers, run_fleet
+from acuity.study.prepare import check_networks
+from acuity.study.registry.progress import read_progress
+from acuity.study.registry.record import Registered
+from acuity.study.registry.register import register
+from acuity.study.results.forecast import cost_line, predict_cost, predict_disk
+from acuity.study.search.history import check_learn_from, count_learnt
+from acuity.study.search.space import check_fixed_batch
 
 
 def launch(

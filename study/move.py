@@ -5,13 +5,13 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.database import Database, open_storage
-from storage.embedded import embedded_server
-from storage.experiments import list_experiments
-from storage.move import move_into, put_aside
-from storage.transfer import Copied
-from storage.url import masked
-from study.register import checkpoints_of, recall
+from acuity.storage.admin.copy import Copied
+from acuity.storage.admin.move import move_into, put_aside
+from acuity.storage.database import Database, open_storage
+from acuity.storage.embedded.server import embedded_server
+from acuity.storage.experiments import list_experiments
+from acuity.storage.url import masked
+from acuity.study.registry.record import checkpoints_of, recall
 
 
 def move_storage(url: str, *, say: Callable[[str], None]) -> list[Copied]:

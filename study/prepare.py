@@ -1,25 +1,28 @@
 """`acuity prepare`: everything that can go wrong or be known before a network is trained."""
 
+import hashlib
+import itertools
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objectives.cache_faults import BadImage
-from objectives.image_cache import cache_bytes
-from objectives.repeats import RepeatCounts
-from storage.embedded_folder import default_folder
-from storage.errors import StorageError
-from study.cohort import LabelCohort, count_cohort
-from study.config_schema import Experiment, caveats
-from study.image_set import open_image_set
-from study.networks import check_networks_once
+from acuity.objectives.images.cache import cache_bytes
+from acuity.objectives.images.faults import BadImage
+from acuity.objectives.split.duplicates import RepeatCounts
+from acuity.storage.embedded.folder import default_folder
+from acuity.storage.errors import StorageError
+from acuity.study.config.schema import Experiment, caveats
+from acuity.study.dataset.cohort import LabelCohort, count_cohort
+from acuity.study.dataset.image_set import open_image_set
 
 if TYPE_CHECKING:
-    from study.cost import Cost
+    from acuity.study.results.forecast import Cost
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +90,8 @@ def _cost(experiment: Experiment, storage_url: str | None) -> "Cost | None":
     """From the trials of an earlier launch. Imported here, since a second run has to answer at once."""
     if not (storage_url or os.environ.get("ACUITY_STORAGE") or default_folder().exists()):
         return None
-    from storage.database import open_storage
-    from study.cost import predict_cost
+    from acuity.storage.database import open_storage
+    from acuity.study.results.forecast import predict_cost
 
     try:
         with open_storage(storage_url) as database:
@@ -96,3 +99,42 @@ def _cost(experiment: Experiment, storage_url: str | None) -> "Cost | None":
     except StorageError as error:
         logger.warning("the search's hours are not known: %s", error)
         return None
+
+
+def check_networks(experiment: Experiment) -> None:
+    """InputError where an architecture is unknown, takes no images of a resolution, or has no weights to be had.
+
+    Pretrained weights are fetched, once, into the hub's own cache: compute nodes are often offline.
+    """
+    from acuity.objectives.training.network import check_architecture, check_input_size, make_network
+
+    training = experiment.training
+    sides = _input_sizes(experiment)
+    for architecture in experiment.search.architectures:
+        check_architecture(architecture)
+        if training.pretrained or training.weights:
+            make_network(architecture, input_size=sides[0], pretrained=training.pretrained, weights=training.weights)
+    for architecture, side in itertools.product(experiment.search.architectures, sides):
+        check_input_size(architecture, side)
+
+
+def check_networks_once(experiment: Experiment, folder: Path) -> None:
+    """The same, remembered by a file in folder: importing torch alone takes longer than looking there."""
+    known = folder / f"networks-{_digest(experiment)}.checked"
+    if known.exists():
+        return
+    check_networks(experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    known.touch()
+
+
+def _input_sizes(experiment: Experiment) -> list[int]:
+    enlarged = experiment.training.network_input
+    return [enlarged] if enlarged else sorted(experiment.search.resolutions)
+
+
+def _digest(experiment: Experiment) -> str:
+    training = experiment.training
+    weights = training.weights and [str(training.weights), training.weights.exists()]
+    asked = [experiment.search.architectures, _input_sizes(experiment), training.pretrained, weights]
+    return hashlib.sha256(json.dumps([*asked, version("timm"), version("torch")]).encode()).hexdigest()[:16]

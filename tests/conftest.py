@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import URL
 
-from objectives.phantom import write_phantoms
-from storage.database import Database, open_storage
-from storage.embedded import embedded_server
+from acuity.objectives.phantoms.generator import write_phantoms
+from acuity.storage.database import Database, open_storage
+from acuity.storage.embedded.server import embedded_server
 from support.postgres import fresh_database, query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from study.register import Registered
+    from acuity.study.registry.record import Registered
 
 _TEMPLATE = "acuity_template"
 _MEMORY = Path("/dev/shm")

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg2
 from containers import Engine
 
-from objectives.phantom import write_phantoms
-from storage.embedded_account import identity, server_account, server_binaries
+from acuity.objectives.phantoms.generator import write_phantoms
+from acuity.storage.embedded.account import identity, server_account, server_binaries
 
 
 def set_stage(stage: Path, *, user: int) -> list[str]:

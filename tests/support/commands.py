@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-ACUITY = [sys.executable, "-m", "study"]
+ACUITY = [sys.executable, "-m", "acuity"]
 
 
 def acuity(*arguments: str, environment: Mapping[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -14,20 +14,22 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from storage.database import Database, open_storage
-from study import confirm as confirm_module
-from study.claims import open_studies
-from study.config_loading import parse
-from study.config_paths import resolve_paths
-from study.confirm import confirm
-from study.device import Device
-from study.fleet import FleetOptions
-from study.heartbeat import DatabaseContact
-from study.image_set import open_image_set, training_images
-from study.register import Registered, checkpoints_of, register, study_name
-from study.search import BELOW_THE_MEDIAN
-from study.station import WorkerContext
-from study.worker import _work
+from acuity.objectives.device.device import Device
+from acuity.storage.database import Database, open_storage
+from acuity.study import confirm as confirm_module
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.confirm import confirm
+from acuity.study.dataset.image_set import open_image_set, training_images
+from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.registry.claims import open_studies
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered, checkpoints_of
+from acuity.study.registry.register import register
+from acuity.study.search.space import BELOW_THE_MEDIAN
+from acuity.study.worker.context import WorkerContext
+from acuity.study.worker.heartbeat import DatabaseContact
+from acuity.study.worker.loop import _work
 from support.threads import one_thread
 
 EXPERIMENT = """

@@ -1,6 +1,6 @@
 """The identity of an image set that exists in name only, for tests that read no image."""
 
-from study.image_identity import ImageIdentity
+from acuity.study.registry.identity import ImageIdentity
 
 
 def unfiltered(*, index: str = "index", split: str = "split", unused: str = "unused") -> ImageIdentity:

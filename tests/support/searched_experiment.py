@@ -2,8 +2,8 @@
 
 import tomllib
 
-from study.config_loading import parse
-from study.recipes import Recipe
+from acuity.study.config.loading import parse
+from acuity.study.search.recipes import Recipe
 
 EXPONENTS = (4, 10)
 EXPERIMENT = parse(

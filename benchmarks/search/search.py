@@ -1,0 +1,294 @@
+"""Claim: Acuity names the resolution that a label needs at half the cost of plain Optuna, confirmation included.
+
+Replays searches on surrogates of recorded learning curves (benchmarks/search/record_curves.py): a strategy asks for
+configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
+the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
+whom no search knows, as a verdict with unlimited test patients would: the smallest resolution that is not MARGIN
+below the reference, all smaller ones tried. The goals are for phantoms and up to 8 workers; on nih, whose truth nobody
+knows that well, cost and direction are told. One unit of cost is one whole training at the largest resolution for each
+label. Strategies were designed on the image sets "design", "validation" and "previous"; "report" was kept for the last
+look.
+
+    python benchmarks/search/search.py [IMAGE SET] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
+
+Syne Tune's strategies need it: pip install --no-deps syne-tune dill statsmodels patsy sortedcontainers
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LABELS, LEARNING_RATES, RESOLUTIONS, SEEDS
+from replay import Trial, confirm, replay
+from search_costs import costs, goals
+from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES, unit_seconds
+from surrogate import Configuration, Surrogate, fit, validate
+
+UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
+NEAR = 0.005
+"""AUC within which of the best a configuration, or a resolution, counts as found."""
+MARGIN = 0.02
+"""AUC below the best that makes a resolution inadequate: the product's default."""
+FEWEST_CURVES = 40
+FEWER = {
+    "hyperband": 40,
+    "asha": 40,
+    "syne tune asha": 40,
+    "syne tune bohb": 40,
+    "acuity, labels alone": 40,
+    "acuity, turns from the largest": 40,
+    "acuity, even first trials": 40,
+    "gp": 10,
+}
+"""Most repetitions of strategies that are slow to replay and no part of a goal."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label's surrogate and what is true of it."""
+
+    name: str
+    surrogate: Surrogate
+    unit_s: float
+    attainable: dict[int, float]
+    """The highest mean test AUC at each resolution."""
+    grid_units: float
+    """Cost of the whole recorded factorial."""
+
+    @property
+    def best(self) -> float:
+        """The highest mean test AUC of the space."""
+        return max(self.attainable.values())
+
+    @property
+    def references(self) -> set[int]:
+        """Resolutions that can come within NEAR of the best."""
+        return {resolution for resolution, auc in self.attainable.items() if auc >= self.best - NEAR}
+
+    @property
+    def verdicts(self) -> set[int]:
+        """The smallest resolution that is not MARGIN below the best; several where NEAR leaves it open."""
+        edges = (self.best - MARGIN - NEAR, self.best - MARGIN, self.best - MARGIN + NEAR)
+        return {_smallest(self.attainable, at_least=edge) for edge in edges}
+
+
+def main() -> None:
+    """Validate the surrogates, replay, print the tables and one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("image_set", nargs="?", choices=list(LABELS), default="report")
+    parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--only", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
+    if asked.image_set == ANOTHER:
+        asked.only = [strategy for strategy in asked.only if strategy != AFTER_ANOTHER]
+    if any(name.startswith("syne tune") for name in asked.only) and find_spec("syne_tune") is None:
+        sys.exit(f"Syne Tune is not installed: see {__file__}, or name the strategies without it by --only")
+    rows = pd.read_parquet(CURVES)
+    rows = rows[rows["image_set"] == asked.image_set]
+    _check_enough(rows, asked.image_set)
+    checked = {label: validate(_of(rows, label)) for label in LABELS[asked.image_set]}
+    print(pd.DataFrame(checked).T.round(3).to_string(), flush=True)
+    _prepare(rows, asked.image_set)
+    truth = {name: _truth(label, _of(rows, name)) for name, label in _labels.items()}
+    print(json.dumps(truth, indent=1), flush=True)
+    tasks = [
+        (strategy, workers, repetition)
+        for repetition in range(asked.repetitions)
+        for workers in asked.workers
+        for strategy in asked.only
+        if repetition < FEWER.get(strategy, asked.repetitions)
+    ]
+    with multiprocessing.get_context("spawn").Pool(asked.processes, _prepare, (rows, asked.image_set)) as pool:
+        outcomes = pd.DataFrame([row for found in pool.imap_unordered(_run, tasks, chunksize=8) for row in found])
+    table = _summarise(outcomes)
+    print(table.to_string(), flush=True)
+    grid_units = float(np.mean([label.grid_units for label in _labels.values()]))
+    found = costs(outcomes, grid_units=grid_units)
+    for row in found:
+        print(row)
+    print(
+        json.dumps(
+            _about(asked, curves=len(rows))
+            | {
+                "goals": goals(found, outcomes) if asked.image_set == "report" else [],
+                "surrogates": checked,
+                "truth": truth,
+                "grid_units": round(grid_units, 1),
+                "costs": found,
+            }
+            | {column: _by_strategy(table, column, asked) for column in table.columns}
+        )
+    )
+
+
+def _check_enough(rows: pd.DataFrame, image_set: str) -> None:
+    counts = {label: int((rows["label"] == label).sum()) for label in LABELS[image_set]}
+    few = [f"{label} has {count}" for label, count in counts.items() if count < FEWEST_CURVES]
+    if few:
+        sys.exit(
+            f"{image_set}: {'; '.join(few)} curves, {FEWEST_CURVES} are needed: "
+            "`python benchmarks/search/record_curves.py "
+            f"--sets {image_set}` records more and goes on where it stopped"
+        )
+
+
+_labels: dict[str, Label] = {}
+"""Of the image set, by name."""
+
+
+def _prepare(rows: pd.DataFrame, image_set: str) -> None:
+    """In each process, once."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    for name in LABELS[image_set]:
+        _labels[name] = _label(name, fit(_of(rows, name)))
+
+
+def _of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
+    return rows[rows["label"] == label].reset_index(drop=True)
+
+
+def _label(name: str, surrogate: Surrogate) -> Label:
+    rates = np.geomspace(*RATES, 21)
+    attainable = {
+        resolution: float(
+            surrogate.truth(
+                [
+                    Configuration(resolution, architecture, batch, float(rate))
+                    for architecture in ARCHITECTURES
+                    for batch in BATCH_SIZES
+                    for rate in rates
+                ]
+            ).max()
+        )
+        for resolution in RESOLUTIONS
+    }
+    unit_s = unit_seconds(surrogate)
+    cells = itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES)
+    grid_s = float(surrogate.epoch_seconds([Configuration(*cell) for cell in cells]).sum()) * EPOCHS
+    return Label(name, surrogate, unit_s, attainable, grid_s / unit_s)
+
+
+def _truth(label: Label, rows: pd.DataFrame) -> dict[str, Any]:
+    """What is attainable by the model, beside the mean test AUC of the seeds that were trained for this at the top."""
+    by_resolution = {}
+    for resolution, attainable in label.attainable.items():
+        aucs = rows[(rows["resolution"] == resolution) & ~rows["seed"].isin(SEEDS)]["test_auc"].dropna()
+        by_resolution[str(resolution)] = {
+            "attainable": round(attainable, 4),
+            "recorded": round(float(aucs.mean()), 4) if len(aucs) else None,
+            "recorded_se": round(float(aucs.sem()), 4) if len(aucs) > 1 else None,
+            "seeds": len(aucs),
+        }
+    return {"verdicts": sorted(label.verdicts), "references": sorted(label.references), "auc": by_resolution}
+
+
+def _smallest(attainable: dict[int, float], *, at_least: float) -> int:
+    return min(resolution for resolution, auc in attainable.items() if auc >= at_least)
+
+
+def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
+    """One search for all labels of the image set, judged at every cost."""
+    strategy, workers, repetition = task
+    seed = zlib.crc32(f"{workers} {repetition}".encode())  # the same for every strategy
+    rng = np.random.default_rng(seed)
+    unit_s = sum(label.unit_s for label in _labels.values())  # one whole training for each label
+    trials = replay(
+        STRATEGIES[strategy](list(_labels), seed % 2**31, workers),
+        {name: label.surrogate for name, label in _labels.items()},
+        workers=workers,
+        most_cost=UNITS[-1] * unit_s,
+        rng=rng,
+    )
+    return [
+        {"label": name, "strategy": strategy, "workers": workers, "units": units, "repetition": repetition}
+        | _judge(label, [trial for trial in trials if trial.label == name and trial.spent <= units * unit_s], rng)
+        for units in UNITS
+        for name, label in _labels.items()
+    ]
+
+
+def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
+    """What a label's trials nominate, and what is left of it after a confirmation."""
+    complete = [trial for trial in told if trial.complete]
+    row: dict[str, Any] = {"trials": len(told), "curve_regret": _curve_regret(label, complete)}
+    if not complete:
+        worst = label.best - 0.5
+        answer = {"final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
+        return row | {"regret": worst} | answer | {f"twice_{name}": value for name, value in answer.items()}
+    nominee = max(complete, key=lambda trial: trial.auc).configuration
+    row["regret"] = label.best - float(label.surrogate.truth([nominee])[0])
+    tried = {trial.configuration.resolution for trial in told}
+    for rule, trainings in (("", 1), ("twice_", 2)):
+        finalists, reference, cost = confirm(told, label.surrogate, rng=rng, trainings=trainings)
+        true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
+        named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
+        row |= {
+            f"{rule}final_regret": label.best - true_aucs[reference],
+            f"{rule}reference": reference in label.references,
+            # That a smaller one is worse is known only where it was tried.
+            f"{rule}verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
+            f"{rule}confirm_units": cost / label.unit_s,
+        }
+    return row
+
+
+def _curve_regret(label: Label, complete: list[Trial]) -> float:
+    """Mean over resolutions of what each one's best trial is below what it could be: how well the curve is known."""
+    below = []
+    for resolution, attainable in label.attainable.items():
+        there = [trial for trial in complete if trial.configuration.resolution == resolution]
+        if there:
+            chosen = max(there, key=lambda trial: trial.auc).configuration
+            below.append(attainable - float(label.surrogate.truth([chosen])[0]))
+        else:
+            below.append(attainable - 0.5)
+    return float(np.mean(below))
+
+
+def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Means over repetitions and labels, by workers, strategy and cost of the search."""
+    columns = outcomes.columns.difference(["label", "repetition", "workers", "strategy", "units"], sort=False)
+    return outcomes.groupby(["workers", "strategy", "units"])[list(columns)].mean().round(4)
+
+
+def _about(asked: argparse.Namespace, *, curves: int) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "benchmark": "search",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("optuna", "syne-tune") if find_spec(name.replace("-", "_"))},
+        "commit": commit.stdout.strip(),
+        "image_set": asked.image_set,
+        "n": asked.repetitions,
+        "n_at_most": {strategy: FEWER[strategy] for strategy in asked.only if strategy in FEWER},
+        "curves": curves,
+    }
+
+
+def _by_strategy(table: pd.DataFrame, column: str, asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        f"{workers} workers": {strategy: table.loc[(workers, strategy)][column].to_dict() for strategy in asked.only}
+        for workers in asked.workers
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,457 @@
+"""Claim: exact budgets, heartbeats and resumable trials cost no more than plain Optuna, and under 1 % of a 60 s trial.
+
+Overhead a trial is what a worker spends between trainings and on its reports: the distance of two trainings'
+beginnings, less the epochs slept (10 of 1 s; nothing is trained). On one Postgres (the embedded one, syncing to disk),
+on a study that holds 100, 1,000 or 10,000 trials, with 1, 4 and 16 workers, in turn:
+
+- acuity: the real worker, from claim to tell, with its 20 attributes a trial;
+- Optuna: `study.optimize` with its defaults on the same trials, four parameters, two attributes, reports and pruning.
+
+A worker's first trial, which reads the whole study, is left out. CPU: of the workers, and of all of Postgres.
+And how long `acuity status` and `acuity best` take over 14 labels of the largest size.
+
+Run: python benchmarks/speed/storage_cost.py [LARGEST]   (a quarter of an hour on two cores; 1000: ten minutes)
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import distribution_to_json
+from sqlalchemy import URL, Engine, create_engine, text
+
+from acuity.storage.database import Database, open_storage
+from acuity.storage.embedded.server import embedded_server
+
+ROOT = Path(__file__).parents[2]
+LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
+RESOLUTIONS = (16, 24, 32, 40, 48, 56, 64, 96, 128)
+ARCHITECTURES = ("resnet18", "resnet34")
+SIZES = (100, 1_000, 10_000)
+WORKERS = (1, 4, 16)
+EPOCHS, EPOCH_S = 10, 1.0
+TRIALS = 2  # measured, of each worker
+EXPERIMENT = """
+name = "bench"
+labels = {labels}
+[data]
+index = "{folder}/Data_Entry.csv"
+images = "{folder}/images"
+cache = "{folder}/cache"
+[search]
+resolutions = {resolutions}
+architectures = {architectures}
+trials = 1000000
+min_complete_per_resolution = 2
+[training]
+epochs = {epochs}
+network_input = 64
+[workers]
+memory_budget_gib = 4
+"""
+
+_processes = get_context("forkserver")
+
+
+def main() -> None:
+    """Fill, run every cell in turn, print the table and one line of JSON."""
+    largest = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
+    _processes.set_forkserver_preload(["acuity.study.worker.loop"])
+    sizes = [size for size in SIZES if size <= largest]
+    with _server() as url, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _make_images(folder)
+        for size in sizes:
+            _make_template(url, folder, size, labels=LABELS[:1])
+        cells = []
+        print(f"{'trials':>7} {'workers':>8} {'':>8} {'ms a trial':>11} {'client CPU ms':>14} {'server CPU ms':>14}")
+        for size in sizes:
+            for workers in WORKERS:
+                for arm in ("acuity", "optuna"):
+                    cell = _run_cell(url, folder, arm, size=size, workers=workers)
+                    cells.append(cell)
+                    print(
+                        f"{size:>7,} {workers:>8} {arm:>8} {cell['ms']:>11.0f} {cell['client_cpu_ms']:>14.0f} "
+                        f"{cell['server_cpu_ms']:>14.0f}",
+                        flush=True,
+                    )
+        answers = _time_answers(url, largest)
+    for command, seconds in answers.items():
+        print(f"acuity {command} over 14 labels of {largest:,} trials: {seconds:.2f} s")
+    print(json.dumps(_result(cells, answers, largest)))
+
+
+@contextmanager
+def _server() -> Iterator[URL]:
+    """An embedded Postgres of its own, as durable as a user's."""
+    with tempfile.TemporaryDirectory(prefix="acuity-bench-") as folder:
+        Path(folder).chmod(0o711)
+        with embedded_server(Path(folder)) as url:
+            yield url
+
+
+def _make_images(folder: Path) -> None:
+    """A few images: nothing is trained on them."""
+    from acuity.objectives.phantoms.generator import write_phantoms
+
+    write_phantoms(folder, images=300, size=128)
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def _administer(url: URL, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def _experiment(folder: Path, labels: tuple[str, ...]) -> Path:
+    file = folder / "bench.toml"
+    file.write_text(
+        EXPERIMENT.format(
+            labels=json.dumps(labels),
+            folder=folder,
+            resolutions=list(RESOLUTIONS),
+            architectures=json.dumps(ARCHITECTURES),
+            epochs=EPOCHS,
+        )
+    )
+    return file
+
+
+def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]) -> None:
+    """A database full_SIZE whose studies hold SIZE finished trials each, and the feasible batches of all networks."""
+    from acuity.objectives.device.device import open_device
+    from acuity.study.config.loading import load
+    from acuity.study.dataset.image_set import open_image_set, training_images
+    from acuity.study.registry.names import study_name
+    from acuity.study.registry.register import register
+    from acuity.study.worker.batch_limit import memory_limit
+
+    experiment = load(_experiment(folder, labels))
+    _administer(url, f"create database full_{size}")
+    full = url.set(database=f"full_{size}")
+    with open_storage(_text(full)) as database:
+        image_set = open_image_set(experiment)
+        register(
+            database,
+            experiment,
+            image_set.identity,
+            training_images=training_images(image_set, experiment.labels),
+        )
+        device = open_device("cpu", workers=1, threads=1, memory_budget_gib=experiment.workers.memory_budget_gib)
+        for architecture in ARCHITECTURES:
+            memory_limit(database, device, experiment, architecture=architecture, resolution=RESOLUTIONS[0])
+        for label in labels:
+            study = optuna.load_study(study_name=study_name("bench", label), storage=database.storage)
+            _fill(database.engine, study._study_id, size)
+
+
+def _fill(engine: Engine, study_id: int, size: int) -> None:
+    """Finished trials straight by SQL: two thirds complete, one third pruned, all random."""
+    parameters = {
+        "resolution": (optuna.distributions.CategoricalDistribution(RESOLUTIONS), "floor(random() * 9)"),
+        "architecture": (optuna.distributions.CategoricalDistribution(ARCHITECTURES), "floor(random() * 2)"),
+        "learning_rate": (
+            optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+            "exp(ln(1e-4) + random() * ln(100))",
+        ),
+        "batch_size_exponent": (optuna.distributions.IntDistribution(2, 3), "2 + floor(random() * 2)"),
+    }
+    numbers = ("batch_size", "feasible_batch_size", "epochs", "seconds", "images_per_second", "peak_memory_mib")
+    numbers += ("accuracy", "average_precision", "seed", "attempt", "threads")
+    texts = ("batch_cap", "device", "precision", "split_sha256", "index_sha256", "worker")
+    with engine.begin() as connection:
+
+        def run(statement: str, **given: Any) -> None:
+            connection.execute(text(statement), {"study_id": study_id} | given)
+
+        for table in ("trial_user_attributes", "trial_system_attributes"):
+            run(f"delete from {table} where trial_id in (select trial_id from trials where study_id = :study_id)")
+        run("delete from trials where study_id = :study_id")
+        run(
+            "insert into trials (number, study_id, state, datetime_start, datetime_complete) "
+            "select g, :study_id, cast(case when g % 3 = 0 then 'PRUNED' else 'COMPLETE' end as trialstate), "
+            "now(), now() "
+            "from generate_series(0, :size - 1) g",
+            size=size,
+        )
+        of_study = "from trials where study_id = :study_id"
+        for name, (distribution, value) in parameters.items():
+            run(
+                "insert into trial_params (trial_id, param_name, param_value, distribution_json) "
+                f"select trial_id, :name, {value}, :distribution {of_study}",
+                name=name,
+                distribution=distribution_to_json(distribution),
+            )
+        run(
+            "insert into trial_values (trial_id, objective, value, value_type) "
+            f"select trial_id, 0, 0.5 + 0.4 * random(), 'FINITE' {of_study}"
+        )
+        run(
+            "insert into trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
+            "select trial_id, step, 0.5 + 0.4 * random(), 'FINITE' from trials, generate_series(1, :epochs) step "
+            "where study_id = :study_id",
+            epochs=EPOCHS,
+        )
+        run(
+            "insert into trial_user_attributes (trial_id, key, value_json) select trial_id, key, "
+            "(1 + floor(random() * 100))::text from trials, unnest(cast(:keys as text[])) key "
+            "where study_id = :study_id",
+            keys=list(numbers),
+        )
+        run(
+            "insert into trial_user_attributes (trial_id, key, value_json) select trial_id, key, "
+            "'\"something\"' from trials, unnest(cast(:keys as text[])) key where study_id = :study_id",
+            keys=list(texts),
+        )
+        for key, value in {"origin": "number::text", "auc_se": "'0.02'"}.items():
+            run(
+                "insert into trial_user_attributes (trial_id, key, value_json) "
+                f"select trial_id, '{key}', {value} {of_study}"
+            )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("vacuum analyze"))
+
+
+def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> dict[str, Any]:
+    """Overhead and CPU of a trial, with so many workers on a copy of so large a study."""
+    _administer(url, "drop database if exists cell with (force)")
+    _administer(url, f"create database cell template full_{size}")
+    _administer(url, "alter database cell set search_path = public")  # plain Optuna's user is called acuity here
+    cell = _text(url.set(database="cell"))
+    home = Path(tempfile.mkdtemp(dir=folder))
+    run = _acuity_worker if arm == "acuity" else _optuna_worker
+    processes = [
+        # Spread over a trial's length, as they are soon by themselves: all at once would measure their queue.
+        _processes.Process(target=run, args=(cell, str(home), number, EPOCHS * EPOCH_S * number / workers))
+        for number in range(workers)
+    ]
+    with _server_cpu(url) as samples:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0, f"see {home}/log"
+    marks = [json.loads(path.read_text()) for path in home.glob("*.json")]
+    assert len(marks) == workers
+    overheads = [
+        1000 * (after[0] - before[0] - EPOCHS * EPOCH_S) for worker in marks for before, after in pairwise(worker[1:])
+    ]
+    cpu = [1000 * (after[1] - before[1]) for worker in marks for before, after in pairwise(worker[1:])]
+    begin, end = statistics.median(worker[1][0] for worker in marks), statistics.median(w[-1][0] for w in marks)
+    cpu_at = [min(samples, key=lambda sample, at=at: abs(sample[0] - at))[1] for at in (begin, end)]
+    return {
+        "arm": arm,
+        "trials": size,
+        "workers": workers,
+        "ms": round(statistics.median(overheads), 1),
+        "ms_low": round(min(overheads), 1),
+        "ms_high": round(max(overheads), 1),
+        "client_cpu_ms": round(statistics.mean(cpu), 1),
+        "server_cpu_ms": round(1000 * (cpu_at[1] - cpu_at[0]) / (workers * TRIALS), 1),
+    }
+
+
+class _Marks:
+    """When each training began: wall clock, this process's CPU."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.marks: list[list[float]] = []
+
+    def begin(self) -> bool:
+        """Note it; False once there are enough."""
+        self.marks.append([time.time(), time.process_time()])
+        if len(self.marks) < TRIALS + 2:
+            return True
+        self.path.write_text(json.dumps(self.marks))
+        return False
+
+
+def _acuity_worker(url: str, home: str, number: int, wait_s: float) -> None:
+    """The real worker, its training a sleep."""
+    import numpy as np
+
+    from acuity.objectives.training.interface import Outcome
+    from acuity.study.cli import main as cli
+    from acuity.study.worker import training as claimed_training
+
+    os.environ |= {"ACUITY_STORAGE": url, "HOME": home, "XDG_CACHE_HOME": home}
+    log = os.open(f"{home}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 2)
+    marks = _Marks(Path(home) / f"{number}.json")
+
+    def train(*_: Any, report: Any, **__: Any) -> Outcome:
+        if not marks.begin():
+            sys.stderr.flush()
+            os._exit(0)
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(EPOCH_S)
+            report(epoch, 0.95 + 0.001 * epoch)
+        return Outcome(0.9, 0.01, 0.8, 0.5, EPOCHS, 10.0, 100.0, 1.0, False, np.zeros(1))
+
+    claimed_training.train = train
+    time.sleep(wait_s)
+    sys.argv = ["acuity", "worker", "bench", "--device", "cpu", "--threads", "1"]
+    cli.main()
+
+
+def _optuna_worker(url: str, home: str, number: int, wait_s: float) -> None:
+    """Plain Optuna with its defaults."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    marks = _Marks(Path(home) / f"{number}.json")
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("resolution", RESOLUTIONS)
+        trial.suggest_categorical("architecture", ARCHITECTURES)
+        trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+        trial.suggest_int("batch_size_exponent", 2, 3)
+        if not marks.begin():
+            os._exit(0)
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(EPOCH_S)
+            trial.report(0.95 + 0.001 * epoch, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("batch_size", 8)
+        trial.set_user_attr("device", "CPU")
+        return 0.9
+
+    study = optuna.load_study(study_name=f"bench/{LABELS[0]}", storage=url)
+    time.sleep(wait_s)
+    study.optimize(objective)
+
+
+@contextmanager
+def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
+    """Samples of (time, CPU seconds of all of Postgres's processes so far) while the block runs."""
+    folder = Path(str(url.query["host"]))
+    postmaster = int((folder / "postmaster.pid").read_text().split()[0])
+    samples: list[tuple[float, float]] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.2):
+            samples.append((time.time(), _cpu_with_children(postmaster)))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def _cpu_with_children(process: int) -> float:
+    """CPU seconds of a process, of its children, and of those that it has reaped."""
+    ticks = 0
+    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    for number in (process, *map(int, children.stdout.split())):
+        try:
+            fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(fields[place]) for place in ((11, 12, 13, 14) if number == process else (11, 12)))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _time_answers(url: URL, size: int) -> dict[str, float]:
+    """Medians of five of what `acuity status` and `acuity best` read, over 14 labels of so many trials."""
+    from acuity.study.registry.progress import read_progress
+    from acuity.study.registry.record import recall
+    from acuity.study.results.answer import read_answer
+    from acuity.study.results.status import read_running
+
+    _administer(url, "drop database if exists cell with (force)")
+    _administer(url, f"create database cell template full_{size}")
+    with open_storage(_text(url.set(database="cell"))) as database:
+        labels = _widen(database, size)
+
+        def status() -> None:
+            experiment = recall(database, "bench").experiment
+            assert sum(entry.finished for entry in read_progress(database, experiment)) == size * len(labels)
+            read_running(database, experiment)
+
+        def best() -> None:
+            assert all(entry.best for entry in read_answer(database, "bench").labels)
+
+        return {"status": _median_s(status), "best": _median_s(best)}
+
+
+def _widen(database: Database, size: int) -> list[str]:
+    """Make the experiment one of 14 labels, each study as full as the first."""
+    labels = [LABELS[0], *(f"Finding {number}" for number in range(2, 15))]
+    with database.engine.begin() as connection:
+        connection.execute(
+            text(
+                "update acuity.experiments set definition = "
+                "jsonb_set(definition, '{experiment,labels}', cast(:labels as jsonb))"
+            ),
+            {"labels": json.dumps(labels)},
+        )
+    for label in labels[1:]:
+        study = optuna.create_study(storage=database.storage, study_name=f"bench/{label}", direction="maximize")
+        _fill(database.engine, study._study_id, size)
+    return labels
+
+
+def _median_s(function: Any) -> float:
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return round(statistics.median(times[1:]), 3)
+
+
+def _result(cells: list[dict[str, Any]], answers: dict[str, float], largest: int) -> dict[str, Any]:
+    at = {(cell["arm"], cell["trials"], cell["workers"]): cell for cell in cells}
+    goals = []
+    for arm, size, workers in at:
+        if arm == "acuity":
+            ours, theirs = at[arm, size, workers]["ms"], at["optuna", size, workers]["ms"]
+            goals.append(
+                {
+                    "name": f"overhead_ms_{size}_trials_{workers}_workers",
+                    "value": ours,
+                    "low": at[arm, size, workers]["ms_low"],
+                    "high": at[arm, size, workers]["ms_high"],
+                    "goal": f"<= {theirs} (plain Optuna) and < 600 (1 % of a 60 s trial)",
+                    "met": ours <= theirs and ours < 600,
+                }
+            )
+    for command, seconds in answers.items():
+        name = f"{command}_s_14x{largest}"
+        goals.append({"name": name, "value": seconds, "goal": "< 1", "met": seconds < 1})
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "benchmark": "storage_cost",
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "versions": {"optuna": optuna.__version__, "python": platform.python_version()},
+        "commit": commit.stdout.strip(),
+        "n": TRIALS,
+        "goals": goals,
+        "cells": cells,
+    }
+
+
+if __name__ == "__main__":
+    main()

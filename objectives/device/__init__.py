@@ -1,0 +1,1 @@
+"""The device of a worker, its memory and its lock."""

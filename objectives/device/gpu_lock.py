@@ -1,0 +1,46 @@
+"""Choose a GPU by a lock file where none is named: the containers of a host all see the same GPUs."""
+
+import fcntl
+import itertools
+import os
+from pathlib import Path
+
+import torch
+
+from acuity.objectives.errors import InputError
+
+
+def choose_device(choice: str, *, folder: Path) -> str:
+    """The GPU that "auto" or "cuda" means where there are several: the one with the fewest workers; else choice.
+
+    folder: one that all workers of this host share.
+    """
+    if choice not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return choice
+    gpus = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
+    return f"cuda:{take_gpu(gpus, folder=folder)}"
+
+
+def take_gpu(gpus: list[str], *, folder: Path) -> int:
+    """Lock a GPU until this process ends, however it ends; returns its position.
+
+    Device numbers differ between containers, so a lock is named after the GPU's UUID. The name ends with a turn: a GPU
+    gets its second worker when every GPU has its first.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for turn in itertools.count():
+            for position, gpu in enumerate(gpus):
+                lock = os.open(folder / f"gpu-{gpu}.{turn}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(lock)
+                else:
+                    return position  # the lock stays open, hence held
+    except OSError as error:
+        raise InputError(
+            f"{folder}: a GPU cannot be chosen by a lock there ({error.strerror}). "
+            'Name the GPU with --device cuda:0, or another cache folder with [data] cache = "PATH"'
+        ) from None
+    raise AssertionError("itertools.count() has no end")

@@ -1,0 +1,123 @@
+"""Read an index file, CSV (also gzipped) or Parquet, as text by column, with a line number for every row."""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.index.cells import Columns
+
+Wanted = Callable[[list[str]], Sequence[str]]
+"""From the header to the columns to keep: tables have dozens, and an image set's rows many."""
+_TWO_FIELDS = re.compile(r"OriginalImage\w*\[\w+, ?\w+\]")
+"""NIH's `OriginalImage[Width,Height]` is one name over two fields. Unquoted it falls apart into two, as its values do;
+some copies quote the name alone."""
+
+
+def read_columns(path: Path, wanted: Wanted) -> Columns:
+    """The columns that wanted chooses of the header. InputError for a file that is missing, damaged or no table.
+
+    In Parquet, which has no lines, a row is counted as if the names stood on line 1 above it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            if start == b"PAR1":
+                return _parquet_columns(path, wanted)
+            file.seek(0)
+            binary = gzip.GzipFile(fileobj=file) if start.startswith(b"\x1f\x8b") else file
+            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+                return _csv_columns(path, text, wanted)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; [data] index names the image set's table (NIH's Data_Entry CSV)"
+        ) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{path}: the gzip file is damaged; fetch it again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); an index is a CSV or Parquet file") from None
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path}: is not UTF-8 text; an index is a CSV file (save a spreadsheet as CSV UTF-8) or a Parquet file"
+        ) from None
+
+
+def _csv_columns(path: Path, text: io.TextIOWrapper, wanted: Wanted) -> Columns:
+    rows = _rows(path, text)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    while header and not header[-1]:
+        header.pop()
+    if not header:
+        raise InputError(f"{path}: is empty; an index has a header line and one line an image")
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: has a header but no rows; an index has one line an image")
+    header = _split_names(header, len(first[1]))
+    places = {name: place for place, name in enumerate(header)}
+    kept = [name for name in wanted(header) if name in places]
+    _check_names(path, header, kept)
+    pick = itemgetter(*(places[name] for name in kept), 0)  # one more, so that a single one comes as a tuple too
+    lines, records = [], []
+    for line, row in chain([first], rows):
+        # Some copies end every line in a comma. One line with a field too many has had all behind it shifted.
+        if len(row) != len(first[1]) or len(row) < len(header) or any(field.strip() for field in row[len(header) :]):
+            faulty, count = (line, len(row)) if len(row) != len(header) else (first[0], len(first[1]))
+            raise InputError(
+                f"{path}: index line {faulty:,} has {count} fields and the header {len(header)}: mend that line (a "
+                "field with a comma in it needs quotes around it)"
+            )
+        lines.append(line)
+        records.append(pick(row))
+    return Columns(lines, {name: [record[i].strip() for record in records] for i, name in enumerate(kept)})
+
+
+def _split_names(header: list[str], fields: int) -> list[str]:
+    """The header with a name for each field, if lines have as many as its names would have unquoted."""
+    unquoted = [part for name in header for part in (name.split(",") if _TWO_FIELDS.fullmatch(name) else [name])]
+    return unquoted if fields >= len(unquoted) else header
+
+
+def _rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+    """Each row that is not blank, with its line number."""
+    reader = csv.reader(text)
+    try:
+        for row in reader:
+            if any(row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}: index line {reader.line_num:,} is not CSV ({error}): mend that line") from None
+
+
+def _check_names(path: Path, header: list[str], kept: list[str]) -> None:
+    for name in kept:
+        if header.count(name) > 1:
+            raise InputError(f'{path}: has more than one column "{name}": keep one of them, or rename the other')
+
+
+def _parquet_columns(path: Path, wanted: Wanted) -> Columns:
+    from pyarrow import ArrowException, parquet  # half a second to import, and few indices need it
+
+    try:
+        header = parquet.read_schema(path).names
+        kept = [name for name in wanted(header) if name in header]
+        _check_names(path, header, kept)
+        table = parquet.read_table(path, columns=kept)
+    except ArrowException:
+        raise InputError(f"{path}: the Parquet file is damaged; write it again") from None
+    if not len(table):
+        raise InputError(f"{path}: has columns but no rows; an index has one row an image")
+    return Columns(
+        range(2, len(table) + 2), {name: [_text(value) for value in table[name].to_pylist()] for name in kept}
+    )
+
+
+def _text(value: object) -> str:
+    """A cell as CSV would have it; NaN is nothing, too."""
+    missing = value is None or value != value
+    return "" if missing else str(value).strip()

@@ -1,0 +1,1 @@
+"""Synthetic radiographs whose findings need a known resolution."""

@@ -1,0 +1,1 @@
+"""The split by patient, and duplicate pictures."""

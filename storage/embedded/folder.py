@@ -1,0 +1,146 @@
+"""The embedded Postgres's folder: where it lies, what may not hold it, and its first filling."""
+
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+import platformdirs
+
+from acuity.storage.embedded.account import identity
+from acuity.storage.errors import StorageError
+
+DATABASE = "acuity"
+USER = "acuity"
+POSTGRES_VERSION = "18"
+_NETWORK_FILE_SYSTEM = re.compile(
+    r"nfs\d?|cifs|smb3|smbfs|afs|ceph|lustre|gpfs|beegfs|panfs|orangefs|pvfs2|glusterfs|ocfs2|gfs2|davfs"
+    r"|fuse\.(sshfs|glusterfs|ceph|s3fs|gcsfuse|rclone|davfs2?|juicefs|moosefs|mfs|cvmfs2)"
+)
+
+# A Unix socket's path has 107 bytes on Linux and 103 on a Mac, with /data/.s.PGSQL.5432 at its end.
+_LONGEST_FOLDER_BYTES = 103 - len("/data/.s.PGSQL.5432")
+_SETTINGS = {
+    "listen_addresses": "",  # a Unix socket within the data folder is the only way in
+    "unix_socket_directories": ".",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "io_method": "sync",  # three idle processes fewer; the data set fits the cache
+    "max_parallel_workers_per_gather": "0",  # parallel queries need more /dev/shm than a container has
+    "jit": "off",
+}
+
+
+def default_folder() -> Path:
+    """ACUITY_EMBEDDED_DIR, else a folder of the user's data; as root one that the server's account can reach."""
+    named = os.environ.get("ACUITY_EMBEDDED_DIR")
+    if named:
+        return Path(named).expanduser()
+    host = platform.node()[:32] or "localhost"  # the socket's path has to stay short
+    base = Path("/var/lib/acuity") if os.geteuid() == 0 else platformdirs.user_data_path("acuity")
+    return base / f"postgres-{POSTGRES_VERSION}" / host
+
+
+def make_folder(folder: Path, account: str | None) -> Path:
+    """Make the folder, closed to other users, and return its full path; StorageError where no database can be in it."""
+    folder = folder.absolute()
+    refuse_network_file_system(folder)
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER_BYTES:
+        raise StorageError(
+            f"{folder} is too long for the embedded Postgres's socket: at most {_LONGEST_FOLDER_BYTES} bytes. "
+            "Name a shorter folder with ACUITY_EMBEDDED_DIR"
+        )
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+            if account is not None:
+                missing.chmod(0o711)  # root's own; the account passes through to data/, which is its own
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot hold the embedded Postgres ({error.strerror}). "
+            "Name another folder with ACUITY_EMBEDDED_DIR"
+        ) from None
+    return folder
+
+
+def refuse_network_file_system(folder: Path, *, mounts: str | None = None) -> None:
+    """StorageError where folder lies on a file system that several hosts see: locks and syncing do not hold there.
+
+    mounts: the kernel's table (/proc/self/mounts), read here where not given; without one nothing is refused.
+    """
+    if mounts is None:
+        table = Path("/proc/self/mounts")
+        mounts = table.read_text(errors="surrogateescape") if table.exists() else ""
+    real = folder.resolve()
+    best_point, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        point = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1]))
+        # Of several mounts on one point the last is the one seen.
+        if real.is_relative_to(point) and len(point.parts) >= len(best_point.parts):
+            best_point, kind = point, fields[2]
+    if _NETWORK_FILE_SYSTEM.fullmatch(kind):
+        raise StorageError(
+            f"{folder} lies on a network file system ({kind}), which cannot hold a database safely. Name a folder on a "
+            "local disk with ACUITY_EMBEDDED_DIR, or a Postgres for several hosts with --storage postgresql://…"
+        )
+
+
+def fill_folder(folder: Path, *, binaries: Path, account: str | None) -> None:
+    """Make the database cluster unless there is one. Called under the folder's start lock."""
+    data = folder / "data"
+    if data.exists():
+        _check_version(data)
+        return
+    unfinished = folder / "data.new"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
+    password_for_initdb = folder / "password.new"
+    password_for_initdb.unlink(missing_ok=True)
+    password_for_initdb.touch(mode=0o600)
+    password_for_initdb.write_text(secrets.token_urlsafe(24))
+    if account is not None:
+        shutil.chown(unfinished, account, identity(account)["group"])
+        shutil.chown(password_for_initdb, account)
+    command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={USER}", f"--pwfile={password_for_initdb}"]
+    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+    command += [f"--set={name}={value}" for name, value in _SETTINGS.items()]
+    environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+    made = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", **identity(account)
+    )
+    if made.returncode != 0:
+        reason = " | ".join((made.stderr or made.stdout).strip().splitlines()[-3:])
+        hint = f" Root's server runs as {account}, which must be able to reach that folder." if account else ""
+        raise StorageError(
+            f"{folder} cannot hold the embedded Postgres: {reason}.{hint} Name another folder with ACUITY_EMBEDDED_DIR"
+        )
+    if account is not None:
+        shutil.chown(password_for_initdb, os.geteuid())
+    password_for_initdb.rename(folder / "password")
+    unfinished.rename(data)
+
+
+def read_password(folder: Path) -> str:
+    """The password that was drawn when the cluster was made."""
+    try:
+        return (folder / "password").read_text()
+    except FileNotFoundError:
+        raise StorageError(
+            f"{folder / 'password'} is gone, and the embedded Postgres there opens to nobody without it. "
+            f"Restore it, or move {folder} away to start with an empty database"
+        ) from None
+
+
+def _check_version(data: Path) -> None:
+    found = (data / "PG_VERSION").read_text().strip()
+    if found != POSTGRES_VERSION:
+        raise StorageError(
+            f"{data} was made by Postgres {found}, this one is {POSTGRES_VERSION}. "
+            "Name another folder with ACUITY_EMBEDDED_DIR, or move the data over with pg_dump"
+        )

@@ -1,0 +1,214 @@
+"""The embedded Postgres: started by its first user, shared by all, stopped when the last one is gone.
+
+Every user holds a shared flock on users.lock, and embedded_keeper.py waits for that to be nobody's. Alive means that a
+connection succeeds, and gone that server.lock is free: process ids are recycled and never believed.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import URL
+
+from acuity.storage.embedded.account import server_account, server_binaries
+from acuity.storage.embedded.folder import DATABASE, USER, default_folder, fill_folder, make_folder, read_password
+from acuity.storage.errors import StorageError
+from acuity.storage.url import DRIVER
+
+_START_TIMEOUT_S = 120.0
+"""For a start with recovery after a crash, or a stop with a last checkpoint, on a slow disk."""
+_STOP_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5
+_POLL_S = 0.02
+
+
+@contextmanager
+def embedded_server(folder: Path | None = None) -> Iterator[URL]:
+    """Use the embedded Postgres for as long as the block runs, starting it if nobody has; yields its URL.
+
+    folder: where it lives, by default ACUITY_EMBEDDED_DIR or a folder of the user's data. Held by this process and its
+    forks; the last one out waits until the server has stopped.
+    """
+    account = server_account()
+    folder = make_folder(folder or default_folder(), account)
+    users_lock = _open_lock(folder, "users.lock")
+    try:
+        _lock(users_lock, fcntl.LOCK_SH, "its earlier server is still stopping", folder)
+        start_lock = _open_lock(folder, "start.lock")
+        try:
+            _lock(start_lock, fcntl.LOCK_EX, "another process is still starting it", folder)
+            url = _ensure_running(folder, account)
+        finally:
+            os.close(start_lock)
+        yield url
+    finally:
+        os.close(users_lock)
+        _wait_while_stopping(folder)
+
+
+def _ensure_running(folder: Path, account: str | None) -> URL:
+    data = folder / "data"
+    if data.exists():
+        url = _url(folder)
+        if _answers(url):
+            return url
+        # Starting, recovering, stopping after its keeper was killed, or gone: what still lives is let come to its end.
+        if _wait_until_answers(url, folder):
+            return url
+    binaries = server_binaries(folder, account)
+    fill_folder(folder, binaries=binaries, account=account)
+    # Nobody holds server.lock, so these can only be a crashed server's; Postgres would refuse to start where the
+    # process id in them is somebody else's by now, or a zombie's.
+    for stale in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+        (data / stale).unlink(missing_ok=True)
+    url = _url(folder)
+    _start(folder, binaries, account)
+    if not _wait_until_answers(url, folder):
+        raise StorageError(f"the embedded Postgres in {folder} did not start: {_log_end(folder)}")
+    return url
+
+
+def _start(folder: Path, binaries: Path, account: str | None) -> None:
+    log = folder / "server.log"
+    if log.exists():
+        log.replace(folder / "server.log.1")
+    keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
+    command = [*keeper, str(folder), str(binaries / "postgres"), *([account] if account else [])]
+    with log.open("xb") as stream:
+        log.chmod(0o600)
+        # A session of its own, so that Ctrl-C in this terminal does not reach it; a plain environment, since PGPORT and
+        # its like would reach Postgres.
+        started = subprocess.run(
+            command,
+            cwd=folder,
+            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    if started.returncode != 0:
+        raise StorageError(f"the embedded Postgres in {folder} did not start: {_log_end(folder)}")
+
+
+def _wait_until_answers(url: URL, folder: Path) -> bool:
+    """True once a connection succeeds, False once no process of the server lives."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        lives = _is_held(folder, "server.lock")
+        if lives and _answers(url):
+            return True
+        if not lives:
+            return False
+        time.sleep(_POLL_S)
+    raise StorageError(
+        f"the embedded Postgres in {folder} does not answer after {_START_TIMEOUT_S:.0f} s: {_log_end(folder)}"
+    )
+
+
+def _answers(url: URL) -> bool:
+    try:
+        _connect(url).close()
+    except psycopg2.OperationalError as error:
+        if f'database "{DATABASE}" does not exist' not in str(error):
+            return False
+        _make_database(url)
+    return True
+
+
+def _make_database(url: URL) -> None:
+    """Make our database in a fresh cluster. Called under the start lock."""
+    connection = _connect(url.set(database="postgres"))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"create database {DATABASE}")
+    finally:
+        connection.close()
+
+
+def _connect(url: URL) -> psycopg2.extensions.connection:
+    return psycopg2.connect(
+        host=url.query["host"],
+        user=url.username,
+        password=url.password,
+        dbname=url.database,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+    )
+
+
+def _url(folder: Path) -> URL:
+    return URL.create(
+        DRIVER, username=USER, password=read_password(folder), database=DATABASE, query={"host": str(folder / "data")}
+    )
+
+
+def _wait_while_stopping(folder: Path) -> None:
+    """Return when the server is down or others use it: who leaves last has then left nothing running behind."""
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while time.monotonic() < deadline and _is_held(folder, "server.lock"):
+        if _is_shared(folder):
+            return
+        time.sleep(_POLL_S)
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether users.lock has users: not free, and not held alone by the keeper that stops the server."""
+    lock = _open_lock(folder, "users.lock")
+    try:
+        if _try_lock(lock, fcntl.LOCK_EX):
+            return False
+        return _try_lock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _is_held(folder: Path, name: str) -> bool:
+    lock = _open_lock(folder, name)
+    try:
+        return not _try_lock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _lock(lock: int, how: int, reason: str, folder: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not _try_lock(lock, how):
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"the embedded Postgres in {folder} cannot be used after {_START_TIMEOUT_S:.0f} s: {reason}. "
+                f"See {folder / 'server.log'}"
+            )
+        time.sleep(_POLL_S)
+
+
+def _try_lock(lock: int, how: int) -> bool:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open_lock(folder: Path, name: str) -> int:
+    try:
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be used for the embedded Postgres ({error.strerror}). "
+            "Name another folder with ACUITY_EMBEDDED_DIR"
+        ) from None
+
+
+def _log_end(folder: Path) -> str:
+    """The log's last lines in one, and where the rest is."""
+    log = folder / "server.log"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return f"{' | '.join(lines[-3:]) or 'its log is empty'} (all of it: {log})"

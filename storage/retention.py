@@ -1,0 +1,44 @@
+"""Retention of checkpoints: the best trial's at each resolution is kept; the others are removed."""
+
+from sqlalchemy import text
+
+from acuity.storage.checkpoints import Checkpoints
+from acuity.storage.database import Database
+
+_KEPT = text(
+    """
+    with kept as (
+        select trial_id, number, state::text from trials where study_id = :study_id and state in ('RUNNING', 'WAITING')
+        union
+        (select distinct on (p.param_value) t.trial_id, t.number, t.state::text
+        from trials t
+        join trial_values v on v.trial_id = t.trial_id
+        join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
+        where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
+        order by p.param_value, v.value desc, t.number)
+        union
+        select trial_id, number, state::text from trials
+        where study_id = :study_id and state = 'COMPLETE' and :all_complete
+    )
+    select coalesce(origin.value_json::integer, k.number), coalesce(attempt.value_json::integer, 1), k.state
+    from kept k
+    left join trial_user_attributes origin on origin.trial_id = k.trial_id and origin.key = 'origin'
+    left join trial_user_attributes attempt on attempt.trial_id = k.trial_id and attempt.key = 'attempt'
+    """
+)
+
+
+def remove_spent_checkpoints(
+    database: Database, checkpoints: Checkpoints, *, study_id: int, folder: str, all_complete: bool
+) -> None:
+    """Remove the checkpoints that a study's trials no longer need, including those that dead workers left.
+
+    folder: the study's folder among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
+    """
+    # List the files first: every file listed here belongs to a trial that the query below can see.
+    there = checkpoints.attempts(folder)
+    with database.engine.connect() as connection:
+        rows = connection.execute(_KEPT, {"study_id": study_id, "all_complete": all_complete}).all()
+    complete = {(origin, attempt) for origin, attempt, state in rows if state == "COMPLETE"}
+    live = {origin for origin, _, state in rows if state != "COMPLETE"}  # these read checkpoints of earlier attempts
+    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in there - complete if origin not in live})

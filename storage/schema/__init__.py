@@ -1,0 +1,1 @@
+"""Acuity's tables and views in Postgres."""

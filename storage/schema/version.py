@@ -1,0 +1,121 @@
+"""Our own tables and views, in the schema `acuity`: created when they are absent, refused at any other version."""
+
+from sqlalchemy import Connection, text
+
+from acuity.storage.errors import StorageError
+from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
+from acuity.storage.schema.trials_view import TRIALS_VIEW
+
+VERSION = 1
+"""Of the schema. Every change of the tables or views raises it."""
+_TABLES = """
+create schema if not exists acuity;
+create table acuity.version (one boolean primary key default true check (one), version integer not null);
+create table acuity.experiments (
+    name text primary key,
+    definition jsonb not null,
+    created timestamptz not null default now()
+);
+create table acuity.feasible_batches (
+    device text,
+    memory_budget_bytes bigint,
+    architecture text,
+    input_size integer,
+    precision text,
+    channels_last boolean,
+    torch_version text,
+    largest integer not null,
+    created timestamptz not null default now(),
+    primary key (device, memory_budget_bytes, architecture, input_size, precision, channels_last, torch_version)
+);
+create table acuity.confirmations (
+    id bigint generated always as identity primary key,
+    experiment text not null references acuity.experiments on delete cascade,
+    protocol jsonb not null,
+    protocol_sha256 text not null,
+    split_sha256 text not null,
+    frozen timestamptz not null default now(),
+    asked timestamptz not null default now(),
+    results jsonb,
+    unique (experiment, protocol_sha256)
+);
+create table acuity.test_uses (
+    id bigint generated always as identity primary key,
+    split_sha256 text not null,
+    experiment text not null,
+    protocol_sha256 text not null,
+    margin double precision not null,
+    labels text[] not null,
+    used timestamptz not null default now()
+);
+create table acuity.scores (
+    experiment text not null references acuity.experiments on delete cascade,
+    trial_id integer,
+    index_sha256 text,
+    scored timestamptz not null default now(),
+    parquet bytea not null,
+    primary key (trial_id, index_sha256)
+);
+"""
+
+# A view may read the views before it.
+_VIEWS = (TRIALS_VIEW, AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW)
+_SET_SEARCH_PATH = """
+do $$
+begin
+    if not exists (
+        select from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase
+        where d.datname = current_database() and s.setrole = current_user::regrole
+            and array_to_string(s.setconfig, ' ') like '%search_path=%'
+    ) then
+        execute format('alter role %I in database %I set search_path = public', current_user, current_database());
+    end if;
+end
+$$
+"""
+
+
+def has_schema(connection: Connection) -> bool:
+    """Whether the database has the schema; StorageError where it has another version."""
+    version = _read_version(connection)
+    if version not in (None, VERSION):
+        raise StorageError(
+            f"the database's schema acuity has version {version}, this program needs {VERSION}: run the acuity-hpo "
+            "that made it, or use another database"
+        )
+    return version is not None
+
+
+def create_schema(connection: Connection) -> None:
+    """Create tables and views within the caller's transaction, which holds a lock and has created Optuna's tables."""
+    _run(connection, _TABLES)
+    for view in _VIEWS:
+        _run(connection, view)
+    connection.execute(text("insert into acuity.version (version) values (:version)"), {"version": VERSION})
+
+
+def needs_search_path(connection: Connection) -> bool:
+    """Whether the user is named acuity and has the default search path ("$user", public).
+
+    Our schema then comes first, and Optuna would read the view acuity.trials as its own table.
+    """
+    query = text("select current_user = 'acuity' and current_setting('search_path') like '%$user%'")
+    return bool(connection.scalar(query))
+
+
+def set_search_path(connection: Connection) -> None:
+    """Set the search path of the user acuity in this database to public, for other tools than ours too."""
+    _run(connection, _SET_SEARCH_PATH)
+
+
+def _read_version(connection: Connection) -> int | None:
+    # to_regclass would answer from this session's cache and miss a table that was made while we waited for the lock.
+    exists = "select exists (select from pg_tables where schemaname = 'acuity' and tablename = 'version')"
+    if not connection.scalar(text(exists)):
+        return None
+    return int(connection.scalars(text("select version from acuity.version")).one())
+
+
+def _run(connection: Connection, sql: str) -> None:
+    """Run SQL unchanged: text() would read its colons as parameters, psycopg2 its percent signs."""
+    connection.exec_driver_sql(sql.replace("%", "%%"))

@@ -1,0 +1,147 @@
+"""The commands that show the state and the results of an experiment.
+
+Heavy packages are imported inside the commands, so that --help answers at once.
+"""
+
+import json
+from pathlib import Path
+
+import click
+
+from acuity.study.cli.options import command, device_option, open_database
+
+
+@command("acuity status nih --watch")
+@click.argument("name")
+@click.option("--watch", is_flag=True, help="Show it until nothing is left to run, or until Ctrl-C.")
+def status(name: str, watch: bool) -> None:
+    """Show how far each label of an experiment is, and the trials that run now on any host.
+
+    With --watch the table redraws itself; a file or a pipe gets a line every ten seconds. The command ends with status
+    0 once every label has its trials and a confirmation that has begun is complete. It waits for workers that start
+    later, and through outages of the database.
+    """
+    from acuity.study.display.console import results_console
+    from acuity.study.display.progress_table import progress_table
+    from acuity.study.display.watch import watch as watch_experiment
+    from acuity.study.registry.record import recall
+    from acuity.study.results.status import read_status
+
+    with open_database() as database:
+        if watch:
+            watch_experiment(database, name, results_console())
+        else:
+            experiment = recall(database, name).experiment
+            results_console().print(progress_table(read_status(database, experiment), title=name))
+
+
+@command("acuity dashboard --port 8080")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
+def dashboard(port: int, host: str, writable: bool) -> None:
+    """Serve optuna-dashboard on the storage, for this host alone and read-only.
+
+    With --host for other hosts it asks for the user acuity and a password: $ACUITY_DASHBOARD_PASSWORD, or the content
+    of the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host alone a password is optional.
+    """
+    from acuity.study.dashboard.server import serve_dashboard
+
+    with open_database() as database:
+        serve_dashboard(
+            database,
+            port=port,
+            host=host,
+            writable=writable,
+            announce=lambda address: click.echo(f"{address}  (Ctrl-C ends it)", err=True),
+        )
+
+
+@command("acuity best nih --format json")
+@click.argument("name")
+@click.option("--label", help="This label alone; after a confirmation with all its results.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+)
+def best(name: str, label: str | None, form: str) -> None:
+    """Print the best resolution per label: the confirmed answer, or before it the search's optimistic one."""
+    from acuity.study.display.answer_table import answer_table, details_table, markdown_table
+    from acuity.study.display.console import results_console
+    from acuity.study.results.answer import read_answer, read_best_resolution
+
+    with open_database() as database:
+        if form in ("csv", "markdown"):
+            table = read_best_resolution(database, name, label=label)
+            click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
+            return
+        answer = read_answer(database, name, label=label)
+    if form == "json":
+        click.echo(json.dumps(answer.to_json(), indent=2))
+        return
+    results_console().print(answer_table(answer))
+    if label is not None:
+        results_console().print(details_table(answer.labels[0]))
+
+
+@command("acuity score nih --index other/index.csv")
+@click.argument("name")
+@click.option("--index", type=click.Path(path_type=Path), required=True, help="The index of the other image set.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Its image files; by default the folder `images` beside the index.",
+)
+@device_option
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def score(name: str, index: Path, images: Path | None, device: str, form: str) -> None:
+    """Score another image set with the confirmed networks; no choice depends on it."""
+    from acuity.study.display.answer_table import external_table
+    from acuity.study.display.console import messages_console, results_console
+    from acuity.study.registry.record import recall
+    from acuity.study.score import score_index
+
+    with open_database() as database:
+        registered = recall(database, name)
+        results = score_index(database, registered, index, images=images, device=device, console=messages_console())
+    if form == "json":
+        click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
+    else:
+        results_console().print(external_table(results))
+
+
+@command("acuity export nih --label Nodule --out nodule")
+@click.argument("name")
+@click.option("--label", required=True, help="The label of the network.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or does not exist.")
+@click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
+@device_option
+def export(name: str, label: str, out: Path, resolution: int | None, device: str) -> None:
+    """Write a label's network to a folder that plain timm loads, with threshold, calibration and model card."""
+    from acuity.study.registry.record import recall
+    from acuity.study.report.export import export_network
+
+    with open_database() as database:
+        use = export_network(database, recall(database, name), label, out, resolution=resolution, device=device)
+    network = use["network"]
+    click.echo(
+        f"wrote {out}: {label}, {network['architecture']} at {network['resolution']} px, {use['status']}; "
+        f"{out}/README.md says how to use it",
+        err=True,
+    )
+
+
+@command("acuity report nih --out report")
+@click.argument("name")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; an earlier report is replaced.")
+def report(name: str, out: Path) -> None:
+    """Write one page with tables, figures and a methods section that opens anywhere, and its figures for a paper."""
+    from acuity.study.registry.record import recall
+    from acuity.study.report.report import write_report
+
+    with open_database() as database:
+        write_report(database, recall(database, name), out)
+    click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)

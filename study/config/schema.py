@@ -1,0 +1,271 @@
+"""The experiment file: every key, its type, its default and its rules. Also the warnings for a weak split."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+BY_IMAGE = (
+    'The split is by image, not by patient (split_by = "image"). Images of one patient are in several parts, so every '
+    "AUC is optimistic and none holds for new patients."
+)
+
+NO_TEST = (
+    "There are no test patients (paper_split = true): 80 % training and 20 % validation. Every AUC is measured on the "
+    "patients that selected the configuration, and nothing can be confirmed."
+)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$")]
+Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Age = Annotated[float, Field(ge=0, le=120)]
+_STRICT = ConfigDict(extra="forbid")
+# Acuity sets these options of sbatch itself, or another key of [cluster] does.
+_RESERVED_OPTIONS = {
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "gpus-per-node", "job-name", "mem",
+    "no-requeue", "nodes", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time",
+    "wrap",
+}  # fmt: skip
+
+
+def _require_unique(key: str, values: Sequence[object]) -> None:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{key} has {', '.join(repeated)} more than once; name each once")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The image set and the images that are used. Relative paths start at the experiment file's folder."""
+
+    __pydantic_config__ = _STRICT
+    index: Path
+    images: Path
+    split: Path | None = None
+    """The table patient -> part. The default is a file beside the index."""
+    cache: Path | None = None
+    """Folder for the array of each resolution. The default is the user's cache folder."""
+    format: Literal["nih", "chexpert", "padchest", "table"] | None = None
+    """The default follows from the index's columns."""
+    train_val_list: Path | None = None
+    """A published split: the list of images whose patients are split into training and validation."""
+    test_list: Path | None = None
+    """A published split: the list of test images."""
+    split_by: Literal["patient", "image"] = "patient"
+    """"image" is only for comparison with studies that split by image: a patient is then in several parts."""
+    paper_split: bool = False
+    """80 % training, 20 % validation and no test patients, as in Sabottke & Spieler. Nothing can be confirmed."""
+    uncertain: Literal["positive", "negative", "leave_out"] = "leave_out"
+    """Meaning of -1 in a label's column."""
+    blank: Literal["negative", "leave_out"] = "leave_out"
+    """Meaning of an empty cell in a label's column."""
+    views: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    ages: tuple[Age, Age] | None = None
+    """Lowest and highest age in years, both included."""
+    no_finding: Literal["keep", "leave_out", "only_negatives"] = "keep"
+    """Images without any finding: keep them as negatives, leave them out, or use them as the only negatives."""
+    one_image_per_patient: bool = False
+    fit: Literal["pad", "stretch"] = "pad"
+    """How an image that is not square becomes square."""
+    on_bad_image: Literal["refuse", "drop"] = "refuse"
+    """Images that cannot be read stop the experiment ("refuse") or are left out ("drop")."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.train_val_list or self.test_list) and (self.paper_split or self.split_by == "image"):
+            raise ValueError(
+                f"data.{'paper_split' if self.paper_split else 'split_by'} and a published split "
+                "(train_val_list, test_list) are both given; keep one of the two"
+            )
+        if self.ages is not None and not self.ages[0] <= self.ages[1]:
+            low, high = self.ages
+            raise ValueError(f"data.ages is [{low:g}, {high:g}], the first must be at most the second")
+        return self
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search space and the number of trials."""
+
+    __pydantic_config__ = _STRICT
+    resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)]
+    architectures: Annotated[tuple[str, ...], Field(min_length=1)]
+    trials: PositiveInt
+    """Finished trials (complete and pruned) per label."""
+    min_complete_per_resolution: PositiveInt = 3
+    learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
+    """Range at a batch size of 128."""
+    batch: Literal["search", "largest"] | Annotated[int, Field(ge=2)] = "search"
+    min_batch_size: Annotated[int, Field(ge=2)] = 16
+    max_batch_size: Annotated[int, Field(ge=2)] = 1024
+    min_updates_per_epoch: PositiveInt = 20
+    pruner: Literal["median", "none"] = "median"
+    seed: Annotated[int, Field(ge=0)] = 0
+    learn_from: tuple[Name, ...] = ()
+    """Experiments in the same storage. Their best configurations are the first trials."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require_unique("search.resolutions", self.resolutions)
+        _require_unique("search.learn_from", self.learn_from)
+        needed = len(self.resolutions) * self.min_complete_per_resolution
+        if self.trials < needed:
+            raise ValueError(
+                f"search.trials is {self.trials}, must be at least {needed}: {len(self.resolutions)} resolutions x "
+                f"min_complete_per_resolution = {self.min_complete_per_resolution}, equal effort for each"
+            )
+        if len(self.architectures) > self.min_complete_per_resolution:
+            raise ValueError(
+                f"search.architectures has {len(self.architectures)} networks, must be at most "
+                f"min_complete_per_resolution = {self.min_complete_per_resolution}, so that each label tries them all"
+            )
+        low, high = self.learning_rate
+        if not low < high:
+            raise ValueError(f"search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError(
+                f"search.min_batch_size is {self.min_batch_size}, must be at most max_batch_size = "
+                f"{self.max_batch_size}"
+            )
+        largest = self.max_batch_size // 8 * 8 or self.max_batch_size  # as a trial's feasible batch size is rounded
+        if isinstance(self.batch, int) and self.batch > largest:
+            raise ValueError(
+                f"search.batch is {self.batch}, must be at most {largest}: max_batch_size = {self.max_batch_size}, "
+                "down to a multiple of 8"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training of the network in every trial."""
+
+    __pydantic_config__ = _STRICT
+    epochs: PositiveInt
+    pretrained: bool = False
+    weights: Path | None = None
+    network_input: Resolution | None = None
+    """Enlarge every resolution to this input size, in px. It separates lost information from lost geometry."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    augment: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("training.pretrained and training.weights are both given; keep one of the two")
+        return self
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """The confirmation on the test patients. These keys may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
+    """The default is every resolution within 0.05 AUC of the search's best, and the smallest resolution."""
+    margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Non-inferiority margin: the AUC that an adequate resolution may lose against the reference."""
+    seeds: Annotated[int, Field(ge=3)] = 5
+    """Trainings per finalist. Their spread is part of every confidence interval."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require_unique("confirm.resolutions", self.resolutions or ())
+        return self
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Limits of the workers. These keys may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    memory_budget_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """How often another worker resumes a trial whose worker died."""
+    storage_patience_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """How long a worker waits for a database that does not answer."""
+    heartbeat_s: PositiveInt = 30
+    grace_s: PositiveInt = 180
+    """After this time without a heartbeat, another worker resumes a running trial."""
+    checkpoints: str | None = None
+    """A folder that all workers see, or an fsspec URL. The default is a folder beside the image cache."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.grace_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"workers.grace_s is {self.grace_s}, must be at least {2 * self.heartbeat_s}, twice heartbeat_s: "
+                "otherwise a live worker counts as dead"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Slurm resources of each worker (`--cluster slurm`). These keys may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    """Features that the node must have, such as "a100"."""
+    time_limit_min: PositiveInt = 240
+    """Time limit of one run of a job. A job at its limit is requeued while trials remain."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
+    cpus_per_worker: PositiveInt = 4
+    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The node's memory for each worker. The default is the partition's."""
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    """How often a worker requeues its job after a preemption or at the time limit."""
+    logs: Path | None = None
+    """A folder that all nodes see. The default is the user's log folder."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the worker, such as module load."""
+    extra: dict[str, str | int | bool] = field(default_factory=dict)
+    """Further options of sbatch, by long name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for option in self.extra:
+            if option in _RESERVED_OPTIONS:
+                raise ValueError(
+                    f"cluster.extra has {option}, which Acuity sets itself; use the other keys of [cluster] instead"
+                )
+            if not re.fullmatch(r"[a-z][a-z-]*", option):
+                raise ValueError(f'cluster.extra has "{option}", must be a long option of sbatch, such as "nodelist"')
+        return self
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named set of studies over one image set, with one study per label."""
+
+    __pydantic_config__ = _STRICT
+    name: Name
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    data: Data
+    search: Search
+    training: Training
+    confirm: Confirm = field(default_factory=Confirm)
+    workers: Workers = field(default_factory=Workers)
+    cluster: Cluster = field(default_factory=Cluster)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require_unique("labels", self.labels)
+        return self
+
+
+def caveats(experiment: Experiment) -> tuple[str, ...]:
+    """Warnings that every result of the experiment carries. Empty for a split by patient with test patients."""
+    data = experiment.data
+    return ((BY_IMAGE,) if data.split_by == "image" else ()) + ((NO_TEST,) if data.paper_split else ())

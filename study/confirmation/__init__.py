@@ -1,0 +1,1 @@
+"""Retraining of nominees and the verdict on held-out patients."""

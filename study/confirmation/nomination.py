@@ -1,0 +1,133 @@
+"""Which configurations of the search are retrained: a few of each resolution that may be the answer."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from acuity.storage.database import Database
+from acuity.study.errors import UsageError
+from acuity.study.registry.names import study_name
+from acuity.study.registry.progress import read_progress
+from acuity.study.registry.record import Registered
+
+NEAR_THE_TOP = 0.05
+"""A resolution is confirmed if its best AUC is at most this far below the search's best AUC."""
+NOMINEES = 3
+"""Configurations of each resolution that are retrained."""
+
+
+@dataclass(frozen=True)
+class Nominee:
+    """A configuration of the search that is retrained unchanged."""
+
+    number: int
+    """Of its trial in the label's search."""
+    resolution: int
+    auc: float
+    parameters: dict[str, Any]
+    batch_size: int
+    feasible_batch_size: int
+    seconds: float
+    """Duration of its training in the search."""
+
+
+@dataclass(frozen=True)
+class Nomination:
+    """The nominees of a label's search."""
+
+    label: str
+    nominees: tuple[Nominee, ...]
+    """By resolution, then the best first."""
+    trials: dict[int, int]
+    """Finished trials of the search behind each resolution's nominees."""
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return tuple(self.trials)
+
+
+def nominate(database: Database, registered: Registered) -> tuple[Nomination, ...]:
+    """For every label the resolutions to confirm and the best configurations of each, by validation AUC.
+
+    UsageError where the search is not finished, or a resolution of [confirm] has no complete trial.
+    """
+    experiment = registered.experiment
+    if experiment.data.paper_split:
+        raise UsageError(
+            f"{experiment.name} has no test patients (paper_split = true: 80 % training, 20 % validation), so nothing "
+            "can be confirmed: search again under another name without paper_split"
+        )
+    unfinished = [
+        f"{entry.label} has {entry.finished} of {experiment.search.trials}"
+        for entry in read_progress(database, experiment)
+        if entry.finished < experiment.search.trials
+    ]
+    if unfinished:
+        raise UsageError(
+            f"the search of {experiment.name} is not finished ({'; '.join(unfinished)} trials): nominees are the "
+            "best of all its trials. Run `acuity launch FILE` to finish it"
+        )
+    return tuple(
+        nominate_label(
+            label,
+            optuna.load_study(storage=database.storage, study_name=study_name(experiment.name, label)).get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+            ),
+            resolutions=experiment.search.resolutions,
+            only=experiment.confirm.resolutions,
+        )
+        for label in experiment.labels
+    )
+
+
+def nominate_label(
+    label: str, trials: list[FrozenTrial], *, resolutions: tuple[int, ...], only: tuple[int, ...] | None
+) -> Nomination:
+    """Nominees among finished trials. only: resolutions to confirm, by default those near the top and the smallest."""
+    complete: dict[int, list[FrozenTrial]] = {resolution: [] for resolution in sorted(resolutions)}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            complete[trial.params["resolution"]].append(trial)
+    best = {resolution: max(map(_auc, runs)) for resolution, runs in complete.items() if runs}
+    if not best:
+        raise UsageError(f"label {label}: none of its {len(trials)} trials is complete; widen the search")
+    going_on = only or [resolution for resolution, auc in best.items() if auc >= max(best.values()) - NEAR_THE_TOP] + [
+        min(best)
+    ]
+    missing = [resolution for resolution in going_on if resolution not in best]
+    if missing:
+        raise UsageError(
+            f"label {label}: {missing[0]} px has no complete trial, nothing to confirm there: raise search.trials, or "
+            "name other resolutions under [confirm]"
+        )
+    finished = Counter(trial.params["resolution"] for trial in trials)
+    return Nomination(
+        label=label,
+        nominees=tuple(
+            _nominee(trial)
+            for resolution in sorted(set(going_on))
+            for trial in sorted(complete[resolution], key=lambda trial: (-_auc(trial), trial.number))[:NOMINEES]
+        ),
+        trials={resolution: finished[resolution] for resolution in sorted(set(going_on))},
+    )
+
+
+def _auc(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
+
+
+def _nominee(trial: FrozenTrial) -> Nominee:
+    known = trial.user_attrs
+    return Nominee(
+        number=trial.number,
+        resolution=trial.params["resolution"],
+        auc=_auc(trial),
+        parameters=dict(trial.params),
+        batch_size=known["batch_size"],
+        feasible_batch_size=known["feasible_batch_size"],
+        seconds=known["seconds"],
+    )

@@ -1,0 +1,198 @@
+"""Conclusions on a label from the scores of all seeds: verdict, intervals, subgroups, the paper's table.
+
+The results have JSON types; they are stored with the confirmation and shown unchanged.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.statistics.bootstrap import bootstrap_aucs
+from acuity.objectives.statistics.calibration import reliability_bins
+from acuity.objectives.statistics.estimates import Measured, auc_ratio, estimate_auc, measure_resolutions
+from acuity.objectives.statistics.metrics import (
+    accuracy,
+    average_precision,
+    sensitivity_at_specificity,
+    youden_threshold,
+)
+from acuity.objectives.statistics.multiple_comparisons import compare_all, find_not_worse
+from acuity.objectives.statistics.noninferiority import SmallestAdequate, find_smallest_adequate
+from acuity.study.confirmation.protocol import Finalist, LabelProtocol
+from acuity.study.confirmation.verdict_text import verdict_sentence
+
+SUBGROUPS = ("view", "sex", "age_band")
+_PAPERS_PAIR = (64, 320)
+"""Resolutions (px) whose ratio of AUCs Sabottke & Spieler report."""
+_BOOTSTRAP_REPETITIONS = 500
+Tables = Mapping[int, Sequence[pd.DataFrame]]
+"""One table of scores (columns scoring.COLUMNS) per resolution and seed, of the same images in the same order."""
+
+
+def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, part: str = "test") -> dict[str, Any]:
+    """Conclusions on a label from the images of a part, with the frozen reference and margin.
+
+    tables also hold validation images; thresholds and calibration are computed from their scores. InputError with
+    fewer than 2 positive or 2 negative patients.
+    """
+    evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
+    images = next(iter(evaluated.values()))[0]
+    measured = _measure(images, evaluated)
+    verdict = find_smallest_adequate(measured, reference=protocol.reference, margin=margin)
+    comparisons = compare_all(measured)
+    by_resolution = [
+        _resolution_entry(measured, finalist, tables[finalist.resolution], evaluated[finalist.resolution])
+        for finalist in protocol.finalists
+    ]
+    reference = next(entry for entry in by_resolution if entry["resolution"] == protocol.reference)
+    result = {
+        "label": protocol.label,
+        "best": _best(protocol.finalist(protocol.reference), reference, part=part),
+        "reference": {"resolution": protocol.reference, "auc": reference["auc"]},
+        "smallest_adequate": _verdict_entry(verdict)
+        | {"sentence": verdict_sentence(protocol, verdict, reference_auc=reference["auc"], comparisons=comparisons)},
+        "by_resolution": by_resolution,
+        "steps": [asdict(step) for step in verdict.steps],
+        "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],
+        "not_worse": list(find_not_worse(comparisons)) or [protocol.reference],
+        "ratio": _ratio(measured, protocol.reference),
+        "subgroups": _subgroups(images, evaluated),
+        "check": _bootstrap_check(measured, protocol.reference, images, evaluated),
+        "images": len(images),
+        "patients": int(images["patient"].nunique()),
+        "positive_patients": measured.positive_patients,
+        "negative_patients": measured.negative_patients,
+    }
+    plain: dict[str, Any] = _plain(result)
+    return plain
+
+
+def _measure(images: pd.DataFrame, evaluated: Tables, chosen: NDArray[np.bool_] | None = None) -> Measured:
+    kept = np.ones(len(images), dtype=bool) if chosen is None else chosen
+    return measure_resolutions(
+        images["target"].to_numpy()[kept],
+        {
+            resolution: np.stack([table["score"].to_numpy()[kept] for table in seeds])
+            for resolution, seeds in evaluated.items()
+        },
+        images["patient"].to_numpy(dtype=object)[kept].astype(str),
+    )
+
+
+def _best(finalist: Finalist, reference: dict[str, Any], *, part: str) -> dict[str, Any]:
+    """The reference as `best`, with the keys of acuity best's JSON."""
+    return {
+        "resolution": finalist.resolution,
+        "architecture": finalist.architecture,
+        "batch_size": finalist.batch_size,
+        "feasible_batch_size": finalist.feasible_batch_size,
+        "learning_rate": finalist.learning_rate,
+        "auc": reference["auc"],
+        "auc_low": reference["auc_low"],
+        "auc_high": reference["auc_high"],
+        "split": part,
+        "seeds": len(finalist.runs),
+    }
+
+
+def _verdict_entry(verdict: SmallestAdequate) -> dict[str, Any]:
+    entry = asdict(verdict)
+    del entry["steps"]
+    return entry
+
+
+def _resolution_entry(
+    measured: Measured, finalist: Finalist, tables: Sequence[pd.DataFrame], evaluated: Sequence[pd.DataFrame]
+) -> dict[str, Any]:
+    """AUC of a resolution with its interval, and the paper's other metrics as mean and SD over seeds."""
+    validation = [table[table["part"] == "validation"] for table in tables]
+
+    def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
+        values = [value(chosen_on, judged) for chosen_on, judged in zip(validation, evaluated, strict=True)]
+        return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+
+    return asdict(estimate_auc(measured, finalist.resolution)) | {
+        "validation_auc": finalist.validation_auc,
+        "trials": finalist.trials,
+        "seed_aucs": list(measured.seed_aucs[measured.position(finalist.resolution)]),
+        # The threshold is chosen on validation patients and applied to other patients.
+        "accuracy": over_seeds(
+            lambda own, other: accuracy(
+                other["target"], other["score"], threshold=youden_threshold(own["target"], own["score"])
+            )
+        ),
+        "average_precision": over_seeds(lambda _, other: average_precision(other["target"], other["score"])),
+        "sensitivity_at_90_specificity": over_seeds(
+            lambda _, other: sensitivity_at_specificity(other["target"], other["score"])
+        ),
+        "validation_brier": over_seeds(lambda own, _: brier_score_loss(own["target"], own["score"])),
+        "validation_reliability": [
+            asdict(each) for each in reliability_bins(validation[0]["target"], validation[0]["score"])
+        ],
+    }
+
+
+def _ratio(measured: Measured, reference: int) -> dict[str, Any] | None:
+    """Ratio of 64 px to 320 px, as in the paper, where both were confirmed; else of the smallest to the reference."""
+    pair = _PAPERS_PAIR if set(_PAPERS_PAIR) <= set(measured.resolutions) else (measured.resolutions[0], reference)
+    return None if pair[0] == pair[1] else asdict(auc_ratio(measured, pair[0], reference=pair[1]))
+
+
+def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
+    """AUC of each resolution in each view, sex and age band; null with too few patients."""
+    entries = []
+    for column in SUBGROUPS:
+        groups = images[column].to_numpy(dtype=object)
+        for group in sorted({str(each) for each in groups if each}):
+            chosen = groups == group
+            of_group = images[chosen]
+            counts = {
+                "by": column,
+                "group": group,
+                "images": len(of_group),
+                "patients": int(of_group["patient"].nunique()),
+                "positive_patients": int(of_group.loc[of_group["target"] == 1, "patient"].nunique()),
+            }
+            try:
+                measured = _measure(images, evaluated, chosen)
+            except InputError:
+                entries += [counts | {"resolution": each, "auc": None} for each in sorted(evaluated)]
+                continue
+            entries += [counts | asdict(estimate_auc(measured, each)) for each in measured.resolutions]
+    return entries
+
+
+def _bootstrap_check(
+    measured: Measured, reference: int, images: pd.DataFrame, evaluated: Tables
+) -> dict[str, float | int]:
+    """Standard error of the reference's AUC over patients, by formula and by bootstrap."""
+    drawn = bootstrap_aucs(
+        images["target"].to_numpy(),
+        np.stack([table["score"].to_numpy() for table in evaluated[reference]]),
+        images["patient"].to_numpy(dtype=object).astype(str),
+        repetitions=_BOOTSTRAP_REPETITIONS,
+    )
+    position = measured.position(reference)
+    return {
+        "patient_se": math.sqrt(measured.patient_covariance[position, position]),
+        "patient_se_bootstrap": float(drawn.mean(axis=1).std(ddof=1)),
+        "repetitions": _BOOTSTRAP_REPETITIONS,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Convert to JSON types: NaN and infinity become null, tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""optuna-dashboard behind a password, with notes and plots."""

@@ -1,0 +1,149 @@
+"""WSGI middleware of the dashboard: the password, the requests that are answered, and the security headers."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+USER = "acuity"
+_READING = ("GET", "HEAD")
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+_POLICY = "Content-Security-Policy"
+_NO_FOREIGN_FRAMES = "frame-ancestors 'self'"
+_PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+
+def guard(app: Wsgi, *, writable: bool, password: str | None) -> Wsgi:
+    """Wrap optuna-dashboard, which has no access control, in every check below."""
+    app = own_pages_only(app) if writable else read_only(app)
+    app = ask_password(app, password) if password else loopback_names_only(app)
+    return safe_headers(app)
+
+
+def ask_password(app: Wsgi, password: str) -> Wsgi:
+    """Pass on requests that carry the user and this password (HTTP basic)."""
+    expected = _digest(f"{USER}:{password}".encode())
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        # Digests have one length, so the time of the comparison reveals nothing about the password's length.
+        if hmac.compare_digest(_digest(_credentials(environ.get("HTTP_AUTHORIZATION", ""))), expected):
+            return app(environ, start_response)
+        challenge = f'Basic realm="Acuity dashboard (user {USER})", charset="UTF-8"'
+        reason = f"This dashboard asks for its password; the user is {USER}."
+        return _refuse(start_response, "401 Unauthorized", reason, ("WWW-Authenticate", challenge))
+
+    return guarded
+
+
+def read_only(app: Wsgi) -> Wsgi:
+    """Pass on requests that change nothing: optuna-dashboard itself lets every visitor delete a study."""
+    return _only(
+        app,
+        lambda environ: environ["REQUEST_METHOD"] in _READING,
+        "This dashboard is read-only. `acuity dashboard --writable` allows changes.",
+    )
+
+
+def own_pages_only(app: Wsgi) -> Wsgi:
+    """Refuse changes that another site's page requests: the browser sends this dashboard's password with them.
+
+    Programs other than browsers send neither header, and pass.
+    """
+    return _only(
+        app,
+        lambda environ: environ["REQUEST_METHOD"] in _READING or _is_from_own_page(environ),
+        "Another site's page asked for this change. Behind a proxy, pass the Host header on as the browser sent it.",
+    )
+
+
+def loopback_names_only(app: Wsgi) -> Wsgi:
+    """Refuse requests for another host name: a page whose name resolves to 127.0.0.1 could read everything."""
+    return _only(
+        app,
+        lambda environ: _host_and_port(f"//{environ.get('HTTP_HOST', 'localhost')}")[0] in _LOOPBACK_NAMES,
+        "This dashboard answers to localhost and 127.0.0.1 alone. With ACUITY_DASHBOARD_PASSWORD set, to every name.",
+    )
+
+
+def safe_headers(app: Wsgi) -> Wsgi:
+    """Add security headers to every response; an artifact is sent as a download, never as a page."""
+
+    def answered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        is_artifact = environ.get("PATH_INFO", "").lstrip("/").startswith("artifacts/")
+
+        def start(status: str, headers: list[tuple[str, str]], *exception: Any) -> Any:
+            return start_response(status, _completed(headers, is_artifact=is_artifact), *exception)
+
+        return app(environ, start)
+
+    return answered
+
+
+def _only(app: Wsgi, allowed: Callable[[dict[str, Any]], bool], reason: str) -> Wsgi:
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return app(environ, start_response) if allowed(environ) else _refuse(start_response, "403 Forbidden", reason)
+
+    return guarded
+
+
+def _refuse(start_response: Callable[..., Any], status: str, reason: str, *headers: tuple[str, str]) -> list[bytes]:
+    message = f'{{"reason": "{reason}"}}'.encode()
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(message))), *headers])
+    return [message]
+
+
+def _credentials(header: str) -> bytes:
+    """`user:password` of a basic Authorization header, b"" of any other."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _digest(credentials: bytes) -> bytes:
+    return hashlib.sha256(credentials).digest()
+
+
+def _is_from_own_page(environ: dict[str, Any]) -> bool:
+    site = environ.get("HTTP_SEC_FETCH_SITE")  # browsers send it to https and loopback addresses
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = environ.get("HTTP_ORIGIN")
+    return origin is None or _host_and_port(origin) == _host_and_port(f"//{environ.get('HTTP_HOST', '')}")
+
+
+def _host_and_port(address: str) -> tuple[str | None, int | None]:
+    """Host and port of an origin, or of `//` and a Host header; a scheme's default port counts as none."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        return None, None
+    return parts.hostname, None if port in (80, 443) else port
+
+
+def _completed(headers: list[tuple[str, str]], *, is_artifact: bool) -> list[tuple[str, str]]:
+    given = {name.title(): value for name, value in headers}
+    policies = [given[_POLICY]] if _POLICY in given else []
+    added = _ALWAYS | {_POLICY: ";".join([*policies, _NO_FOREIGN_FRAMES])}
+    if is_artifact:
+        # The uploader of an artifact chose its type.
+        kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
+        added |= {_POLICY: "sandbox;default-src 'none'", "Content-Disposition": "attachment"}
+        if kind not in _PICTURES:
+            added["Content-Type"] = "application/octet-stream"
+    replaced = {name.title() for name in added} | ({"Access-Control-Allow-Origin"} if is_artifact else set())
+    return [(name, value) for name, value in headers if name.title() not in replaced] + list(added.items())

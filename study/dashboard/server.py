@@ -1,0 +1,80 @@
+"""`acuity dashboard`: optuna-dashboard on the experiment's storage, read-only and on this host unless asked otherwise.
+
+With --host it listens for other hosts, and then it requires a password.
+"""
+
+import ipaddress
+import os
+import platform
+import socket
+from collections.abc import Callable
+
+import waitress
+from optuna_dashboard import wsgi
+
+from acuity.storage.database import Database
+from acuity.storage.passwords import read_password
+from acuity.study.dashboard.middleware import USER, guard
+from acuity.study.errors import UsageError
+
+_VARIABLE = "ACUITY_DASHBOARD_PASSWORD"
+_SHORTEST_PASSWORD = 20
+"""Characters. The dashboard limits no guesses: 20 random hexadecimal digits (80 bits) withstand any rate of them."""
+
+
+def serve_dashboard(
+    database: Database, *, port: int, writable: bool, announce: Callable[[str], None], host: str = "127.0.0.1"
+) -> None:
+    """Serve until interrupted. announce is called with the address once it can be opened.
+
+    UsageError where other hosts could reach it and no password is set, or where the password is too short.
+    """
+    address = _resolve(host, port)
+    password = _read_password(host, required=not address.is_loopback)
+    app = guard(wsgi(database.storage), writable=writable, password=password)
+    try:
+        server = waitress.create_server(app, host=str(address), port=port, threads=8, ident="acuity")
+    except OSError as error:
+        raise UsageError(
+            f"port {port} on {host} cannot be used ({error.strerror}); name a free one with --port, or --port 0 for any"
+        ) from None
+    asks = f" (user {USER}, password as set)" if password else ""
+    announce(f"http://{_shown(address)}:{server.effective_port}/dashboard{asks}")
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def _read_password(host: str, *, required: bool) -> str | None:
+    password = read_password(os.environ, _VARIABLE)
+    if password is None and required:
+        raise UsageError(
+            f"--host {host} lets other hosts in, so this dashboard needs a password: set {_VARIABLE}, or "
+            f"{_VARIABLE}_FILE to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
+        )
+    if password is not None and len(password) < _SHORTEST_PASSWORD:
+        raise UsageError(
+            f"{_VARIABLE} has {len(password)} characters, must have at least {_SHORTEST_PASSWORD}, since nothing "
+            "limits how fast it is guessed at: make one with `openssl rand -hex 24`"
+        )
+    return password
+
+
+def _resolve(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address to listen on; the IPv4 one where a host name has both."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        raise UsageError(
+            f"--host {host}: no host of that name is known; name an address of this host, 127.0.0.1 for itself alone "
+            "or 0.0.0.0 for everybody"
+        ) from None
+    chosen = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return ipaddress.ip_address(chosen[4][0])
+
+
+def _shown(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if address.is_unspecified:
+        return platform.node() or str(address)
+    return f"[{address}]" if address.version == 6 else str(address)

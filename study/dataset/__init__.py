@@ -1,0 +1,1 @@
+"""The images of an experiment: selection, split and cached pixels."""

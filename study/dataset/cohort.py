@@ -1,0 +1,58 @@
+"""Who is in an image set: patients and images of each label and part, and what its test patients can decide."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from acuity.objectives.split.file import PARTS
+from acuity.objectives.statistics.power import PowerEstimate, estimate_power
+from acuity.study.dataset.image_set import ImageSet
+
+
+@dataclass(frozen=True)
+class PartCounts:
+    """Images and patients of one label in one part; images whose label is not known are left out."""
+
+    images: int
+    positive_images: int
+    patients: int
+    positive_patients: int
+    """With at least one image that has the finding."""
+
+    @property
+    def prevalence(self) -> float | None:
+        """Share of the images; None in a part without any."""
+        return self.positive_images / self.images if self.images else None
+
+
+@dataclass(frozen=True)
+class LabelCohort:
+    """One label's counts by part, and the precision that its test patients allow."""
+
+    label: str
+    parts: dict[str, PartCounts]
+    plan: PowerEstimate
+
+
+def count_cohort(image_set: ImageSet, labels: tuple[str, ...], *, seeds: int = 5) -> tuple[LabelCohort, ...]:
+    """Count each label. seeds: trainings of each finalist that a confirmation is going to have."""
+    return tuple(_count_label(image_set, label, seeds) for label in labels)
+
+
+def _count_label(image_set: ImageSet, label: str, seeds: int) -> LabelCohort:
+    target = image_set.index.target(label)
+    patients = image_set.index.table["patient"].to_numpy()
+    parts = {}
+    for part in PARTS:
+        rows = image_set.split.rows(part)
+        rows = rows[np.isfinite(target[rows])]
+        positive = rows[target[rows] == 1]
+        parts[part] = PartCounts(
+            images=len(rows),
+            positive_images=len(positive),
+            patients=len(set(patients[rows])),
+            positive_patients=len(set(patients[positive])),
+        )
+    test = parts["test"]
+    plan = estimate_power(test.positive_patients, test.patients - test.positive_patients, seeds=seeds)
+    return LabelCohort(label=label, parts=parts, plan=plan)

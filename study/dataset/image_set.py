@@ -1,0 +1,135 @@
+"""An experiment's image set, opened: index, split and cached pixels, checked against the experiment."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acuity.objectives.images.cache import ImageCache, build_cache
+from acuity.objectives.index.image_index import ImageIndex
+from acuity.objectives.split.duplicates import (
+    RepeatCounts,
+    count_repeats,
+    find_repeats_once,
+    patients_together,
+    repeats_across_parts,
+)
+from acuity.objectives.split.file import PARTS
+from acuity.objectives.split.split import Split, check_label, leave_out
+from acuity.objectives.training.interface import LabelledImages
+from acuity.study.config.paths import cache_folder
+from acuity.study.config.schema import Experiment
+from acuity.study.dataset.selection import select_images
+from acuity.study.registry.identity import ImageIdentity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """An opened image set. The pixels stay on disk and are mapped into memory."""
+
+    index: ImageIndex
+    split: Split
+    cache: ImageCache
+    left_out: Mapping[str, int]
+    """Number of images that each filter leaves out."""
+    repeats: RepeatCounts
+    whole_index_sha256: str
+    """SHA-256 of the index before filters."""
+
+    @property
+    def identity(self) -> ImageIdentity:
+        """SHA-256 sums by which the registry compares image sets."""
+        return ImageIdentity(
+            index_sha256=self.index.sha256,
+            split_sha256=self.split.sha256,
+            whole_index_sha256=self.whole_index_sha256,
+            whole_split_sha256=self.split.whole_sha256,
+            unused_sha256=self.split.unused_sha256,
+        )
+
+
+def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
+    """Read and filter the index, read or write the split, and build the missing arrays of the cache.
+
+    Bad images and copies of a picture of an earlier part are in no part. progress: called with (images done, images in
+    all) while the cache is built.
+    """
+    selection = select_images(experiment)
+    index = selection.index
+    # Repeated pictures are known only once there are pixels. Mistakes in a label are reported before decoding.
+    _check_labels(experiment, index, selection.split(write=False))
+    cache = build_cache(
+        index,
+        folder=cache_folder(experiment, index.files_sha256),
+        resolutions=experiment.search.resolutions,
+        fit=experiment.data.fit,
+        on_bad_image=experiment.data.on_bad_image,
+        progress=progress,
+    )
+    bad = [image.row for image in cache.bad]
+    repeats = find_repeats_once(cache.open(max(experiment.search.resolutions)), bad=bad)
+    split = selection.split(together=patients_together(index, repeats))
+    counts = count_repeats(index, split, repeats)
+    unused = np.union1d(repeats_across_parts(split, repeats), np.array(bad, dtype=np.int64))
+    if len(unused):
+        logger.warning(
+            "of %s images %s are bad and %s repeat a picture of an earlier part: they are in no part",
+            f"{cache.count:,}",
+            f"{len(bad):,}",
+            f"{counts.left_out:,}",
+        )
+        split = leave_out(split, unused)
+        _check_labels(experiment, index, split)
+    return ImageSet(
+        index=index,
+        split=split,
+        cache=cache,
+        left_out=selection.left.left_out,
+        repeats=counts,
+        whole_index_sha256=selection.whole.sha256,
+    )
+
+
+def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> None:
+    parts = PARTS[:-1] if experiment.data.paper_split else PARTS
+    for label in experiment.labels:
+        check_label(index, split, label, parts=parts)
+
+
+def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
+    """Training images of the label with the most of them. Labels may be missing for some images."""
+    return max(_training_images(image_set, labels))
+
+
+def fewest_training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
+    """Training images of the label with the fewest of them."""
+    return min(_training_images(image_set, labels))
+
+
+def _training_images(image_set: ImageSet, labels: tuple[str, ...]) -> list[int]:
+    rows = image_set.split.rows("training")
+    return [int(np.isfinite(image_set.index.target(label)[rows]).sum()) for label in labels]
+
+
+def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> LabelledImages:
+    """The images of one label at one resolution, with their training and validation rows."""
+    targets = image_set.index.target(label)
+    known = np.isfinite(targets)
+    patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
+
+    def rows(part: str) -> NDArray[np.int64]:
+        all_rows: NDArray[np.int64] = image_set.split.rows(part)
+        of_label: NDArray[np.int64] = all_rows[known[all_rows]]
+        return of_label
+
+    return LabelledImages(
+        images=image_set.cache.open(resolution),
+        targets=targets,
+        patients=patients,
+        training=rows("training"),
+        validation=rows("validation"),
+    )

@@ -1,0 +1,175 @@
+"""Terminal tables of the answer: best configurations, AUC at each resolution, results of the confirmation."""
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from acuity.study.display.confirmation_table import uses_sentence
+from acuity.study.results.answer import Answer, AtResolution, LabelAnswer
+
+
+def answer_table(answer: Answer) -> Group:
+    """One row per label with its best configuration, then the AUC at each resolution, then the verdicts."""
+    best = _table("label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)")
+    for entry in answer.labels:
+        best.add_row(*_best_row(entry))
+    resolutions = [at.resolution for at in answer.labels[0].by_resolution]
+    by_resolution = _table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
+    for entry in answer.labels:
+        by_resolution.add_row(Text(entry.label), *map(_auc_with_interval, entry.by_resolution))
+    return Group(best, Text(), by_resolution, Text(), *_notes(answer))
+
+
+def details_table(entry: LabelAnswer) -> Group:
+    """All results of a label's confirmation: differences, the paper's table, subgroups."""
+    found = entry.confirmation
+    if found is None:
+        return Group(Text(f"{entry.label} is not confirmed yet: `acuity confirm` does that."))
+    return Group(
+        Text(),
+        _differences(found),
+        Text(f"Not shown worse than any other: {', '.join(f'{each} px' for each in found['not_worse'])}."),
+        Text(),
+        _papers_table(found),
+        *_ratio(found["ratio"]),
+        Text(),
+        _subgroups(found),
+        Text(
+            f"{found['images']:,} test images of {found['patients']:,} patients, {found['positive_patients']:,} "
+            f"with the finding. Standard error over patients: {found['check']['patient_se']:.4f} by formula, "
+            f"{found['check']['patient_se_bootstrap']:.4f} by drawing patients again. All of it is conditional on the "
+            "training patients.",
+            style="italic",
+        ),
+    )
+
+
+def external_table(results: list[dict[str, Any]]) -> Group:
+    """Results on an external image set: one row per label and resolution, then each label's sentence."""
+    table = _table("label", "px", "AUC (95 %)", "accuracy at\nYouden", "AUPRC", "patients\n(positive)")
+    for found in results:
+        for each in found["by_resolution"]:
+            table.add_row(
+                Text(found["label"]),
+                str(each["resolution"]),
+                f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})",
+                f"{each['accuracy']['mean']:.3f}",
+                f"{each['average_precision']['mean']:.3f}",
+                f"{found['patients']:,} ({found['positive_patients']:,})",
+            )
+    note = (
+        "Reference, margin and thresholds are those frozen at the confirmation; nothing was chosen on these patients."
+    )
+    sentences = [Text(found["smallest_adequate"]["sentence"]) for found in results]
+    return Group(table, Text(), *sentences, Text(), Text(note, style="italic"))
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """The table in Markdown; numbers are rounded to 4 digits, missing values are empty."""
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value is pd.NA or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _table(*headings: str) -> Table:
+    """An empty table: text columns are left-aligned, number columns right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if position == 0 or heading == "architecture" else "right")
+    return table
+
+
+def _best_row(entry: LabelAnswer) -> list[Text | str]:
+    complete, pruned = entry.trials["complete"], entry.trials["pruned"]
+    trials = f"{complete + pruned} ({pruned})"
+    if entry.best is None:
+        return [Text(entry.label), "-", "-", "no complete trial yet", "", "", trials]
+    best = entry.best
+    return [
+        Text(entry.label),
+        str(best.resolution),
+        f"{best.auc:.3f}{'*' if best.split == 'test' else ''}",
+        best.architecture,
+        f"{best.batch_size}/{best.feasible_batch_size}",
+        f"{best.learning_rate:.2g}",
+        trials,
+    ]
+
+
+def _auc_with_interval(at: AtResolution) -> str:
+    if at.auc is None or at.auc_low is None or at.auc_high is None:
+        return "-"
+    mark = "*" if at.split == "test" else ""
+    return f"{at.auc:.3f}{mark} ({at.auc_low:.2f}-{at.auc_high:.2f})".replace("0.", ".")
+
+
+def _notes(answer: Answer) -> list[RenderableType]:
+    confirmed = [entry for entry in answer.labels if entry.smallest_adequate is not None]
+    notes: list[RenderableType] = [Text(str((entry.smallest_adequate or {})["sentence"])) for entry in confirmed]
+    if confirmed:
+        notes += [Text(), Text(f"* on test patients, mean of the seeds; {uses_sentence(answer.test_uses)}", "italic")]
+    if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
+        words = "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution."
+        notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
+    counts = {entry.label: entry.trials["complete"] + entry.trials["pruned"] for entry in answer.labels}
+    unfinished = [f"{label} has {count} of {answer.trials}" for label, count in counts.items() if count < answer.trials]
+    if unfinished:
+        notes.append(Text(f"The search is not finished ({'; '.join(unfinished)} trials).", style="italic"))
+    return notes + [Text(warning, style="bold") for warning in answer.warnings]
+
+
+def _differences(found: dict[str, Any]) -> Table:
+    trials = {each["resolution"]: each["trials"] for each in found["by_resolution"]}
+    table = _table("difference", "AUC", "95 %", "p", "p (Holm)", "trials\nbehind them")
+    for each in found["comparisons"]:
+        table.add_row(
+            f"{each['resolution']} px less {each['reference']} px",
+            f"{each['difference']:+.3f}",
+            f"{each['difference_low']:+.3f} to {each['difference_high']:+.3f}",
+            f"{each['p_value']:.2g}",
+            f"{each['p_value_holm']:.2g}",
+            f"{trials[each['resolution']]}, {trials[each['reference']]}",
+        )
+    return table
+
+
+def _papers_table(found: dict[str, Any]) -> Table:
+    headings = ("AUC", "SD of\nseeds", "accuracy at\nYouden", "AUPRC", "sensitivity at\n90 % specificity")
+    table = _table("px", *headings, "Brier\n(validation)", "trials\nsearched")
+    keys = ("accuracy", "average_precision", "sensitivity_at_90_specificity", "validation_brier")
+    for each in found["by_resolution"]:
+        metrics = (f"{each[key]['mean']:.3f} ± {each[key]['sd']:.3f}" for key in keys)
+        table.add_row(
+            str(each["resolution"]), f"{each['auc']:.3f}", f"{each['seed_sd']:.3f}", *metrics, str(each["trials"])
+        )
+    return table
+
+
+def _ratio(ratio: dict[str, Any] | None) -> list[RenderableType]:
+    if ratio is None:
+        return []
+    pair = f"{ratio['resolution']} px to {ratio['reference']} px"
+    return [Text(f"Ratio of AUCs, {pair}: {100 * ratio['ratio']:.1f} % ± {100 * ratio['seed_sd']:.1f} SD over seeds.")]
+
+
+def _subgroups(found: dict[str, Any]) -> Table:
+    resolutions = [each["resolution"] for each in found["by_resolution"]]
+    table = _table("AUC (95 %) of", "positive\npatients", *(f"{resolution} px" for resolution in resolutions))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for each in found["subgroups"]:
+        interval = (
+            "too few" if each["auc"] is None else f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})"
+        )
+        rows.setdefault((each["by"], each["group"]), [str(each["positive_patients"])]).append(interval)
+    for (by, group), cells in rows.items():
+        table.add_row(Text(f"{by.replace('_', ' ')} {group}"), *cells)
+    return table

@@ -1,0 +1,1 @@
+"""Many workers: start, restart, submit to Slurm, stop."""

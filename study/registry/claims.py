@@ -1,0 +1,177 @@
+"""Which trial a worker runs next, and how trials of dead workers are requeued: exact budgets, no trial is lost.
+
+Everything that changes how many trials a study has happens under the study's claim lock.
+"""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from acuity.storage.database import Database
+from acuity.storage.trials import claim_study
+from acuity.study.registry.names import study_name
+from acuity.study.registry.progress import spoken_for
+from acuity.study.registry.record import Registered, checkpoint_name
+from acuity.study.search.initial_trials import fix_parameters
+from acuity.study.search.space import make_sampler
+
+logger = logging.getLogger(__name__)
+# Attributes that the next attempt inherits, so that it ends with the value of the uninterrupted trial.
+INHERITED = (
+    "origin",
+    "seed",
+    "batch_size",
+    "precision",
+    "threads",
+    "first",
+    "retries",
+    "attempt",
+    "nominee",
+    "repeat",
+)
+
+CanHold = Callable[[dict[str, Any], int], bool]
+"""Whether (parameters, batch size) fit on this worker's device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A trial that this worker runs."""
+
+    label: str
+    study: optuna.Study
+    trial_id: int
+    number: int
+    inherited: dict[str, Any]
+    running: int
+    """Trials of this study that were running when the claim was made."""
+    checkpoint_study: str
+    """The study's name among the checkpoints."""
+
+    @property
+    def origin(self) -> int:
+        """Number of the trial's first attempt: its checkpoints carry it."""
+        return int(self.inherited.get("origin", self.number))
+
+    @property
+    def attempt(self) -> int:
+        return int(self.inherited.get("attempt", 1))
+
+    @property
+    def first(self) -> bool:
+        """One of the enqueued first trials, which are never pruned."""
+        return "first" in self.inherited
+
+    @property
+    def confirms(self) -> bool:
+        """A nominee's retraining: never pruned, at its own batch size, its network kept."""
+        return "nominee" in self.inherited
+
+    def training_seed(self, search_seed: int) -> int:
+        """From the experiment's seed, the study and the origin's number: the same on every worker."""
+        digest = hashlib.sha256(f"{search_seed}/{self.study.study_name}/{self.origin}".encode()).digest()
+        return int.from_bytes(digest[:4])
+
+
+def open_studies(database: Database, registered: Registered, *, sampler_seed: int) -> dict[str, optuna.Study]:
+    """The study of every label, with this worker's own sampler: workers with one seed would suggest the same."""
+    experiment = registered.experiment
+    return {
+        label: optuna.load_study(
+            storage=database.storage,
+            study_name=study_name(experiment.name, label),
+            sampler=make_sampler(sampler_seed + position),
+        )
+        for position, label in enumerate(experiment.labels)
+    }
+
+
+def claim_trial(
+    database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
+) -> Claim | None:
+    """Take a trial of the study that is furthest from its budget; None where every budget is spoken for."""
+    budget = registered.experiment.search.trials
+    taken = spoken_for(database, registered.experiment)
+    open_labels = [label for label, trials in taken.items() if label in studies and trials < budget]
+    random.shuffle(open_labels)  # else workers that start together compete for the first of equal labels
+    for label in sorted(open_labels, key=taken.__getitem__):
+        claim = _claim_in(database, registered, label, studies[label], can_hold=can_hold)
+        if claim is not None:
+            return claim
+    return None
+
+
+def _claim_in(
+    database: Database, registered: Registered, label: str, study: optuna.Study, *, can_hold: CanHold
+) -> Claim | None:
+    study.get_trials(deepcopy=False)  # fills Optuna's cache, so that the lock is held for milliseconds
+    with claim_study(database, study._study_id):
+        finished, running, waiting = _count(database, study._study_id)
+        if finished + running >= registered.experiment.search.trials:
+            return None
+        trial_id = _take_waiting(database, study, can_hold) if waiting else None
+        if trial_id is None:
+            trial_id = database.storage.create_new_trial(study._study_id)
+        else:
+            fix_parameters(
+                database, registered.experiment, registered.exponents, label=label, study=study, trial_id=trial_id
+            )
+        # Still under the lock: under it, a running trial without a heartbeat is an orphan.
+        database.heartbeats.record_heartbeat(trial_id)
+    return _claim(database, registered, label, study, trial_id, running=running)
+
+
+def start_waiting(
+    database: Database, registered: Registered, label: str, study: optuna.Study, can_hold: CanHold
+) -> Claim | None:
+    """Take a waiting trial of the study; create none. The caller holds the study's claim lock."""
+    trial_id = _take_waiting(database, study, can_hold)
+    if trial_id is None:
+        return None
+    database.heartbeats.record_heartbeat(trial_id)
+    return _claim(database, registered, label, study, trial_id, running=0)
+
+
+def _claim(
+    database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int, *, running: int
+) -> Claim:
+    query = text(
+        "select t.number, a.key, a.value_json from trials t left join trial_user_attributes a "
+        "on a.trial_id = t.trial_id and a.key = any(:inherited) where t.trial_id = :trial_id"
+    )
+    with database.engine.connect() as connection:
+        rows = connection.execute(query, {"inherited": list(INHERITED), "trial_id": trial_id}).all()
+    inherited = {key: json.loads(value) for _, key, value in rows if key is not None}
+    folder = checkpoint_name(registered, study.study_name, study._study_id)
+    return Claim(label, study, trial_id, int(rows[0][0]), inherited, running, folder)
+
+
+def _count(database: Database, study_id: int) -> tuple[int, int, int]:
+    """Trials of a study that are finished, running and waiting."""
+    query = text(
+        "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING'), "
+        "count(*) filter (where state = 'WAITING') from trials where study_id = :study_id"
+    )
+    with database.engine.connect() as connection:
+        finished, running, waiting = connection.execute(query, {"study_id": study_id}).one()
+    return int(finished), int(running), int(waiting)
+
+
+def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:
+    """Start the oldest waiting trial that fits on this device, interrupted ones first."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for trial in sorted(waiting, key=lambda trial: ("origin" not in trial.user_attrs, trial.number)):
+        batch_size = trial.user_attrs.get("batch_size")
+        if batch_size is not None and not can_hold(trial.system_attrs["fixed_params"], batch_size):
+            continue
+        if database.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            return trial._trial_id
+    return None

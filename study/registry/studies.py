@@ -1,0 +1,63 @@
+"""The Optuna studies of an experiment and their enqueued trials."""
+
+import warnings
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from acuity.storage.database import Database
+from acuity.storage.trials import claim_study
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered
+from acuity.study.search.history import read_tried
+from acuity.study.search.initial_design import first_trials
+
+_TO_ENQUEUE = "acuity:first_trials"
+"""A study's system attribute: its first trials while a launch enqueues them, then an empty list."""
+
+
+def make_studies(database: Database, registered: Registered) -> None:
+    """Create the missing studies of the labels and enqueue their missing first trials."""
+    informed = bool(read_tried(database, registered.experiment, registered.exponents))
+    for label in registered.experiment.labels:
+        _make_study(database, registered, label, informed=informed)
+
+
+def _make_study(database: Database, registered: Registered, label: str, *, informed: bool) -> None:
+    experiment = registered.experiment
+    study = optuna.create_study(
+        storage=database.storage,
+        study_name=study_name(experiment.name, label),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    with claim_study(database, study._study_id):
+        trials = study.get_trials(deepcopy=False)
+        planned = database.storage.get_study_system_attrs(study._study_id).get(_TO_ENQUEUE)
+        if planned == []:
+            return
+        if planned is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
+                study.set_metric_names(["validation AUC"])
+            planned = [
+                [first.part, first.parameters]
+                for first in first_trials(experiment, registered.exponents, label, informed=informed)
+            ]
+            database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, planned)
+        # An interrupted launch has enqueued the first of them. A trial that failed has a successor with "first" too.
+        there = sum("first" in trial.user_attrs and trial.state is not TrialState.FAIL for trial in trials)
+        for part, parameters in planned[there:]:
+            enqueue(database, study, parameters, attributes={"first": part})
+        database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, [])
+
+
+def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:
+    """Add a waiting trial with these parameters and return its id. The caller holds the study's claim lock."""
+    return database.storage.create_new_trial(
+        study._study_id,
+        template_trial=create_trial(
+            state=TrialState.WAITING, system_attrs={"fixed_params": parameters}, user_attrs=attributes
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The report, its figures and methods text, and exported networks."""

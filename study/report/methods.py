@@ -1,0 +1,278 @@
+"""The methods section of a study, written from what was run; [brackets] mark what the author has to add.
+
+Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300) and TRIPOD+AI (Collins et al., BMJ
+2024;385:e078378); docs/methods.md says what each asks for.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from acuity.objectives.statistics.power import FEWEST_POSITIVE_PATIENTS
+from acuity.storage.confirmations import StoredConfirmation
+from acuity.study.config.schema import Experiment
+from acuity.study.confirmation.nomination import NEAR_THE_TOP, NOMINEES
+from acuity.study.confirmation.protocol import Protocol
+from acuity.study.dataset.demographics import Cohort
+from acuity.study.registry.record import Registered
+from acuity.study.results.answer import Answer
+from acuity.study.results.summary import SearchSummary
+from acuity.study.search.initial_design import MOST_OF_IT, SHOWS
+from acuity.study.units import format_duration
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """One paragraph and the checklist items that it covers."""
+
+    heading: str
+    text: str
+    items: str
+
+
+def write_methods(
+    registered: Registered,
+    answer: Answer,
+    summaries: list[SearchSummary],
+    cohort: Cohort | None,
+    stored: StoredConfirmation | None,
+    protocol: Protocol | None,
+) -> list[Paragraph]:
+    """The paragraphs in a paper's order. protocol: of the stored confirmation; None before it."""
+    experiment = registered.experiment
+    return [
+        Paragraph("Data", _data(registered, cohort), "CLAIM 19, 20; TRIPOD+AI 12a, 16, 21"),
+        Paragraph("Images", _images(experiment), "CLAIM 9; TRIPOD+AI 7"),
+        Paragraph("Search", _search(registered, summaries), "CLAIM 25; TRIPOD+AI 12c"),
+        Paragraph("Training", _training(experiment), "CLAIM 23, 24, 25; TRIPOD+AI 12c, 13"),
+        Paragraph("Choice of the final networks", _choice(experiment, protocol), "CLAIM 26, 27; TRIPOD+AI 12c"),
+        Paragraph("Statistics", _statistics(protocol), "CLAIM 28, 29; TRIPOD+AI 12e"),
+        Paragraph("Results", _results(answer, protocol), "CLAIM 37; TRIPOD+AI 23a"),
+        Paragraph(
+            "Protocol, code and data", _open_science(registered, stored, answer), "CLAIM 42, 43, 44; TRIPOD+AI 18"
+        ),
+    ]
+
+
+def _data(registered: Registered, cohort: Cohort | None) -> str:
+    data = registered.experiment.data
+    source = f"Labels {_list(registered.experiment.labels)} were taken from [source and how they were made]."
+    published = data.train_val_list or data.test_list
+    how = (
+        "into test and other patients by the publisher's lists, and the others by patient, stratified over all labels"
+        if published
+        else "by patient (each patient in one part only), stratified over all labels, once and before any training"
+    )
+    if data.split_by == "image":
+        how = "by image and not by patient (patients of one part are in the others too, so every AUC is optimistic)"
+    if data.paper_split:
+        how += ", 80 % for training and 20 % for validation, none for a test"
+    if cohort is None:
+        counts = f"[images] radiographs of [patients] patients were divided {how}."
+    else:
+        images = sum(part.images for part in cohort.parts.values())
+        patients = sum(part.patients for part in cohort.parts.values())
+        shares = {name: part.patients / patients for name, part in cohort.parts.items()}
+        of_patients = f" of {patients:,} patients"
+        if data.split_by == "image":  # patients are in several parts
+            shares = {name: part.images / images for name, part in cohort.parts.items()}
+            of_patients = ""
+        parts = "; ".join(
+            f"{name}: {part.images:,} images of {part.patients:,} patients ({100 * shares[name]:.0f} %)"
+            for name, part in cohort.parts.items()
+        )
+        counts = f"{images:,} radiographs{of_patients} were divided {how}: {parts}."
+        counts += _left_out(cohort) + " " + _events(cohort)
+    differ = "differ as the publisher made them [say how]" if published else "differ by chance alone"
+    same = (
+        f"All patients are of one index and the parts {differ}; no patients of another "
+        "setting were used [unless `acuity score` was run]."
+    )
+    return f"{counts} {source} {same} SHA-256 of the split: {registered.identity.split_sha256[:16]}."
+
+
+def _left_out(cohort: Cohort) -> str:
+    text = ""
+    if cohort.left_out:
+        filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
+        text += f" Left out before by the experiment's filters: {filters}."
+    if cohort.unreadable:
+        text += f" Left out because their files could not be read: {cohort.unreadable:,}."
+    if cohort.repeated:
+        text += f" Left out because an image of an earlier part shows the same picture: {cohort.repeated:,}."
+    return text
+
+
+def _events(cohort: Cohort) -> str:
+    told = "; ".join(
+        f"{each.label} "
+        + " / ".join(f"{counts.positive_patients:,}" for name, counts in each.parts.items() if name in cohort.parts)
+        for each in cohort.labels
+    )
+    return f"Patients with the finding ({' / '.join(cohort.parts)}): {told}."
+
+
+def _images(experiment: Experiment) -> str:
+    fit = {"pad": "padded with black to a square", "stretch": "stretched to a square"}[experiment.data.fit]
+    text = (
+        f"Each image was, where it was not square, {fit}, and reduced to each resolution by area averaging from the "
+        "original, as 8-bit grey values."
+    )
+    enlarged = experiment.training.network_input
+    if enlarged:
+        text += (
+            f" It was then enlarged to {enlarged} px, bilinear, so that all resolutions gave the same network input."
+        )
+    return text
+
+
+def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
+    search = registered.experiment.search
+    low, high = registered.exponents
+    batch = {
+        "search": f"batch size (powers of two from {2**low:,} to {2**high:,}, each cut to the largest feasible one)",
+        "largest": "and, not searched, the largest feasible batch size",
+    }.get(str(search.batch), f"and, not searched, a batch size of {search.batch}")
+    pruning = (
+        "Trials whose validation AUC was below the median of earlier trials at the same epoch were stopped."
+        if search.pruner == "median"
+        else "No trial was stopped early."
+    )
+    look = "one combination of network, rate and batch (its own; of a label added later, the best of the others)"
+    if search.learn_from:
+        look = (
+            f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
+            "and for the other labels until then"
+        )
+    own, turns = [each.own for each in summaries], search.min_complete_per_resolution - 1
+    more = ""
+    if any(own):
+        more += (
+            f", then {_range(own)} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
+            f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did, spread over "
+            "the resolutions while no trial of the label had ended)"
+        )
+    if turns:
+        more += (
+            f", then, {turns} times at every resolution, the combination that had done best for all labels until then"
+            f"{' and there' if search.learn_from else ''} "
+            "(ridge regression of AUC on label and resolution, and combination)"
+        )
+    trials, complete, stopped = (
+        sum(counts) for counts in zip(*((each.trials, each.complete, each.stopped) for each in summaries), strict=True)
+    )
+    others = trials - complete - stopped
+    ended = f"{complete:,} complete, {stopped:,} stopped early" + (
+        f", {others:,} without an AUC since they diverged or their batch did not fit" if others else ""
+    )
+    seconds = sum(each.training_s for each in summaries)
+    devices = sorted({device for each in summaries for device in each.devices})
+    return (
+        f"For each label a study of its own searched image resolution ({_list(search.resolutions)} px), architecture "
+        f"({_list(search.architectures)}), learning rate (log-uniform, {search.learning_rate[0]:g} to "
+        f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
+        f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
+        f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
+        f"label first ran {look} at every resolution{more}; these "
+        "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
+        f"{version('optuna')}). {pruning} The value of a trial was the AUC on validation patients after the last "
+        f"epoch. Each label had {_range([each.trials for each in summaries])} finished trials, {trials:,} in all "
+        f"({ended}), {format_duration(seconds)} of training"
+        f"{' on ' + _list(devices) if devices else ''}."
+    )
+
+
+def _training(experiment: Experiment) -> str:
+    training = experiment.training
+    initial = "randomly initialised"
+    if training.pretrained:
+        initial = "initialised with timm's pretrained weights"
+    elif training.weights:
+        initial = f"initialised from a file ({training.weights.name}; [say what it holds])"
+    changes = (
+        "Images were turned (up to 10 degrees), shifted (5 % of the side), scaled (10 %) and changed in brightness "
+        "(10 %) and contrast (20 %) at random, without mirroring."
+        if training.augment
+        else "Images were not augmented."
+    )
+    return (
+        f"One binary network a label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
+        f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
+        "one-cycle schedule and binary cross-entropy. Since a finding is rare, positive images weighed as the "
+        "negatives together (at most 20 times a negative one); scores are therefore no probabilities, and were not "
+        f"recalibrated for what follows. {changes}"
+    )
+
+
+def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
+    if protocol is None:
+        return (
+            "Not confirmed: the configurations below are the search's best on the validation patients that chose them, "
+            "and their AUCs are optimistic. No test patient was read."
+        )
+    confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
+    named = experiment.confirm.resolutions
+    going_on = (
+        f"At each of {_list(named)} px"
+        if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
+        else f"At each resolution within {NEAR_THE_TOP:g} AUC of the label's best, and at the smallest,"
+    )
+    networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
+    return (
+        f"{going_on} the {NOMINEES} best configurations were retrained with another seed, and the one with the best "
+        f"mean validation AUC of its search and its retraining until it had {protocol.seeds} retrainings. The "
+        "reference resolution of a label was the one with the highest mean validation AUC over the seeds. Finalists "
+        f"({networks} networks), seeds, reference and margin were fixed before a test patient was read; each network "
+        "scored the test patients once. No networks were averaged."
+    )
+
+
+def _statistics(protocol: Protocol | None) -> str:
+    if protocol is None:
+        return (
+            "Intervals are 95 % intervals of a single network's AUC over validation patients (DeLong's variance with "
+            "patients as clusters, on the logit scale). They do not account for the choice of the best trial."
+        )
+    return (
+        "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components averaged "
+        "over seeds, plus the variance between seeds over their number; 95 % intervals use t quantiles at "
+        f"Satterthwaite's degrees of freedom. Non-inferiority to the reference at a margin of {protocol.margin:g} AUC "
+        "was tested one-sided at 5 % in decreasing order of resolution, stopping at the first failure. Two-sided "
+        "differences within a label were adjusted by Holm's method. Labels with fewer than "
+        f"{FEWEST_POSITIVE_PATIENTS} positive test patients were not tested. All inference is conditional on the "
+        "training patients."
+    )
+
+
+def _results(answer: Answer, protocol: Protocol | None) -> str:
+    if protocol is None:
+        return "No verdict: see the choice of the final networks. AUCs with intervals are in the tables."
+    told = [str(each.smallest_adequate["sentence"]) for each in answer.labels if each.smallest_adequate is not None]
+    return " ".join([*told, "AUCs with intervals, also by view, sex and age, are in the tables."])
+
+
+def _open_science(registered: Registered, stored: StoredConfirmation | None, answer: Answer) -> str:
+    frozen = (
+        f"The protocol (SHA-256 {stored.protocol_sha256[:16]}) was frozen on {stored.frozen:%Y-%m-%d %H:%M} UTC, "
+        f"before a test patient was read; these test patients have been used {_times(answer.test_uses)}."
+        if stored is not None
+        else "No protocol is frozen yet."
+    )
+    return (
+        f"{frozen} Code: acuity-hpo {version('acuity-hpo')} (MIT licence); SHA-256 of the index: "
+        f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can "
+        "be had.]"
+    )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _list(values: tuple[object, ...] | list[str] | None) -> str:
+    words = [str(value) for value in values or ()]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

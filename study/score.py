@@ -1,0 +1,137 @@
+"""`acuity score`: score an external image set with the confirmed networks. Nothing is chosen on it."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from acuity.objectives.device.device import open_device
+from acuity.objectives.errors import InputError
+from acuity.objectives.images.cache import build_cache
+from acuity.objectives.index.image_index import ImageIndex
+from acuity.storage.confirmations import find_confirmation, find_scores
+from acuity.storage.database import Database
+from acuity.study.config.paths import cache_folder
+from acuity.study.config.schema import Experiment
+from acuity.study.confirmation.protocol import LabelProtocol, Protocol, read_protocol
+from acuity.study.confirmation.scoring import Scorer, score_external, unpack
+from acuity.study.confirmation.verdict import Tables, conclude_label
+from acuity.study.dataset.selection import select_images
+from acuity.study.display.console import decoding_bar, scoring_bar
+from acuity.study.errors import UsageError
+from acuity.study.registry.record import Registered, checkpoints_of
+
+logger = logging.getLogger(__name__)
+
+
+def score_index(
+    database: Database, registered: Registered, index_path: Path, *, images: Path | None, device: str, console: Console
+) -> list[dict[str, Any]]:
+    """Score every image of an external index with each finalist's networks; returns conclude_label of each label.
+
+    images: the folder of its files, by default `images` beside the index. The index is read and filtered as the
+    experiment's own. Reference, margin and thresholds are the frozen ones. Labels that are missing or have too few
+    patients are left out. UsageError where no label is left, or where images or patients are the experiment's own.
+    """
+    stored = find_confirmation(database, registered.experiment.name)
+    if stored is None:
+        raise UsageError(
+            f"{registered.experiment.name} is not confirmed, so no network of it is kept: acuity confirm "
+            f"{registered.experiment.name} comes first"
+        )
+    protocol = read_protocol(stored.protocol)
+    theirs = _elsewhere(registered.experiment, index_path, images or index_path.parent / "images")
+    index = select_images(theirs).index
+    if index.sha256 == protocol.index_sha256:
+        raise UsageError(f"{index_path} is the experiment's own index, whose test patients `acuity confirm` scores")
+    _refuse_own(registered, index)
+    labels = [label for label in protocol.labels if label.label in index.labels]
+    if not labels:
+        raise UsageError(
+            f"{index_path} has none of the confirmed labels ({', '.join(label.label for label in protocol.labels)}). "
+            f"There are: {', '.join(index.labels)}"
+        )
+    with decoding_bar(console) as progress:
+        cache = build_cache(
+            index,
+            folder=cache_folder(theirs, index.files_sha256),
+            resolutions=sorted({finalist.resolution for label in labels for finalist in label.finalists}),
+            fit=theirs.data.fit,
+            on_bad_image=theirs.data.on_bad_image,
+            progress=progress,
+        )
+    scorer = Scorer(database, registered.experiment, checkpoints_of(registered), open_device(device, workers=1))
+    results = []
+    with scoring_bar(console, sum(len(finalist.runs) for label in labels for finalist in label.finalists)) as done:
+        for label in labels:
+            tables = score_external(scorer, index, cache, label, done=done)
+            try:
+                results.append(
+                    conclude_label(
+                        label,
+                        _with_validation(database, protocol, label, tables),
+                        margin=protocol.margin,
+                        part="external",
+                    )
+                )
+            except InputError as error:
+                console.print(f"{label.label} is left out: {error}", highlight=False)
+    if not results:
+        raise UsageError(f"{index_path} has too few patients of every confirmed label: no AUC can be estimated")
+    return results
+
+
+def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
+    """The experiment with its data settings applied to another index."""
+    data = replace(
+        experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
+    )
+    return replace(experiment, data=data)
+
+
+def _refuse_own(registered: Registered, index: ImageIndex) -> None:
+    """UsageError where the index shares images or patients with the experiment's own index, before its filters."""
+    name = registered.experiment.name
+    try:
+        own = select_images(registered.experiment)
+    except (InputError, UsageError, OSError) as error:
+        logger.warning("whether %s has images or patients of %s could not be checked: %s", index.path, name, error)
+        return
+    if own.index.sha256 != registered.identity.index_sha256:
+        logger.warning(
+            "%s is no longer the index that %s was trained with, so whether %s has images or patients of it could be "
+            "checked in part only",
+            own.whole.path,
+            name,
+            index.path,
+        )
+    theirs = set(index.table["patient"])
+    images = len(set(index.names) & set(own.whole.names))
+    patients = len(theirs & set(own.whole.table["patient"]))
+    if images or patients:
+        raise UsageError(
+            f"{index.path}: {images:,} of its {len(index.names):,} images and {patients:,} of its {len(theirs):,} "
+            f"patients are in {name}'s own index, which its networks learnt from and whose test patients `acuity "
+            "confirm` alone scores. Leave them out; if they only happen to have the same names, give them others "
+            "(a prefix)"
+        )
+
+
+def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: Tables) -> Tables:
+    """Add each network's validation scores, which its thresholds are chosen on, to its new scores."""
+
+    def both(trial_id: int, table: pd.DataFrame) -> pd.DataFrame:
+        own = find_scores(database, trial_id=trial_id, index_sha256=protocol.index_sha256)
+        assert own is not None, "a confirmed network has scored its own index"
+        own_table = unpack(own)
+        return pd.concat([own_table[own_table["part"] == "validation"], table], ignore_index=True)
+
+    return {
+        finalist.resolution: [
+            both(run.trial_id, table) for run, table in zip(finalist.runs, tables[finalist.resolution], strict=True)
+        ]
+        for finalist in label.finalists
+    }

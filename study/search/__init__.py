@@ -1,0 +1,1 @@
+"""The search space, the initial design and the recipes that labels share."""

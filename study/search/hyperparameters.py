@@ -1,0 +1,24 @@
+"""The hyperparameters of a training, from the experiment and one point of its search space."""
+
+from acuity.objectives.training.interface import Hyperparameters
+from acuity.study.config.schema import Experiment
+
+
+def make_hyperparameters(
+    experiment: Experiment, *, architecture: str, resolution: int, batch_size: int, learning_rate: float
+) -> Hyperparameters:
+    """Add the experiment's [training] section to what the search or a finalist sets."""
+    training = experiment.training
+    return Hyperparameters(
+        architecture=architecture,
+        resolution=resolution,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        epochs=training.epochs,
+        network_input=training.network_input,
+        pretrained=training.pretrained,
+        weights=training.weights,
+        precision=training.precision,
+        weight_decay=training.weight_decay,
+        augment=training.augment,
+    )

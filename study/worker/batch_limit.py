@@ -1,0 +1,78 @@
+"""The largest batch that a worker's device can hold, shared by the fleet."""
+
+import torch
+
+from acuity.objectives.device.device import Device, held_by_others
+from acuity.objectives.training.batch_probe import probe_batch
+from acuity.objectives.training.prediction import is_channels_last
+from acuity.objectives.training.step_memory import StepMemory, estimate_step_memory, largest_batch
+from acuity.storage.database import Database
+from acuity.storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch
+from acuity.study.config.schema import Experiment
+from acuity.study.errors import UsageError
+
+
+def memory_limit(
+    database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int
+) -> int:
+    """Largest batch size that fits the memory: read from the fleet's table, or measured here and written to it."""
+    key = _key(device, experiment, architecture, resolution)
+
+    def measure() -> int:
+        if device.torch_device.type == "cuda":
+            return _verified_limit(key, device, most=experiment.search.max_batch_size)
+        # A real step of this size costs a CPU as much as an epoch; a trial that runs out of memory retries at half.
+        return largest_batch(_step_memory(key, device), device.memory_budget_bytes)
+
+    return find_or_measure(database, key, measure)
+
+
+def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
+    """Largest batch size whose real step fits; the estimate, if larger, where all that a trial may run fits."""
+    _refuse_if_held(device)
+    fit = probe_batch(
+        key.architecture,
+        input_size=key.input_size,
+        precision=key.precision,
+        device=device.torch_device,
+        budget_bytes=device.memory_budget_bytes,
+        most=most,
+    )
+    torch.cuda.empty_cache()
+    _refuse_if_held(device)
+    if fit.verified < most // 8 * 8:
+        return fit.verified
+    return max(fit.verified, largest_batch(_step_memory(key, device), device.memory_budget_bytes))
+
+
+def _refuse_if_held(device: Device) -> None:
+    """UsageError where other programs hold the share: the fleet would keep the smaller limit measured beside them."""
+    held = held_by_others(device)
+    if held:
+        raise UsageError(held)
+
+
+def _step_memory(key: FeasibleBatchKey, device: Device) -> StepMemory:
+    return estimate_step_memory(
+        key.architecture, input_size=key.input_size, precision=key.precision, device_type=device.torch_device.type
+    )
+
+
+def lower_memory_limit(
+    database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int, limit: int
+) -> None:
+    """Lower the fleet's limit after a real step ran out of memory above it."""
+    lower_feasible_batch(database, _key(device, experiment, architecture, resolution), limit)
+
+
+def _key(device: Device, experiment: Experiment, architecture: str, resolution: int) -> FeasibleBatchKey:
+    training = experiment.training
+    return FeasibleBatchKey(
+        device=device.name,
+        memory_budget_bytes=device.memory_budget_bytes,
+        architecture=architecture,
+        input_size=training.network_input or resolution,
+        precision=training.precision,
+        channels_last=is_channels_last(device.torch_device, training.precision),
+        torch_version=torch.__version__,
+    )

@@ -1,0 +1,48 @@
+"""Reports of a trial's AUC to its study after each epoch, kept during an outage, and the pruner's decision."""
+
+import logging
+from collections.abc import Container
+
+import optuna
+
+from acuity.storage.connection import OUTAGES
+from acuity.study.worker.context import WorkerContext
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """The callable that training reports to: (epoch, AUC) -> whether to stop.
+
+    prunable: epochs after which the pruner is asked. Initial trials and retrainings have none: they are never pruned.
+    """
+
+    def __init__(self, context: WorkerContext, trial: optuna.Trial, *, prunable: Container[int]) -> None:
+        self._context = context
+        self._trial = trial
+        self._prunable = prunable
+        self._unsent: list[tuple[int, float]] = []
+
+    def __call__(self, epoch: int, auc: float) -> bool:
+        self._unsent.append((epoch, auc))
+        try:
+            self._send()
+            prune = epoch in self._prunable and bool(self._trial.should_prune())
+        except OUTAGES as error:
+            # Training continues during an outage; the end of the trial waits for the storage.
+            self._context.contact.lost()
+            logger.warning("%d reports kept until the database is back: %s", len(self._unsent), type(error).__name__)
+            return False
+        self._context.contact.seen()
+        return prune
+
+    def send_rest(self) -> None:
+        """Send the reports kept during an outage; wait for the storage for up to storage_patience_min."""
+        self._context.patiently(self._send)
+
+    def _send(self) -> None:
+        while self._unsent:
+            epoch, auc = self._unsent[0]
+            # The trial keeps its reports in memory, so that its pruner reads no storage.
+            self._trial.report(auc, epoch)
+            self._unsent.pop(0)

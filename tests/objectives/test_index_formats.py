@@ -1,0 +1,280 @@
+"""CheXpert, PadChest and plain tables: detected, read as published, and refused with the line that is wrong."""
+
+import csv
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.index.cells import Reading
+from acuity.objectives.index.image_index import ImageIndex, check_images_present, read_index, take_rows
+
+CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Support Devices"
+CHEXPERT_ROWS = (
+    "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,",
+    "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Male,87,Frontal,PA,,-1.0,",
+    "CheXpert-v1.0-small/train/patient00002/study2/view2_lateral.jpg,Male,87,Lateral,,,1.0,0.0",
+    "CheXpert-v1.0-small/train/patient00003/study1/view1_frontal.jpg,Unknown,0,Frontal,AP,,0.0,-1.0",
+)
+PADCHEST = "ImageID,ImageDir,StudyDate_DICOM,PatientID,PatientBirth,PatientSex_DICOM,Projection,Labels"
+PADCHEST_ROWS = (
+    "a.png,0,20140915,p1,1930.0,F,PA,['normal']",
+    """b.png,0,20140915,p2,1930.0,M,L,"['cardiomegaly', ' pleural effusion', '']" """,
+    "c.png,7,20140915,p2,1930.0,M,AP_horizontal,\"['unchanged', 'suboptimal study']\"",
+    "d.png,7,20140915,p3,,O,UNK,nan",
+    "e.png,7,20140915,p3,2015.0,O,UNK,\"['unchanged', 'cardiomegaly']\"",
+)
+
+
+def read(folder: Path, *lines: str, reading: Reading | None = None) -> ImageIndex:
+    path = folder / "index.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return read_index(path, images=folder / "images", reading=reading)
+
+
+def refusal(folder: Path, *lines: str) -> str:
+    with pytest.raises(InputError) as caught:
+        read(folder, *lines)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def published(name: str) -> Path:
+    """A table as published, out of a package that ships it."""
+    package = find_spec("torchxrayvision")
+    if package is None or package.origin is None:
+        pytest.skip("needs the published tables in torchxrayvision (pip install '.[dev]')")
+    return Path(package.origin).parent / "data" / name
+
+
+def test_chexpert_blank_and_uncertain_are_left_out_of_that_label_alone(tmp_path: Path) -> None:
+    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    assert index.labels == ("Edema", "Support Devices")
+    # No finding says that Edema is absent, and nothing of support devices.
+    np.testing.assert_array_equal(index.target("Edema"), [0, np.nan, 1, 0])
+    np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, np.nan])
+    assert index.table["no_finding"].tolist() == [True, False, False, False]
+    assert index.table["patient"].tolist() == ["patient00001", "patient00002", "patient00002", "patient00003"]
+    assert index.table["view"].tolist() == ["AP", "PA", "L", "AP"]
+    assert index.table["sex"].tolist() == ["F", "M", "M", ""]
+    np.testing.assert_array_equal(index.table["age"], [68, 87, 87, np.nan])
+
+
+@pytest.mark.parametrize(("uncertain", "means"), [("positive", 1), ("negative", 0), ("leave_out", np.nan)])
+def test_uncertain_cells_count_as_the_experiment_says(tmp_path: Path, uncertain: str, means: float) -> None:
+    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(uncertain=uncertain))
+    np.testing.assert_array_equal(index.target("Edema"), [0, means, 1, 0])
+    np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, means])
+
+
+def test_no_finding_says_nothing_of_a_cell_that_is_uncertain(tmp_path: Path) -> None:
+    index = read(tmp_path, CHEXPERT, CHEXPERT_ROWS[0].removesuffix(",,") + ",-1.0,", *CHEXPERT_ROWS[1:])
+    assert index.table["no_finding"].iat[0]
+    np.testing.assert_array_equal(index.target("Edema"), [np.nan, np.nan, 1, 0])
+
+
+def test_blank_cells_count_as_negatives_where_the_experiment_says_so(tmp_path: Path) -> None:
+    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(blank="negative"))
+    np.testing.assert_array_equal(index.target("Support Devices"), [0, 0, 0, np.nan])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_chexpert_files_are_found_from_the_releases_folder_or_the_one_above(tmp_path: Path, inside: bool) -> None:
+    release = tmp_path / "images" if inside else tmp_path / "images" / "CheXpert-v1.0-small"
+    for row in CHEXPERT_ROWS:
+        file = release / row.split(",")[0].removeprefix("CheXpert-v1.0-small/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    check_images_present(index)
+    assert index.image_path(0).is_file()
+
+
+def test_padchest_lists_become_labels(tmp_path: Path) -> None:
+    index = read(tmp_path, PADCHEST, *PADCHEST_ROWS)
+    assert index.labels == ("cardiomegaly", "pleural effusion")
+    unknown = [np.nan, np.nan]
+    np.testing.assert_array_equal(index.targets, [[0, 0], [1, 1], unknown, unknown, [1, 0]])
+    assert index.table["no_finding"].tolist() == [True, False, False, False, False]
+    assert index.table["view"].tolist() == ["PA", "L", "AP_horizontal", "", ""]
+    np.testing.assert_array_equal(index.table["age"], [84, 84, 84, np.nan, np.nan])
+
+
+def test_a_table_of_ones_own_keeps_what_is_known_of_an_image(tmp_path: Path) -> None:
+    index = read(
+        tmp_path,
+        "patient,file,site,age,sex,view,Mass,remark,Edema,never",
+        "p1,a.png,Bonn,7,female,PA,1,seen twice,,",
+        "p2,b.png,Ulm,,m,AP,0,,true,",
+    )
+    assert index.labels == ("Mass", "Edema")
+    np.testing.assert_array_equal(index.targets, [[1, np.nan], [0, 1]])
+    assert index.table["site"].tolist() == ["Bonn", "Ulm"]
+    assert index.table["sex"].tolist() == ["F", "M"]
+    with pytest.raises(InputError, match=r'"remark" is a column of .* but no label: index line 2 has something else'):
+        index.target("remark")
+    with pytest.raises(InputError, match=r'"never" is a column of .* but no label: there is nothing in it'):
+        index.target("never")
+
+
+def test_parquet_reads_as_the_same_csv_does(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "file": ["a.png", "b.png", "c.png"],
+            "patient": [1, 1, 2],
+            "Mass": [1.0, None, 0.0],
+            "Edema": [True, False, True],
+            "age": [7.0, 8.0, None],
+        }
+    )
+    table.to_csv(tmp_path / "index.csv", index=False)
+    table.to_parquet(tmp_path / "index.parquet")
+    one, other = (read_index(tmp_path / name, images=tmp_path) for name in ("index.csv", "index.parquet"))
+    assert one.labels == other.labels == ("Mass", "Edema")
+    pd.testing.assert_frame_equal(one.table, other.table)
+    assert one.sha256 == other.sha256
+    (tmp_path / "index.parquet").write_bytes(b"PAR1" + b"x" * 99)
+    with pytest.raises(InputError, match="the Parquet file is damaged"):
+        read_index(tmp_path / "index.parquet", images=tmp_path)
+
+
+def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "index.csv"
+    path.write_text("Path,file,patient,Mass\npatient1/x.jpg,a.png,p1,1\n")
+    assert read_index(path, images=tmp_path).names == ("a.png",)  # more of its columns are there
+    assert read_index(path, images=tmp_path, format_name="chexpert").names == ("patient1/x.jpg",)
+    with pytest.raises(InputError, match=r"first line has none of the columns of an index \(an NIH index: Image Index"):
+        read_index(path, images=tmp_path, format_name="nih")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ((CHEXPERT, CHEXPERT_ROWS[0], "train/nobody/x.jpg,Male,87,Frontal,PA,,,"), "index line 3 has no patient id"),
+        ((CHEXPERT, "/data/patient1/x.jpg,Male,87,Frontal,PA,,,"), "index line 2 has an absolute path"),
+        ((CHEXPERT, "train/../../patient1/x.jpg,Male,87,Frontal,PA,,,"), "index line 2 has a path with `..`"),
+        ((PADCHEST, "../a.png,0,20140915,p1,1930.0,F,PA,['normal']"), "index line 2 has a path with `..`"),
+        ((PADCHEST, PADCHEST_ROWS[0], "b.png,0,20140915,,1930.0,F,PA,['normal']"), "index line 3 has no patient id"),
+        (("file,patient,Mass", "a.png,p1,1", "D:\\a.png,p1,1"), "index line 3 has an absolute path"),
+        (("file,patient,Mass", "a.png,p1,1", "a.png,p1,1"), "index line 3 names the same file as line 2"),
+        (("file,Patient,Mass", "a.png,p1,1"), 'no column "patient", which a plain table needs. The nearest there is'),
+        (
+            ('file,patient,"Mass, any",Nodule,Hernia', "a.png,p1,1,0,1", "b.png,Doe, J,1,0,1"),
+            "index line 3 has 6 fields and the header 5",
+        ),
+        (
+            ('file,patient,Nodule,"Mass [left,right]"', "a.png,p1,0,1", "b.png,Doe, J,0,1"),
+            "index line 3 has 5 fields and the header 4",
+        ),
+        (
+            ("file,patient,age,Nodule,Hernia", "a.png,p1,58,0,1", "b.png,p2,58,0,1,"),  # blank at its end
+            "index line 3 has 6 fields and the header 5",
+        ),
+        (
+            ("file,patient,age,Nodule,Hernia", "a.png,p1,58,0,1,", "b.png,p2,58,0,1"),
+            "index line 2 has 6 fields and the header 5",
+        ),
+        (("file,patient,Mass,Mass", "a.png,p1,1,0"), 'more than one column "Mass"'),
+        (("a.png;p1;1", "b.png;p2;1"), "it must be the header"),
+    ],
+)
+def test_faulty_tables_are_refused_with_line_and_rule(tmp_path: Path, lines: tuple[str, ...], told: str) -> None:
+    assert told in refusal(tmp_path, *lines)
+
+
+def test_bare_names_are_found_in_the_publishers_folders(tmp_path: Path) -> None:
+    lines = ("Image Index,Finding Labels,Patient ID", "1.png,Mass,1", "2.png,Edema,2")
+    for name, folder in (("1.png", "images_001/images"), ("2.png", "images_002/images")):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        (tmp_path / "images" / folder / name).touch()
+    index = read(tmp_path, *lines)
+    check_images_present(index)
+    assert index.table["file"].tolist() == ["images_001/images/1.png", "images_002/images/2.png"]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    assert read(flat, *lines).sha256 == index.sha256, "the hash depends on the folders"
+    (tmp_path / "images" / "thumbnails").mkdir()
+    (tmp_path / "images" / "thumbnails" / "1.png").touch()
+    with pytest.raises(InputError, match="an image of the same name in images_001/images and in thumbnails"):
+        read(tmp_path, *lines)
+    (tmp_path / "images" / "2.png").touch()  # the folder itself has images: what is missing there is missing
+    assert read(tmp_path, *lines).table["file"].tolist() == ["1.png", "2.png"]
+
+
+def test_rows_that_are_taken_keep_their_lines_and_have_their_own_hash(tmp_path: Path) -> None:
+    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    some = take_rows(index, np.array([1, 3]))
+    assert some.place(1) == "index line 5"
+    np.testing.assert_array_equal(some.targets, index.targets[[1, 3]])
+    assert some.sha256 != index.sha256
+    alike = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(uncertain="positive"))
+    assert alike.files_sha256 == index.files_sha256, "the same files"
+    assert alike.sha256 != index.sha256
+
+
+def test_published_chexpert_table_is_read_as_counted() -> None:
+    path = published("chexpert_train.csv.gz")
+    index = read_index(path, images=path.parent)
+    # Independently: what pandas sees in the same file.
+    raw = pd.read_csv(path)
+    assert len(index.table) == len(raw) == 223_414
+    assert index.table["patient"].nunique() == 64_540
+    assert index.labels == tuple(raw.columns[6:])
+    assert index.names[0] == "train/patient00001/study1/view1_frontal.jpg"
+    for label in index.labels:
+        target = index.target(label)
+        assert (target == 1).sum() == (raw[label] == 1).sum()
+        healthy = (raw["No Finding"] == 1) & raw[label].isna() & (label != "Support Devices")
+        assert (target == 0).sum() == (raw[label] == 0).sum() + healthy.sum()
+    assert index.table["view"].value_counts()[["AP", "PA", "L"]].tolist() == [161_590, 29_420, 32_387]
+    assert index.table["no_finding"].sum() == 22_381
+
+
+def test_published_padchest_table_is_read_as_counted() -> None:
+    path = published("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz")
+    index = read_index(path, images=path.parent)
+    assert len(index.table) == 160_861
+    assert index.table["patient"].nunique() == 67_625
+    assert len(index.labels) == 189
+    assert not {"normal", "unchanged", "exclude", "suboptimal study", "", "nan"} & set(index.labels)
+    # Independently: quoted in the cell, with or without the space that some have in front.
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        cells = [row["Labels"] for row in csv.DictReader(file)]
+    for label in ("cardiomegaly", "COPD signs", "pleural effusion", "pneumonia"):
+        named = sum(f"'{label}'" in cell or f"' {label}'" in cell for cell in cells)
+        assert index.target(label).sum(where=np.isfinite(index.target(label))) == named
+    silent = {"", "unchanged", "exclude", "suboptimal study", "nan"}
+    words = [{word.strip(" '") for word in cell.strip("[]").split(",")} for cell in cells]
+    assert np.isnan(index.targets).all(axis=1).sum() == sum(said <= silent for said in words)
+    assert index.table["age"].max() == 105
+
+
+def test_published_nih_table_is_read_as_counted() -> None:
+    path = published("Data_Entry_2017_v2020.csv.gz")
+    index = read_index(path, images=path.parent)
+    assert (len(index.table), index.table["patient"].nunique(), len(index.labels)) == (112_120, 30_805, 14)
+    assert index.table["no_finding"].sum() == 60_361
+
+
+_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan, "-1": np.nan, "True": 1.0, "nan": np.nan}
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.lists(st.sampled_from(sorted(_CELLS)), min_size=2, max_size=2), min_size=1, max_size=12))
+def test_any_label_columns_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
+    path = tmp_path_factory.mktemp("table") / "index.csv"
+    lines = [f"{i}.png,p{i % 3},{','.join(cells)}" for i, cells in enumerate(rows)]
+    path.write_text("\n".join(["file,patient,A,B", *lines]))
+    index = read_index(path, images=path.parent)
+    for column, label in enumerate(("A", "B")):
+        expected = [_CELLS[cells[column]] for cells in rows]
+        if label in index.labels:
+            np.testing.assert_array_equal(index.target(label), expected)
+        else:
+            assert {cells[column] for cells in rows} <= {"", "nan"}

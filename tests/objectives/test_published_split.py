@@ -1,0 +1,167 @@
+"""A split that a publisher decided is taken as it is; only what it leaves open is cut, by patient."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.index.image_index import ImageIndex, read_index
+from acuity.objectives.split.file import PARTS
+from acuity.objectives.split.published import TRAIN_VAL, published_parts
+from acuity.objectives.split.split import Split, read_or_make_split
+
+
+def nih(folder: Path, patients: int = 50, images: int = 2) -> ImageIndex:
+    lines = [
+        f"{patient:08}_{image:03}.png,{'Mass' if patient % 3 else 'No Finding'},{patient}"
+        for patient in range(patients)
+        for image in range(images)
+    ]
+    return read(folder, "Image Index,Finding Labels,Patient ID", *lines)
+
+
+def read(folder: Path, *lines: str) -> ImageIndex:
+    path = folder / "index.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return read_index(path, images=folder)
+
+
+def write_lists(folder: Path, index: ImageIndex, test: set[str]) -> dict[str, Path]:
+    """NIH's two lists, with Windows line ends and without one at the end."""
+    in_test = index.table["patient"].isin(test)
+    lists = {"train_val_list": folder / "train_val_list.txt", "test_list": folder / "test_list.txt"}
+    for path, mine in zip(lists.values(), (~in_test, in_test), strict=True):
+        path.write_bytes("\r\n".join(index.table["file"][mine]).encode())
+    return lists
+
+
+def patients_in(index: ImageIndex, split: Split, part: str) -> set[str]:
+    return set(index.table["patient"].iloc[split.rows(part)])
+
+
+def test_lists_decide_the_test_patients_and_validation_is_cut_from_the_others(tmp_path: Path) -> None:
+    index = nih(tmp_path)
+    test = {str(patient) for patient in range(7)}
+    lists = write_lists(tmp_path, index, test)
+    published = published_parts(index, **lists)
+    split = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
+    assert patients_in(index, split, "test") == test
+    counts = [len(patients_in(index, split, part)) for part in PARTS]
+    assert counts[2] == 7
+    assert abs(counts[1] - 43 * 0.2) <= 2
+    again = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
+    assert again.sha256 == split.sha256
+    for name in lists:  # what one list does not name is in the other
+        assert published_parts(index, **{name: lists[name]}) == published
+
+
+def test_patients_that_come_later_go_where_the_lists_put_them(tmp_path: Path) -> None:
+    few, many = nih(tmp_path, 20), nih(tmp_path, 40)
+    lists = write_lists(tmp_path, many, {str(patient) for patient in range(0, 40, 4)})
+    path = tmp_path / "split.csv"
+    first = read_or_make_split(few, path=path, published=published_parts(few, **lists))
+    later = read_or_make_split(many, path=path, published=published_parts(many, **lists))
+    assert patients_in(many, later, "test") == {str(patient) for patient in range(0, 40, 4)}
+    for part in PARTS:
+        assert patients_in(few, first, part) <= patients_in(many, later, part)
+
+
+def test_lists_match_images_that_were_converted_and_moved(tmp_path: Path) -> None:
+    index = nih(tmp_path)
+    lists = write_lists(tmp_path, index, {"1"})
+    text = (tmp_path / "index.csv").read_text().replace(".png", ".jpg").replace("\n0", "\nimages/0")
+    (tmp_path / "index.csv").write_text(text)
+    moved = read_index(tmp_path / "index.csv", images=tmp_path)
+    assert published_parts(moved, **lists) == published_parts(index, **lists)
+
+
+def test_lists_tell_names_with_dots_of_their_own_apart(tmp_path: Path) -> None:
+    lines = [f"1.2.826.0.{i}.DCM,{'Mass' if i % 2 else 'No Finding'},{i}" for i in range(40)]
+    index = read(tmp_path, "Image Index,Finding Labels,Patient ID", *lines)
+    test_list = tmp_path / "test_list.txt"
+    for ending in ("", ".dcm", ".dicom.gz", ".dcm.png", ".JPEG"):  # as published, packed, converted
+        test_list.write_text("\n".join(f"series/1.2.826.0.{i}{ending}" for i in (3, 4)))
+        parts = published_parts(index, test_list=test_list)
+        assert {patient for patient, part in parts.items() if part == "test"} == {"3", "4"}
+
+
+def test_a_split_made_otherwise_moves_nobody(tmp_path: Path) -> None:
+    index = nih(tmp_path)
+    path = tmp_path / "split.csv"
+    read_or_make_split(index, path=path)
+    before = path.read_bytes()
+    published = published_parts(index, **write_lists(tmp_path, index, {"1", "2", "3"}))
+    with pytest.raises(InputError, match=r"in other parts than the published split.*\[data\] split = "):
+        read_or_make_split(index, path=path, published=published)
+    assert path.read_bytes() == before
+
+
+def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    index = nih(tmp_path)
+    lists = write_lists(tmp_path, index, {"1"})
+    test_list, train_val_list = lists["test_list"], lists["train_val_list"]
+    good = test_list.read_text()
+    test_list.write_text("\n".join(good.split()[1:]))
+    with pytest.raises(InputError, match=r"index line 4 is in neither of .* \(1 such lines in all\)"):
+        published_parts(index, **lists)
+    with pytest.raises(InputError, match="index line 4 is in train_val and index line 5, of the same patient, in test"):
+        published_parts(index, test_list=test_list)
+    test_list.write_text(good + "\n" + train_val_list.read_text().split()[0])
+    with pytest.raises(InputError, match="index line 2 is in both of"):
+        published_parts(index, **lists)
+    test_list.write_text("other.png\n")
+    with pytest.raises(InputError, match="names no test image of the index"):
+        published_parts(index, test_list=test_list)
+    test_list.write_text("\n")
+    with pytest.raises(InputError, match="is empty; a list has one image name a line"):
+        published_parts(index, test_list=test_list)
+    with pytest.raises(InputError, match="cannot be read"):
+        published_parts(index, test_list=tmp_path / "none.txt")
+
+
+COLUMN = ("file,patient,Mass,split", "a.png,p1,1,train", "b.png,p2,0,Valid", "c.png,p3,1,test", "d.png,p1,0,training")
+
+
+def test_a_split_column_is_taken_as_it_is(tmp_path: Path) -> None:
+    index = read(tmp_path, *COLUMN)
+    published = published_parts(index)
+    assert published == {"p1": "training", "p2": "validation", "p3": "test"}
+    split = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
+    np.testing.assert_array_equal(split.part, [0, 1, 2, 0])
+
+
+def test_a_column_without_validation_leaves_it_to_be_cut_from_training(tmp_path: Path) -> None:
+    lines = [f"{i}.png,p{i},{i % 2},{'test' if i < 10 else 'train'}" for i in range(60)]
+    index = read(tmp_path, "file,patient,Mass,split", *lines)
+    published = published_parts(index)
+    assert set(published.values()) == {"test", TRAIN_VAL}
+    split = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
+    assert patients_in(index, split, "test") == {f"p{i}" for i in range(10)}
+    assert 8 <= len(patients_in(index, split, "validation")) <= 12
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("e.png,p2,0,test", "index line 3 is in validation and index line 6, of the same patient, in test"),
+        ("e.png,p9,0,exam", "index line 6 has another word than training, validation, test or train_val"),
+        ("e.png,p9,0,", "index line 6 has another word than training"),
+    ],
+)
+def test_a_column_that_contradicts_itself_is_refused(tmp_path: Path, row: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        published_parts(read(tmp_path, *COLUMN, row))
+    assert "p2" not in str(caught.value), "an error tells a patient"
+
+
+def test_a_column_without_test_images_or_beside_lists_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names no test image"):
+        published_parts(read(tmp_path, *COLUMN[:3]))
+    with pytest.raises(InputError, match=r"has a split column, and .* lists as well"):
+        published_parts(read(tmp_path, *COLUMN), test_list=tmp_path / "test_list.txt")
+
+
+def test_an_index_without_parts_has_none_published(tmp_path: Path) -> None:
+    assert published_parts(nih(tmp_path)) == {}
+    assert published_parts(read(tmp_path, "file,patient,Mass,split", "a.png,p1,1,")) == {}

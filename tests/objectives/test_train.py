@@ -1,0 +1,317 @@
+"""Training: what it learns, that it is the same twice and after a stop, and when it ends early."""
+
+import dataclasses
+import logging
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.statistics.delong import auc_standard_error
+from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
+from acuity.objectives.training import train as training
+from acuity.objectives.training.interface import Diverged, Hyperparameters, Interrupted, LabelledImages
+from acuity.objectives.training.learner import make_learner
+from acuity.objectives.training.train import train
+from support.threads import one_thread
+
+CPU = torch.device("cpu")
+BASE = Hyperparameters("test_resnet", resolution=32, batch_size=16, learning_rate=1e-2, epochs=3)
+
+
+def blobs(*, images=160, side=32, share=0.4, strength=105, seed=0):
+    """Noise; images with the finding have a bright patch somewhere. Two images a patient, 100 for training."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random(images) < share).astype(np.float32)
+    pixels = rng.integers(0, 150, (images, side, side)).astype(np.uint8)
+    for row in np.flatnonzero(targets):
+        top, left = rng.integers(side // 4, side // 2, 2)
+        pixels[row, top : top + side // 4, left : left + side // 4] += strength
+    part = images * 5 // 8
+    return LabelledImages(
+        pixels, targets, np.arange(images) // 2, training=np.arange(part), validation=np.arange(part, images)
+    )
+
+
+def run(hyperparameters=BASE, data=None, *, seed=1, report=lambda *_: False, **how):
+    return train(hyperparameters, data or blobs(), seed=seed, device=CPU, report=report, **how)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    reports = []
+    outcome = run(report=lambda epoch, area: reports.append((epoch, area)))
+    return outcome, reports
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_network_learns_what_tells_the_images_apart(precision):
+    assert run(dataclasses.replace(BASE, epochs=4, precision=precision), blobs(images=320)).auc > 0.95
+
+
+def test_every_epoch_is_reported_and_the_last_one_is_the_value(uninterrupted):
+    outcome, reports = uninterrupted
+    assert [epoch for epoch, _ in reports] == [1, 2, 3]
+    assert reports[-1][1] == outcome.auc
+    assert not outcome.stopped
+    assert outcome.epochs == 3
+    assert outcome.seconds > 0
+    assert outcome.images_per_second > 0
+
+
+def test_peak_memory_is_what_the_training_added_to_its_process():
+    def measured(batch_size):
+        # In a process of its own: this one may hold enough from other tests.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_peak_memory_mib, (batch_size,))
+
+    small, large = measured(8), measured(64)
+    assert small > 0
+    assert large - small > 30, "56 more images, of which the first layers alone keep half a MiB each"
+
+
+def _peak_memory_mib(batch_size):
+    task = dataclasses.replace(BASE, resolution=96, batch_size=batch_size, epochs=1)
+    return run(task, blobs(side=96)).peak_memory_mib
+
+
+def test_metrics_are_those_of_the_scores(uninterrupted):
+    outcome, _ = uninterrupted
+    data = blobs()
+    known = data.targets[data.validation]
+    assert outcome.scores.shape == known.shape
+    assert 0 <= outcome.scores.min() < outcome.scores.max() <= 1
+    assert outcome.auc == auc(known, outcome.scores)
+    assert outcome.auc_se == auc_standard_error(known, outcome.scores, data.patients[data.validation])
+    assert outcome.average_precision == average_precision(known, outcome.scores)
+    threshold = youden_threshold(known, outcome.scores)
+    assert outcome.accuracy == accuracy(known, outcome.scores, threshold=threshold)
+
+
+def test_same_seed_gives_the_same_network_bit_for_bit(uninterrupted):
+    torch.manual_seed(99)
+    torch.rand(7)  # whatever ran before in the process has no say
+    assert np.array_equal(run().scores, uninterrupted[0].scores)
+    assert not np.array_equal(run(seed=2).scores, uninterrupted[0].scores)
+
+
+class Stop:
+    """Stops at the given batch, counted over training and validation."""
+
+    def __init__(self, at):
+        self.asked, self.at = 0, at
+
+    def __call__(self):
+        self.asked += 1
+        return self.asked == self.at
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stop_at"),
+    [("test_resnet", 8), ("test_resnet", 16), ("test_resnet", 21), ("test_vit", 16)],  # 21: in the third validation
+)
+def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(architecture, stop_at):
+    wanted = dataclasses.replace(BASE, architecture=architecture)
+    reports, saved = [], []
+    whole = run(wanted, report=lambda epoch, area: reports.append((epoch, area)))
+    stop = Stop(stop_at)  # an epoch asks 6 times in training and once in validation
+    with pytest.raises(Interrupted):
+        run(wanted, should_stop=stop, save_checkpoint=saved.append)
+    assert stop.asked == stop_at
+    assert len(saved) == (stop_at - 1) // 7
+
+    torch.manual_seed(99)
+    again, later = [], []
+    resumed = run(
+        wanted,
+        report=lambda epoch, area: again.append((epoch, area)),
+        load_checkpoint=lambda: saved[-1],
+        save_checkpoint=later.append,
+    )
+
+    assert np.array_equal(resumed.scores, whole.scores)
+    assert again == reports
+    assert len(later) == 3 - len(saved)
+    assert resumed.epochs == 3
+
+
+def test_training_killed_after_its_last_epoch_has_only_its_value_to_tell(uninterrupted):
+    saved = []
+    run(save_checkpoint=saved.append)
+    again, own = [], []
+    resumed = run(
+        load_checkpoint=lambda: saved[-1],
+        save_checkpoint=own.append,
+        report=lambda epoch, area: again.append((epoch, area)),
+        should_stop=Stop(99),
+    )
+    assert np.array_equal(resumed.scores, uninterrupted[0].scores)
+    # The checkpoint is this attempt's own now: the one before it is removed.
+    assert np.array_equal(run(load_checkpoint=lambda: own[-1]).scores, resumed.scores)
+    assert again == uninterrupted[1]
+    assert resumed.images_per_second == 0
+    assert not resumed.stopped
+
+
+@pytest.mark.parametrize("fault", ["truncated", "not a checkpoint", "another seed's", "of another program"])
+def test_useless_checkpoint_starts_from_zero_with_a_warning(uninterrupted, caplog, fault):
+    saved = []
+    run(save_checkpoint=saved.append, seed=5 if fault == "another seed's" else 1)
+    useless = {
+        "truncated": saved[-1][:-500],
+        "not a checkpoint": b"PK\x03\x04 something else",
+        "another seed's": saved[-1],
+        "of another program": b"",
+    }[fault]
+    with caplog.at_level(logging.WARNING, logger="acuity.objectives.training.checkpoint"):
+        outcome = run(load_checkpoint=lambda: useless)
+    assert np.array_equal(outcome.scores, uninterrupted[0].scores)
+    assert "training starts from zero" in caplog.text
+
+
+def test_without_a_checkpoint_training_starts_quietly(uninterrupted, caplog):
+    assert np.array_equal(run(load_checkpoint=lambda: None).scores, uninterrupted[0].scores)
+    assert not caplog.records
+
+
+def test_report_ends_the_training_at_its_epoch(uninterrupted):
+    outcome = run(report=lambda epoch, _: epoch == 2)
+    assert outcome.stopped
+    assert outcome.epochs == 2
+    assert outcome.auc == uninterrupted[1][1][1]
+
+
+def test_wish_to_stop_after_the_last_epoch_comes_too_late():
+    assert not run(dataclasses.replace(BASE, epochs=1), report=lambda *_: True).stopped
+
+
+def test_resumed_training_heeds_the_answer_to_its_last_finished_epoch_alone(uninterrupted):
+    saved = []
+    with pytest.raises(Interrupted):
+        run(should_stop=Stop(16), save_checkpoint=saved.append)
+    assert run(load_checkpoint=lambda: saved[-1], report=lambda epoch, _: epoch == 1).epochs == 3
+    stopped = run(load_checkpoint=lambda: saved[-1], report=lambda epoch, _: epoch == 2)
+    assert (stopped.epochs, stopped.stopped) == (2, True)
+    assert stopped.auc == uninterrupted[1][1][1]
+
+
+def test_diverging_training_ends_at_once_and_names_the_epoch():
+    stop = Stop(99)
+    with pytest.raises(Diverged, match="became NaN or infinite in epoch 1: lower the learning rate"):
+        run(dataclasses.replace(BASE, learning_rate=1e30), should_stop=stop)
+    assert stop.asked < 6
+
+
+def test_memory_mapped_images_give_the_same_as_images_in_memory(tmp_path, uninterrupted):
+    data = blobs()
+    np.save(tmp_path / "images.npy", data.images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    outcome = run(data=dataclasses.replace(data, images=mapped))
+    assert np.array_equal(outcome.scores, uninterrupted[0].scores)
+
+
+def test_rows_outside_training_and_validation_are_never_looked_at(uninterrupted):
+    data = blobs()
+    images, targets = np.full((200, 32, 32), 255, np.uint8), np.full(200, np.nan, np.float32)
+    images[40:], targets[40:] = data.images, data.targets
+    moved = LabelledImages(images, targets, np.arange(200) // 2, data.training + 40, data.validation + 40)
+    assert np.array_equal(run(data=moved).scores, uninterrupted[0].scores)
+
+
+@pytest.fixture
+def watched_batches(monkeypatch):
+    calls = []
+    real = training.train_batches
+
+    def watch(learner, feed, **how):
+        calls.append(how)
+        return real(learner, feed, **how)
+
+    monkeypatch.setattr(training, "train_batches", watch)
+    return calls
+
+
+def test_each_epoch_shuffles_anew_and_drops_the_incomplete_batch(watched_batches):
+    run(dataclasses.replace(BASE, epochs=2))
+    first, second = (call["batches"] for call in watched_batches)
+    for batches in (first, second):
+        assert batches.shape == (6, 16)  # of 100 images
+        assert batches.unique().numel() == 96
+    assert set(map(tuple, first.tolist())).isdisjoint(map(tuple, second.tolist()))
+    assert not torch.equal(watched_batches[0]["augmentation"], watched_batches[1]["augmentation"])
+
+
+@pytest.mark.parametrize(("positives", "weight"), [(20, 4.0), (50, 1.0), (2, 20.0)])
+def test_positives_weigh_what_they_lack_in_number_up_to_a_limit(watched_batches, positives, weight):
+    data = blobs()
+    data.targets[data.training] = np.arange(100) < positives
+    run(dataclasses.replace(BASE, epochs=1, augment=False), data)
+    assert watched_batches[0]["positive_weight"] == weight
+    assert watched_batches[0]["augmentation"] is None
+
+
+def test_learning_rate_grows_with_the_root_of_the_batch_and_anneals():
+    learner = make_learner(dataclasses.replace(BASE, batch_size=32, learning_rate=1e-3), total_steps=100, device=CPU)
+    rates = []
+    for _ in range(100):
+        rates.append(learner.optimiser.param_groups[0]["lr"])
+        learner.optimiser.step()
+        learner.scheduler.step()
+    assert max(rates) == pytest.approx(0.5e-3)
+    assert rates[-1] < 1e-3 * max(rates)
+
+
+def test_norms_and_biases_are_not_decayed():
+    learner = make_learner(BASE, total_steps=10, device=CPU)
+    for group in learner.optimiser.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (BASE.weight_decay if parameter.ndim > 1 else 0)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
+def test_network_input_enlarges_the_images(architecture):
+    outcome = run(dataclasses.replace(BASE, architecture=architecture, network_input=48, epochs=2))
+    assert np.isfinite(outcome.scores).all()
+    enlarged = np.random.default_rng(0).integers(0, 255, (160, 32, 32)).astype(np.uint8)
+    assert not np.array_equal(outcome.scores, run(data=dataclasses.replace(blobs(), images=enlarged)).scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"batch_size": 101},
+            r"batch size is 101, must be 2 \(for batch normalisation\) to 100 \(the training images\)",
+        ),
+        ({"batch_size": 1}, r"batch size is 1, must be 2"),
+        ({"network_input": 24}, r"network_input is 24, must be at least the resolution \(32\)"),
+    ],
+)
+def test_impossible_hyperparameters_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        run(dataclasses.replace(BASE, **change))
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_one_class_alone_is_refused_before_training(part, value):
+    data = blobs()
+    data.targets[getattr(data, part)] = value
+    count = len(getattr(data, part))
+    with pytest.raises(InputError, match=f"^{value * count} of {count} {part} images have the finding, both kinds"):
+        run(data=data)
+
+
+def test_unknown_target_in_training_is_our_own_fault():
+    data = blobs()
+    data.targets[3] = np.nan
+    with pytest.raises(AssertionError, match="training rows with an unknown target"):
+        run(data=data)

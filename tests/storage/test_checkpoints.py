@@ -1,0 +1,132 @@
+"""A trial's checkpoint reaches whoever resumes it, and nobody spoils another's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from acuity.storage.checkpoints import Checkpoints, open_checkpoints
+from acuity.storage.errors import StorageError
+
+STUDY = "nih/Pleural Thickening"
+
+
+@pytest.fixture(params=["folder", "memory"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
+    """On a local disk, and on fsspec's memory as an example of a file system that is none."""
+    at = {"folder": str(tmp_path / "checkpoints"), "memory": f"memory://{tmp_path.name}/checkpoints"}
+    return open_checkpoints(at[request.param])
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Checkpoints:
+    return open_checkpoints(str(tmp_path / "checkpoints"))
+
+
+def test_successor_reads_what_its_predecessor_wrote_last(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 1")
+    checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 2")
+    assert checkpoints.read(STUDY, 7, attempt=2) == b"epoch 2"
+
+
+def test_trial_without_checkpoint_reads_none(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"another trial's")
+    checkpoints.write("nih/Mass", 77, attempt=1, data=b"another study's")
+    assert checkpoints.read(STUDY, 77, attempt=9) is None
+
+
+def test_worker_woken_from_the_dead_does_not_overwrite_its_successors(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=2, data=b"the successor's epoch 5")
+    checkpoints.write(STUDY, 7, attempt=1, data=b"the dead one's epoch 3")
+    assert checkpoints.read(STUDY, 7, attempt=2) == b"the successor's epoch 5"
+    assert checkpoints.read(STUDY, 7, attempt=3) == b"the successor's epoch 5"
+
+
+def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=9, data=b"nine")
+    checkpoints.write(STUDY, 7, attempt=10, data=b"ten")
+    assert checkpoints.read(STUDY, 7, attempt=9) == b"nine"
+    assert checkpoints.read(STUDY, 7, attempt=11) == b"ten"
+    assert checkpoints.read(STUDY, 7, attempt=8) is None
+
+
+def test_removal_takes_these_attempts_alone(checkpoints: Checkpoints) -> None:
+    for origin, attempt in ((7, 1), (7, 2), (70, 1)):
+        checkpoints.write(STUDY, origin, attempt=attempt, data=b"data")
+    assert checkpoints.attempts(STUDY) == {(7, 1), (7, 2), (70, 1)}
+    checkpoints.remove(STUDY, {(7, 1), (7, 2)})
+    checkpoints.remove(STUDY, {(7, 1), (7, 2)})
+    assert checkpoints.read(STUDY, 7, attempt=9) is None
+    assert checkpoints.read(STUDY, 70, attempt=9) == b"data"
+    assert checkpoints.attempts(STUDY) == {(70, 1)}
+
+
+def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Checkpoints) -> None:
+    checkpoints.write(STUDY, 7, attempt=1, data=b"data")
+    checkpoints.write(f"{STUDY}/confirm", 7, attempt=1, data=b"data")
+    checkpoints.remove_study(STUDY)
+    checkpoints.remove_study(STUDY)
+    assert checkpoints.read(STUDY, 7, attempt=1) is None
+    assert checkpoints.read(f"{STUDY}/confirm", 7, attempt=1) == b"data"
+
+
+@pytest.mark.parametrize("study", ["nih/" + "肺炎" * 60 + " 7", "nih/" + "Отёк лёгких " * 10 + "7"])
+def test_label_in_any_script_has_checkpoints_of_its_own(checkpoints: Checkpoints, study: str) -> None:
+    checkpoints.write(study, 7, attempt=1, data=b"search")
+    checkpoints.write(f"{study}/confirm", 7, attempt=1, data=b"confirmation")
+    assert checkpoints.read(study, 7, attempt=1) == b"search"
+    checkpoints.remove_study(study)
+    assert checkpoints.read(f"{study}/confirm", 7, attempt=1) == b"confirmation"
+
+
+def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"whole")
+    folder = Path(on_disk.folder)
+    (path,) = folder.rglob("*.ckpt")
+    path.with_name(f"{path.name}.0a1b2c3d.tmp").write_bytes(b"ha")
+    assert on_disk.read(STUDY, 7, attempt=1) == b"whole"
+    on_disk.remove(STUDY, {(7, 1)})
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
+    on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"earlier")
+    open_path = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r") -> object:
+        return open_path(Path("/dev/full"), "wb") if path.name.endswith(".tmp") else open_path(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
+    with pytest.raises(StorageError, match=r"No space left on device\): make room there") as caught:
+        on_disk.write(STUDY, 7, attempt=1, data=b"x" * 10_000)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert on_disk.read(STUDY, 7, attempt=1) == b"earlier"
+
+
+def test_addresses_are_folders_or_what_fsspec_knows_or_refused_without_their_secrets(tmp_path: Path) -> None:
+    assert open_checkpoints(f"file://{tmp_path}/with%20space").folder == str(tmp_path / "with space")
+    assert open_checkpoints("~/checkpoints").folder == str(Path.home() / "checkpoints")
+    with pytest.raises(StorageError, match=r"wasabi://bucket/checkpoints cannot be used .*name a folder") as caught:
+        open_checkpoints("wasabi://key:secret@bucket/checkpoints")
+    assert "secret" not in str(caught.value)
+
+
+def test_trial_that_is_cleared_up_while_a_woken_worker_writes_is_no_error_of_the_disk(
+    on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, cleared = os.fsync, []
+
+    def while_others_clear_up(descriptor: int) -> None:
+        real(descriptor)
+        if not cleared:
+            cleared.append(True)
+            on_disk.remove(STUDY, {(7, 1)})
+
+    monkeypatch.setattr(os, "fsync", while_others_clear_up)
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 3")
+    assert cleared
+    assert on_disk.read(STUDY, 7, attempt=1) == b"epoch 3"

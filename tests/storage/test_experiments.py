@@ -1,0 +1,110 @@
+"""An experiment is stored with its studies, found again, and deleted whole."""
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import create_trial
+from sqlalchemy import text
+
+from acuity.storage.database import Database
+from acuity.storage.errors import StorageError
+from acuity.storage.experiments import (
+    delete_experiment,
+    find_experiment,
+    list_experiments,
+    read_experiment,
+    save_experiment,
+)
+from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+
+DEFINITION = {"labels": ["Pleural Thickening", "Öd%s:em"], "search": {"trials": 40, "rate": 1e-05, "weights": None}}
+
+
+def test_experiment_is_read_as_it_was_saved(database: Database) -> None:
+    save_experiment(database, "nih", DEFINITION)
+    stored = read_experiment(database, "nih")
+    assert stored == find_experiment(database, "nih")
+    assert (stored.name, stored.definition) == ("nih", DEFINITION)
+    assert stored.created.tzinfo is not None
+
+
+def test_saving_again_updates_and_keeps_the_date(database: Database) -> None:
+    save_experiment(database, "nih", DEFINITION)
+    created = read_experiment(database, "nih").created
+    save_experiment(database, "nih", {"labels": []})
+    stored = read_experiment(database, "nih")
+    assert (stored.definition, stored.created) == ({"labels": []}, created)
+
+
+def test_unknown_name_is_answered_with_the_names_there_are(database: Database) -> None:
+    with pytest.raises(StorageError, match=r'no experiment named "nhi"\. There is none yet: acuity launch'):
+        read_experiment(database, "nhi")
+    save_experiment(database, "nih", DEFINITION)
+    save_experiment(database, "demo", DEFINITION)
+    with pytest.raises(StorageError, match=r'^no experiment named "nhi"\. There are: nih, demo$'):
+        read_experiment(database, "nhi")
+    assert find_experiment(database, "nhi") is None
+    assert list_experiments(database) == ["nih", "demo"]
+
+
+def test_deletion_takes_the_studies_and_every_row_of_them_but_nobody_elses(database: Database) -> None:
+    key = FeasibleBatchKey("CPU", 2**30, "resnet34", 64, "fp32", channels_last=False, torch_version="2")
+    write_feasible_batch(database, key, 32)
+    for name in ("nih", "nih-2"):
+        save_experiment(database, name, DEFINITION)
+        for study_name in (f"{name}/Mass", f"{name}/Mass/confirm"):
+            study = optuna.create_study(storage=database.storage, study_name=study_name)
+            study.set_user_attr("key", 1)
+            study.add_trial(
+                create_trial(
+                    value=0.5,
+                    params={"x": 1},
+                    distributions={"x": IntDistribution(0, 3)},
+                    user_attrs={"batch_size": 8},
+                    intermediate_values={1: 0.4},
+                )
+            )
+            trial_id = database.storage.create_new_trial(study._study_id)
+            database.storage.set_trial_system_attr(trial_id, "key", 1)
+            database.heartbeats.record_heartbeat(trial_id)
+    every = "select count(*) from "
+    tables = [
+        *("studies", "study_directions", "study_user_attributes", "trials", "trial_values", "trial_params"),
+        *("trial_user_attributes", "trial_system_attributes", "trial_intermediate_values", "trial_heartbeats"),
+    ]
+
+    def rows() -> list[int]:
+        with database.engine.connect() as connection:
+            return [connection.scalars(text(every + table)).one() for table in tables]
+
+    before = rows()
+    delete_experiment(database, "nih")
+    assert list_experiments(database) == ["nih-2"]
+    assert [study.study_name for study in database.storage.get_all_studies()] == ["nih-2/Mass", "nih-2/Mass/confirm"]
+    assert rows() == [count // 2 for count in before]
+    assert min(rows()) >= 2
+    assert read_feasible_batch(database, key) == 32
+
+
+def test_interrupted_deletion_can_be_repeated(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_experiment(database, "nih", DEFINITION)
+    for label in ("Mass", "Nodule"):
+        optuna.create_study(storage=database.storage, study_name=f"nih/{label}")
+    delete = optuna.delete_study
+
+    def delete_once(*, study_name: str, storage: optuna.storages.BaseStorage) -> None:
+        delete(study_name=study_name, storage=storage)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna, "delete_study", delete_once)
+    with pytest.raises(KeyboardInterrupt):
+        delete_experiment(database, "nih")
+    monkeypatch.undo()
+    delete_experiment(database, "nih")
+    assert list_experiments(database) == []
+    assert database.storage.get_all_studies() == []
+
+
+def test_deleting_an_unknown_experiment_names_those_there_are(database: Database) -> None:
+    with pytest.raises(StorageError, match=r'no experiment named "nhi"'):
+        delete_experiment(database, "nhi")

@@ -1,0 +1,179 @@
+"""A reader of the storage: every command that reads works as that role, and the server itself refuses every change."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+from psycopg2.errors import InsufficientPrivilege
+from sqlalchemy import URL, event, text
+
+from acuity.storage.admin.grants import grant_reader
+from acuity.storage.database import Database, open_storage
+from acuity.storage.errors import StorageError
+from acuity.storage.url import parse_url
+from acuity.study.registry.register import register
+from support import commands
+from support.confirmed_experiment import fill_search
+from support.postgres import query
+
+READER, PASSWORD = "nih-reader", "it's: 100 % sécret"
+
+
+@pytest.fixture
+def reader_url(database_url: str, server: URL) -> Iterator[str]:
+    """The address for the role, which is gone again afterwards."""
+    url = parse_url(database_url)
+    yield url.set(username=READER, password=PASSWORD).render_as_string(hide_password=False)
+    for name in (url.database, server.database):
+        with contextlib.suppress(psycopg2.errors.UndefinedObject):
+            query(server.set(database=name), f'drop owned by "{READER}"')
+    query(server, f'drop role if exists "{READER}"')
+
+
+def acuity(*arguments: str, storage: str | None, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    named = {"ACUITY_STORAGE": storage} if storage else {}
+    done = commands.acuity(*arguments, environment=os.environ | named | variables, status=status)
+    if status:
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def searched(confirmed, database: Database) -> None:
+    """An experiment with trials in this test's own database."""
+    registered = confirmed.registered
+    mine = register(
+        database,
+        registered.experiment,
+        registered.identity,
+        training_images=150,
+    )
+    for label in mine.experiment.labels:
+        fill_search(database, mine, label, seed=0)
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_reader_sees_answer_progress_and_dashboard_and_may_change_nothing(database_url: str, reader_url: str) -> None:
+    for _ in range(2):  # granting again changes nothing
+        granted = acuity("storage", "grant-reader", READER, storage=database_url, ACUITY_READER_PASSWORD=PASSWORD)
+        assert f"{READER} may read everything" in granted.stderr
+        assert f"log in by postgresql://{READER}:***@" in granted.stderr
+
+    for arguments in (("best", "tiny", "--format", "json"), ("best", "tiny", "--format", "csv"), ("status", "tiny")):
+        mine, theirs = (acuity(*arguments, storage=url).stdout for url in (database_url, reader_url))
+        assert mine == theirs
+    server = subprocess.Popen(
+        [sys.executable, "-m", "acuity", "dashboard", "--port", "0"],
+        env=os.environ | {"ACUITY_STORAGE": reader_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    try:
+        base = server.stderr.readline().split()[0].removesuffix("/dashboard")
+        with urllib.request.urlopen(f"{base}/api/studies") as answer:
+            assert len(json.load(answer)["study_summaries"]) == 2
+        with urllib.request.urlopen(f"{base}/api/studies/1") as answer:
+            assert json.load(answer)["trials"]
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+        server.stderr.close()
+
+    refused = acuity("delete", "tiny", "--yes", storage=reader_url, status=1)
+    assert "permission denied" in refused.stderr
+    assert "this user may not do that here" in refused.stderr
+    with open_storage(reader_url) as opened:
+        with opened.engine.connect() as connection:
+            query = text("select schemaname, tablename from pg_tables where schemaname in ('public', 'acuity')")
+            tables = connection.execute(query).all()
+        for schema, table in tables:
+            for change in ("delete from {}", "truncate {}", "drop table {}", "insert into {} default values"):
+                _check_denied(opened, change.format(f"{schema}.{table}"))
+    with open_storage(reader_url) as opened:
+        for change in (
+            "create table public.mine (a integer)",
+            "create table acuity.mine (a integer)",
+            "create schema mine",
+            "update trials set state = 'FAIL'",
+            "create role other",
+            "copy trials to program 'true'",
+            "select pg_read_file('/etc/hostname')",
+        ):
+            _check_denied(opened, change)
+    assert json.loads(acuity("best", "tiny", "--format", "json", storage=database_url).stdout)["labels"]
+
+
+def _check_denied(opened: Database, change: str) -> None:
+    with opened.engine.connect() as connection, pytest.raises(Exception, match=r"denied|must be owner") as refusal:
+        connection.exec_driver_sql(change)
+    assert isinstance(refusal.value.orig, InsufficientPrivilege), change
+
+
+def test_what_is_made_later_is_read_too(database: Database, reader_url: str) -> None:
+    grant_reader(database, READER, password=PASSWORD)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("create table acuity.later (a integer)")
+        connection.exec_driver_sql("create view acuity.later_view as select * from acuity.trials")
+    with open_storage(reader_url) as opened, opened.engine.connect() as connection:
+        for name in ("later", "later_view", "trials", "best_resolution", "auc_by_resolution"):
+            connection.execute(text(f"select * from acuity.{name}"))
+
+
+def test_without_a_password_the_role_is_for_granting_on(database_url: str, reader_url: str, server: URL) -> None:
+    said = acuity("storage", "grant-reader", READER, storage=database_url).stderr
+    assert "it cannot log in: grant it to those who may" in said
+    query(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
+    assert "this user cannot log in. Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
+    query(server, f'alter role "{READER}" login')
+    assert "There is none yet" in acuity("best", "x", storage=reader_url, status=1).stderr
+
+
+def test_a_role_that_may_more_is_no_reader(database: Database, reader_url: str, server: URL) -> None:  # noqa: ARG001
+    with pytest.raises(StorageError, match=r"acuity exists and may be a superuser"):
+        grant_reader(database, "acuity")
+    query(server, f'create role "{READER}" nologin')
+    query(database.url, f'grant insert on trials to "{READER}"')
+    with pytest.raises(StorageError, match=rf"{READER} exists and may write trials: that is no reader"):
+        grant_reader(database, READER)
+    query(database.url, f'revoke insert on trials from "{READER}"')
+    query(database.url, "grant create on schema public to public")
+    with pytest.raises(StorageError, match="run `revoke create on schema public from public`"):
+        grant_reader(database, READER)
+    query(database.url, "revoke create on schema public from public")
+    assert not grant_reader(database, READER)
+
+
+@pytest.mark.parametrize("name", ["", "pg_reader", "public", "1st", 'a"b', "a;drop table trials", "x" * 64, "none"])
+def test_a_bad_name_is_told_with_the_rule(database: Database, name: str) -> None:
+    with pytest.raises(StorageError, match="cannot be the name of a role: take letters"):
+        grant_reader(database, name)
+
+
+def test_who_may_not_grant_is_told_who_can(database: Database, reader_url: str) -> None:
+    grant_reader(database, READER, password=PASSWORD)
+    with open_storage(reader_url) as opened, pytest.raises(StorageError, match="cannot make other a reader") as refusal:
+        grant_reader(opened, "other")
+    assert "Run this as the tables' owner" in str(refusal.value)
+    assert PASSWORD not in str(refusal.value)
+
+
+def test_the_servers_log_and_activities_hold_no_password(database: Database, reader_url: str) -> None:  # noqa: ARG001
+    statements = []
+    event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2:4])))
+    grant_reader(database, READER, password=PASSWORD)
+    assert any("SCRAM-SHA-256$" in statement for statement in statements)
+    assert not any("sécret" in statement for statement in statements)
+
+
+def test_the_embedded_server_has_no_readers() -> None:
+    refused = acuity("storage", "grant-reader", READER, storage=None, status=1)
+    assert "opens to this user alone" in refused.stderr
+    assert "acuity storage move" in refused.stderr

@@ -1,0 +1,270 @@
+"""Exact budgets and nothing lost: what many workers may and may not do to a study, on a real Postgres."""
+
+import threading
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from acuity.storage.database import Database, open_storage
+from acuity.study.config.loading import parse
+from acuity.study.config.schema import Experiment
+from acuity.study.registry import register as register_module
+from acuity.study.registry import studies as studies_module
+from acuity.study.registry.claims import Claim, claim_trial, open_studies
+from acuity.study.registry.names import study_name
+from acuity.study.registry.progress import labels_that_fail, read_progress
+from acuity.study.registry.record import Registered, with_budget_of_today
+from acuity.study.registry.recovery import hand_back, reap
+from acuity.study.registry.studies import enqueue, make_studies
+from acuity.study.search.space import suggest
+from support.image_identities import unfiltered
+
+EXPERIMENT = """
+name = "nih"
+labels = ["Effusion", "Mass", "Nodule"]
+data = { index = "a.csv", images = "images" }
+training = { epochs = 5 }
+workers = { max_retries = 2 }
+[search]
+resolutions = [32, 64]
+architectures = ["test_resnet"]
+trials = 12
+min_complete_per_resolution = 2
+"""
+
+
+def register(database: Database, toml: str = EXPERIMENT) -> Registered:
+    experiment: Experiment = parse(tomllib.loads(toml), source="test")
+    registered = Registered(experiment, (4, 6), unfiltered(), "mark")
+    make_studies(database, registered)
+    return registered
+
+
+def claim(database: Database, registered: Registered, *, seed: int = 0) -> Claim | None:
+    studies = open_studies(database, registered, sampler_seed=seed)
+    return claim_trial(database, registered, studies, can_hold=lambda *_: True)
+
+
+def work(url: str, registered: Registered, seed: int, run: Callable[[Database, Claim, optuna.Trial], None]) -> None:
+    """Claim and run until nothing is left, as a worker does, without the training."""
+    with open_storage(url) as database:
+        studies = open_studies(database, registered, sampler_seed=seed)
+        while True:
+            taken = claim_trial(database, registered, studies, can_hold=lambda *_: True)
+            if taken is None:
+                if all(
+                    p.finished >= registered.experiment.search.trials
+                    for p in read_progress(database, registered.experiment)
+                ):
+                    return
+                time.sleep(0.05)
+                continue
+            trial = optuna.Trial(taken.study, taken.trial_id)
+            suggest(trial, registered.experiment, registered.exponents)
+            run(database, taken, trial)
+
+
+def test_eight_racing_workers_end_with_exactly_the_budget(database: Database, database_url: str) -> None:
+    registered = register(database)
+
+    def tell(_: Database, taken: Claim, trial: optuna.Trial) -> None:
+        taken.study.tell(trial, 0.5 + 0.01 * trial.params["learning_rate"])
+
+    threads = [threading.Thread(target=work, args=(database_url, registered, seed, tell)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for progress in read_progress(database, registered.experiment):
+        assert (progress.finished, progress.running, progress.waiting, progress.failed) == (12, 0, 0, 0)
+        study = optuna.load_study(storage=database.storage, study_name=study_name("nih", progress.label))
+        done = Counter(trial.params["resolution"] for trial in study.trials)
+        assert min(done.values()) >= 2
+        assert len(done) == 2
+
+
+def test_raising_the_budget_adds_exactly_the_difference(database: Database, database_url: str) -> None:
+    def tell(_: Database, taken: Claim, trial: optuna.Trial) -> None:
+        taken.study.tell(trial, 0.7)
+
+    work(database_url, register(database), 0, tell)
+    more = register(database, EXPERIMENT.replace("trials = 12", "trials = 15"))
+    work(database_url, more, 1, tell)
+    assert [progress.finished for progress in read_progress(database, more.experiment)] == [15, 15, 15]
+
+
+def test_launch_that_was_interrupted_is_completed_by_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [_first_trials(database, register(database))]
+    cut = EXPERIMENT.replace('"nih"', '"cut"')
+    left = iter(range(14))
+
+    def breaks_off(*args: Any, **kwargs: Any) -> int:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return enqueue(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studies_module, "enqueue", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            register(database, cut)
+    taken = claim(database, Registered(parse(tomllib.loads(cut), source="test"), (4, 6), unfiltered(), "mark"))
+    assert taken is not None, "a worker that was there already has begun"
+    whole.append(_first_trials(database, register(database, cut)))
+    assert [len(trials) for trials in whole] == [3 * 6] * 2
+    assert whole[0] == whole[1]
+    assert _first_trials(database, register(database, cut)) == whole[1], "and no more by another launch"
+
+
+def _first_trials(database: Database, registered: Registered) -> list[tuple[str, str, dict[str, Any]]]:
+    """Of every label: its part of the plan and its parameters."""
+    return [
+        (label, trial.user_attrs["first"], trial.system_attrs["fixed_params"])
+        for label in registered.experiment.labels
+        for trial in optuna.load_study(
+            storage=database.storage, study_name=study_name(registered.experiment.name, label)
+        ).get_trials(deepcopy=False)
+    ]
+
+
+def test_budget_lowered_by_another_launch_holds_for_workers_that_run(database: Database) -> None:
+    def launched(trials: int) -> Registered:
+        toml = EXPERIMENT.replace("trials = 12", f"trials = {trials}")
+        experiment = parse(tomllib.loads(toml), source="test")
+        return register_module.register(database, experiment, unfiltered(), training_images=1280)
+
+    at_its_start = launched(12)
+    assert with_budget_of_today(database, at_its_start) == at_its_start
+    launched(7)
+    assert with_budget_of_today(database, at_its_start).experiment == launched(7).experiment
+
+
+def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:
+    registered = register(database)
+    for _ in range(3):
+        taken = claim(database, registered)
+        assert taken is not None
+    running = {progress.label: progress.running for progress in read_progress(database, registered.experiment)}
+    assert running == {"Effusion": 1, "Mass": 1, "Nodule": 1}
+
+
+def silence(database: Database, trial_id: int) -> None:
+    """As if the trial's worker had died an hour ago."""
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("update trial_heartbeats set heartbeat = heartbeat - interval '1 hour' where trial_id = :trial_id"),
+            {"trial_id": trial_id},
+        )
+
+
+def test_a_silent_trial_is_taken_up_with_its_parameters_seed_and_batch(database: Database) -> None:
+    registered = register(database)
+    studies = open_studies(database, registered, sampler_seed=0)
+    lost = claim(database, registered)
+    assert lost is not None
+    first = suggest(optuna.Trial(lost.study, lost.trial_id), registered.experiment, registered.exponents)
+    for key, value in {"seed": 77, "batch_size": 24, "threads": 1, "precision": "fp32"}.items():
+        database.storage.set_trial_user_attr(lost.trial_id, key, value)
+    reap(database, registered, studies, grace_s=180)
+    assert database.storage.get_trial(lost.trial_id).state is TrialState.RUNNING, "it has just beaten"
+    silence(database, lost.trial_id)
+    reap(database, registered, studies, grace_s=180)
+    reap(database, registered, studies, grace_s=180)
+    only = {label: study for label, study in studies.items() if label == lost.label}
+    again = claim_trial(database, registered, only, can_hold=lambda *_: True)
+    assert again is not None
+    assert (again.origin, again.attempt) == (lost.number, 2)
+    assert again.inherited["batch_size"] == 24
+    assert again.training_seed(0) == lost.training_seed(0)
+    second = suggest(optuna.Trial(again.study, again.trial_id), registered.experiment, registered.exponents)
+    assert second == first
+    [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == lost.label]
+    assert (progress.running, progress.failed) == (1, 0)
+
+
+def test_a_running_trial_without_any_heartbeat_is_an_orphan(database: Database) -> None:
+    registered = register(database)
+    studies = open_studies(database, registered, sampler_seed=0)
+    study = studies["Mass"]
+    orphan = database.storage.create_new_trial(study._study_id)
+    reap(database, registered, studies, grace_s=180)
+    assert database.storage.get_trial(orphan).state is TrialState.FAIL
+
+
+def test_a_worker_back_from_the_dead_cannot_tell_its_trial(database: Database) -> None:
+    registered = register(database)
+    lost = claim(database, registered)
+    assert lost is not None
+    trial = optuna.Trial(lost.study, lost.trial_id)
+    suggest(trial, registered.experiment, registered.exponents)
+    silence(database, lost.trial_id)
+    reap(database, registered, open_studies(database, registered, sampler_seed=0), grace_s=180)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        trial.set_user_attr("auc_se", 0.1)
+    lost.study.tell(trial, 0.9, skip_if_finished=True)
+    assert database.storage.get_trial(lost.trial_id).state is TrialState.FAIL
+
+
+def test_a_trial_that_keeps_killing_its_worker_is_given_up_and_its_slot_filled(database: Database) -> None:
+    registered = register(database)
+    studies = {"Mass": open_studies(database, registered, sampler_seed=0)["Mass"]}
+    for _ in range(3):
+        taken = claim_trial(database, registered, studies, can_hold=lambda *_: True)
+        assert taken is not None
+        suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
+        silence(database, taken.trial_id)
+        reap(database, registered, studies, grace_s=180)
+    last = database.storage.get_trial(taken.trial_id)
+    assert "3 workers died on it" in last.user_attrs["reason"]
+    [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == "Mass"]
+    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 6), "its resolution got another first trial"
+
+
+def test_a_trial_handed_back_is_next_in_line_and_counts_no_retry(database: Database) -> None:
+    registered = register(database)
+    taken = claim(database, registered)
+    assert taken is not None
+    suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
+    hand_back(database, taken, reason="told to stop")
+    again = claim_trial(database, registered, {taken.label: taken.study}, can_hold=lambda *_: True)
+    assert again is not None
+    assert (again.origin, again.inherited["retries"]) == (taken.number, 0)
+
+
+def test_a_device_that_cannot_hold_the_batch_leaves_the_trial_to_others(database: Database) -> None:
+    registered = register(database)
+    taken = claim(database, registered)
+    assert taken is not None
+    suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
+    database.storage.set_trial_user_attr(taken.trial_id, "batch_size", 512)
+    hand_back(database, taken, reason="told to stop")
+    small = claim_trial(
+        database, registered, {taken.label: taken.study}, can_hold=lambda _, batch_size: batch_size <= 64
+    )
+    large = claim_trial(database, registered, {taken.label: taken.study}, can_hold=lambda *_: True)
+    assert small is not None
+    assert large is not None
+    assert small.origin == small.number != taken.number
+    assert large.origin == taken.number
+
+
+def test_five_failures_in_a_row_are_noticed_but_not_those_of_earlier_launches(database: Database) -> None:
+    registered = register(database)
+    experiment = registered.experiment
+    for number in range(5):
+        assert labels_that_fail(database, experiment, except_for=[]) == {}
+        trial_id = database.storage.create_new_trial(
+            open_studies(database, registered, sampler_seed=0)["Mass"]._study_id
+        )
+        database.storage.set_trial_user_attr(trial_id, "reason", f"number {number}")
+        database.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    assert labels_that_fail(database, experiment, except_for=[]) == {"Mass": "number 4"}
+    assert labels_that_fail(database, experiment, except_for=[trial_id]) == {}

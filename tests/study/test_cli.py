@@ -1,0 +1,97 @@
+"""Every command helps with an example, answers at once, and turns mistakes into one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from acuity.study.cli.main import acuity
+from acuity.study.fleet.supervisor import Place, _member
+
+COMMANDS = sorted(
+    f"{name} {inner}".strip()
+    for name, known in acuity.commands.items()
+    for inner in (known.commands if isinstance(known, click.Group) else [""])
+)
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "acuity", *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_the_common_options(command: str) -> None:
+    shown = CliRunner().invoke(acuity, [*command.split(), "--help"])
+    assert shown.exit_code == 0
+    assert f"acuity {command}" in shown.output.split("Example:")[1]
+    assert "--storage" in shown.output
+    assert "--verbose" in shown.output
+
+
+def test_help_imports_neither_torch_nor_optuna() -> None:
+    script = (
+        "import sys\nfrom acuity.study.cli.main import acuity\n"
+        "try:\n    acuity.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'optuna', 'sqlalchemy', 'pandas', 'sklearn', 'timm'} & set(sys.modules), 'heavy'"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+def test_best_imports_neither_torch_nor_scikit_learn() -> None:
+    script = (
+        "import sys\nimport acuity.study.results.answer, acuity.study.display.answer_table, acuity.study.cli.read\n"
+        "assert not {'torch', 'sklearn', 'scipy', 'timm'} & set(sys.modules), 'heavy'"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "none.toml"], "none.toml: No such file"),
+        (["best", "nih", "--storage", "sqlite:///x.db"], "SQLite cannot"),
+        (["best", "nih", "--storage", "postgresql://me:secret@127.0.0.1:1/acuity"], "nothing listens there"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("acuity: ")
+    assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("device", ["CPU", "gpu", "cpu:0", "cuda:x"])
+def test_device_of_no_such_name_is_refused_before_anything_is_read(device: str) -> None:
+    refused = CliRunner().invoke(acuity, ["launch", "none.toml", "--device", device])
+    assert refused.exit_code == 2
+    assert f'"{device}" is no device' in refused.output
+
+
+def test_module_of_the_users_own_called_study_is_not_run_in_place_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "study.py").write_text("raise SystemExit('not ours')")
+    place = Place("cpu", sharing=1, threads=1)
+    worker = _member(
+        "none", place, {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}, number=0, outage_limit_s=60
+    )
+    done = subprocess.run(
+        worker.command, cwd=tmp_path, env=worker.environment, capture_output=True, text=True, check=False
+    )
+    assert "nothing listens there" in done.stderr
+
+
+def test_wrong_usage_is_status_2() -> None:
+    assert run("launch").returncode == 2
+    assert run("best", "nih", "--format", "xml").returncode == 2

@@ -1,0 +1,533 @@
+"""A tiny experiment confirmed on real parts: trained, interrupted, resumed, frozen, scored once, asked again."""
+
+import io
+import json
+import threading
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+from sqlalchemy import text
+
+from acuity.objectives.device.device import open_device
+from acuity.objectives.images.cache import ImageCache, build_cache
+from acuity.objectives.index.image_index import ImageIndex, read_index
+from acuity.objectives.phantoms.generator import write_phantoms
+from acuity.objectives.split.split import leave_out
+from acuity.objectives.statistics.metrics import auc
+from acuity.storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
+from acuity.storage.database import Database
+from acuity.study import confirm as confirm_module
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.confirm import confirm
+from acuity.study.confirmation import scoring as scores_module
+from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
+from acuity.study.confirmation.scoring import Scorer, score_external, score_label, unpack
+from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
+from acuity.study.display.answer_table import answer_table, details_table, markdown_table
+from acuity.study.errors import UsageError
+from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered, checkpoints_of, recall
+from acuity.study.registry.register import register
+from acuity.study.results.answer import read_answer, read_best_resolution
+from acuity.study.score import score_index
+from acuity.study.worker.loop import _work
+from support.confirmed_experiment import make_context
+from support.threads import one_thread
+
+EXPERIMENT = """
+name = "tiny"
+labels = ["Cardiomegaly"]
+[data]
+index = "{index}"
+images = "{images}"
+split = "tiny.split.csv"
+cache = "cache"
+[search]
+resolutions = [16, 32]
+architectures = ["test_resnet"]
+trials = 4
+min_complete_per_resolution = 2
+min_batch_size = 4
+min_updates_per_epoch = 5
+learning_rate = [1e-3, 3e-2]
+[training]
+epochs = 2
+[confirm]
+seeds = 3
+margin = 0.05
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def registered(phantoms: Path, tmp_path: Path, database: Database) -> Registered:
+    table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), tmp_path)
+    image_set = open_image_set(experiment)
+    return register(
+        database,
+        experiment,
+        image_set.identity,
+        training_images=training_images(image_set, experiment.labels),
+    )
+
+
+@pytest.fixture
+def searched(registered: Registered, database: Database) -> Registered:
+    """The search as if it had run: two configurations of each resolution."""
+    study = optuna.load_study(storage=database.storage, study_name=study_name("tiny", "Cardiomegaly"))
+    for waiting in study.get_trials(states=(TrialState.WAITING,)):
+        database.storage.set_trial_state_values(waiting._trial_id, TrialState.FAIL)
+    for resolution in (16, 32):
+        for rate in (3e-3, 1e-2):
+            study.add_trial(
+                create_trial(
+                    value=0.80 if resolution == 32 else 0.78,
+                    params={
+                        "resolution": resolution,
+                        "architecture": "test_resnet",
+                        "learning_rate": rate,
+                        "batch_size_exponent": registered.exponents[0],
+                    },
+                    distributions={
+                        "resolution": CategoricalDistribution([16, 32]),
+                        "architecture": CategoricalDistribution(["test_resnet"]),
+                        "learning_rate": FloatDistribution(1e-3, 3e-2, log=True),
+                        "batch_size_exponent": IntDistribution(*registered.exponents),
+                    },
+                    user_attrs={"batch_size": 24, "feasible_batch_size": 24, "seconds": 1.0, "auc_se": 0.05},
+                )
+            )
+    return registered
+
+
+class StopAfter(threading.Event):
+    """Set once it has been asked so often: in the middle of a training."""
+
+    def __init__(self, questions: int | None) -> None:
+        super().__init__()
+        self._left = questions
+
+    def is_set(self) -> bool:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                self.set()
+        return super().is_set()
+
+
+def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None) -> None:
+    """In place of worker processes one worker in this process, which may be told to stop on its way."""
+
+    def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
+        context = make_context(database, registered, stop=StopAfter(questions))
+        _work(context)
+        if context.stop.is_set():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(confirm_module, "run_fleet", run_fleet)
+
+
+def run(database: Database, registered: Registered, *, seeds: int | None = None) -> str:
+    """Confirm, and give back what was told on the way."""
+    told = Console(file=io.StringIO(), width=200)
+    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=seeds, console=told)
+    return told.file.getvalue()  # type: ignore[attr-defined]
+
+
+def trainings(database: Database, state: str = "COMPLETE") -> int:
+    with database.engine.connect() as connection:
+        query = text("select count(*) from acuity.trials where confirm and state = :state")
+        return connection.scalars(query, {"state": state}).one()
+
+
+def kept_scores(database: Database) -> list[bytes]:
+    with database.engine.connect() as connection:
+        return [bytes(each) for each in connection.scalars(text("select parquet from acuity.scores order by trial_id"))]
+
+
+def as_text(table: Any) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_unfinished_search_is_refused(registered: Registered, database: Database) -> None:
+    with pytest.raises(UsageError, match=r"search of tiny is not finished \(Cardiomegaly has 0 of 4 trials\)"):
+        run(database, registered)
+    assert count_test_uses(database, registered.identity.split_sha256) == 0
+
+
+def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = read_answer(database, "tiny").labels[0]
+    assert (before.reference, before.smallest_adequate, before.best.split) == (None, None, "validation")  # type: ignore[union-attr]
+
+    # Interrupted in the middle of a training: nothing is frozen, what is done stays.
+    fleet_here(monkeypatch, questions=40)
+    with pytest.raises(KeyboardInterrupt):
+        run(database, searched)
+    interrupted = trainings(database)
+    assert 0 < interrupted < 8
+    assert trainings(database, "RUNNING") == 0
+    assert count_test_uses(database, searched.identity.split_sha256) == 0
+    assert kept_scores(database) == []
+
+    fleet_here(monkeypatch)
+    told = run(database, searched)
+    assert f"8 trainings (one of each nominee, 3 in all of each finalist), {interrupted} of them done" in told
+    assert trainings(database) == 8
+    assert "Frozen before any test patient is read" in told
+    assert "the test patients have been used once" in told
+    stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    protocol = read_protocol(stored.protocol)
+    assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.identity.split_sha256)
+    (label,) = protocol.labels
+    assert [len(finalist.runs) for finalist in label.finalists] == [3, 3]
+    assert all(finalist.batch_size == 24 for finalist in label.finalists)
+    assert label.reference == max(label.finalists, key=lambda each: each.validation_auc).resolution
+
+    check_scores(searched, database, label)
+    check_answer(database, label.reference)
+
+    # Asked again, nothing is trained, scored or counted again; another margin is another use.
+    first_scores = kept_scores(database)
+    with monkeypatch.context() as patch:
+        patch.setattr(scores_module, "score_images", _cut_off)
+        assert "the test patients have been used once" in run(database, searched)
+        assert "the test patients have been used twice" in run(database, with_confirm(searched, margin=0.1))
+    assert trainings(database) == 8
+    assert kept_scores(database) == first_scores
+    answer = read_answer(database, "tiny")
+    assert answer.test_uses == 2
+    assert answer.labels[0].smallest_adequate["margin"] == 0.1  # type: ignore[index]
+
+    check_external(database, searched, tmp_path)
+
+
+def with_confirm(registered: Registered, **changes: Any) -> Registered:
+    section = replace(registered.experiment.confirm, **changes)
+    return replace(registered, experiment=replace(registered.experiment, confirm=section))
+
+
+def check_scores(registered: Registered, database: Database, label: Any) -> None:
+    """Every image of validation and test once a network, in pseudonyms; the trained networks, to the last bit."""
+    image_set = open_image_set(registered.experiment)
+    tables = [unpack(parquet) for parquet in kept_scores(database)]
+    assert len(tables) == 6
+    runs = sorted((run for finalist in label.finalists for run in finalist.runs), key=lambda run: run.trial_id)
+    for run_of_finalist, table in zip(runs, tables, strict=True):
+        validation = table[table["part"] == "validation"]
+        assert auc(validation["target"], validation["score"]) == pytest.approx(
+            run_of_finalist.validation_auc, abs=1e-12
+        )
+        counts = table["part"].value_counts()
+        assert {part: counts[part] for part in ("validation", "test")} == {
+            part: len(image_set.split.rows(part)) for part in ("validation", "test")
+        }
+        own = image_set.index.table
+        for names in ("file", "patient"):
+            assert not set(own[names]) & set(table.astype(str).to_numpy().ravel()), names
+        test_rows = image_set.split.rows("test")
+        patients = own["patient"].iloc[test_rows]
+        pseudonyms = table.loc[table["part"] == "test", "patient"]
+        assert (
+            patients.nunique()
+            == pseudonyms.nunique()
+            == pd.Series(list(zip(patients, pseudonyms, strict=True))).nunique()
+        )
+
+
+def check_answer(database: Database, reference: int) -> None:
+    """The documented JSON, the views, the tables and the DataFrame all tell the same."""
+    answer = read_answer(database, "tiny")
+    (entry,) = json.loads(json.dumps(answer.to_json()))["labels"]
+    assert (entry["best"]["resolution"], entry["best"]["split"], entry["best"]["seeds"]) == (reference, "test", 3)
+    assert entry["reference"] == {"resolution": reference, "auc": entry["best"]["auc"]}
+    assert entry["smallest_adequate"]["verdict"] == "not_estimable", "a dozen test patients have the finding"
+    assert {"verdict", "resolution", "auc_difference", "margin", "p_value"} <= set(entry["smallest_adequate"])
+    assert [at["split"] for at in entry["by_resolution"]] == ["test", "test"]
+
+    table = read_best_resolution(database, "tiny")
+    assert list(table["resolution"]) == [reference]
+    assert table["auc"].iloc[0] == entry["best"]["auc"]
+    assert "| not_estimable |" in markdown_table(table)
+    with database.engine.connect() as connection:
+        rows = pd.read_sql(text("select * from acuity.auc_by_resolution order by resolution"), connection)
+    for row, at in zip(rows.to_dict("records"), entry["by_resolution"], strict=True):
+        assert {key: row[key] for key in at} == at
+
+    shown = as_text(answer_table(answer))
+    assert "not estimable" in shown
+    assert "used once" in shown
+    details = as_text(details_table(answer.labels[0]))
+    assert "16 px less 32 px" in details
+    assert "Ratio of AUCs" in details or reference == 16
+    with pytest.raises(UsageError, match='no label "Mass"'):
+        read_answer(database, "tiny", label="Mass")
+
+
+def write_other_patients(folder: Path) -> Path:
+    """60 phantoms whose patients and files have names that the experiment's own have not."""
+    index = write_phantoms(folder, images=60, size=64, seed=5)
+    header, *lines = index.read_text().splitlines()
+    rows = [line.split(",") for line in lines]
+    for row in rows:
+        (folder / "images" / row[0]).rename(folder / "images" / f"9{row[0][1:]}")
+        row[0], row[3] = f"9{row[0][1:]}", str(90_000_000 + int(row[3]))
+    index.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return index
+
+
+def check_external(database: Database, registered: Registered, folder: Path) -> None:
+    other = write_other_patients(folder / "other")
+    console = Console(file=io.StringIO())
+    scored = score_index(database, registered, other, images=None, device="cpu", console=console)
+    again = score_index(database, registered, other, images=None, device="cpu", console=console)
+    assert scored == again
+    (label,) = scored
+    assert label["images"] == 60
+    assert label["best"]["split"] == "external"
+    assert count_test_uses(database, registered.identity.split_sha256) == 2
+    with pytest.raises(UsageError, match="the experiment's own index"):
+        score_index(database, registered, registered.experiment.data.index, images=None, device="cpu", console=console)
+
+
+def test_a_network_that_is_gone_or_another_is_told_before_test_patients_are_read(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet_here(monkeypatch)
+    searched = with_confirm(searched, resolutions=(32,))
+    with monkeypatch.context() as patch:
+        patch.setattr(confirm_module, "freeze_protocol", _cut_off)
+        with pytest.raises(RuntimeError, match="cut off"):
+            run(database, searched)
+    checkpoints = sorted((searched.experiment.data.cache or Path()).rglob("*.ckpt"))
+    kept = {path: path.read_bytes() for path in checkpoints}
+    for path in checkpoints:
+        path.unlink()
+    with pytest.raises(UsageError, match="run this where the fleet's checkpoints are"):
+        run(database, searched)
+    for path, other in zip(checkpoints, reversed(checkpoints), strict=True):
+        path.write_bytes(kept[other])
+    with pytest.raises(UsageError, match="it is not the one that was trained"):
+        run(database, searched)
+    assert kept_scores(database) == []
+
+
+def _cut_off(*_: Any, **__: Any) -> None:
+    raise RuntimeError("cut off")
+
+
+@pytest.mark.usefixtures("searched")
+def test_before_confirmation_the_views_and_best_show_the_search(database: Database) -> None:
+    entry = read_answer(database, "tiny").labels[0]
+    with database.engine.connect() as connection:
+        rows = pd.read_sql(text("select * from acuity.auc_by_resolution order by resolution"), connection)
+    for row, at in zip(rows.to_dict("records"), entry.by_resolution, strict=True):
+        for key, value in vars(at).items():
+            assert row[key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), key
+    (best,) = read_best_resolution(database, "tiny").to_dict("records")
+    assert entry.best is not None
+    for key, value in vars(entry.best).items():
+        assert best[key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), key
+    assert best["verdict"] is None
+    assert "optimistic" in as_text(answer_table(read_answer(database, "tiny")))
+    with pytest.raises(UsageError, match="tiny is not confirmed"):
+        score_index(database, recall(database, "tiny"), Path("x.csv"), images=None, device="cpu", console=Console())
+
+
+def runs_of(px: int) -> tuple[Run, ...]:
+    return tuple(Run(px + seed, "s", origin=seed, attempt=1, seed=seed, validation_auc=0.8) for seed in range(3))
+
+
+LABEL = LabelProtocol(
+    "Cardiomegaly",
+    reference=32,
+    finalists=tuple(
+        Finalist(resolution, "test_resnet", 24, 24, 1e-3, trials=2, runs=runs_of(resolution)) for resolution in (16, 32)
+    ),
+)
+
+
+class MeanGrey:
+    """In place of networks: an image's score is its mean grey. Stops once it has scored so often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, most: int | None = None) -> None:
+        self.scored = 0
+        self.most = most
+        monkeypatch.setattr(scores_module, "_score_run", self)
+
+    def __call__(self, _scorer: Any, pixels: Any, _target: Any, _finalist: Any, _run: Any, parts: Any) -> Any:
+        if self.scored == self.most:
+            raise KeyboardInterrupt
+        self.scored += 1
+        return pixels[np.concatenate(list(parts.values()))].mean(axis=(1, 2)) / 255
+
+
+@pytest.fixture
+def scorer(registered: Registered, database: Database) -> Scorer:
+    return Scorer(database, registered.experiment, checkpoints_of(registered), open_device("cpu", workers=1, threads=1))
+
+
+def score_others(scorer: Scorer, index: Path, folder: Path) -> list[pd.DataFrame]:
+    """All tables of the label, of an index whose bad images are dropped."""
+    others, cache = open_others(index, folder)
+    tables = score_external(scorer, others, cache, LABEL, done=lambda: None)
+    return [table for seeds in tables.values() for table in seeds]
+
+
+def open_others(index: Path, folder: Path) -> tuple[ImageIndex, ImageCache]:
+    others = read_index(index, images=index.parent / "images")
+    return others, build_cache(others, folder=folder, resolutions=[16, 32], on_bad_image="drop", processes=1)
+
+
+def test_images_of_another_set_that_have_changed_are_scored_anew(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index, cache = write_other_patients(tmp_path / "other"), tmp_path / "arrays"
+    networks = MeanGrey(monkeypatch)
+    before = score_others(scorer, index, cache)
+    score_others(scorer, index, cache)
+    assert networks.scored == 6, "of the same images they are read back"
+
+    images = sorted((index.parent / "images").iterdir())
+    for path in images:
+        cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    inverted = score_others(scorer, index, cache)
+    assert networks.scored == 12
+    for table, earlier in zip(inverted, before, strict=True):
+        assert np.allclose(table["score"] + earlier["score"], 1, atol=0.01)
+
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[:200])
+    fewer = score_others(scorer, index, cache)
+    assert [len(table) for table in fewer] == [59] * 6
+    assert [len(unpack(parquet)) for parquet in kept_scores(scorer.database)] == [59] * 6, "the stale ones are replaced"
+    images[0].write_bytes(whole)
+    for table, earlier in zip(score_others(scorer, index, cache), inverted, strict=True):
+        pd.testing.assert_frame_equal(table, earlier)
+
+
+def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pixels(
+    registered: Registered, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_set = open_image_set(registered.experiment)
+    test = image_set.split.rows("test")
+    networks = MeanGrey(monkeypatch, most=2)
+
+    def score(images: ImageSet, label: LabelProtocol = LABEL) -> dict[int, list[pd.DataFrame]]:
+        return score_label(scorer, images, label, done=lambda: None)
+
+    without_one = replace(image_set, split=leave_out(image_set.split, test[:1]))
+    with pytest.raises(KeyboardInterrupt):
+        score(without_one)
+    networks.most = None
+    count = len(unpack(kept_scores(scorer.database)[0]))
+    whole, another = image_set, replace(image_set, split=leave_out(image_set.split, test[1:2]))
+    repaired = replace(without_one, cache=replace(image_set.cache, key="of other files"))
+    for changed, said in (
+        (whole, f"it scored {count} images then and would score {count + 1} now. Put the images back"),
+        (another, "other images are left out now .* than then"),
+        (repaired, "the images' files have changed since"),
+    ):
+        with pytest.raises(UsageError, match=f"s at 16 px, seed 0 has scored its test patients.*{said}"):
+            score(changed)
+    with pytest.raises(UsageError, match="has scored its test patients"):
+        score(whole, replace(LABEL, finalists=LABEL.finalists[::-1]))
+    assert networks.scored == 2, "not one more, also of those that come first and have none"
+
+    tables = score(without_one)
+    assert networks.scored == 6
+    assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
+
+
+def test_pseudonyms_are_the_same_wherever_the_files_lie(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    MeanGrey(monkeypatch)
+    flat = write_other_patients(tmp_path / "flat")
+    nested = write_other_patients(tmp_path / "nested")
+    (nested.parent / "images").rename(nested.parent / "images_001")
+    (nested.parent / "images").mkdir()
+    (nested.parent / "images_001").rename(nested.parent / "images" / "images_001")
+    one, other = (open_others(index, tmp_path / index.parent.name / "arrays")[0] for index in (flat, nested))
+    assert list(one.table["file"]) != list(other.table["file"])
+    assert one.sha256 == other.sha256
+    score_others(scorer, flat, tmp_path / "arrays")
+    (parquet, *_) = kept_scores(scorer.database)
+    with scorer.database.engine.begin() as connection:
+        connection.execute(text("delete from acuity.scores"))
+    score_others(scorer, nested, tmp_path / "arrays")
+    (again, *_) = kept_scores(scorer.database)
+    for column in ("image", "patient"):
+        assert list(unpack(parquet)[column]) == list(unpack(again)[column]), column
+
+
+def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
+    registered: Registered, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol = Protocol(
+        "tiny",
+        registered.identity.index_sha256,
+        registered.identity.split_sha256,
+        margin=0.05,
+        seeds=3,
+        labels=(LABEL,),
+    )
+    stored = freeze_protocol(
+        database,
+        "tiny",
+        protocol.to_table(),
+        split_sha256=registered.identity.split_sha256,
+        test_patients_sha256=registered.identity.split_sha256,
+        margin=0.05,
+        labels=["Cardiomegaly"],
+    )
+    save_results(database, stored.id, {"labels": []})
+    own = registered.experiment.data
+    header, *lines = own.index.read_text().splitlines()
+
+    def score(index: Path, images: Path, which: Registered = registered) -> None:
+        score_index(database, which, index, images=images, device="cpu", console=Console(file=io.StringIO()))
+
+    resorted = tmp_path / "resorted.csv"
+    resorted.write_text("\n".join([header, *reversed(lines[1:])]) + "\n")
+    patients = len({line.split(",")[3] for line in lines[1:]})
+    with pytest.raises(UsageError, match=f"239 of its 239 images and {patients} of its {patients} patients") as refused:
+        score(resorted, own.images)
+    assert not [line for line in lines if line.split(",")[0] in str(refused.value)]
+
+    # One patient of the experiment's, under another file's name, among 60 images of others.
+    other = write_other_patients(tmp_path / "other")
+    first, *rest = other.read_text().splitlines()[1:]
+    cells = first.split(",")
+    cells[3] = lines[0].split(",")[3]
+    other.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
+    with pytest.raises(UsageError, match=r"0 of its 60 images and 1 of its \d+ patients .* Leave them out"):
+        score(other, other.parent / "images")
+
+    # Where the own index is not at hand, that is said, and scoring goes on: here until it needs the networks.
+    gone = replace(registered.experiment, data=replace(own, index=tmp_path / "gone.csv"))
+    with pytest.raises(UsageError, match="run this where the fleet's checkpoints are"):
+        score(other, other.parent / "images", replace(registered, experiment=gone))
+    assert "other/Data_Entry.csv has images or patients of tiny could not be checked" in caplog.text

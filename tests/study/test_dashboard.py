@@ -1,0 +1,102 @@
+"""The dashboard: optuna-dashboard on the same storage, read-only, in a real browser."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from acuity.storage.database import Database
+
+
+@pytest.fixture
+def study(database: Database) -> optuna.Study:
+    study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
+    resolutions = optuna.distributions.CategoricalDistribution([32, 64])
+    for number in range(12):
+        trial = optuna.trial.create_trial(
+            params={"resolution": (32, 64)[number % 2]}, distributions={"resolution": resolutions}, value=0.6
+        )
+        study.add_trial(trial)
+    return study
+
+
+@pytest.fixture
+def address(study: optuna.Study, database_url: str) -> Iterator[str]:  # noqa: ARG001
+    """A running `acuity dashboard` on any free port."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "acuity", "dashboard", "--port", "0"],
+        env=os.environ | {"ACUITY_STORAGE": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    try:
+        yield server.stderr.readline().split()[0]
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+        server.stderr.close()
+
+
+def test_the_dashboard_answers_on_loopback_and_refuses_to_delete(address: str, study: optuna.Study) -> None:
+    assert address.startswith("http://127.0.0.1:")
+    base = address.removesuffix("/dashboard")
+    with urllib.request.urlopen(f"{base}/api/studies") as answer:
+        studies = json.load(answer)["study_summaries"]
+    assert [entry["study_name"] for entry in studies] == ["nih/Effusion"]
+    delete = urllib.request.Request(f"{base}/api/studies/{study._study_id}", method="DELETE")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(delete)
+    assert len(study.get_trials()) == 12
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    page = browser.new_page()
+    yield page
+    page.screenshot(path=tmp_path / "dashboard.png")
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_studies_the_history_and_the_trials(address: str, page: Page) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.get_by_text("1. nih/Effusion").click()
+    expect(page.get_by_text("Hyperparameter Importance")).to_be_visible()
+    expect(page.locator("#plot-history .scatterlayer").first).to_be_attached()
+    page.locator("a[href$='/trials']").first.click()
+    expect(page.get_by_text("12 Trials")).to_be_visible()
+    expect(page.get_by_text("resolution 32")).to_be_visible()
+    assert errors == []
+
+
+@pytest.mark.browser
+def test_a_browser_cannot_delete_a_study(address: str, page: Page, study: optuna.Study) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="delete").first.click()
+    page.get_by_role("button", name="Yes").or_(page.get_by_role("button", name="Delete")).last.click()
+    expect(page.get_by_text("Failed to delete study").first).to_be_visible()
+    assert len(study.get_trials()) == 12
+
+
+def test_a_port_in_use_is_one_clear_line(address: str, database_url: str) -> None:
+    port = address.split(":")[2].split("/")[0]
+    second = subprocess.run(
+        [sys.executable, "-m", "acuity", "dashboard", "--port", port],
+        env=os.environ | {"ACUITY_STORAGE": database_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"port {port}" in second.stderr
+    assert "--port" in second.stderr

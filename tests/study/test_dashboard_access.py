@@ -1,0 +1,309 @@
+"""Who gets into the dashboard: its password, other sites' pages, and what a browser makes of names and artifacts."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from email.message import Message
+from pathlib import Path
+
+import optuna
+import pytest
+import waitress
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna_dashboard import save_note, wsgi
+from playwright.sync_api import Browser, expect
+from playwright.sync_api import Error as BrowserError
+
+from acuity.storage.database import Database
+from acuity.study.dashboard.middleware import guard
+from acuity.study.dashboard.server import serve_dashboard
+from acuity.study.errors import UsageError
+
+Serve = Callable[..., AbstractContextManager[str]]
+PASSWORD = "zwölf: Röntgen/Bilder"
+
+
+def trial(value: float = 0.6) -> optuna.trial.FrozenTrial:
+    resolutions = optuna.distributions.CategoricalDistribution([32, 64])
+    return optuna.trial.create_trial(params={"resolution": 32}, distributions={"resolution": resolutions}, value=value)
+
+
+@pytest.fixture
+def study(database: Database) -> optuna.Study:
+    study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
+    study.add_trial(trial())
+    return study
+
+
+@contextmanager
+def dashboard(database_url: str, *arguments: str, **variables: str) -> Iterator[str]:
+    """A running `acuity dashboard`: its address, without the page's path."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "acuity", "dashboard", "--port", "0", *arguments],
+        env=os.environ | {"ACUITY_STORAGE": database_url} | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    try:
+        said = server.stderr.readline()
+        assert PASSWORD not in said
+        yield said.split()[0].removesuffix("/dashboard")
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+        server.stderr.close()
+
+
+@pytest.fixture
+def serve(database: Database) -> Serve:
+    """The guarded dashboard in this process, as `acuity dashboard` puts it together, with an artifact store."""
+
+    @contextmanager
+    def serve(*, password: str | None = None, writable: bool = False, artifacts: Path | None = None) -> Iterator[str]:
+        store = FileSystemArtifactStore(artifacts) if artifacts else None
+        app = guard(wsgi(database.storage, artifact_store=store), writable=writable, password=password)
+        server = waitress.create_server(app, host="127.0.0.1", port=0)
+        stopped = threading.Event()
+
+        def run() -> None:
+            # Closed by the thread that selects, after the last request: nothing writes to a socket that is closed.
+            while not stopped.is_set():
+                server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+            server.task_dispatcher.shutdown()
+            server.asyncore.close_all(server._map)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.effective_port}"
+        finally:
+            stopped.set()
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+    return serve
+
+
+def ask(address: str, *, method: str = "GET", data: bytes | None = None, **headers: str) -> tuple[int, str, Message]:
+    """Status, body and headers of an answer; header names as arguments, _ for -."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(address, method=method, data=data, headers=named)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def refusal(database_url: str, *arguments: str, **variables: str) -> str:
+    """What `acuity dashboard` says before it ends with status 1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "acuity", "dashboard", "--port", "0", *arguments],
+        env=os.environ | {"ACUITY_STORAGE": database_url} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_other_hosts_are_let_in_with_a_password_only(database_url: str, tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::"):
+        said = refusal(database_url, "--host", host)
+        assert "set ACUITY_DASHBOARD_PASSWORD, or ACUITY_DASHBOARD_PASSWORD_FILE" in said
+        assert "the user is acuity" in said
+    assert "is empty" in refusal(database_url, "--host", "0.0.0.0", ACUITY_DASHBOARD_PASSWORD="")
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    assert f"{empty}, which is empty" in refusal(database_url, ACUITY_DASHBOARD_PASSWORD_FILE=str(empty))
+    missing = tmp_path / "none"
+    assert f"{missing}, which cannot be read" in refusal(database_url, ACUITY_DASHBOARD_PASSWORD_FILE=str(missing))
+    assert "no host of that name" in refusal(database_url, "--host", "nowhere.invalid", ACUITY_DASHBOARD_PASSWORD="x")
+
+
+def test_a_password_short_enough_to_be_guessed_is_refused_on_every_address(database_url: str, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.write_text("nineteen characters\n")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        said = refusal(database_url, "--host", host, ACUITY_DASHBOARD_PASSWORD_FILE=str(short))
+        assert "ACUITY_DASHBOARD_PASSWORD has 19 characters, must have at least 20" in said
+        assert "openssl rand -hex 24" in said
+        assert "nineteen" not in said
+
+
+def test_with_a_password_every_address_may_be_listened_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(*_: object, host: str, **__: object) -> None:
+        asked.append(host)
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr("waitress.create_server", refuse)  # tests listen on 127.0.0.1 alone
+    monkeypatch.setenv("ACUITY_DASHBOARD_PASSWORD", PASSWORD)
+    with pytest.raises(UsageError, match=r"port 8080 on 0\.0\.0\.0"):
+        serve_dashboard(database, port=8080, writable=False, announce=print, host="0.0.0.0")
+    monkeypatch.delenv("ACUITY_DASHBOARD_PASSWORD")
+    with pytest.raises(UsageError, match="port 8080 on localhost"):
+        serve_dashboard(database, port=8080, writable=False, announce=print, host="localhost")
+    assert asked == ["0.0.0.0", "127.0.0.1"]
+
+
+def test_every_path_asks_for_the_user_and_the_password(database_url: str, study: optuna.Study, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(PASSWORD + "\n")
+    with dashboard(database_url, ACUITY_DASHBOARD_PASSWORD_FILE=str(secret)) as base:
+        for path in ("/", "/dashboard", "/api/studies", "/csv/1", "/static/bundle.js", "/artifacts/1/0", "/nothing"):
+            status, body, headers = ask(base + path)
+            assert status == 401
+            assert headers["WWW-Authenticate"].startswith("Basic ")
+            assert "user is acuity" in body
+        assert ask(base + "/api/studies", Authorization=basic("acuity", "wrong"))[0] == 401
+        status, body, _ = ask(base + "/api/studies", Authorization=basic("acuity", PASSWORD))
+        assert status == 200
+        assert [entry["study_name"] for entry in json.loads(body)["study_summaries"]] == [study.study_name]
+        delete = ask(f"{base}/api/studies/{study._study_id}", method="DELETE", Authorization=basic("acuity", PASSWORD))
+        assert delete[0] == 403, "read-only all the same"
+
+
+def test_anything_but_the_user_with_the_password_is_refused(serve: Serve) -> None:
+    wrong = ("", basic("acuity", ""), basic("", PASSWORD), basic("root", PASSWORD), basic("acuity", PASSWORD + "\n"))
+    broken = ("Basic", "Basic ***", "Basic YQ", "Bearer " + PASSWORD)
+    with serve(password=PASSWORD) as base:
+        for credentials in wrong + broken:
+            assert ask(base + "/api/studies", Authorization=credentials)[0] == 401, credentials
+            assert ask(base + "/api/studies", method="DELETE", Authorization=credentials)[0] == 401, credentials
+
+
+def test_changes_asked_for_by_other_sites_are_refused(database: Database, serve: Serve, study: optuna.Study) -> None:
+    note = json.dumps({"version": 1, "body": "seen"}).encode()
+    kind = {"method": "PUT", "data": note, "Content_Type": "application/json"}
+    with serve(writable=True) as base:
+        path = f"{base}/api/studies/{study._study_id}/note"
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Sec_Fetch_Site": "cross-site"},
+            {"Sec_Fetch_Site": "same-site", "Origin": base},
+        ):
+            status, body, _ = ask(path, **kind, **headers)
+            assert (status, "Another site's page" in body) == (403, True), headers
+        assert not database.storage.get_study_system_attrs(study._study_id).get("dashboard:note_ver")
+        assert ask(path, **kind, Origin=base, Sec_Fetch_Site="same-origin")[0] == 204
+        assert ask(path, **kind | {"data": note.replace(b"1", b"2")}, Origin=base)[0] == 204
+        assert ask(path, **kind | {"data": note.replace(b"1", b"3")})[0] == 204, "a program that is no browser"
+
+
+def test_another_hosts_name_for_this_one_is_answered_with_a_password_only(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
+    with serve() as base:
+        for host in ("rebound.example", "rebound.example:8080", "127.0.0.1.rebound.example", "[", "169.254.1.1"):
+            assert ask(base + "/api/studies", Host=host)[0] == 403, host
+        for host in ("localhost:8080", "127.0.0.1", "[::1]:8080", "LOCALHOST"):
+            assert ask(base + "/api/studies", Host=host)[0] == 200, host
+    with serve(password=PASSWORD) as base:
+        given = {"Host": "dashboard.hospital.example", "Authorization": basic("acuity", PASSWORD)}
+        assert ask(base + "/api/studies", **given)[0] == 200
+
+
+def test_answers_may_not_be_framed_or_guessed_at(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
+    with serve() as base:
+        for path in ("/dashboard", "/api/studies", "/static/bundle.js"):
+            _, _, headers = ask(base + path)
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Referrer-Policy"] == "no-referrer"
+            assert "frame-ancestors 'self'" in headers["Content-Security-Policy"]
+        assert "script-src 'self'" in ask(base + "/dashboard")[2]["Content-Security-Policy"]
+
+
+@pytest.mark.browser
+def test_a_browser_is_asked_for_the_password(
+    database_url: str, study: optuna.Study, browser: Browser, tmp_path: Path
+) -> None:
+    with dashboard(database_url, ACUITY_DASHBOARD_PASSWORD=PASSWORD) as base:
+        page = browser.new_page()
+        # Without a person to type, Chromium ends the question; what it is asked is the answer's header.
+        with pytest.raises(BrowserError, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            page.goto(f"{base}/dashboard")
+        wrong = browser.new_context(http_credentials={"username": "acuity", "password": "wrong"}).new_page()
+        answer = wrong.goto(f"{base}/dashboard")
+        assert answer is not None
+        assert answer.status == 401
+        assert answer.header_value("www-authenticate") == (
+            'Basic realm="Acuity dashboard (user acuity)", charset="UTF-8"'
+        )
+        right = browser.new_context(http_credentials={"username": "acuity", "password": PASSWORD}).new_page()
+        errors: list[str] = []
+        right.on("pageerror", lambda error: errors.append(str(error)))
+        right.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        right.goto(f"{base}/dashboard")
+        right.get_by_text(f"1. {study.study_name}").click()
+        expect(right.get_by_text("Hyperparameter Importance")).to_be_visible()
+        right.screenshot(path=tmp_path / "with-password.png")
+        assert errors == []
+
+
+@pytest.mark.browser
+def test_html_in_names_stays_text(database: Database, serve: Serve, browser: Browser) -> None:
+    markup = "nih/<img src=x onerror=window.broken=1><script>window.broken=1</script>"
+    study = optuna.create_study(storage=database.storage, study_name=markup, direction="maximize")
+    study.add_trial(trial())
+    study.set_user_attr("<b id=attribute>", "<img src=x onerror=window.broken=1>")
+    save_note(study, f"# {markup}\n\n| px |\n| --- |\n| <b id=attribute>bold</b> |")
+    with serve() as base:
+        page = browser.new_page()
+        page.goto(f"{base}/dashboard")
+        page.get_by_text(f"1. {markup}").click()
+        expect(page.get_by_text("Hyperparameter Importance")).to_be_visible()
+        for tab in ("note", "trials", "trialTable", "analytics"):
+            page.goto(f"{base}/dashboard/studies/{study._study_id}/{tab}")
+            expect(page.get_by_text(markup).first).to_be_visible()
+            if tab == "note":
+                expect(page.get_by_text("<b id=attribute>bold</b>")).to_be_visible()
+            assert page.locator("img[src=x], #attribute").count() == 0
+        assert page.evaluate("window.broken") is None
+
+
+@pytest.mark.browser
+def test_an_artifact_is_kept_as_a_file_and_never_run_as_a_page(
+    serve: Serve, study: optuna.Study, browser: Browser, database: Database, tmp_path: Path
+) -> None:
+    kept, page_file = tmp_path / "artifacts", tmp_path / "report.html"
+    kept.mkdir()
+    page_file.write_text("<script>document.title = 'run'; fetch('/api/studies')</script>")
+    artifact = upload_artifact(
+        artifact_store=FileSystemArtifactStore(kept),
+        file_path=str(page_file),
+        study_or_trial=study,
+        storage=database.storage,
+    )
+    with serve(artifacts=kept) as base:
+        address = f"{base}/artifacts/{study._study_id}/{artifact}"
+        status, _, headers = ask(address)
+        assert status == 200
+        assert headers["Content-Disposition"] == "attachment"
+        assert headers["Content-Type"] == "application/octet-stream"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "sandbox" in headers["Content-Security-Policy"]
+        assert headers["Access-Control-Allow-Origin"] is None
+        page = browser.new_page()
+        page.goto(f"{base}/dashboard")
+        with page.expect_download() as download, pytest.raises(BrowserError, match="Download is starting"):
+            page.goto(address)
+        assert Path(download.value.path()).read_text() == page_file.read_text()
+        assert page.title() != "run"

@@ -1,0 +1,239 @@
+"""What was tried before informs what comes: other experiments of the storage, and labels of this one."""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from acuity.storage.database import Database
+from acuity.storage.experiments import delete_experiment, list_experiments
+from acuity.study.config.loading import parse
+from acuity.study.config.schema import Experiment
+from acuity.study.errors import UsageError
+from acuity.study.registry.claims import claim_trial, open_studies
+from acuity.study.registry.identity import ImageIdentity
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered, recall
+from acuity.study.registry.register import register
+from acuity.study.report.methods import write_methods
+from acuity.study.results.answer import read_answer
+from acuity.study.results.summary import summarise_search
+from acuity.study.search.history import check_learn_from, count_learnt, read_tried
+from acuity.study.search.recipes import Recipe, recipe_of
+from acuity.study.search.space import BELOW_THE_MEDIAN, suggest
+from support.image_identities import unfiltered
+from support.searched_experiment import FAIR, GOOD, POOR
+
+FILE = """
+name = "{name}"
+labels = {labels}
+data = {{ index = "a.csv", images = "images" }}
+training = {{ epochs = 5 }}
+[search]
+resolutions = [32, 64]
+architectures = ["test_resnet", "test_efficientnet"]
+trials = {trials}
+min_complete_per_resolution = 2
+learn_from = {learn_from}
+"""
+EXPONENTS = (4, 6)
+ELSEWHERE = Recipe("resnet34", 1e-3, 5)
+
+
+def experiment(name: str, labels: list[str], learn_from: Sequence[str], *, trials: int = 12) -> Experiment:
+    text = FILE.format(name=name, labels=labels, learn_from=list(learn_from), trials=trials)
+    return parse(tomllib.loads(text), source="test")
+
+
+def registered(
+    database: Database,
+    name: str,
+    *,
+    labels: list[str],
+    learn_from: Sequence[str] = (),
+    identity: ImageIdentity | None = None,
+    trials: int = 12,
+) -> Registered:
+    return register(
+        database,
+        experiment(name, labels, learn_from, trials=trials),
+        identity or unfiltered(),
+        training_images=20 * 2 ** EXPONENTS[1],
+    )
+
+
+def has_run(database: Database, name: str, recipes: dict[Recipe, float | None], *, label: str = "Mass") -> None:
+    """Trials of that experiment, at 64 px; None was pruned by the median."""
+    study = optuna.load_study(storage=database.storage, study_name=study_name(name, label))
+    distributions = {
+        "resolution": optuna.distributions.CategoricalDistribution([32, 64]),
+        "architecture": optuna.distributions.CategoricalDistribution(["test_resnet", "test_efficientnet", "resnet34"]),
+        "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "batch_size_exponent": optuna.distributions.IntDistribution(4, 6),
+    }
+    for recipe, auc in recipes.items():
+        state = TrialState.PRUNED if auc is None else TrialState.COMPLETE
+        study.add_trial(
+            optuna.trial.create_trial(state=state, params=recipe.at(64), distributions=distributions, value=auc)
+        )
+
+
+def starts(database: Database, registered: Registered, label: str) -> tuple[Recipe, int]:
+    """What the label's next trial trains with, and at which resolution; it ends with .6."""
+    studies = {label: open_studies(database, registered, sampler_seed=0)[label]}
+    claim = claim_trial(database, registered, studies, can_hold=lambda *_: True)
+    assert claim is not None
+    trial = optuna.Trial(claim.study, claim.trial_id)
+    asked = suggest(trial, registered.experiment, registered.exponents)
+    trial.set_user_attr("auc_se", 0.02)
+    claim.study.tell(trial, 0.6)
+    return recipe_of(dataclasses.asdict(asked)), asked.resolution
+
+
+def search_paragraph(database: Database, registered: Registered, label: str) -> str:
+    """Of the methods text."""
+    summaries = [summarise_search(database, registered, label)]
+    told = write_methods(registered, read_answer(database, registered.experiment.name), summaries, None, None, None)
+    (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
+    return search
+
+
+@pytest.fixture
+def pilot(database: Database) -> str:
+    registered(database, "pilot", labels=["Mass"])
+    has_run(database, "pilot", {FAIR: 0.7, GOOD: 0.8, POOR: 0.6, ELSEWHERE: 0.95})
+    return "pilot"
+
+
+def test_experiment_begins_with_the_best_recipe_of_the_one_it_learns_from(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert [starts(database, again, "Nodule") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
+    own = [starts(database, again, "Nodule")[0] for _ in range(2)]
+    assert not {GOOD, FAIR, POOR} & set(own), "it still tries some of its own"
+    turn = [starts(database, again, "Nodule") for _ in range(2)]
+    assert {resolution for _, resolution in turn} == {32, 64}
+    assert FAIR in {recipe for recipe, _ in turn}
+
+
+@pytest.mark.usefixtures("pilot")
+def test_without_learn_from_an_experiment_begins_with_its_own(database: Database) -> None:
+    again = registered(database, "again", labels=["Nodule"])
+    assert read_tried(database, again.experiment, again.exponents) == []
+    assert starts(database, again, "Nodule")[0] not in {GOOD, FAIR, POOR}
+
+
+def test_trials_of_other_spaces_and_trials_pruned_by_the_median_are_not_learnt_from(
+    database: Database, pilot: str
+) -> None:
+    has_run(database, pilot, {dataclasses.replace(GOOD, learning_rate=5e-4): None})
+    again = experiment("again", ["Nodule"], [pilot])
+    tried = read_tried(database, again, EXPONENTS)
+    assert {(each.label, each.resolution, each.recipe, each.auc) for each in tried} == {
+        ("pilot/Mass", 64, GOOD, 0.8),
+        ("pilot/Mass", 64, FAIR, 0.7),
+        ("pilot/Mass", 64, POOR, 0.6),
+    }
+
+
+def test_label_added_later_begins_with_the_best_recipe_of_the_others(database: Database, pilot: str) -> None:
+    added = registered(database, pilot, labels=["Mass", "Hernia"])
+    assert [starts(database, added, "Hernia") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
+
+
+def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert starts(database, again, "Nodule") == (GOOD, 32)
+    delete_experiment(database, pilot)
+    check_learn_from(database, again.experiment)
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    assert starts(database, again, "Nodule") == (GOOD, 64), "it has seen that itself"
+
+
+@pytest.mark.usefixtures("pilot")
+def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Database) -> None:
+    with pytest.raises(UsageError, match=r'names "pilto".*there are: pilot'):
+        check_learn_from(database, experiment("again", ["Nodule"], ["pilto"]))
+    with pytest.raises(UsageError, match="this experiment's name"):
+        experiment("pilot", ["Mass"], ["pilot"])
+
+
+def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pilot: str) -> None:
+    registered(database, "empty", labels=["Mass"])
+    has_run(database, "empty", {ELSEWHERE: 0.9})
+    with pytest.raises(UsageError, match=r'names "empty", which has no finished trial .* rate from 0.0001 to 0.01'):
+        check_learn_from(database, experiment("again", ["Nodule"], ["empty", pilot]))
+    again = experiment("again", ["Nodule"], [pilot])
+    check_learn_from(database, again)
+    assert count_learnt(database, again, EXPONENTS) == {pilot: 3}
+    assert count_learnt(database, again, (6, 7)) == {pilot: 0}, "no such batch is searched here"
+
+
+def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Database, pilot: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"pilot.*splits the same images differently \(split SHA-256 split, here other"
+    ):
+        registered(database, "again", labels=["Nodule"], learn_from=[pilot], identity=unfiltered(split="other"))
+    assert "again" not in list_experiments(database)
+
+
+def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database: Database, pilot: str) -> None:
+    def filtered(*, index: str = "filtered index", whole_index: str = "index", whole_split: str) -> ImageIdentity:
+        return ImageIdentity(
+            index_sha256=index,
+            split_sha256="what is left of it",
+            whole_index_sha256=whole_index,
+            whole_split_sha256=whole_split,
+            unused_sha256="unused",
+        )
+
+    def launch(teacher: str, identity: ImageIdentity) -> Registered:
+        return registered(database, "again", labels=["Nodule"], learn_from=[teacher], identity=identity)
+
+    with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 split, here other"):
+        launch(pilot, filtered(whole_split="other"))
+    registered(database, "older", labels=["Mass"], identity=unfiltered(split="another"))
+    has_run(database, "older", {FAIR: 0.7})
+    with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 another, here what is"):
+        launch("older", filtered(index="index", whole_index="whole", whole_split="whole"))
+    again = launch(pilot, filtered(whole_split="split"))
+    assert recall(database, "again") == again
+    assert again.identity.whole_split_sha256 == recall(database, pilot).identity.whole_split_sha256 == "split"
+
+
+def test_methods_text_tells_trials_that_were_stopped_from_those_that_could_not_run(database: Database) -> None:
+    nih = registered(database, "nih", labels=["Mass"])
+    starts(database, nih, "Mass")
+    for reason in (BELOW_THE_MEDIAN, "the loss became NaN"):
+        claim = claim_trial(database, nih, open_studies(database, nih, sampler_seed=0), can_hold=lambda *_: True)
+        assert claim is not None
+        trial = optuna.Trial(claim.study, claim.trial_id)
+        suggest(trial, nih.experiment, nih.exponents)
+        trial.set_user_attr("reason", reason)
+        claim.study.tell(trial, state=TrialState.PRUNED)
+    told = "1 complete, 1 stopped early, 1 without an AUC since they diverged or their batch did not fit"
+    assert told in search_paragraph(database, nih, "Mass")
+
+
+def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:
+    again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
+    search = search_paragraph(database, again, "Nodule")
+    assert "that had done best in experiment pilot and for the other labels" in search
+
+
+def test_methods_text_counts_the_own_recipes_that_were_tried_not_those_of_a_budget_raised_later(
+    database: Database,
+) -> None:
+    begun = registered(database, "nih", labels=["Mass"], trials=5)
+    for _ in range(5):
+        starts(database, begun, "Mass")
+    raised = registered(database, "nih", labels=["Mass"], trials=12)
+    assert ", then 1 more at the smallest resolution" in search_paragraph(database, raised, "Mass")
+
+
+def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
+    registered(database, "again", labels=["Nodule"])
+    with pytest.raises(UsageError, match=r"search.learn_from: \[\] -> \[\"pilot\"\]"):
+        registered(database, "again", labels=["Nodule"], learn_from=[pilot])

@@ -1,0 +1,177 @@
+"""An experiment's image set: filters, repeats and labels come together, and no test patient moves."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acuity.objectives.errors import InputError
+from acuity.objectives.split.file import PARTS
+from acuity.storage.database import Database
+from acuity.study.config.changes import changes_of_meaning
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.config.schema import Experiment
+from acuity.study.dataset.demographics import read_cohort_here
+from acuity.study.dataset.image_set import open_image_set, training_images
+from acuity.study.errors import UsageError
+from acuity.study.registry.record import check_same_images
+from acuity.study.registry.register import register
+from acuity.study.report.methods import write_methods
+from acuity.study.results.answer import read_answer
+from acuity.study.results.summary import summarise_search
+
+EXPERIMENT = """
+name = "mine"
+labels = ["Cardiomegaly"]
+[data]
+index = "Data_Entry.csv"
+images = "images"
+cache = "cache"
+{data}
+[search]
+resolutions = [32]
+architectures = ["test_resnet"]
+trials = 6
+[training]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def folder(phantoms: Path, tmp_path: Path) -> Path:
+    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
+    shutil.copy(phantoms, tmp_path / "Data_Entry.csv")
+    return tmp_path
+
+
+def experiment(folder: Path, data: str = "") -> Experiment:
+    return resolve_paths(parse(tomllib.loads(EXPERIMENT.format(data=data)), source="mine.toml"), folder)
+
+
+def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
+    filtered = open_image_set(experiment(folder, "ages = [0, 80]"))
+    whole = open_image_set(experiment(folder))
+    parts = dict(zip(whole.index.table["patient"], whole.split.part, strict=True))
+    mine = filtered.index.table["patient"].map(parts).to_numpy()
+    np.testing.assert_array_equal(filtered.split.part, mine)
+    assert filtered.index.table["age"].max() <= 80
+    assert sum(filtered.left_out.values()) == len(whole.index.table) - len(filtered.index.table) > 0
+    assert filtered.cache.open(32).shape[0] == len(filtered.index.table), "images that nobody looks at are decoded"
+    row = int(filtered.split.rows("test")[0])
+    same = whole.index.names.index(filtered.index.names[row])
+    np.testing.assert_array_equal(filtered.cache.open(32)[row], whole.cache.open(32)[same])
+
+
+def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) -> None:
+    by_image = experiment(folder, "split_by = 'image'")
+    flat = open_image_set(by_image)
+    written = flat.split.path.read_bytes()
+    for number, name in enumerate(flat.index.names):
+        below = folder / "images" / f"images_{number % 3:03}" / "images"
+        below.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).rename(below / name)
+    moved = open_image_set(by_image)
+    assert moved.index.table["file"].iat[0] == f"images_000/images/{flat.index.names[0]}"
+    assert flat.split.path.read_bytes() == written, "the same images were appended by another name"
+    np.testing.assert_array_equal(moved.split.part, flat.split.part)
+    assert moved.split.sha256 == flat.split.sha256
+    filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
+    parts = dict(zip(flat.index.names, flat.split.part, strict=True))
+    np.testing.assert_array_equal(filtered.split.part, [parts[name] for name in filtered.index.names])
+
+
+def test_a_label_of_another_meaning_uses_the_same_arrays(folder: Path) -> None:
+    first = open_image_set(experiment(folder))
+    second = open_image_set(experiment(folder, "no_finding = 'only_negatives'"))
+    assert first.cache.key == second.cache.key
+    assert second.cache.written_bytes == 0
+    known = [int(np.isfinite(each.index.target("Cardiomegaly")).sum()) for each in (first, second)]
+    assert known[1] < known[0] == len(first.index.table)
+
+
+def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
+    table = (folder / "Data_Entry.csv").read_text().splitlines()
+    files = [line.split(",")[0] for line in table[1:]]
+    for copy in files[100:130]:  # of other patients
+        shutil.copy(folder / "images" / files[0], folder / "images" / copy)
+    together = open_image_set(experiment(folder))
+    assert (together.repeats.pictures, together.repeats.images, together.repeats.left_out) == (1, 31, 0)
+    assert (
+        len({int(together.split.part[together.index.names.index(file)]) for file in (files[0], *files[100:130])}) == 1
+    )
+    # Another picture comes into the set after the split was made.
+    for copy in files[200:230]:
+        shutil.copy(folder / "images" / files[1], folder / "images" / copy)
+    (folder / "cache").rename(folder / "old")
+    later = open_image_set(experiment(folder))
+    assert later.repeats.pictures == 2
+    assert later.repeats.left_out > 0
+    rows = [later.index.names.index(file) for file in (files[1], *files[200:230])]
+    used = {int(part) for part in later.split.part[rows]} - {len(PARTS)}
+    assert len(used) == 1
+    assert later.split.sha256 == together.split.sha256
+
+
+def test_image_that_is_repaired_under_a_running_experiment_is_told(folder: Path, database: Database) -> None:
+    """Another experiment that refuses bad images takes it up, for all of its image set."""
+    dropping = experiment(folder, 'on_bad_image = "drop"')
+    film = sorted((folder / "images").iterdir())[5]
+    whole = film.read_bytes()
+    film.write_bytes(b"no image")
+    image_set = open_image_set(dropping)
+    training = training_images(image_set, dropping.labels)
+    registered = register(database, dropping, image_set.identity, training_images=training)
+    check_same_images(registered, open_image_set(dropping).identity)
+    film.write_bytes(whole)
+    open_image_set(experiment(folder))
+    with pytest.raises(
+        UsageError, match=r"a file was repaired or lost since\. AUCs of other images are not comparable"
+    ):
+        check_same_images(registered, open_image_set(dropping).identity)
+
+
+def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Database) -> None:
+    mine = experiment(folder, 'ages = [0, 80]\non_bad_image = "drop"')
+    before = open_image_set(mine)
+    unseen, shown = (int(before.split.rows(part)[0]) for part in ("test", "training"))
+    (folder / "images" / before.index.names[shown + 1]).write_bytes(b"no image")
+    shutil.copy(*(folder / "images" / before.index.names[row] for row in (shown, unseen)))
+    shutil.rmtree(folder / "cache")
+    image_set = open_image_set(mine)
+    training = training_images(image_set, mine.labels)
+    registered = register(database, mine, image_set.identity, training_images=training)
+    cohort = read_cohort_here(registered)
+    assert cohort is not None
+    assert sum(part.images for part in cohort.parts.values()) == len(image_set.index.table) - 2
+    summaries = [summarise_search(database, registered, "Cardiomegaly")]
+    data, *_ = write_methods(registered, read_answer(database, "mine"), summaries, cohort, None, None)
+    assert "Left out because their files could not be read: 1." in data.text
+    assert "Left out because an image of an earlier part shows the same picture: 1." in data.text
+
+
+def test_a_published_split_has_a_file_of_its_own(folder: Path) -> None:
+    ours = open_image_set(experiment(folder))
+    table = ours.index.table
+    listed = table["file"][table["patient"].isin(table["patient"].unique()[::3])]
+    (folder / "test_list.txt").write_text("\n".join(listed))
+    theirs = open_image_set(experiment(folder, "test_list = 'test_list.txt'"))
+    assert set(table["file"].iloc[theirs.split.rows("test")]) == set(listed)
+    assert theirs.split.path.name == "Data_Entry.published.split.csv"
+    assert open_image_set(experiment(folder)).split.sha256 == ours.split.sha256
+
+
+def test_filters_change_what_a_trial_means_and_the_format_does_not(folder: Path) -> None:
+    plain = experiment(folder)
+    assert changes_of_meaning(plain, experiment(folder, "format = 'nih'")) == []
+    for data in ("views = ['PA']", "ages = [1, 2]", "no_finding = 'leave_out'", "uncertain = 'positive'"):
+        key = data.split(" ")[0]
+        (told,) = changes_of_meaning(plain, experiment(folder, data))
+        assert told.startswith(f"data.{key}: ")
+
+
+def test_a_filter_that_leaves_too_few_patients_says_so(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"label Cardiomegaly: patients with a positive .* widen \[data\]'s filters"):
+        open_image_set(experiment(folder, "views = ['PA']\nages = [60, 70]"))

@@ -1,0 +1,73 @@
+"""What of a search goes on to confirmation."""
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from acuity.study.confirmation.nomination import nominate_label
+from acuity.study.errors import UsageError
+
+RESOLUTIONS = (32, 64, 128, 256)
+
+
+def trial(resolution: int, auc: float | None, *, number: int = 0) -> FrozenTrial:
+    """A finished trial; without an AUC a pruned one."""
+    made = create_trial(
+        state=TrialState.PRUNED if auc is None else TrialState.COMPLETE,
+        value=auc,
+        params={"resolution": resolution, "learning_rate": 1e-3},
+        distributions={
+            "resolution": CategoricalDistribution(RESOLUTIONS),
+            "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        },
+        user_attrs={"batch_size": 32, "feasible_batch_size": 64, "seconds": 2.0},
+    )
+    made.number = number
+    return made
+
+
+SEARCH = [
+    trial(resolution, auc, number=number)
+    for number, (resolution, auc) in enumerate(
+        [
+            (32, 0.60),
+            (64, 0.74),
+            (128, 0.85),
+            (256, 0.82),
+            (128, 0.90),
+            (256, 0.85),
+            (128, 0.85),
+            (128, 0.88),
+            (64, None),
+        ]
+    )
+]
+
+
+def test_resolutions_near_the_top_and_the_smallest_go_on() -> None:
+    nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
+    assert nomination.resolutions == (32, 128, 256), "256 is .05 below the top, 64 further"
+    assert nomination.trials == {32: 1, 128: 4, 256: 2}
+
+
+def test_the_best_three_configurations_of_each_are_nominated_the_earlier_of_equals() -> None:
+    nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
+    assert [(nominee.resolution, nominee.number) for nominee in nomination.nominees] == [
+        (32, 0), (128, 4), (128, 7), (128, 2), (256, 5), (256, 3)
+    ]  # fmt: skip
+    assert nomination.nominees[1].parameters == {"resolution": 128, "learning_rate": 1e-3}
+    assert nomination.nominees[1].batch_size == 32
+
+
+def test_the_file_may_name_the_resolutions() -> None:
+    nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=(256, 64))
+    assert nomination.resolutions == (64, 256)
+
+
+def test_a_named_resolution_without_a_complete_trial_is_refused() -> None:
+    pruned = [*SEARCH[2:], trial(32, None)]
+    assert nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=None).resolutions == (128, 256)
+    with pytest.raises(UsageError, match="label Mass: 32 px has no complete trial, nothing to confirm there"):
+        nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=(32,))
+    with pytest.raises(UsageError, match="none of its 1 trials is complete"):
+        nominate_label("Mass", [trial(32, None)], resolutions=RESOLUTIONS, only=None)

@@ -1,0 +1,99 @@
+"""`acuity prepare` tells what an image set can decide, and leaves everything ready for training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from acuity.objectives.statistics.power import estimate_power
+from acuity.study.cli.main import acuity
+
+EXPERIMENT = """
+name = "mine"
+labels = ["Nodule", "Fibrosis"]
+[data]
+index = "{index}"
+images = "{images}"
+split = "split.csv"
+cache = "cache"
+[search]
+resolutions = [32, 64]
+architectures = ["test_resnet"]
+trials = 12
+[training]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def experiment(phantoms: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
+    return file
+
+
+def test_counts_are_those_of_the_index_and_its_split(experiment: Path, phantoms: Path) -> None:
+    done = CliRunner().invoke(acuity, ["prepare", str(experiment), "--json"])
+    assert done.exit_code == 0
+    answer = json.loads(done.output)
+    lines = phantoms.read_text().splitlines()[1:]
+    films = pd.DataFrame([line.split(",")[1:4:2] for line in lines], columns=["findings", "patient"])
+    parts = pd.read_csv(experiment.with_name("split.csv"), comment="#", dtype=str).set_index("patient")["part"]
+    films["part"] = films["patient"].map(parts)
+    films["nodule"] = films["findings"].str.contains("Nodule")
+    (nodule,) = (entry for entry in answer["cohort"] if entry["label"] == "Nodule")
+    for part, rows in films.groupby("part"):
+        assert nodule["parts"][part]["images"] == len(rows)
+        assert nodule["parts"][part]["positive_images"] == rows["nodule"].sum()
+        assert nodule["parts"][part]["positive_patients"] == rows[rows["nodule"]]["patient"].nunique()
+        assert nodule["parts"][part]["prevalence"] == rows["nodule"].mean()
+    test = nodule["parts"]["test"]
+    plan = estimate_power(test["positive_patients"], test["patients"] - test["positive_patients"])
+    assert nodule["plan"]["margin"] == plan.margin
+    assert answer["cache_bytes"] == sum(path.stat().st_size for path in (experiment.parent / "cache").glob("*.npy"))
+
+
+def test_second_run_decodes_nothing_and_needs_no_torch(experiment: Path) -> None:
+    first = CliRunner().invoke(acuity, ["prepare", str(experiment)])
+    assert "Nodule" in first.output
+    before = {path: path.stat().st_mtime_ns for path in (experiment.parent / "cache").iterdir()}
+    script = (
+        "import sys\nfrom acuity.study.cli.main import acuity\n"
+        f"acuity.main(['prepare', {str(experiment)!r}], standalone_mode=False)\n"
+        "assert not {'torch', 'timm', 'optuna'} & set(sys.modules), 'heavy'"
+    )
+    elsewhere = os.environ | {"ACUITY_EMBEDDED_DIR": str(experiment.parent / "no-server")}
+    second = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=elsewhere)
+    assert second.stdout.split("label")[1] == first.output.split("label")[1]
+    after = {path: path.stat().st_mtime_ns for path in (experiment.parent / "cache").iterdir()}
+    assert {path: when for path, when in after.items() if path.suffix == ".npy"}.items() <= before.items()
+
+
+def test_what_is_dropped_repeated_or_filtered_out_is_said(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
+    files = sorted((tmp_path / "images").iterdir())
+    files[0].write_bytes(b"no image")
+    shutil.copy(files[9], files[20])
+    file = tmp_path / "mine.toml"
+    text = EXPERIMENT.format(index=phantoms, images="images")
+    file.write_text(text.replace("[search]", 'on_bad_image = "drop"\nages = [30, 120]\n[search]'))
+    ages = [int(film.split(",")[4]) for film in phantoms.read_text().splitlines()[1:]]
+    young = sum(age < 30 for age in ages)
+    assert young
+    assert min(ages[0], ages[9], ages[20]) >= 30, "the files that are changed have to pass the filter"
+    done = CliRunner().invoke(acuity, ["prepare", str(file)])
+    assert done.exit_code == 0, done.exception
+    assert f"{240 - young} images of" in done.output
+    assert f"Left out, other age: {young} images" in done.output
+    assert "Dropped as bad: 1 images: index line 2 (" in done.output
+    assert "Pictures that occur more than once: 1 (2 images; 1 under several patients" in done.output
+    assert files[0].name not in done.output
+    answer = json.loads(CliRunner().invoke(acuity, ["prepare", str(file), "--json"]).output)
+    assert answer["bad_images"][0]["line"] == 2
+    assert answer["repeats"]["pictures"] == 1

@@ -1,0 +1,69 @@
+"""An experiment's entry in the database: true to its images, and gone with everything that belongs to it alone."""
+
+from pathlib import Path
+
+import pytest
+
+from acuity.storage.database import Database
+from acuity.study.config.loading import parse
+from acuity.study.config.schema import Experiment
+from acuity.study.errors import UsageError
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered, checkpoint_name, checkpoints_of, forget, recall
+from acuity.study.registry.register import register
+from support.image_identities import unfiltered
+
+
+def experiment(name: str, folder: Path) -> Experiment:
+    return parse(
+        {
+            "name": name,
+            "labels": ["Nodule"],
+            "data": {"index": "/nih/Data_Entry.csv", "images": "/nih/images"},
+            "search": {"resolutions": [32], "architectures": ["test_resnet"], "trials": 6},
+            "training": {"epochs": 1},
+            "workers": {"checkpoints": str(folder)},
+        },
+        source=name,
+    )
+
+
+def make(database: Database, name: str, folder: Path, *, index: str = "a", split: str = "b") -> Registered:
+    identity = unfiltered(index=index * 64, split=split * 64)
+    return register(database, experiment(name, folder), identity, training_images=1000)
+
+
+@pytest.mark.parametrize(("what", "other"), [("index", {"index": "c"}), ("split", {"split": "c"})])
+def test_another_index_or_split_under_an_old_name_is_refused_and_nothing_changes(
+    database: Database, tmp_path: Path, what: str, other: dict[str, str]
+) -> None:
+    before = make(database, "nih", tmp_path)
+    with pytest.raises(UsageError, match=rf"the {what} here \(SHA-256 cccccccccccc\) is not the one of experiment nih"):
+        make(database, "nih", tmp_path, **other)
+    assert recall(database, "nih") == before
+
+
+def test_checkpoints_are_no_other_databases_although_its_studies_have_the_same_ids(
+    database: Database, tmp_path: Path
+) -> None:
+    first = make(database, "nih", tmp_path)
+    assert checkpoint_name(recall(database, "nih"), "nih/Nodule", 1) == checkpoint_name(first, "nih/Nodule", 1)
+    assert make(database, "nih", tmp_path) == first
+    forget(database, first)  # as good as another database: nothing is known of it
+    second = make(database, "nih", tmp_path)
+    assert checkpoint_name(first, "nih/Nodule", 1) != checkpoint_name(second, "nih/Nodule", 1)
+
+
+def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database: Database, tmp_path: Path) -> None:
+    def with_checkpoint(name: str) -> tuple[Registered, int]:
+        made = make(database, name, tmp_path)
+        study_id = database.storage.get_study_id_from_name(study_name(name, "Nodule"))
+        checkpoints_of(made).write(checkpoint_name(made, f"{name}/Nodule", study_id), 0, attempt=1, data=b"weights")
+        return made, study_id
+
+    first, first_id = with_checkpoint("nih")
+    second, second_id = with_checkpoint("nih2")
+    forget(database, first)
+    assert checkpoints_of(first).read(checkpoint_name(first, "nih/Nodule", first_id), 0, attempt=1) is None
+    assert checkpoints_of(second).read(checkpoint_name(second, "nih2/Nodule", second_id), 0, attempt=1) == b"weights"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,255 @@
+"""The report: one page without network, the same in Markdown, figures for a paper, and what a reviewer asks."""
+
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import text
+
+from acuity.objectives.training import augmentation
+from acuity.objectives.training.train import MAX_POSITIVE_WEIGHT
+from acuity.storage.database import Database, open_storage
+from acuity.study.cli.main import acuity
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.dataset.image_set import open_image_set
+from acuity.study.errors import UsageError
+from acuity.study.registry.record import Registered
+from acuity.study.registry.register import register
+from acuity.study.report.auc_figure import auc_alt, auc_panel
+from acuity.study.report.report import write_report
+from acuity.study.report.style import figure_style, inline_svg
+from acuity.study.results.answer import AtResolution, LabelAnswer, read_answer
+from acuity.study.results.summary import summarise_search
+from support.confirmed_experiment import EXPERIMENT, fill_search
+from support.image_identities import unfiltered
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="module")
+def folder(confirmed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The confirmed experiment's report."""
+    out = tmp_path_factory.mktemp("report")
+    with open_storage(confirmed.url) as database:
+        write_report(database, confirmed.registered, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class _Tags(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def _tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = _Tags()
+    parser.feed(page)
+    return parser.tags
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+    tags = _tags(page)
+    assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "embed"}
+    assert "@import" not in page
+    references = [value for _, attributes in tags for key, value in attributes.items() if key.endswith(("href", "src"))]
+    assert references
+    assert all(value and value.startswith("#") for value in references)
+    assert any(attributes.get("http-equiv") == "Content-Security-Policy" for _, attributes in tags)
+
+
+def test_every_picture_is_told_in_words_and_no_two_share_a_name(page: str) -> None:
+    pictures = [attributes for tag, attributes in _tags(page) if tag == "svg"]
+    assert len(pictures) == 2 + 2 + 1 + 2  # labels, architectures, importance, pruning and cost
+    for attributes in pictures:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"] or "") > 40
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert {one or other for one, other in used} <= set(names)
+
+
+def test_it_tells_the_confirmed_numbers_and_marks_what_is_of_validation_patients(confirmed, folder: Path) -> None:
+    with open_storage(confirmed.url) as database:
+        answer = read_answer(database, "tiny")
+    page, markdown = ((folder / name).read_text() for name in ("report.html", "report.md"))
+    for told in (page, markdown):
+        for entry in answer.labels:
+            assert entry.smallest_adequate["sentence"] in told  # type: ignore[index]
+            for at in entry.by_resolution:
+                assert f"{at.auc:.3f}" in told
+    assert page.count('<td class="val">') == 2, "64 px was not confirmed for either label"
+    assert "Confirmed on test patients" in page
+    assert "used 1 time" in page
+    counted = re.search(r"^\| patients \|(.*)\|$", markdown, re.MULTILINE)
+    assert counted is not None
+    split = open_image_set(confirmed.registered.experiment)
+    patients = split.index.table["patient"]
+    assert [int(cell) for cell in counted[1].split("|")] == [
+        patients.iloc[split.split.rows(part)].nunique() for part in ("training", "validation", "test")
+    ]
+
+
+def test_the_methods_section_has_every_number_that_the_checklists_ask(page: str) -> None:
+    methods = re.sub(r"<[^>]+>", "", page[page.index("Methods, for a paper") :])
+    for item in ("19, 20", "CLAIM 25", "24, 25", "CLAIM 26", "28, 29", "12c", "16, 21", "AI 18", "23a"):
+        assert item in methods
+    for said in (
+        "by patient (each patient in one part only)",
+        "image resolution (16, 32 and 64 px)",
+        "architecture (test_resnet and test_efficientnet)",
+        "log-uniform, 0.001 to 0.03",
+        "24 finished trials, 48 in all",
+        "tree-structured Parzen estimator",
+        "of its search and its retraining until it had 3 retrainings",
+        "Finalists (12 networks)",
+        "at a margin of 0.05 AUC",
+        "have been used once",
+        "clusters",
+        f"up to {augmentation.ROTATION_DEGREES:.0f} degrees",
+        f"shifted ({augmentation.TRANSLATION:.0%}".replace("%", " %"),
+        f"scaled ({augmentation.SCALE:.0%}".replace("%", " %"),
+        f"at most {MAX_POSITIVE_WEIGHT:.0f} times",
+        "scores are therefore no probabilities",
+    ):
+        assert said in methods, said
+    assert "[source and how they were made]" in methods
+
+
+def test_figures_for_a_paper_are_whole_and_hold_their_text_as_text(folder: Path) -> None:
+    names = {"auc-by-resolution", "batch-size", "importance", "pruning-and-cost"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("pdf", "svg")
+    }
+    for name in names:
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        drawn = ElementTree.parse(folder / "figures" / f"{name}.svg").getroot()
+        words = " ".join("".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text"))
+        assert "(px)" in words or "PED-ANOVA" in words
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_all_of_it_at_this_width(folder: Path, browser: "Browser", tmp_path: Path, width: int) -> None:
+    """Wide tables scroll by themselves, under captions and beside labels that stay."""
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto((folder / "report.html").as_uri())
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    right = "(names) => [...document.querySelectorAll(names)].map(each => each.getBoundingClientRect().right)"
+    assert max(page.evaluate(right, "h1, h2, p, figcaption, caption, tbody th, svg")) <= width
+    page.evaluate("for (const each of document.querySelectorAll('.scroll')) each.scrollLeft = 200")
+    left = "() => [...document.querySelectorAll('tbody th:first-child')].map(each => each.getBoundingClientRect().left)"
+    assert min(page.evaluate(left)) >= 0
+
+
+def test_nobody_is_named(confirmed, folder: Path) -> None:
+    told = "".join((folder / name).read_text() for name in ("report.html", "report.md"))
+    index = open_image_set(confirmed.registered.experiment).index
+    assert not [name for name in index.table["file"] if name in told]
+    assert str(index.path.parent) not in told
+
+
+def test_before_confirmation_everything_is_marked_optimistic(
+    confirmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acuity.study.report.report.find_confirmation", lambda *_: None)
+    monkeypatch.setattr("acuity.study.results.answer.find_confirmation", lambda *_: None)
+    with open_storage(confirmed.url) as database:
+        write_report(database, confirmed.registered, tmp_path)
+    for told in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
+        assert "Search only: validation patients, optimistic, no verdict" in told
+        assert "No test patient was read" in told
+        assert "Confirmed on test patients" not in told
+
+
+def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database: Database, tmp_path: Path) -> None:
+    registered: Registered = confirmed.registered
+    register(
+        database,
+        registered.experiment,
+        registered.identity,
+        training_images=150,
+    )
+    with pytest.raises(UsageError, match="has no complete trial yet"):
+        write_report(database, registered, tmp_path)
+
+
+def test_labels_that_are_odd_or_long_or_not_tried_yet_spoil_no_page(database: Database, tmp_path: Path) -> None:
+    odd = "<img src=x onerror=alert(1)> | *[y](z)* and so on until no figure has room for all of it, however small"
+    table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "i.csv", images=tmp_path)) | {"labels": [odd, "Hernia"]}
+    registered = register(
+        database,
+        resolve_paths(parse(table, source="test"), tmp_path),
+        unfiltered(index="0" * 64, split="0" * 64),
+        training_images=150,
+    )
+    fill_search(database, registered, odd, seed=0)
+    write_report(database, registered, tmp_path / "out")
+    page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    for told in (page, markdown):
+        assert "<img" not in told
+        assert "&lt;img src=x" in told
+        assert re.search(r"Hernia(</b>|:)\s*(<small>)?no complete trial yet", told)
+    assert "*[y](z)*" not in markdown.partition("## Methods")[0]
+    row = next(row for row in markdown.splitlines() if row.startswith("| &lt;img"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5, "a label and three resolutions"
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(confirmed, tmp_path: Path) -> None:
+    done = CliRunner().invoke(acuity, ["report", "tony", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
+    assert done.exit_code == 1
+    assert str(done.exception) == 'no experiment named "tony". There are: tiny'
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_label_that_looks_like_markup_or_mathematics_stays_a_label() -> None:
+    at = AtResolution(32, 0.7, 0.6, 0.8, "validation", 3, 0, 0)
+    entry = LabelAnswer('<script>alert("x")</script> $\\alpha$', None, None, None, (at,), {}, None)
+    with figure_style():
+        svg = inline_svg(auc_panel(entry, limits=(0.5, 1.0)), auc_alt(entry))
+    assert "<script" not in svg
+    assert "$\\alpha$" in svg
+    ElementTree.fromstring(svg)
+
+
+def test_the_summary_counts_what_the_database_holds(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        summary = summarise_search(database, confirmed.registered, "Nodule")
+        with database.engine.connect() as connection:
+            query = text(
+                "select count(*) filter (where state = 'COMPLETE'), count(*) filter (where state = 'PRUNED'), "
+                "sum(seconds), max(value) from acuity.trials "
+                "where not confirm and label = 'Nodule' and state in ('COMPLETE', 'PRUNED')"
+            )
+            complete, pruned, seconds, best = connection.execute(query).one()
+    assert (summary.complete, summary.trials) == (complete, complete + pruned)
+    assert (summary.epochs_run, summary.epochs_saved) == (2 * complete + pruned, pruned)
+    assert summary.training_s == pytest.approx(seconds)
+    assert summary.front["auc"].iloc[-1] == best
+    assert (summary.front["auc"].diff().dropna() > 0).all()
+    assert summary.importance is None or sum(summary.importance.values()) == pytest.approx(1)
+
+
+def test_the_command_says_where_it_is(confirmed, tmp_path: Path) -> None:
+    done = CliRunner().invoke(acuity, ["report", "tiny", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output
+    assert (tmp_path / "r" / "report.html").stat().st_size < 2_000_000

@@ -1,0 +1,19 @@
+"""Durations, bytes and names are printed in one form."""
+
+import pytest
+
+from acuity.study.units import escape_markdown, format_bytes, format_duration
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (89.4, "89 s"), (90, "2 min"), (5400, "1.5 h")])
+def test_a_duration_has_its_natural_unit(seconds: float, shown: str) -> None:
+    assert format_duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 MiB"), (12 * 2**20, "12 MiB"), (3.5 * 2**30, "3.5 GiB")])
+def test_bytes_have_their_natural_unit(count: float, shown: str) -> None:
+    assert format_bytes(count) == shown
+
+
+def test_markdown_shows_a_name_literally() -> None:
+    assert escape_markdown("a|b*[c](d)<e>") == r"a\|b\*\[c\](d)&lt;e>"

@@ -1,0 +1,222 @@
+"""What the scores of all seeds say of a label, held against counting pairs and calculating by hand."""
+
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from scipy.stats import t as student
+from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
+
+from acuity.objectives.errors import InputError
+from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
+from acuity.study.confirmation.verdict import conclude_label
+
+RUN = Run(trial_id=0, checkpoint_study="s", origin=0, attempt=1, seed=0, validation_auc=0.8)
+
+
+def protocol(resolutions: Sequence[int], *, reference: int, seeds: int = 3) -> LabelProtocol:
+    finalists = tuple(
+        Finalist(resolution, "resnet34", 32, 64, 1e-3, trials=12, runs=(RUN,) * seeds) for resolution in resolutions
+    )
+    return LabelProtocol("Mass", reference, finalists)
+
+
+def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
+    """One image a patient, the positives first, as many validation images as test images, half of them of women.
+
+    scores: logits.
+    """
+    images = len(scores)
+    target = (np.arange(images) < positives).astype(np.int8)
+    test = pd.DataFrame(
+        {
+            "image": [f"i{n}" for n in range(images)],
+            "patient": [f"p{n}" for n in range(images)],
+            "part": "test",
+            "target": target,
+            "view": np.where(np.arange(images) % 3 == 0, "AP", "PA"),
+            "sex": np.where(np.arange(images) % 2 == 0, "F", "M"),
+            "age_band": "40-59",
+            "score": expit(scores),
+        }
+    )
+    noise = np.random.default_rng(seed).normal(scale=0.3, size=images)
+    return pd.concat([test.assign(part="validation", score=expit(target * 0.4 + noise)), test], ignore_index=True)
+
+
+def seeds_of(
+    positives: int, *, gap: float, images: int = 400, jitter: float = 0.02, base: int = 1
+) -> list[pd.DataFrame]:
+    """Three seeds of a resolution whose positives score higher by the gap; the patients' own part is shared by all."""
+    own = np.random.default_rng(base).normal(size=images)
+    shift = np.where(np.arange(images) < positives, gap, 0.0)
+    return [
+        table(own + shift + np.random.default_rng(base + seed).normal(scale=jitter, size=images), positives=positives)
+        for seed in (1, 2, 3)
+    ]
+
+
+def auc_by_pairs(frame: pd.DataFrame) -> float:
+    test = frame[frame["part"] == "test"]
+    above, below = (test.loc[test["target"] == kind, "score"].to_numpy() for kind in (1, 0))
+    return float(np.mean((above[:, None] > below) + 0.5 * (above[:, None] == below)))
+
+
+def test_aucs_and_the_non_inferiority_test_are_what_counting_by_hand_gives() -> None:
+    tables = {64: seeds_of(100, gap=1.45, jitter=0.3), 128: seeds_of(100, gap=1.5, jitter=0.3, base=9)}
+    found = conclude_label(protocol([64, 128], reference=128), tables, margin=0.05)
+    aucs = {resolution: [auc_by_pairs(frame) for frame in seeds] for resolution, seeds in tables.items()}
+    for each in found["by_resolution"]:
+        assert each["auc"] == pytest.approx(np.mean(aucs[each["resolution"]]))
+        assert each["seed_sd"] == pytest.approx(np.std(aucs[each["resolution"]], ddof=1))
+    (step,) = found["steps"]
+    difference = np.mean(aucs[64]) - np.mean(aucs[128])
+    assert step["difference"] == pytest.approx(difference)
+
+    # DeLong, 1988, by pairs, on scores averaged over seeds as components; one image a patient.
+    components = {resolution: components_by_pairs(seeds) for resolution, seeds in tables.items()}
+    shift = 0.05
+    low, high = np.mean(aucs[64]), np.mean(aucs[128]) - shift
+    slopes = {64: 1 / (low * (1 - low)), 128: -1 / (high * (1 - high))}
+    variance = 0.0
+    for kind in (0, 1):
+        both = slopes[64] * components[64][kind] + slopes[128] * components[128][kind]
+        variance += np.var(both, ddof=1) / len(both)
+    variance += sum(slopes[resolution] ** 2 * np.var(aucs[resolution], ddof=1) / 3 for resolution in (64, 128))
+    statistic = (math.log(low / (1 - low)) - math.log(high / (1 - high))) / math.sqrt(variance)
+    # Satterthwaite's degrees of freedom are the difference's own here, the test's are on the logit scale: near enough.
+    assert 0.001 < step["p_value"] < 0.4
+    assert step["p_value"] == pytest.approx(student.sf(statistic, step["degrees_of_freedom"]), rel=0.02)
+
+
+def components_by_pairs(frames: list[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+    """Each positive's share of negatives below it, and each negative's share of positives above it; mean of seeds."""
+    of_seeds = []
+    for frame in frames:
+        test = frame[frame["part"] == "test"]
+        above, below = (test.loc[test["target"] == kind, "score"].to_numpy() for kind in (1, 0))
+        wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
+        of_seeds.append((wins.mean(axis=1), wins.mean(axis=0)))
+    positives, negatives = zip(*of_seeds, strict=True)
+    return np.mean(positives, axis=0), np.mean(negatives, axis=0)
+
+
+def test_the_smallest_resolution_as_good_as_the_reference_is_shown() -> None:
+    tables = {32: seeds_of(100, gap=0.5), 64: seeds_of(100, gap=1.5), 128: seeds_of(100, gap=1.5, base=1)}
+    found = conclude_label(protocol([32, 64, 128], reference=128), tables, margin=0.02)
+    verdict = found["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"], verdict["margin"]) == ("shown", 64, 0.02)
+    assert found["reference"]["resolution"] == found["best"]["resolution"] == 128
+    assert [step["resolution"] for step in found["steps"]] == [64, 32]
+    assert found["not_worse"] == [64, 128]
+    assert verdict["sentence"].startswith(
+        "Mass needs 64 px: shown to lose less than 0.02 AUC against the reference of 128"
+    )
+    assert "best of 12 trials" in verdict["sentence"]
+    assert "32 px is shown to lose more" in verdict["sentence"]
+
+
+def test_where_all_smaller_ones_are_worse_it_is_the_reference_itself() -> None:
+    tables = {32: seeds_of(100, gap=0.2), 64: seeds_of(100, gap=2.0)}
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    assert (found["smallest_adequate"]["verdict"], found["smallest_adequate"]["resolution"]) == ("shown", 64)
+    assert "Mass needs 64 px, the reference itself" in found["smallest_adequate"]["sentence"]
+
+
+def test_a_larger_resolution_that_is_better_than_the_reference_is_told() -> None:
+    tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.0), 128: seeds_of(100, gap=2.0)}
+    found = conclude_label(protocol([32, 64, 128], reference=32), tables, margin=0.02)
+    sentence = found["smallest_adequate"]["sentence"]
+    assert "32 px, the reference itself" in sentence
+    assert "64 px is not shown better than the reference" in sentence
+    assert "128 px is shown better than the reference (+0." in sentence
+
+
+def test_a_gain_above_the_reference_that_few_patients_cannot_exclude_is_told() -> None:
+    tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
+    sentence = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]["sentence"]
+    assert "64 px is not shown better than the reference" in sentence
+    assert "); that it gains more than 0.02 is not excluded." in sentence
+
+
+def test_few_and_noisy_patients_leave_it_undecided_and_say_how_many_would_decide() -> None:
+    tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    verdict = found["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"]) == ("undecided", None)
+    assert verdict["more_positive_patients"] > 0
+    assert f"About {verdict['more_positive_patients']:,} more positive patients would decide it" in verdict["sentence"]
+
+
+def test_under_thirty_positive_patients_nothing_is_estimated() -> None:
+    tables = {32: seeds_of(29, gap=1.0), 64: seeds_of(29, gap=1.0)}
+    verdict = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"]) == ("not_estimable", None)
+    assert verdict["sentence"] == "Mass: not estimable, with 29 positive patients; 30 are needed."
+
+
+def test_the_papers_numbers_are_those_of_an_independent_library() -> None:
+    tables = {64: seeds_of(100, gap=1.4), 320: seeds_of(100, gap=1.6)}
+    found = conclude_label(protocol([64, 320], reference=320), tables, margin=0.02)
+    small = next(each for each in found["by_resolution"] if each["resolution"] == 64)
+    accuracies, precisions, sensitivities = [], [], []
+    for frame in tables[64]:
+        own, test = (frame[frame["part"] == part] for part in ("validation", "test"))
+        alarms, hits, thresholds = roc_curve(own["target"], own["score"], drop_intermediate=False)
+        threshold = thresholds[np.argmax(hits - alarms)]
+        accuracies.append(accuracy_score(test["target"], test["score"] >= threshold))
+        precisions.append(average_precision_score(test["target"], test["score"]))
+        alarms, hits, _ = roc_curve(test["target"], test["score"], drop_intermediate=False)
+        sensitivities.append(hits[alarms <= 0.1].max())
+    for key, values in (
+        ("accuracy", accuracies), ("average_precision", precisions), ("sensitivity_at_90_specificity", sensitivities)
+    ):  # fmt: skip
+        assert small[key]["mean"] == pytest.approx(np.mean(values)), key
+        assert small[key]["sd"] == pytest.approx(np.std(values, ddof=1)), key
+    ratio = found["ratio"]
+    assert (ratio["resolution"], ratio["reference"]) == (64, 320)
+    means = [np.mean([auc_by_pairs(frame) for frame in tables[resolution]]) for resolution in (64, 320)]
+    assert ratio["ratio"] == pytest.approx(means[0] / means[1])
+
+
+def test_subgroups_are_the_same_statistics_on_their_own_images() -> None:
+    tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    groups = {(each["by"], each["group"], each["resolution"]): each for each in found["subgroups"]}
+    assert set(groups) == {
+        (by, group, resolution)
+        for by, group in [("view", "AP"), ("view", "PA"), ("sex", "F"), ("sex", "M"), ("age_band", "40-59")]
+        for resolution in (32, 64)
+    }
+    women = [frame[frame["sex"] == "F"] for frame in tables[32]]
+    assert groups["sex", "F", 32]["auc"] == pytest.approx(np.mean([auc_by_pairs(frame) for frame in women]))
+    assert groups["sex", "F", 32]["positive_patients"] == 50
+    whole = next(each for each in found["by_resolution"] if each["resolution"] == 32)
+    assert groups["age_band", "40-59", 32]["auc_low"] == pytest.approx(whole["auc_low"])
+
+
+def test_a_subgroup_with_too_few_patients_has_no_auc_and_the_rest_has() -> None:
+    tables = {32: seeds_of(60, gap=1.0), 64: seeds_of(60, gap=1.0)}
+    for frames in tables.values():
+        for frame in frames:
+            frame.loc[frame["image"] == "i0", "sex"] = "X"
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    assert {each["auc"] for each in found["subgroups"] if each["group"] == "X"} == {None}
+    assert all(each["auc"] > 0.5 for each in found["subgroups"] if each["group"] != "X")
+
+
+def test_everything_found_is_json_and_the_bootstrap_agrees() -> None:
+    tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["check"]["patient_se_bootstrap"] == pytest.approx(found["check"]["patient_se"], rel=0.15)
+
+
+def test_one_class_alone_is_refused() -> None:
+    tables = {32: seeds_of(1, gap=1.0), 64: seeds_of(1, gap=1.0)}
+    with pytest.raises(InputError, match="1 patients with the finding"):
+        conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)

@@ -1,0 +1,194 @@
+"""`acuity status --watch`: it follows an experiment to its end, on a terminal and in a pipe, through outages."""
+
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+from optuna.trial import TrialState
+from rich.console import Console
+from sqlalchemy import URL
+
+from acuity.storage.database import Database
+from acuity.study.cli.main import acuity
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.display.live import live_progress
+from acuity.study.registry.names import study_name
+from acuity.study.registry.record import Registered
+from acuity.study.registry.register import register
+from support.commands import ACUITY
+from support.confirmed_experiment import EXPERIMENT
+from support.image_identities import unfiltered
+
+
+class Terminal:
+    """A command on a terminal of its own, and all that it has shown there."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._screen, inside = pty.openpty()
+        self.process = subprocess.Popen(
+            [*ACUITY, *arguments],
+            env=environment | {"TERM": "xterm", "COLUMNS": "110", "LINES": "40"},
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+        )
+        os.close(inside)
+        self.shown = ""
+
+    def wait_for(self, words: str, seconds: float = 20) -> None:
+        """Read on until the words have been shown; what was before them is forgotten."""
+        deadline = time.monotonic() + seconds
+        while words not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            if not self._read():
+                assert words in self.shown, self.shown
+        self.shown = self.shown[self.shown.index(words) :]
+
+    def wait(self) -> int:
+        while self._read():
+            pass
+        return self.process.wait(timeout=10)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._screen)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._screen], [], [], 0.2)
+        if not ready:
+            return True
+        try:
+            new = os.read(self._screen, 65536)
+        except OSError:  # the other side is closed
+            return False
+        self.shown += new.decode(errors="replace")
+        return bool(new)
+
+
+@pytest.fixture
+def running(database: Database, tmp_path: Path) -> Registered:
+    """An experiment with 24 trials a label to run, one of which runs."""
+    table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "index.csv", images=tmp_path))
+    experiment = resolve_paths(parse(table, source="test"), tmp_path)
+    registered = register(database, experiment, unfiltered(), training_images=150)
+    database.storage.create_new_trial(_study_id(database, "Nodule"))
+    return registered
+
+
+def _study_id(database: Database, label: str) -> int:
+    return database.storage.get_study_id_from_name(study_name("tiny", label))
+
+
+def _end_running(database: Database, label: str) -> None:
+    for trial in database.storage.get_all_trials(_study_id(database, label), states=(TrialState.RUNNING,)):
+        database.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.75])
+
+
+def _end_all(database: Database, registered: Registered) -> None:
+    for label in registered.experiment.labels:
+        for _ in range(registered.experiment.search.trials - (label == "Nodule")):
+            database.storage.create_new_trial(_study_id(database, label))
+        _end_running(database, label)
+
+
+@contextmanager
+def _outage(server: URL, database: Database) -> Iterator[None]:
+    """The database refuses everybody."""
+    name = database.url.database
+    connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"alter database {name} allow_connections false")
+        cursor.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+        yield
+        cursor.execute(f"alter database {name} allow_connections true")
+    connection.close()
+
+
+@pytest.fixture
+def terminal(running: Registered, environment: dict[str, str]) -> Iterator[Terminal]:
+    watching = Terminal(["status", running.experiment.name, "--watch"], environment)
+    yield watching
+    watching.close()
+
+
+def test_a_terminal_follows_the_trials_through_an_outage_to_the_end(
+    terminal: Terminal, running: Registered, database: Database, server: URL
+) -> None:
+    terminal.wait_for("tiny: 1 running trial, time left: estimating")
+    terminal.wait_for("Nodule 8")  # after eight that wait
+    with _outage(server, database):
+        terminal.wait_for("the database is away since")
+    terminal.wait_for("tiny: 1 running trial")
+    _end_all(database, running)
+    terminal.wait_for("tiny: done")
+    assert terminal.wait() == 0
+    assert "24/24" in terminal.shown
+    assert "0.750" in terminal.shown
+    assert "away" not in terminal.shown
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_leaves_with_status_0_and_gives_the_cursor_back(
+    terminal: Terminal, how: signal.Signals
+) -> None:
+    terminal.wait_for("1 running trial")
+    terminal.process.send_signal(how)
+    assert terminal.wait() == 0
+    assert "Traceback" not in terminal.shown
+    assert terminal.shown.rindex("\x1b[?25h") > terminal.shown.rfind("\x1b[?25l")
+
+
+def test_in_a_pipe_a_finished_experiment_is_a_line_and_the_end(confirmed) -> None:
+    done = CliRunner().invoke(acuity, ["status", "tiny", "--watch", "--storage", confirmed.url])
+    assert done.exit_code == 0, done.output
+    (line,) = done.stdout.splitlines()
+    assert re.match(r"Cardiomegaly 24/24 AUC 0\.\d{3}; Nodule 24/24 ", line)
+    assert "Nodule retrained " in line
+    assert line.endswith("; done")
+
+
+def test_it_waits_for_workers_that_are_still_to_come(
+    running: Registered, database: Database, environment: dict[str, str]
+) -> None:
+    _end_running(database, running.experiment.labels[1])
+    with subprocess.Popen(
+        [*ACUITY, "status", "tiny", "--watch"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().endswith("; Nodule 1/24 AUC 0.750; no trial runs now\n")
+        time.sleep(1)
+        assert watching.poll() is None
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=10) == 0
+
+
+def test_a_launch_shows_its_workers_and_how_fast_their_trials_are(running: Registered, database: Database) -> None:
+    (trial,) = database.storage.get_all_trials(_study_id(database, "Nodule"), states=(TrialState.RUNNING,))
+    console = Console(file=io.StringIO(), force_terminal=True, width=110)
+    with live_progress(database, console, images=1_000_000) as live:
+        for epoch in range(3):
+            if epoch:
+                database.storage.set_trial_intermediate_value(trial._trial_id, epoch, 0.6)
+            assert live.look(running.experiment, workers=2).running
+        assert not live.is_due(), "too soon"
+    shown = console.file.getvalue().rpartition("tiny: ")[2]  # type: ignore[attr-defined]
+    assert shown.startswith("2 workers, time left: estimating")
+    assert "images/s" in shown
+    assert re.search(r"2/2 +0\.600 +[\d,]{5,} ", shown)

@@ -1,0 +1,159 @@
+"""A step that runs out of memory: what becomes of the trial, and what the fleet learns of it."""
+
+import threading
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy import text
+
+from acuity.objectives.device.device import Device, held_by_others
+from acuity.objectives.training.interface import Hyperparameters, Outcome
+from acuity.objectives.training.train import train
+from acuity.storage.database import Database
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.dataset.image_set import open_image_set, training_images
+from acuity.study.errors import DeviceLostError, UsageError
+from acuity.study.registry.claims import claim_trial
+from acuity.study.registry.register import register
+from acuity.study.worker import attempt
+from acuity.study.worker import training as claimed_training
+from acuity.study.worker.attempt import run_attempt
+from acuity.study.worker.context import WorkerContext
+from support.confirmed_experiment import EXPERIMENT, make_context
+
+
+def open_context(database: Database, folder: Path, phantoms: Path, *, search: str = "") -> WorkerContext:
+    """search: more lines of that section."""
+    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    toml = toml.replace("[training]", f"{search}\n[training]")
+    experiment = resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
+    image_set = open_image_set(experiment)
+    training = training_images(image_set, experiment.labels)
+    registered = register(database, experiment, image_set.identity, training_images=training)
+    return make_context(database, registered, stop=threading.Event())
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
+    """From now on a batch of more images runs out of memory; returns the batches that are tried."""
+    tried = []
+
+    def train_in_little(hyperparameters: Hyperparameters, *args: Any, **kwargs: Any) -> Outcome:
+        tried.append(hyperparameters.batch_size)
+        if hyperparameters.batch_size > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(hyperparameters, *args, **kwargs)
+
+    monkeypatch.setattr(claimed_training, "train", train_in_little)
+    return tried
+
+
+def run_one(context: WorkerContext) -> None:
+    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
+    assert claim is not None
+    run_attempt(context, claim)
+
+
+def table(database: Database, columns: str, source: str) -> list[Any]:
+    with database.engine.connect() as connection:
+        return list(connection.execute(text(f"select {columns} from {source}")).all())
+
+
+def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
+    tried = room_for(monkeypatch, 12)
+    run_one(context)
+    assert tried[0] > 12 >= tried[-1]
+    assert tried == [tried[0] >> halvings for halvings in range(len(tried))]
+    assert table(database, "largest", "acuity.feasible_batches") == [(tried[-1],)]
+    ended = table(database, "state, batch_size", "acuity.trials where state <> 'WAITING'")
+    assert ended == [("COMPLETE", tried[-1])]
+
+
+def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet_knows(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
+    tried = room_for(monkeypatch, 0)
+    with monkeypatch.context() as held:
+        held.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
+        with pytest.raises(UsageError, match="another program holds the rest"):
+            run_one(context)
+        assert min(tried) < 4
+        (known,) = table(database, "largest", "acuity.feasible_batches")
+        assert known[0] >= tried[0], "nothing was learnt of this device"
+        ended = table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
+        assert ended == [], "no budget was spent"
+    room_for(monkeypatch, 999)
+    run_one(context)  # once the memory is free again the same trial goes on
+    ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
+    assert ended == [("COMPLETE", 0, tried[0])]
+
+
+def test_network_that_does_not_fit_although_the_memory_is_free_is_infeasible(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
+    room_for(monkeypatch, 0)
+    run_one(context)
+    ended = table(database, "state, reason", "acuity.trials where state <> 'WAITING'")
+    assert [state for state, _ in ended] == ["PRUNED"]
+    assert ended[0].reason.startswith("out of memory with a batch of ")
+
+
+def test_gpu_of_which_others_hold_much_is_told_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Device(torch.device("cuda"), "NVIDIA H100", threads=1, memory_budget_bytes=40 * 2**30)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 2**30)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (38 * 2**30, 80 * 2**30))
+    assert held_by_others(share) is None
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24 * 2**30, 80 * 2**30))
+    assert held_by_others(replace(share, memory_budget_bytes=200 * 2**30, workers=3)) is None, "more than it has"
+    told = held_by_others(share)
+    assert told is not None
+    assert "has 25.0 GiB free of the 40.0 GiB that are this worker's share" in told
+
+
+def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worker_ends(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Outcome:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    context = open_context(database, tmp_path, phantoms)
+    monkeypatch.setattr(claimed_training, "train", fails)
+    run_one(context)
+    assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], "its own fault"
+    monkeypatch.setattr(attempt, "is_usable", lambda _: False)
+    with pytest.raises(DeviceLostError, match="CPU no longer computes: CUDA error"):
+        run_one(context)
+    states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
+    assert states == ["FAIL", "RUNNING"], "silent, as after a crash"
+
+
+def test_fixed_batch_is_not_given_up_for_memory_that_somebody_else_holds(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search="batch = 16")
+    room_for(monkeypatch, 12)
+    monkeypatch.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
+    with pytest.raises(UsageError, match="another program holds the rest"):
+        run_one(context)
+    assert table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')") == []
+    (known,) = table(database, "largest", "acuity.feasible_batches")
+    assert known[0] >= 16
+
+
+def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search="batch = 16")
+    room_for(monkeypatch, 12)
+    run_one(context)
+    ended = table(database, "state, batch_size, reason", "acuity.trials where state <> 'WAITING'")
+    assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]

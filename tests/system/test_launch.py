@@ -1,0 +1,234 @@
+"""From an experiment file to the answer with real worker processes, and how a fleet ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from acuity.study.errors import UsageError
+from acuity.study.fleet.restarts import RestartPolicy
+from acuity.study.fleet.supervisor import FleetOptions, _alive, _Member, place_workers
+from acuity.study.results.status import EpochClock, Running
+from support.commands import ACUITY, acuity
+from support.postgres import count_trials
+from support.processes import find_processes
+from support.tiny_experiment import write_tiny_experiment
+from support.waiting import wait_until
+
+
+@pytest.fixture
+def experiment(phantoms: Path, tmp_path: Path) -> Path:
+    return write_tiny_experiment(tmp_path, phantoms)
+
+
+def workers_alive(home: Path) -> list[int]:
+    """Processes of ours that run `acuity worker`, by the home that only this test has."""
+
+    def is_ours(folder: Path) -> bool:
+        command, variables = (folder / "cmdline").read_bytes().split(b"\0"), (folder / "environ").read_bytes()
+        return b"worker" in command and f"HOME={home}".encode() in variables
+
+    return find_processes(is_ours)
+
+
+def test_an_experiment_runs_from_its_file_to_the_answer(
+    experiment: Path, environment: dict[str, str], database_url: str
+) -> None:
+    launched = acuity("launch", str(experiment), "--workers", "2", environment=environment)
+    assert "Cardiomegaly 5/5" in launched.stderr
+    assert "best px" in launched.stdout
+
+    answer = json.loads(acuity("best", "tiny", "--format", "json", environment=environment).stdout)
+    assert answer["experiment"] == "tiny"
+    assert [entry["label"] for entry in answer["labels"]] == ["Cardiomegaly", "Nodule"]
+    for entry in answer["labels"]:
+        assert entry["trials"]["complete"] + entry["trials"]["pruned"] == 5
+        assert (entry["trials"]["running"], entry["trials"]["failed"]) == (0, 0)
+        assert entry["reference"] is entry["smallest_adequate"] is None
+        best = entry["best"]
+        assert set(best) == {
+            "resolution", "architecture", "batch_size", "feasible_batch_size", "learning_rate",
+            "auc", "auc_low", "auc_high", "split", "seeds",
+        }  # fmt: skip
+        assert best["auc_low"] < best["auc"] < best["auc_high"]
+        assert (best["split"], best["seeds"]) == ("validation", 0)
+        at_best = [at for at in entry["by_resolution"] if at["resolution"] == best["resolution"]]
+        assert at_best[0]["auc"] == best["auc"]
+        assert all(at["complete"] >= 2 for at in entry["by_resolution"])
+
+    again = acuity("launch", str(experiment), environment=environment)
+    assert "has its 5 trials" in again.stderr
+    assert count_trials(database_url, "true") == 10
+
+    pupil = experiment.with_name("pupil.toml")
+    text = experiment.read_text().replace('name = "tiny"', 'name = "pupil"')
+    pupil.write_text(text.replace("[search]", '[search]\n        learn_from = ["tiny"]'))
+    taught = acuity("launch", str(pupil), "--workers", "0", environment=environment)
+    assert re.search(r"learn from \d+ trials of tiny", taught.stderr)
+    pupil.write_text(text.replace("[search]", '[search]\n        learn_from = ["tyni"]').replace('"pupil"', '"third"'))
+    refused = acuity("launch", str(pupil), "--workers", "0", environment=environment, status=1)
+    assert 'search.learn_from names "tyni", which this storage does not have (there are: tiny, pupil)' in refused.stderr
+
+    assert "Nodule" in acuity("status", "tiny", environment=environment).stdout
+    refused = acuity("delete", "tiny", environment=environment, status=1)
+    assert "10 trials" in refused.stderr
+    acuity("delete", "tiny", "--yes", environment=environment)
+    gone = acuity("best", "tiny", environment=environment, status=1)
+    assert 'no experiment named "tiny"' in gone.stderr
+
+
+def test_a_changed_file_under_an_old_name_is_refused_with_the_difference(
+    experiment: Path, environment: dict[str, str]
+) -> None:
+    acuity("launch", str(experiment), "--workers", "2", environment=environment)
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 3"))
+    refused = acuity("launch", str(experiment), environment=environment, status=1)
+    assert "training.epochs: 2 -> 3" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_launch_leaves_nothing_running_however_it_ends(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str, how: signal.Signals
+) -> None:
+    """Ctrl-C, a terminal that is closed, and a kill -9 that it cannot answer."""
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
+    launcher = subprocess.Popen(
+        [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
+    )
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(1)
+    os.killpg(launcher.pid, how)
+    assert launcher.wait(timeout=15) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+    wait_until(lambda: workers_alive(home) == [], 15 if how is signal.SIGKILL else 0.1)
+    assert count_trials(database_url, "state = 'RUNNING'") == 0
+    assert count_trials(database_url, "requeued") == 2
+    assert count_trials(database_url, "state = 'FAIL' and not requeued") == 0
+
+
+@pytest.mark.slow
+def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 40"))
+    launcher = subprocess.Popen([*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment)
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(1)
+    os.kill(workers_alive(home)[0], signal.SIGKILL)
+    assert launcher.wait(timeout=200) == 0
+    assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
+    assert count_trials(database_url, "state in ('RUNNING', 'WAITING')") == 0
+    assert count_trials(database_url, "requeued") == 1
+
+
+@pytest.mark.slow
+def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_command(
+    experiment: Path, environment: dict[str, str], home: Path, database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
+    nothing = acuity("stop", "tiny", environment=environment, status=1)
+    assert "no launch of tiny runs" in nothing.stderr
+    for _ in range(2):
+        launched = acuity("launch", str(experiment), "--workers", "1", "--detach", environment=environment)
+        assert "runs in the background" in launched.stderr
+        assert "10 trials to run" in launched.stderr
+        assert "of checkpoints" in launched.stderr
+        assert launched.stdout == ""
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(3)
+    shown = acuity("status", "tiny", environment=environment).stdout
+    assert shown.count("test_resnet") == 2
+    assert shown.count("/300") == 2
+    assert shown.count("ago") == 2
+    # A killed launch's file stays behind, and its process id may be anybody's by now.
+    forged = next((home / ".local/state").rglob("*.launch")).with_name("tiny.1.launch")
+    forged.write_text(json.dumps({"process": os.getpid(), "experiment": "tiny", "storage": "postgresql:///x"}))
+    stopped = acuity("stop", "tiny", environment=environment)
+    assert "stopped 2 launches of tiny" in stopped.stderr
+    assert workers_alive(home) == []
+    assert not list((home / ".local/state").rglob("*.launch"))
+    assert (count_trials(database_url, "state = 'RUNNING'"), count_trials(database_url, "requeued")) == (0, 2)
+
+
+def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def gpus(device: str = "auto", **how: int) -> list[tuple[str, int]]:
+        places = place_workers(FleetOptions(device=device, **how))
+        return [(place.environment["CUDA_VISIBLE_DEVICES"], place.sharing) for place in places]
+
+    assert gpus() == [("0", 1), ("1", 1)]
+    assert gpus(per_gpu=2) == [("0", 2), ("1", 2), ("0", 2), ("1", 2)]
+    assert gpus(workers=3) == [("0", 2), ("1", 2), ("0", 2)]
+    assert gpus("cuda:1", per_gpu=2) == [("1", 2), ("1", 2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7b")
+    assert gpus() == [("GPU-5a", 1), ("GPU-7b", 1)]
+    with pytest.raises(UsageError, match="cuda:2 cannot be used here: there are 2"):
+        gpus("cuda:2")
+    for named in ("GPU-5a,", "GPU-5a,-1,GPU-7b"):  # as CUDA reads it
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert gpus() == [("GPU-5a", 1)]
+    with pytest.raises(UsageError, match="no GPU here"):
+        place_workers(FleetOptions(device="cpu", per_gpu=2))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="device cuda:1 cannot be used here: PyTorch sees no GPU"):
+        place_workers(FleetOptions(device="cuda:1"))
+
+
+def test_worker_that_cannot_go_on_leaves_the_others_at_work(tmp_path: Path) -> None:
+    def member(number: int, script: str) -> _Member:
+        (log := tmp_path / f"{number}.log").touch()
+        return _Member([sys.executable, "-c", script], log, dict(os.environ), RestartPolicy(outage_limit_s=60))
+
+    full = "import sys; sys.exit('GPU 3 is full')"
+    fleet = [member(0, full), member(1, "import time; time.sleep(2)")]
+    for each in fleet:
+        each.start()
+    seen = []
+    while _alive(fleet):
+        seen.append([each.ended() for each in fleet])
+        time.sleep(0.1)
+    assert [1, None] in seen
+    assert [each.ended() for each in fleet] == [1, 0]
+    alone = member(2, full)
+    alone.start()
+    assert alone.process is not None
+    alone.process.wait()
+    with pytest.raises(UsageError, match=r"a worker ended with an error: GPU 3 is full \(log: .*2.log"):
+        _alive([alone])
+
+
+def test_a_running_trials_pace_is_that_of_the_epochs_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EpochClock()
+    seen = []
+    for at, epoch in [(0, 3), (5, 3), (10, 4), (20, 5), (25, 5), (30, 6)]:
+        monkeypatch.setattr("time.monotonic", lambda at=at: float(at))
+        seen.append(clock.epochs_per_second(Running("Nodule", 7, 64, "resnet34", epoch, 0.7, "CPU", 1.0)))
+    assert seen == [None, None, None, 0.1, 0.1, 0.1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(home: Path) -> Iterator[None]:
+    yield
+    for process in workers_alive(home):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_launch_of_no_workers_registers_the_experiment_and_trains_nothing(
+    experiment: Path, home: Path, environment: dict[str, str]
+) -> None:
+    done = acuity("launch", str(experiment), "--workers", "0", environment=environment)
+    assert "tiny is registered: `acuity worker tiny` runs its trials" in done.stderr
+    assert done.stdout == ""
+    assert workers_alive(home) == []
+    assert "Nodule" in acuity("status", "tiny", environment=environment).stdout

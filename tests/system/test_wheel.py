@@ -1,0 +1,123 @@
+"""The wheel is complete, and runs Acuity's own modules beside a user's files of the same names."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = ("acuity", "objectives", "storage", "study", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that neither build/ nor an egg-info of the checkout takes part."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        path = REPOSITORY / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that has the wheel, and of this one only the libraries."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    # The .pth files of a folder that a .pth names are not read: the editable installation stays out.
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
+    subprocess.run([*command, str(wheel)], check=True, timeout=120)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder whose names are those of our packages."""
+    for name in ("study.py", "storage/__init__.py", "objectives/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('not ours')\n")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_wheel_has_every_module_and_template(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        f"{'' if name == 'acuity' else 'acuity/'}{path.relative_to(REPOSITORY)}"
+        for name in ("acuity", "objectives", "storage", "study")
+        for path in (REPOSITORY / name).rglob("*")
+        if path.suffix in (".py", ".toml", ".jinja") and not path.is_relative_to(REPOSITORY / "acuity" / "study")
+    }
+    expected = {name for name in expected if not name.startswith(("acuity/acuity/", "acuity/build"))}
+    assert names == expected
+
+
+def test_wheel_names_authors_pages_and_keywords(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    assert metadata["Author"] == "Acuity contributors"
+    assert "radiology" in metadata["Keywords"]
+    assert any(line.startswith("Programming Language") for line in metadata.get_all("Classifier", []))
+    assert metadata.get_all("Project-URL")
+
+
+def test_import_finds_ours_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
+    script = (
+        "import acuity, acuity.study.worker.loop, acuity.storage.database, acuity.objectives.training.train, sys\n"
+        "assert callable(acuity.best_resolution)\n"
+        "assert not {'study', 'storage', 'objectives'} & set(sys.modules)\n"
+        "print(acuity.__file__)"
+    )
+    done = run([str(installed), "-c", script], folder)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(installed.parents[1])
+
+
+def test_worker_and_slurm_job_run_ours_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
+    nowhere = {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}
+    worker = ["worker", "none", "--device", "cpu"]
+    plain = run([str(installed), "-P", "-m", "acuity", *worker], folder, **nowhere)
+    assert "nothing listens there" in plain.stderr
+    job = ["--requeues", "0", "--patience-min", "0", *worker]
+    submitted = run([str(installed), "-P", "-m", "acuity.study.fleet.slurm_job", *job], folder, **nowhere)
+    assert "nothing listens there" in submitted.stderr
+
+
+@pytest.mark.slow
+def test_demo_begins_beside_files_of_the_same_names(installed: Path, folder: Path, home: Path) -> None:
+    command = [str(installed), "-P", "-m", "acuity", "demo", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(home)}
+    log = home / "demo.log"
+    with log.open("wb") as output:
+        demo = subprocess.Popen(command, cwd=folder, env=environment, stderr=output, stdout=output)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            demo.wait(timeout=45)  # it searches by then: a worker that ran the user's files would have ended it
+        assert "1 worker" in log.read_text()
+    finally:
+        demo.terminate()
+        demo.wait(timeout=60)
