@@ -1,6 +1,6 @@
-"""Exit with 0 while this container's `acuity` can do its work: a dashboard answers, any other reaches its Postgres.
+"""Health check of a container: exit status 0 while the dashboard answers, or any other command can reach its Postgres.
 
-A worker whose Postgres is away trains on for a while, so "unhealthy" is a reason to look there, not to restart workers.
+A worker continues to train during an outage of Postgres. If a worker is unhealthy, check Postgres. Do not restart workers.
 """
 
 import http.client
@@ -12,12 +12,12 @@ TIMEOUT_S = 5
 
 
 def is_healthy(command: list[str]) -> bool:
-    """command: the container's process 1."""
+    """Check the dashboard or the storage. command: the command line of the container's process 1."""
     return dashboard_answers(_port(command)) if "dashboard" in command else storage_answers()
 
 
 def dashboard_answers(port: int) -> bool:
-    """Whether a page comes; being asked for the password is an answer."""
+    """Whether the dashboard responds without a server error. The request for a password counts as a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("HEAD", "/dashboard/")
@@ -29,7 +29,7 @@ def dashboard_answers(port: int) -> bool:
 
 
 def storage_answers() -> bool:
-    """Whether the Postgres of ACUITY_STORAGE lets us in."""
+    """Whether the Postgres of ACUITY_STORAGE accepts a connection."""
     import psycopg2
 
     from acuity.storage.errors import StorageError

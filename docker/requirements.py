@@ -1,7 +1,7 @@
-"""Print what pyproject.toml requires, for a layer of its own: `python requirements.py [EXTRA...]`.
+"""Print the requirements of pyproject.toml for a layer of the image: `python requirements.py [EXTRA...]`.
 
-Without the embedded Postgres: a container that is told of no server must say so, and not search into one that it takes
-along when it ends.
+The embedded Postgres is left out. A container without ACUITY_STORAGE must end with an error, and must not write trials
+into an embedded server that disappears with the container.
 """
 
 import sys

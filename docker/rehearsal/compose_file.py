@@ -1,4 +1,4 @@
-"""Read our Compose files as `docker compose` does, where no Docker is: variables filled in, one file over the other."""
+"""Read the Compose files as `docker compose` does, without Docker: substitute the variables and merge the files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ _RESET = object()
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with Compose's tag !reset, which takes a key of the file below away."""
+    """YAML with Compose's tag !reset, which removes a key of an earlier file."""
 
 
 _Loader.add_constructor("!reset", lambda *_: _RESET)
 
 
 def read_compose(files: Sequence[Path], variables: Mapping[str, str]) -> dict[str, Any]:
-    """The project that these files make together, each over those before it. ValueError where a variable is missing.
+    """The project of these files. A later file overrides an earlier one. ValueError where a variable is missing.
 
-    A later file's list takes the place of the earlier one's, as Compose does with commands: ours override no others.
+    A later list replaces an earlier one, as Compose does with commands. The Compose files override no other lists.
     """
     project: dict[str, Any] = {}
     for file in files:

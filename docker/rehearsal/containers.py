@@ -1,4 +1,4 @@
-"""A container of a Compose service without Docker: by buildah, or as process 1 of a read-only system of its own."""
+"""Run a container of a Compose service without Docker: by buildah, or as process 1 of a read-only root file system."""
 
 import json
 import shlex
@@ -14,17 +14,17 @@ PROGRAM = "/opt/acuity/bin/acuity"
 
 @dataclass(frozen=True)
 class Container:
-    """What Compose would hand the container of a service."""
+    """The settings that Compose passes to the container of a service."""
 
     command: list[str]
     environment: dict[str, str]
     mounts: list[tuple[Path, str, bool]]
-    """Here, there, whether it may be written to."""
+    """Path on the host, path in the container, whether it is writable."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """buildah with its folder, the image with its settings, and the log that everything goes to."""
+    """buildah with its folder, the image with its settings, and the common log of all containers."""
 
     buildah: list[str]
     image: str
@@ -33,11 +33,11 @@ class Engine:
 
     @property
     def user(self) -> int:
-        """Who its processes are."""
+        """The user id of the image's processes."""
         return int(self.settings["User"].partition(":")[0])
 
     def new_root(self) -> str:
-        """A container of the image, by name."""
+        """Create a container of the image and return its name."""
         command = [*self.buildah, "from", "--pull-never", "--add-host", "postgres:127.0.0.1", self.image]
         return subprocess.check_output(command, text=True).strip()
 
@@ -49,7 +49,7 @@ def open_engine(folder: Path, image: str) -> Engine:
 
 
 def container_of(project: dict[str, Any], service: str, engine: Engine, *, folder: Path, hosts: Path) -> Container:
-    """A container of the service. folder: what the project's relative paths start at, and where its volumes lie."""
+    """A container of the service. folder: the base of the project's relative paths and the parent of its volumes."""
     entry = project["services"][service]
     mounts = [(hosts, "/etc/hosts", False)]
     for volume in entry.get("volumes", []):
@@ -64,7 +64,7 @@ def container_of(project: dict[str, Any], service: str, engine: Engine, *, folde
 
 
 def start_by_buildah(engine: Engine, container: Container) -> subprocess.Popen[bytes]:
-    """`buildah run`, as the image's own user."""
+    """Start the container with `buildah run`, as the image's user."""
     command = [*engine.buildah, "run", "--isolation", "chroot"]
     for key, value in container.environment.items():
         command += ["--env", f"{key}={value}"]
@@ -75,7 +75,7 @@ def start_by_buildah(engine: Engine, container: Container) -> subprocess.Popen[b
 
 
 def start_as_process_1(engine: Engine, container: Container) -> subprocess.Popen[bytes]:
-    """As Docker and Kubernetes do: process 1 of its own, a host's name of its own, a system that it can't write to."""
+    """Start the container as Docker and Kubernetes do: as process 1, with a host name, on a read-only file system."""
     name = engine.new_root()
     root = Path(subprocess.check_output([*engine.buildah, "mount", name], text=True).strip())
     steps = [f"hostname {name}", f"mount --bind {root} {root}", f"mount -t tmpfs none {root}/tmp"]
@@ -100,7 +100,7 @@ def start_as_process_1(engine: Engine, container: Container) -> subprocess.Popen
 
 
 def is_healthy(engine: Engine, process: subprocess.Popen[bytes]) -> bool:
-    """The image's health check, within the container of start_as_process_1."""
+    """Run the image's health check in a container that start_as_process_1 started."""
     kind, *check = engine.settings["Healthcheck"]["Test"]
     assert kind == "CMD"
     number = acuity_process(process)
@@ -122,14 +122,14 @@ def is_healthy(engine: Engine, process: subprocess.Popen[bytes]) -> bool:
 
 
 def terminate(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """SIGTERM to the container's `acuity`; its exit status, and the seconds that it took."""
+    """Send SIGTERM to the container's `acuity`; returns its exit status and the seconds until it ended."""
     began = time.monotonic()
     subprocess.run(["kill", f"-{signal.SIGTERM:d}", str(acuity_process(process))], check=True)
     return process.wait(timeout=60), time.monotonic() - began
 
 
 def acuity_process(process: subprocess.Popen[bytes]) -> int:
-    """The process below this one that runs the program, whatever buildah or unshare put between."""
+    """The descendant of this process that runs the program; buildah and unshare start processes in between."""
     below = {process.pid}
     for number in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:

@@ -1,12 +1,12 @@
-"""Rehearse docker/ where no Docker runs: build the image with buildah, run what compose.yaml runs, to the last trial.
+"""Test docker/ without Docker: build the image with buildah and run the services of compose.yaml to the last trial.
 
-Where Slurm is installed, two of its jobs and a container then finish another experiment together. The base image is
-made with debootstrap from this host's own package mirror. Containers, Postgres, dashboard and Slurm are in a network of
-their own (no port of the host's is used) and end with this process. Needs root, buildah and debootstrap.
+Where Slurm is installed, two Slurm jobs and a container then finish another experiment together. debootstrap makes the
+base image from this host's package mirror. Containers, Postgres, dashboard and Slurm run in a separate network namespace,
+use no port of the host, and end with this process. Needs root, buildah and debootstrap.
 
     .venv/bin/python docker/rehearsal/rehearse.py                      # everything is removed at the end
-    .venv/bin/python docker/rehearsal/rehearse.py --folder /tmp/kept   # images are kept; the next time is quicker
-    .venv/bin/python docker/rehearsal/rehearse.py --only together      # the jobs and the container alone
+    .venv/bin/python docker/rehearsal/rehearse.py --folder /tmp/kept   # images are kept; the next run is quicker
+    .venv/bin/python docker/rehearsal/rehearse.py --only together      # only the jobs and the container
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def perform(part: str, folder: Path) -> None:
-    """Run services.py or together.py with a network, processes (all die with the first) and mounts of its own."""
+    """Run services.py or together.py in separate network, process and mount namespaces; its processes end with it."""
     began = time.monotonic()
     apart = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     script = Path(__file__).with_name(f"{part}.py")
@@ -63,12 +63,12 @@ def perform(part: str, folder: Path) -> None:
 
 
 def buildah(folder: Path) -> list[str]:
-    """The command, with everything that it keeps in this folder."""
+    """The buildah command, which keeps all its files in this folder."""
     return ["buildah", "--root", str(folder / "images"), "--runroot", str(folder / "run")]
 
 
 def make_base(folder: Path) -> None:
-    """A bare Debian without Python, as NVIDIA's base images are without."""
+    """Make a minimal Debian without Python: NVIDIA's base images have no Python either."""
     if subprocess.run([*buildah(folder), "inspect", "--type", "image", BASE], capture_output=True).returncode == 0:
         return
     began, system = time.monotonic(), folder / "base"
@@ -88,7 +88,7 @@ def make_base(folder: Path) -> None:
 
 
 def build(folder: Path) -> None:
-    """The Dockerfile, as it is; certificates and pip's settings are this host's, who may have a mirror of its own."""
+    """Build the Dockerfile with this host's certificates and pip settings, which may name a package mirror."""
     began = time.monotonic()
     command = [*buildah(folder), "bud", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never"]
     command += ["--file", "docker/Dockerfile", "--tag", IMAGE, "--build-arg", f"BASE={BASE}"]
@@ -103,7 +103,7 @@ def build(folder: Path) -> None:
 
 
 def _mirror(release: str) -> str:
-    """Where this host's own apt finds the release."""
+    """The address from which this host's apt gets the release."""
     targets = subprocess.check_output(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"], text=True
     )

@@ -1,7 +1,7 @@
-"""Run what compose.yaml runs, in the image that rehearse.py has built: one experiment, to its last trial.
+"""Run the services of compose.yaml in the image that rehearse.py has built, until the last trial of one experiment.
 
-Started by rehearse.py, in a network and among processes of its own: `postgres` is on port 5432 there, the dashboard on
-8080, and whatever still runs at the end ends with this process.
+rehearse.py starts this script in separate network and process namespaces. There, `postgres` is on port 5432 and the
+dashboard on port 8080. All processes end with this one.
 """
 
 import base64
@@ -50,7 +50,7 @@ checkpoints = "/state/checkpoints"
 
 
 def perform(folder: Path, image: str) -> None:
-    """Every service of compose.yaml with compose.cpu.yaml, and the end of the experiment."""
+    """Run every service of compose.yaml with compose.cpu.yaml until the experiment ends."""
     engine, stage = open_engine(folder, image), folder / "stage"
     variables = {"ACUITY_IMAGES": "phantoms", "ACUITY_EXPERIMENT": "rehearsal", "ACUITY_WORKERS": "2"}
     project = read_compose([DOCKER / "compose.yaml", DOCKER / "compose.cpu.yaml"], variables)
@@ -93,12 +93,12 @@ def perform(folder: Path, image: str) -> None:
 
 
 def run(engine: Engine, container: Container) -> int:
-    """One container, to its end."""
+    """Run a container to its end and return its exit status."""
     return start_by_buildah(engine, container).wait(timeout=600)
 
 
 def answer(password: str | None) -> int:
-    """The dashboard's status for a request with this password; 0 while nothing answers."""
+    """The HTTP status of the dashboard for a request with this password; 0 without a response."""
     request = urllib.request.Request("http://127.0.0.1:8080/dashboard/")
     if password is not None:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"acuity:{password}".encode()).decode())

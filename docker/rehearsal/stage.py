@@ -1,4 +1,4 @@
-"""What every rehearsal stands on: its folder, its Postgres, and how it says what it has seen."""
+"""The folder and the Postgres of a rehearsal, and its checks."""
 
 import os
 import platform
@@ -18,13 +18,13 @@ from acuity.storage.embedded.account import identity, server_account, server_bin
 
 
 def set_stage(stage: Path, *, user: int) -> list[str]:
-    """The folder that compose.yaml would be in on somebody's host, with radiographs; returns its two passwords."""
+    """Make the folder that compose.yaml would be in, with radiographs; returns the two passwords in it."""
     passwords = [secrets.token_urlsafe(24), secrets.token_urlsafe(24)]
     subprocess.run(["rm", "-rf", str(stage)], check=True)
     (stage / "secrets").mkdir(parents=True)
     for name, password in zip(("postgres_password", "dashboard_password"), passwords, strict=True):
         (stage / "secrets" / name).write_text(password + "\n")
-    (stage / "secrets").chmod(0o711)  # Postgres's account has to come through
+    (stage / "secrets").chmod(0o711)  # the account of Postgres has to enter
     for volume in ("cache", "state"):
         (stage / "volumes" / volume).mkdir(parents=True)
         os.chown(stage / "volumes" / volume, user, user)
@@ -35,7 +35,7 @@ def set_stage(stage: Path, *, user: int) -> list[str]:
 
 @contextmanager
 def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], Any]]:
-    """Where compose.yaml has postgres:18, the wheel's Postgres 18; yields what answers a query with one value."""
+    """Run the Postgres 18 of the wheel in place of postgres:18; yields a function that returns a query's first value."""
     account, data = server_account(), folder / "stage" / "postgres"
     for parent in (folder, folder / "stage"):
         parent.chmod(0o711)
@@ -78,13 +78,13 @@ def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], A
 
 
 def finished_trials(ask: Callable[[str], Any], labels: Sequence[str]) -> list[int]:
-    """How many trials of each label count towards its budget."""
+    """The number of trials of each label that count towards its budget."""
     finished = "select count(*) from acuity.trials where state in ('COMPLETE', 'PRUNED') and not requeued"
     return [ask(f"{finished} and label = '{label}'") for label in labels]
 
 
 def expect_no_password(engine: Engine, passwords: list[str], starting: list[subprocess.Popen[bytes]]) -> None:
-    """In no process list, in no environment and in no log. starting: watched for as long as their start takes."""
+    """Check that no process list, environment or log has a password. starting: processes to watch during their start."""
     deadline = time.monotonic() + (15 if starting else 0)
     while True:
         seen = [engine.log.read_text(errors="replace")]
@@ -111,7 +111,7 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 120
 
 
 def expect(condition: bool, what: str) -> None:
-    """Say what was seen, or end here."""
+    """Print the result of a check; AssertionError where it failed."""
     print(("ok      " if condition else "FAILED  ") + what, flush=True)
     if not condition:
         raise AssertionError(what)

@@ -1,9 +1,9 @@
 """Finish one experiment with two Slurm jobs and a container on one Postgres, in the image that rehearse.py has built.
 
-Started by rehearse.py, in a network and among processes of its own, with a Slurm of one node beside the Postgres. The
-jobs run this checkout, the container the image; all see one folder of radiographs, decoded images and checkpoints, as a
-shared file system would have it. Says who has run which trial; an error unless every label has its trials exactly, each
-of the three has finished at least one, and what a requeued job left was gone on with.
+rehearse.py starts this script in separate network and process namespaces, with a Slurm of one node and a Postgres. The
+jobs run this checkout and the container runs the image. All three share one folder of radiographs, decoded images and
+checkpoints, as on a shared file system. The script prints which worker ran which trial. It fails unless every label has
+exactly its trials, each of the three has finished at least one, and the trial of a requeued job was resumed.
 """
 
 import json
@@ -60,7 +60,7 @@ logs = "logs"
 
 
 def perform(folder: Path, image: str) -> None:
-    """Two jobs by `acuity launch --cluster slurm`, a container that joins them, and a job requeued in mid-trial."""
+    """Start two jobs by `acuity launch --cluster slurm` and a container, and requeue one job during a trial."""
     engine, stage = open_engine(folder, image), folder / "stage"
     passwords = set_stage(stage, user=engine.user)
     environment = set_up_login_node(stage, password=passwords[0])
@@ -68,7 +68,7 @@ def perform(folder: Path, image: str) -> None:
         postgres(folder, password_file=stage / "secrets" / "postgres_password") as ask,
         slurm_cluster(stage / "slurm") as cluster,
     ):
-        os.umask(0)  # the jobs' too: they are root's here, the container its image's user, and both keep checkpoints
+        os.umask(0)  # jobs inherit it: root runs them, the image's user runs the container, and both write checkpoints
         (stage / "phantoms" / "checkpoints").mkdir()
         said = acuity(
             "launch", str(stage / "together.toml"), "--cluster", "slurm", "--workers", "2", environment=environment
@@ -106,9 +106,9 @@ def perform(folder: Path, image: str) -> None:
 
 
 def set_up_login_node(stage: Path, *, password: str) -> dict[str, str]:
-    """The experiment's file and a home with the storage's password; returns the environment of whoever launches."""
+    """Write the experiment file and a home with the storage's password; returns the environment of the launch."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    # Slurm asks for names with AI_ADDRCONFIG, which finds none on a host that has loopback addresses alone.
+    # Slurm resolves names with AI_ADDRCONFIG, which finds none on a host that has only loopback addresses.
     subprocess.run(["ip", "address", "add", "10.0.0.1/32", "dev", "lo"], check=True)
     subprocess.run(["mount", "--bind", str(stage / "hosts"), "/etc/hosts"], check=True)  # `postgres`, for jobs too
     (stage / "together.toml").write_text(EXPERIMENT)
@@ -126,7 +126,7 @@ def set_up_login_node(stage: Path, *, password: str) -> dict[str, str]:
 
 
 def joining_worker(engine: Engine, stage: Path) -> Container:
-    """compose.yaml's worker, given the folder that the jobs have."""
+    """The worker of compose.yaml with the folder that the jobs share."""
     variables = {"ACUITY_IMAGES": "phantoms", "ACUITY_EXPERIMENT": "together"}
     project = read_compose([DOCKER / "compose.yaml"], variables)
     worker = container_of(project, "worker", engine, folder=stage, hosts=stage / "hosts")
@@ -135,7 +135,7 @@ def joining_worker(engine: Engine, stage: Path) -> Container:
 
 
 def read_trials(ask: Callable[[str], Any], names: dict[str, str]) -> Trials:
-    """All attempts, each with who made it. names: of workers seen before, since they can be asked while they run."""
+    """All attempts, each with its worker. names: of known workers; a worker's name can be read only while it runs."""
     trials: Trials = ask(
         """
         select coalesce(json_agg(r order by r.started, r.label, r.number), '[]') from (
@@ -157,7 +157,7 @@ def read_trials(ask: Callable[[str], Any], names: dict[str, str]) -> Trials:
 
 
 def name_of(worker: str) -> str:
-    """The Slurm job or the container that a worker, as its trials have it (host:process), runs in."""
+    """The Slurm job or the container of a worker. worker: host:process, as the trials store it."""
     host, _, process = worker.rpartition(":")
     if host != platform.node():
         return f"container {host}"
@@ -167,17 +167,17 @@ def name_of(worker: str) -> str:
 
 
 def finished_by(trials: Trials) -> Counter[str]:
-    """How many trials each has finished."""
+    """The number of finished trials of each job and container."""
     return Counter(trial["by"] for trial in trials if trial["state"] in ("COMPLETE", "PRUNED"))
 
 
 def trains(trials: Trials, name: str) -> bool:
-    """Whether it is a few epochs into a trial."""
+    """Whether a job or container has a running trial with at least two epochs."""
     return any(trial["state"] == "RUNNING" and trial["by"] == name and (trial["epochs"] or 0) >= 2 for trial in trials)
 
 
 def transcript(trials: Trials) -> str:
-    """A line an attempt, in the order in which they began."""
+    """A table with one line per attempt, in the order of their start."""
     rows = ["began     trial           px  epochs  state        AUC    by"]
     for trial in trials:
         began, px = (trial["started"] or "")[11:19], trial["resolution"] or "-"
