@@ -3,21 +3,19 @@
 from rich.console import Console
 
 from acuity.storage.database import Database
-from acuity.storage.experiments import find_experiment
 from acuity.storage.url import masked
 from acuity.study.config.schema import Experiment, caveats
-from acuity.study.dataset.image_set import fewest_training_images, open_image_set, training_images
+from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set, training_images
 from acuity.study.display.console import decoding_bar
 from acuity.study.display.live import live_progress
 from acuity.study.fleet.launches import start_in_background
 from acuity.study.fleet.slurm import print_submission, submit_workers
-from acuity.study.fleet.supervisor import FleetOptions, place_workers, run_fleet
-from acuity.study.prepare import check_networks
-from acuity.study.registry.progress import read_progress
+from acuity.study.fleet.supervisor import FleetOptions, Place, place_workers, run_fleet
 from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
-from acuity.study.results.forecast import cost_line, predict_cost, predict_disk
+from acuity.study.results.forecast import Cost, cost_line, predict_cost, predict_disk
 from acuity.study.search.history import check_learn_from, count_learnt
+from acuity.study.search.networks import check_networks
 from acuity.study.search.space import check_fixed_batch
 
 
@@ -36,56 +34,76 @@ def launch(
     that runs the experiment in the background.
     """
     places = place_workers(fleet)
-    count = len(places) or fleet.workers or 0
+    image_set = _prepare(database, experiment, console)
+    images = training_images(image_set, experiment.labels)
+    registered = register(database, experiment, image_set.identity, training_images=images)
+    cost = predict_cost(database, experiment)
+    if cost.trials == 0:
+        budget = experiment.search.trials
+        console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
+        return registered
+    workers = len(places) or fleet.workers or 0
+    _print_forecast(database, registered, image_set, cost, workers=workers, console=console)
+    if fleet.cluster is not None:
+        submission = submit_workers(experiment, storage=database.url, workers=workers, device=fleet.device)
+        print_submission(experiment.name, submission, console)
+    elif not places:
+        _print(console, f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials")
+    elif in_background is not None:
+        _start_in_background(database, experiment, in_background, console)
+    else:
+        _run_here(database, registered, places, console, images=images)
+    return registered
+
+
+def _prepare(database: Database, experiment: Experiment, console: Console) -> ImageSet:
+    """Check what needs no image first, since decoding a large image set takes minutes."""
     check_networks(experiment)
     check_learn_from(database, experiment)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
-    if find_experiment(database, experiment.name) is None:
-        check_fixed_batch(experiment, fewest_training_images(image_set, experiment.labels))
-    registered = register(
-        database,
-        experiment,
-        image_set.identity,
-        training_images=training_images(image_set, experiment.labels),
-    )
-    budget = experiment.search.trials
-    missing = sum(max(0, budget - entry.finished) for entry in read_progress(database, experiment))
-    if missing == 0:
-        console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
-        return registered
+    check_fixed_batch(experiment, fewest_training_images(image_set, experiment.labels))
+    return image_set
+
+
+def _print_forecast(
+    database: Database, registered: Registered, image_set: ImageSet, cost: Cost, *, workers: int, console: Console
+) -> None:
+    """The remaining trials, their time and disk space, the storage, and the experiment's warnings."""
+    experiment = registered.experiment
     console.print(
-        f"{experiment.name}: {len(experiment.labels)} labels, {cost_line(predict_cost(database, experiment))} "
-        f"{count} worker{'s' if count > 1 else ''}, storage {masked(database.url)}",
+        f"{experiment.name}: {len(experiment.labels)} labels, {cost_line(cost)} "
+        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
     for name, trials in count_learnt(database, experiment, registered.exponents).items():
-        console.print(f"Its first trials learn from {trials:,} trials of {name}.", soft_wrap=True, highlight=False)
+        _print(console, f"Its first trials learn from {trials:,} trials of {name}.")
     for warning in caveats(experiment):
-        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False)
-    console.print(predict_disk(experiment, image_set, workers=count).line(), soft_wrap=True)
-    if fleet.cluster is not None:
-        submission = submit_workers(experiment, storage=database.url, workers=count, device=fleet.device)
-        print_submission(experiment.name, submission, console)
-        return registered
-    if not places:
-        console.print(
-            f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials", soft_wrap=True
-        )
-        return registered
-    if in_background is not None:
-        process, log = start_in_background(experiment.name, in_background, environment=database.environment())
-        console.print(
-            f"{experiment.name} runs in the background (process {process}, log {log}): "
-            f"`acuity status {experiment.name}` shows it, `acuity stop {experiment.name}` ends it",
-            soft_wrap=True,
-        )
-        return registered
-    with live_progress(database, console, images=training_images(image_set, experiment.labels)) as live:
+        _print(console, f"Warning: {warning}")
+    console.print(predict_disk(experiment, image_set, workers=workers).line(), soft_wrap=True)
+
+
+def _start_in_background(database: Database, experiment: Experiment, arguments: list[str], console: Console) -> None:
+    process, log = start_in_background(experiment.name, arguments, environment=database.environment())
+    _print(
+        console,
+        f"{experiment.name} runs in the background (process {process}, log {log}): "
+        f"`acuity status {experiment.name}` shows it, `acuity stop {experiment.name}` ends it",
+    )
+
+
+def _run_here(
+    database: Database, registered: Registered, places: list[Place], console: Console, *, images: int
+) -> None:
+    """Run the workers on this host and show their progress until every label has its budget of trials."""
+    with live_progress(database, console, images=images) as live:
 
         def refresh(alive: int) -> None:
             if live.is_due() or not alive:
-                live.look(experiment, workers=alive)
+                live.look(registered.experiment, workers=alive)
 
         run_fleet(database, registered, places=places, refresh=refresh)
-    return registered
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False)

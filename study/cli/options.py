@@ -1,4 +1,4 @@
-"""The command group `acuity`, and the options that every command has."""
+"""The command group `acuity` and its common options."""
 
 import logging
 import re
@@ -17,14 +17,14 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 @dataclass
 class CommonOptions:
-    """The values of the options that every command has; click sets them while it parses the command line."""
+    """The values of the common options. Their callbacks set them while click parses the command line."""
 
     verbose: bool = False
     storage: str | None = None
 
 
 def command(example: str, *, group: click.Group | None = None) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command of `acuity`, or of a group in it, with the common options and an example in its help.
+    """Make a command of `acuity`, or of a group in it, with the common options and an example in its help text.
 
     The common options are not passed to the function: `open_database`, `named_storage` and `is_verbose` read them.
     """
@@ -39,14 +39,14 @@ def command(example: str, *, group: click.Group | None = None) -> Callable[[Call
 
 
 def open_database() -> AbstractContextManager["Database"]:
-    """Open the storage that the command line names, for the command that runs now."""
+    """Open the storage that the command line names."""
     from acuity.storage.database import open_storage
 
     return open_storage(named_storage())
 
 
 def named_storage() -> str | None:
-    """The value of --storage; None means $ACUITY_STORAGE, else the embedded server."""
+    """The value of --storage. None is for $ACUITY_STORAGE, else the embedded server."""
     return _common_options(click.get_current_context()).storage
 
 

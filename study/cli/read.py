@@ -1,6 +1,6 @@
-"""The commands that show the state and the results of an experiment.
+"""Commands that read an experiment: its progress, its results and its networks.
 
-Heavy packages are imported inside the commands, so that --help answers at once.
+The commands import heavy packages themselves, so that --help takes little time.
 """
 
 import json
@@ -13,13 +13,13 @@ from acuity.study.cli.options import command, device_option, open_database
 
 @command("acuity status nih --watch")
 @click.argument("name")
-@click.option("--watch", is_flag=True, help="Show it until nothing is left to run, or until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show the progress until nothing is left to run, or until Ctrl-C.")
 def status(name: str, watch: bool) -> None:
-    """Show how far each label of an experiment is, and the trials that run now on any host.
+    """Show the progress of each label of an experiment, and the running trials on all hosts.
 
     With --watch the table redraws itself; a file or a pipe gets a line every ten seconds. The command ends with status
-    0 once every label has its trials and a confirmation that has begun is complete. It waits for workers that start
-    later, and through outages of the database.
+    0 once every label has its trials and a confirmation that has begun is complete. It also waits while no worker runs
+    and while the database is away.
     """
     from acuity.study.display.console import results_console
     from acuity.study.display.progress_table import progress_table
@@ -37,13 +37,14 @@ def status(name: str, watch: bool) -> None:
 
 @command("acuity dashboard --port 8080")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every address.")
 @click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
 def dashboard(port: int, host: str, writable: bool) -> None:
-    """Serve optuna-dashboard on the storage, for this host alone and read-only.
+    """Serve optuna-dashboard on the storage, read-only and for this host alone.
 
-    With --host for other hosts it asks for the user acuity and a password: $ACUITY_DASHBOARD_PASSWORD, or the content
-    of the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host alone a password is optional.
+    With --host for other hosts the dashboard asks for the user acuity and a password. The password is the value of
+    $ACUITY_DASHBOARD_PASSWORD, or the content of the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host
+    alone a password is optional.
     """
     from acuity.study.dashboard.server import serve_dashboard
 
@@ -53,13 +54,13 @@ def dashboard(port: int, host: str, writable: bool) -> None:
             port=port,
             host=host,
             writable=writable,
-            announce=lambda address: click.echo(f"{address}  (Ctrl-C ends it)", err=True),
+            announce=lambda address: click.echo(f"{address}  (Ctrl-C stops it)", err=True),
         )
 
 
 @command("acuity best nih --format json")
 @click.argument("name")
-@click.option("--label", help="This label alone; after a confirmation with all its results.")
+@click.option("--label", help="Only this label; after a confirmation, with all results.")
 @click.option(
     "--format",
     "form",
@@ -68,7 +69,7 @@ def dashboard(port: int, host: str, writable: bool) -> None:
     show_default=True,
 )
 def best(name: str, label: str | None, form: str) -> None:
-    """Print the best resolution per label: the confirmed answer, or before it the search's optimistic one."""
+    """Print the best resolution per label: the confirmed one, or before a confirmation the search's optimistic one."""
     from acuity.study.display.answer_table import answer_table, details_table, markdown_table
     from acuity.study.display.console import results_console
     from acuity.study.results.answer import read_answer, read_best_resolution
@@ -93,7 +94,7 @@ def best(name: str, label: str | None, form: str) -> None:
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Its image files; by default the folder `images` beside the index.",
+    help="The folder of its image files; by default `images` beside the index.",
 )
 @device_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -117,10 +118,12 @@ def score(name: str, index: Path, images: Path | None, device: str, form: str) -
 @click.argument("name")
 @click.option("--label", required=True, help="The label of the network.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder that is empty or does not exist.")
-@click.option("--resolution", type=click.IntRange(min=16), help="px; by default the reference, else the search's best.")
+@click.option(
+    "--resolution", type=click.IntRange(min=16), help="In px; by default the reference, else the search's best."
+)
 @device_option
 def export(name: str, label: str, out: Path, resolution: int | None, device: str) -> None:
-    """Write a label's network to a folder that plain timm loads, with threshold, calibration and model card."""
+    """Write a label's network to a folder that timm loads, with threshold, calibration and model card."""
     from acuity.study.registry.record import recall
     from acuity.study.report.export import export_network
 
@@ -129,7 +132,7 @@ def export(name: str, label: str, out: Path, resolution: int | None, device: str
     network = use["network"]
     click.echo(
         f"wrote {out}: {label}, {network['architecture']} at {network['resolution']} px, {use['status']}; "
-        f"{out}/README.md says how to use it",
+        f"{out}/README.md shows its use",
         err=True,
     )
 
@@ -138,7 +141,7 @@ def export(name: str, label: str, out: Path, resolution: int | None, device: str
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; an earlier report is replaced.")
 def report(name: str, out: Path) -> None:
-    """Write one page with tables, figures and a methods section that opens anywhere, and its figures for a paper."""
+    """Write a report of one page with tables, figures and a methods section, and its figures for a paper."""
     from acuity.study.registry.record import recall
     from acuity.study.report.report import write_report
 

@@ -1,6 +1,6 @@
-"""The commands that run an experiment, from its file to its trained networks.
+"""Commands that run an experiment, from its file to its trained networks.
 
-Heavy packages are imported inside the commands, so that --help answers at once.
+The commands import heavy packages themselves, so that --help takes little time.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from acuity.study.cli.options import command, device_option, is_verbose, named_s
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU, else two.")
 def demo(folder: Path, workers: int | None) -> None:
-    """Search synthetic radiographs for which the needed resolution is known, in a few minutes."""
+    """Run a small experiment on synthetic radiographs whose needed resolution is known; it takes a few minutes."""
     from acuity.study.demo import run_demo
 
     run_demo(folder, storage_url=named_storage(), workers=workers)
@@ -40,9 +40,9 @@ def new(file: Path, preset: str | None) -> None:
 
 @command("acuity prepare nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def prepare(file: Path, as_json: bool) -> None:
-    """Check an experiment's images, labels, networks and disk, and decode the images, before any GPU time is spent."""
+    """Check an experiment's images, labels, networks and disk, and decode the images. It needs no GPU."""
     from rich.console import Console
 
     from acuity.study.config.loading import load
@@ -70,8 +70,8 @@ def prepare(file: Path, as_json: bool) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Memory budget of a training step; by default that of a worker.",
 )
-@click.option("--most", type=click.IntRange(min=2), default=1024, show_default=True, help="Try no larger batch.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--most", type=click.IntRange(min=2), default=1024, show_default=True, help="Try no larger batch size.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def fit(
     architecture: str | None,
     resolution: int | None,
@@ -82,25 +82,26 @@ def fit(
     most: int,
     as_json: bool,
 ) -> None:
-    """Find the largest batch that fits, by an estimate and a few real training steps."""
+    """Find the largest batch size that fits, by an estimate and a few real training steps."""
     from acuity.study.config.loading import load
+    from acuity.study.display.batch_table import batch_table
     from acuity.study.display.console import results_console
-    from acuity.study.fit import Cell, cells_of, fit_cells, fit_table, fits_to_json
+    from acuity.study.fit import NetworkSetting, probe_batches, searched_settings
 
     if (file is None) == (architecture is None or resolution is None):
         raise click.UsageError("name ARCHITECTURE and RESOLUTION, or --all EXPERIMENT.toml")
     if file is not None:
         experiment = load(file)
-        cells, memory_gib = cells_of(experiment), memory_gib or experiment.workers.memory_budget_gib
+        settings, memory_gib = searched_settings(experiment), memory_gib or experiment.workers.memory_budget_gib
     else:
         assert architecture is not None
         assert resolution is not None
-        cells = [Cell(architecture, resolution, resolution, precision, most)]
-    share, fits = fit_cells(cells, choice=device, memory_gib=memory_gib)
+        settings = [NetworkSetting(architecture, resolution, resolution, precision, most)]
+    found = probe_batches(settings, device_name=device, memory_gib=memory_gib)
     if as_json:
-        click.echo(json.dumps(fits_to_json(fits, share), indent=2, allow_nan=False))
+        click.echo(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:
-        results_console().print(fit_table(fits, share))
+        results_console().print(batch_table(found))
 
 
 @command("acuity launch nih.toml --workers 2")
@@ -108,36 +109,36 @@ def fit(
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Workers on this host; by default one per GPU, else two. 0: `acuity worker` starts them.",
+    help="Workers on this host; by default one per GPU, else two. 0: start them with `acuity worker`.",
 )
 @click.option("--workers-per-gpu", type=click.IntRange(min=1), help="In place of --workers; by default 1.")
 @device_option
 @click.option("--detach", is_flag=True, help="Run in the background; `acuity stop` ends it.")
-@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs, as [cluster] of the file says.")
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs with the resources of [cluster].")
 def launch(
     file: Path, workers: int | None, workers_per_gpu: int | None, device: str, detach: bool, cluster: str | None
 ) -> None:
-    """Run an experiment on this host until every label has its trials, then print the answer.
+    """Run an experiment on this host until every label has its trials, then print the best resolutions.
 
-    If the experiment already runs, here or on another host, this adds workers. With --cluster it returns at once.
+    If the experiment already runs, here or on another host, this command adds workers. With --cluster it returns at
+    once.
     """
+    if cluster and (workers_per_gpu or detach):
+        raise click.UsageError("--cluster slurm excludes --workers-per-gpu and --detach: each worker is a job")
     if cluster:
-        if not workers or workers_per_gpu or detach:
-            raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
-        from acuity.study.fleet.slurm import check_slurm
-
-        check_slurm(named_storage(), warn=_warn)
+        _check_cluster(workers)
     if workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
-    again = ["launch", str(file.resolve()), "--device", device]  # without the storage's URL, which may have a password
-    again += ["--workers", str(workers)] if workers else []
-    again += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
+    # The arguments of the process in the background. The storage's URL may have a password, so it is no argument.
+    background = ["launch", str(file.resolve()), "--device", device]
+    background += ["--workers", str(workers)] if workers else []
+    background += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
     from rich.console import Console
 
     from acuity.study.config.loading import load
     from acuity.study.display.answer_table import answer_table
     from acuity.study.display.console import results_console
-    from acuity.study.fleet.supervisor import FleetOptions
+    from acuity.study.fleet.placement import FleetOptions
     from acuity.study.launch import launch as launch_experiment
     from acuity.study.results.answer import read_answer
 
@@ -148,7 +149,7 @@ def launch(
             experiment,
             FleetOptions(workers, workers_per_gpu, device, cluster),
             console=Console(stderr=True),
-            in_background=again if detach else None,
+            in_background=background if detach else None,
         )
         if not detach and not cluster and workers != 0:
             results_console().print(answer_table(read_answer(database, experiment.name)))
@@ -158,12 +159,12 @@ def launch(
 @click.argument("name")
 @click.option("--data", type=click.Path(path_type=Path), help="The folder of the index on this host.")
 @device_option
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many share the device.")
-@click.option("--threads", type=click.IntRange(min=1), help="On a CPU; by default the cores shared among the workers.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Workers on the device.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default this worker's share of the cores.")
 def worker(name: str, data: Path | None, device: str, workers: int, threads: int | None) -> None:
-    """Run one worker of an experiment that has been launched before, on this host or another.
+    """Run one worker of an experiment that was launched before, on this host or another.
 
-    After SIGTERM or Ctrl-C the worker hands its trial back and exits with status 0. Status 75: the database is away.
+    After SIGTERM or Ctrl-C the worker returns its trial and exits with status 0. Status 75: the database is away.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker sets its handler, after seconds of imports
     from acuity.objectives.device.allocator import return_large_blocks
@@ -188,19 +189,10 @@ def worker(name: str, data: Path | None, device: str, workers: int, threads: int
         os.execv(sys.executable, [sys.executable, "-P", "-m", "acuity", *sys.argv[1:]])
 
 
-@contextlib.contextmanager
-def _print_how_to_continue() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("acuity: stopped; every trial keeps its last epoch, and the same command goes on", err=True)
-        sys.exit(128 + signal.SIGINT)
-
-
 @command("acuity stop nih")
 @click.argument("name")
 def stop(name: str) -> None:
-    """End the launches of an experiment on this host, and its Slurm jobs; the workers hand their trials back."""
+    """Stop the launches of an experiment on this host and cancel its Slurm jobs. The workers return their trials."""
     from acuity.study.fleet.stop import stop_experiment
 
     stopped = stop_experiment(name, storage_url=named_storage() or os.environ.get("ACUITY_STORAGE"))
@@ -220,20 +212,16 @@ def stop(name: str) -> None:
 @device_option
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs that retrain; score later.")
 def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None) -> None:
-    """Retrain the search's best with several seeds and score them once on the held-out test patients.
+    """Retrain the search's best configurations with several seeds and score them once on the test patients.
 
     With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect.
     """
     if cluster:
-        if not workers:
-            raise click.UsageError("--cluster slurm takes --workers N, a job each; they go on by themselves")
-        from acuity.study.fleet.slurm import check_slurm
-
-        check_slurm(named_storage(), warn=_warn)
+        _check_cluster(workers)
     from acuity.study.confirm import confirm as confirm_experiment
     from acuity.study.display.answer_table import answer_table
     from acuity.study.display.console import messages_console, results_console
-    from acuity.study.fleet.supervisor import FleetOptions
+    from acuity.study.fleet.placement import FleetOptions
     from acuity.study.registry.register import recall_or_update
     from acuity.study.results.answer import read_answer
 
@@ -249,6 +237,25 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
         if stored is None:
             return
         results_console().print(answer_table(read_answer(database, registered.experiment.name)))
+
+
+def _check_cluster(workers: int | None) -> None:
+    """UsageError without a number of jobs, or where Slurm cannot run them."""
+    if not workers:
+        raise click.UsageError("--cluster slurm needs --workers N: it submits N jobs")
+    from acuity.study.fleet.slurm import check_slurm
+
+    check_slurm(named_storage(), warn=_warn)
+
+
+@contextlib.contextmanager
+def _print_how_to_continue() -> Iterator[None]:
+    """Print at Ctrl-C that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("acuity: stopped; every trial keeps its last epoch, and the same command continues", err=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _warn(text: str) -> None:

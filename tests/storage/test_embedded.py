@@ -124,7 +124,7 @@ def _server_owners(folder: Path) -> set[str]:
 
 def _keeper(folder: Path) -> int:
     (keeper,) = find_processes(
-        lambda process: b"embedded_keeper.py\0" + os.fsencode(folder) in (process / "cmdline").read_bytes()
+        lambda process: b"keeper.py\0" + os.fsencode(folder) in (process / "cmdline").read_bytes()
     )
     return keeper
 
