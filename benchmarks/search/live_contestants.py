@@ -1,4 +1,4 @@
-"""The two searches that live_search.py compares: each runs as a command and prints its trials as JSON."""
+"""The two searches that live_search.py compares. Each runs as a command and prints its trials as JSON."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ EPOCHS, WORKERS = 8, 2
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a trial trained."""
+    """The hyperparameters of a trial."""
 
     label: str
     resolution: int
@@ -28,13 +28,13 @@ class Configuration:
 
 
 def acuity(folder: Path) -> list[dict[str, Any]]:
-    """`acuity launch`, then what its trials were."""
+    """Run `acuity launch`; returns its complete trials."""
     import optuna
     from rich.console import Console
 
     from acuity.storage.database import open_storage
     from acuity.study.config.loading import load
-    from acuity.study.fleet.supervisor import FleetOptions
+    from acuity.study.fleet.placement import FleetOptions
     from acuity.study.launch import launch
 
     began = datetime.now()
@@ -66,9 +66,9 @@ def _ended(label: str, study: Any, began: datetime) -> list[dict[str, Any]]:
 
 
 def plain_optuna(folder: Path, seconds: str) -> list[dict[str, Any]]:
-    """The script that a user would write: two processes, which take the label with the fewest trials in turn.
+    """Run a user's script: two processes, each of which takes the label with the fewest trials next.
 
-    No trial begins after so many seconds; one that ends later is not told.
+    No trial starts after this many seconds. Trials that end later are left out.
     """
     from acuity.study.config.loading import load
 
@@ -112,7 +112,7 @@ def _optimize(folder: Path, worker: int, until: datetime) -> None:
     from acuity.study.config.loading import load
     from acuity.study.dataset.image_set import labelled_images, open_image_set
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # as our workers do
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // WORKERS))  # as Acuity's workers do
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     experiment = load(folder / "live.toml")
     image_set = open_image_set(experiment)

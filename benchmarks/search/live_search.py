@@ -1,27 +1,23 @@
-"""A check of what the replays of `benchmarks/search/search.py` show, with real trainings and workers.
+"""Checks the replays of `benchmarks/search/search.py` with real trainings and workers.
 
-The same experiment twice on this machine, one after the other, each with two workers: `acuity launch` as a user runs
-it, and plain Optuna as a user writes it (a study a label in one journal file, TPE and median pruner by default, two
-processes), which calls our training loop on our image cache, so that a trial costs both the same. Same space; Optuna
-goes on for as long as ours has taken. One run a seed, images and searches anew.
-Then every trial that was its label's and resolution's best on validation patients at some time is trained anew with two
-other seeds and scored on patients of whom neither search knew.
+The same experiment runs twice on this machine, one after the other, each with two workers: `acuity launch`, and a
+user's script with plain Optuna (one study per label in one journal file, the default TPE and median pruner, two
+processes). The script calls Acuity's training loop on Acuity's image cache, so that a trial costs the same. The space
+is the same, and Optuna runs for as long as Acuity took. Every seed has new images and new searches. Afterwards every
+trial that was at some time the best of its label and resolution by validation AUC is retrained with two other seeds and
+scored on patients that neither search sees.
 
-Told for phantoms (three labels at once) and for one label of nih-cxr-128 (ACUITY_NIH_DIR), over wall-clock time: the
-mean true AUC of the labels' best trials, and the share of right verdicts. A verdict is the smallest resolution that is
-not MARGIN below the reference, all smaller ones tried; right is what the replays' recorded trainings say.
-"After two retrainings" is the best resolution's trial by the validation AUCs of the trainings anew, not by its own.
+Reported over wall-clock time, for phantoms (three labels together) and for one label of nih-cxr-128 (ACUITY_NIH_DIR):
+the mean true AUC of the labels' best trials, and the share of right verdicts. A verdict is the smallest resolution that
+is not MARGIN below the reference, with all smaller ones tried. It is right if the replays' recorded trainings allow it.
+"After two retrainings" chooses the best resolution's trial by the validation AUCs of the retrainings.
 
     python benchmarks/search/live_search.py [phantoms|nih] [--trials 24] [--seeds 41 42 43]
 """
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,16 +28,21 @@ import live_contestants
 import numpy as np
 import pandas as pd
 from live_contestants import ARCHITECTURES, EPOCHS, EXPONENTS, RATES, RESOLUTIONS, Configuration
-from live_truth import Truth, train_anew
+from live_truth import Truth, retrain
 
 from acuity.objectives.phantoms.generator import write_phantoms
+
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import PYTHON, last_json, private_environment, time_command
+from folders import NIH, scratch_folder
+from result_line import print_result
 
 MARGIN = 0.02
 STEP_S = 30
 CONTESTANTS = ("acuity", "optuna")
 LABELS = {"phantoms": ("Cardiomegaly", "Nodule", "Fibrosis"), "nih": ("Effusion",)}
 SEARCHED, UNSEEN = {"phantoms": 1250, "nih": 1800}, 2000
-"""Images of the experiment (64 % of them for training), and images of other patients that judge what it found."""
+"""Number of images of the experiment (64 % for training), and of images of other patients for the true AUC."""
 EXPERIMENT = """\
 name = "live"
 labels = {labels}
@@ -73,11 +74,11 @@ class Ended:
     auc: float
     """On validation patients."""
     seconds: float
-    """From the beginning of its search's command to its end."""
+    """From the start of the search's command to the end of the trial."""
 
 
 def main() -> None:
-    """A run a seed: both searches, then the truth of what they found; a table and one line of JSON, after every run."""
+    """Run both searches for each seed, then retrain; print the tables and one line of JSON after every run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("image_set", nargs="?", choices=list(LABELS), default="phantoms")
     parser.add_argument("--trials", type=int, default=24)
@@ -86,29 +87,27 @@ def main() -> None:
     runs = []
     for seed in asked.seeds:
         runs.append(_search_twice(asked.image_set, trials=asked.trials, seed=seed))
-        print(json.dumps(_result(asked, runs)), flush=True)
+        _print_runs(asked, runs)
 
 
 def _search_twice(image_set: str, *, trials: int, seed: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="acuity-live-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
-        folder = Path(temporary)
-        folder.chmod(0o711)  # root's server runs under another account
+    with scratch_folder("acuity-live-") as folder:
         _write(folder, image_set, trials=trials, seed=seed)
         _decode(folder)
         ours = _run(folder, "acuity")
         found = {"acuity": ours, "optuna": _run(folder, "optuna", str(_seconds(ours)))}
-        truth = train_anew(folder, {each.configuration for ended in found.values() for each in _leaders(ended)})
+        truth = retrain(folder, {each.configuration for ended in found.values() for each in _leaders(ended)})
     return {"seed": seed} | _judge(image_set, found, truth)
 
 
 def _write(folder: Path, image_set: str, *, trials: int, seed: int) -> None:
-    """Two image sets without a common patient, the searched one and the unseen one, and the experiment's file."""
+    """Write the searched and the unseen image set, which share no patient, and the experiment file."""
     if image_set == "phantoms":
         images = "searched/images"
         write_phantoms(folder / "searched", images=SEARCHED[image_set], seed=seed)
         write_phantoms(folder / "unseen", images=UNSEEN, seed=seed + 10_000)
     else:
-        source = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")).resolve() / "nih-cxr-128"
+        source = NIH / "nih-cxr-128"
         images = str(source / "images")
         _cut_in_two(source / "Data_Entry.csv", folder, searched=SEARCHED[image_set], seed=seed)
     (folder / "live.toml").write_text(
@@ -128,7 +127,7 @@ def _write(folder: Path, image_set: str, *, trials: int, seed: int) -> None:
 
 
 def _cut_in_two(index: Path, folder: Path, *, searched: int, seed: int) -> None:
-    """Patients in random order, until there are enough images for the search; then for what judges it."""
+    """Cut the index in two, patients in random order: first the searched images, then the unseen ones."""
     lines = index.read_text(encoding="utf-8").splitlines()
     patients = [line.split(",")[3] for line in lines[1:]]
     order = np.random.default_rng(seed).permutation(sorted(set(patients)))
@@ -143,7 +142,7 @@ def _cut_in_two(index: Path, folder: Path, *, searched: int, seed: int) -> None:
 
 
 def _decode(folder: Path) -> None:
-    """Index, split and cache, which both searches read."""
+    """Write the split and the cache that both searches read."""
     from acuity.study.config.loading import load
     from acuity.study.dataset.image_set import open_image_set
 
@@ -151,14 +150,8 @@ def _decode(folder: Path) -> None:
 
 
 def _run(folder: Path, contestant: str, *limit: str) -> list[Ended]:
-    environment = {key: value for key, value in os.environ.items() if key != "ACUITY_STORAGE"}
-    environment |= {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "XDG_CACHE_HOME": str(folder / "home")}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, live_contestants.__file__, contestant, str(folder), *limit]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{contestant}: {done.stdout}{done.stderr}")
-    rows = json.loads(done.stdout.splitlines()[-1])
+    command = [*PYTHON, live_contestants.__file__, contestant, str(folder), *limit]
+    rows = last_json(time_command(command, environment=private_environment(folder)).stdout)
     ended = [Ended(Configuration(**row.pop("configuration")), **row) for row in rows]
     print(f"{contestant}: {len(ended)} complete trials in {_seconds(ended):.0f} s", flush=True)
     return ended
@@ -169,7 +162,7 @@ def _seconds(ended: list[Ended]) -> float:
 
 
 def _leaders(ended: list[Ended]) -> list[Ended]:
-    """Every trial that was its label's and resolution's best when it ended, in time's order."""
+    """Every trial that was the best of its label and resolution when it ended, in the order of their ends."""
     best: dict[tuple[str, int], float] = {}
     leaders = []
     for each in sorted(ended, key=lambda each: each.seconds):
@@ -181,9 +174,9 @@ def _leaders(ended: list[Ended]) -> list[Ended]:
 
 
 def _judge(image_set: str, found: dict[str, list[Ended]], truth: dict[Configuration, Truth]) -> dict[str, Any]:
-    """What each search had over time, and what at its end."""
+    """The answers of each search over time and at its end."""
     labels = LABELS[image_set]
-    times = list(range(STEP_S, int(_seconds(found["acuity"])) + STEP_S + 1, STEP_S))  # the last after both have ended
+    times = list(range(STEP_S, int(_seconds(found["acuity"])) + STEP_S + 1, STEP_S))  # at the last both have ended
     right = {label: _right(image_set, label) for label in labels}
     judged: dict[str, Any] = {"seconds": times, "right": right}
     for name in CONTESTANTS:
@@ -210,7 +203,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _right(image_set: str, label: str) -> list[int]:
-    """Verdicts that the recorded trainings leave open, of as many images and fresh seeds; usually one."""
+    """Verdicts that the recorded trainings allow; usually one."""
     file = {"phantoms": "search_report.json", "nih": "search_nih.json"}[image_set]
     recorded = json.loads((Path(__file__).parents[1] / "results" / file).read_text(encoding="utf-8"))
     verdicts: list[int] = recorded["truth"][label]["verdicts"]
@@ -218,7 +211,7 @@ def _right(image_set: str, label: str) -> list[int]:
 
 
 def _answer(ended: list[Ended], label: str, truth: dict[Configuration, Truth]) -> dict[str, Any]:
-    """What a search says of a label after these trials; chance and no verdict where there are none."""
+    """The search's answer for a label after these trials; AUC 0.5 and no verdict if there are none."""
     finalists = {
         each.configuration.resolution: each for each in _leaders(ended) if each.configuration.label == label
     }  # a resolution's last leader is its best
@@ -231,14 +224,14 @@ def _answer(ended: list[Ended], label: str, truth: dict[Configuration, Truth]) -
     return {
         "auc": round(true[reference].auc, 4),
         "retrained_auc": round(true[retrained].auc, 4),
-        # That a smaller one is worse is known only where it was tried.
+        # A smaller resolution is known to be worse only if it was tried.
         "verdict": named if all(below in true for below in RESOLUTIONS if below < named) else None,
         "reference": reference,
         "true_auc": {resolution: round(its.auc, 4) for resolution, its in true.items()},
     }
 
 
-def _result(asked: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _print_runs(asked: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     longest = max((run["seconds"] for run in runs), key=len)
     kinds = ("mean_true_auc_of_best", "right_verdicts")
     over_time = {
@@ -247,26 +240,22 @@ def _result(asked: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, 
     }
     for kind, rows in over_time.items():
         print(kind, pd.DataFrame(rows, index=pd.Index(longest, name="seconds")).T.to_string(), sep="\n")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "benchmark": "live_search",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "image_set": asked.image_set,
-        "trials_per_label": asked.trials,
-        "n": len(runs),
-        "seconds": longest,
+    print_result(
+        "live_search",
+        n=len(runs),
+        goals=[],
+        date=time.strftime("%Y-%m-%d"),
+        image_set=asked.image_set,
+        trials_per_label=asked.trials,
+        seconds=longest,
         **over_time,
-        "after_two_retrainings": {
-            name: _mean(run[name]["after_two_retrainings"] for run in runs) for name in CONTESTANTS
-        },
-        "runs": runs,
-    }
+        after_two_retrainings={name: _mean(run[name]["after_two_retrainings"] for run in runs) for name in CONTESTANTS},
+        runs=runs,
+    )
 
 
 def _over_time(rows: list[list[float]], length: int) -> list[float]:
-    """Mean over runs; a search that has ended keeps what it said last."""
+    """Mean over runs. A search that has ended keeps its last answer."""
     return [_mean(row[min(at, len(row) - 1)] for row in rows) for at in range(length)]
 
 

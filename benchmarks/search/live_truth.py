@@ -1,4 +1,4 @@
-"""True AUC of the trials of live_search.py: their configurations are retrained and scored on new patients."""
+"""True AUC of the trials of live_search.py: configurations are retrained and scored on unseen patients."""
 
 import multiprocessing
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ class Truth:
     """Mean AUCs of a configuration over SEEDS."""
 
     validation_auc: float
-    """On the search's validation patients: what a confirmation sees."""
+    """On the search's validation patients, as in a confirmation."""
     auc: float
-    """On patients of whom neither search knows."""
+    """On patients that neither search sees."""
 
 
-def train_anew(folder: Path, configurations: Iterable[Configuration]) -> dict[Configuration, Truth]:
-    """Two networks of each configuration, by as many processes as a search has workers."""
+def retrain(folder: Path, configurations: Iterable[Configuration]) -> dict[Configuration, Truth]:
+    """Train two networks of each configuration, in as many processes as a search has workers."""
     tasks = [(folder, configuration, seed) for configuration in sorted(configurations, key=str) for seed in SEEDS]
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         aucs = pool.starmap(_train, tasks, chunksize=1)
@@ -37,7 +37,7 @@ def train_anew(folder: Path, configurations: Iterable[Configuration]) -> dict[Co
 
 
 def _train(folder: Path, configuration: Configuration, seed: int) -> tuple[float, float]:
-    """AUC on validation patients, and on unseen ones; chance where the training diverges."""
+    """AUC on validation patients and on unseen patients; 0.5 if the training diverges."""
     import torch
 
     from acuity.objectives.statistics.metrics import auc

@@ -1,14 +1,14 @@
-"""Records real learning curves for benchmarks/search/search.py, which replays searches on them; makes no claim.
+"""Records real learning curves for benchmarks/search/search.py, which replays searches on them. It makes no claim.
 
-One training a row: validation AUC and CPU seconds of each epoch, and the AUC on patients that no search sees. Labels of
-five image sets: four of phantoms of other seeds and sizes (three for design, of which "previous" is what an earlier
-design was reported on; and report), and nih-cxr-128 (ACUITY_NIH_DIR). The full grid of resolution x architecture x
-batch size x learning rate x 2 seeds is run in one random order, label by label in turn, a third of the cells with both
-seeds, so that wherever a run stops it has a balanced fraction. What is recorded already is not run again.
+A row is one training: validation AUC and CPU seconds of each epoch, and the AUC on patients that no search sees. There
+are five image sets: four of phantoms with different seeds and sizes ("design", "validation" and "previous" for the
+design of strategies, "report" for the result), and nih-cxr-128 (ACUITY_NIH_DIR). The full grid of resolution x
+architecture x batch size x learning rate x 2 seeds is run in one random order, labels in turn. A third of the cells
+run both seeds early, so that an interrupted run has a balanced fraction. Recorded trainings are not run again.
 
     python benchmarks/search/record_curves.py [--minutes 75] [--processes 2] [--sets design] [--top]
 
---top: instead, 4 fresh seeds of each label's best cell a resolution so far, which the truth rests on.
+--top trains 4 fresh seeds of the best cell of each label and resolution instead. They check the attainable AUCs.
 """
 
 import argparse
@@ -38,6 +38,9 @@ from acuity.objectives.training.interface import Diverged, Hyperparameters, Labe
 from acuity.objectives.training.prediction import score_images
 from acuity.objectives.training.train import train
 
+sys.path.append(str(Path(__file__).parents[1]))
+from folders import NIH
+
 CURVES = Path(os.environ.get("ACUITY_CURVES", Path(__file__).with_name("curves") / "curves.parquet"))
 RESOLUTIONS = (32, 48, 64, 96, 128)
 ARCHITECTURES = ("test_resnet", "test_efficientnet")
@@ -52,7 +55,7 @@ _WRITE_EVERY = 20
 
 @dataclass(frozen=True)
 class ImageSetSize:
-    """Images of a set's parts; test images are of the patients that no search sees."""
+    """Number of images of each part. Test images are those of patients that no search sees."""
 
     seed: int
     training: int
@@ -90,7 +93,7 @@ class Run:
 
 
 def main() -> None:
-    """Train until the time is over; every few trainings the file is written anew."""
+    """Train until the time is over; the file is rewritten every few trainings."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--processes", type=int, default=2)
@@ -115,7 +118,7 @@ def main() -> None:
 
 
 def _grid() -> list[Run]:
-    """Every cell of every label, in one random order for all labels, these in turn; every third cell twice at once."""
+    """Every cell of every label in one random order, labels in turn; every third cell has its second seed early."""
     cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES))
     random.Random(0).shuffle(cells)
     first, second = SEEDS
@@ -126,7 +129,7 @@ def _grid() -> list[Run]:
 
 
 def _top(rows: pd.DataFrame) -> list[Run]:
-    """Fresh seeds of the best cells, so that what they were chosen by does not flatter them."""
+    """Fresh seeds of the best cells, so that the choice of the cells does not bias their AUC."""
     cell = ["image_set", "label", "resolution", "architecture", "batch_size", "learning_rate"]
     searched = rows[rows["seed"].isin(SEEDS)]
     means = searched.groupby(cell, as_index=False)["test_auc"].mean().sort_values("test_auc", ascending=False)
@@ -168,7 +171,7 @@ def _record(task: tuple[Run, float]) -> dict[str, Any] | None:
             save_checkpoint=lambda checkpoint: kept.__setitem__(0, checkpoint),
         )
     except Diverged:
-        pass  # its curve ends before the last epoch
+        pass  # the curve ends before the last epoch
     else:
         area, error = outcome.auc, outcome.auc_se
         scores = score_images(kept[0], hyperparameters, data.images, test, device=_CPU)
@@ -215,7 +218,7 @@ def _draw(image_set: str) -> _Set:
 def _phantoms(image_set: str) -> _Set:
     size = IMAGE_SETS[image_set]
     wanted = (size.training, size.validation, size.test)
-    # Seeds of their own, so that no patient is in two parts.
+    # Each part has its own seed, so that no patient is in two parts.
     drawn = [list(draw_phantoms(images, seed=1000 * size.seed + part)) for part, images in enumerate(wanted)]
     films = [film for films in drawn for film in films]
     targets = {
@@ -227,7 +230,7 @@ def _phantoms(image_set: str) -> _Set:
 
 
 def _nih() -> _Set:
-    folder = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / "nih-cxr-128"
+    folder = NIH / "nih-cxr-128"
     index = read_index(folder / "Data_Entry.csv", images=folder / "images")
     split = read_or_make_split(index, path=Path("no-split.csv"), write=False)
     size = IMAGE_SETS["nih"]

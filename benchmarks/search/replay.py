@@ -1,4 +1,4 @@
-"""Replays a search on a surrogate of recorded curves: simulated workers pay recorded seconds, epoch by epoch."""
+"""Replays a search on surrogates of recorded curves: simulated workers pay recorded seconds, epoch by epoch."""
 
 import heapq
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
 from acuity.study.config.schema import Confirm
-from acuity.study.confirmation.nomination import NEAR_THE_TOP, NOMINEES
+from acuity.study.confirmation.nomination import MAX_AUC_GAP, NOMINEES_PER_RESOLUTION
 
 
 class Strategy(Protocol):
-    """A way to search for several labels at once, as the replay sees it. Trials are numbered over all labels."""
+    """A search for several labels together. Trials are numbered over all labels."""
 
     def ask(self) -> tuple[int, str, Configuration] | None:
-        """Number, label and configuration of the next trial; None where it has no more."""
+        """Number, label and configuration of the next trial; None if there are no more."""
         ...
 
     def report(self, number: int, epoch: int, auc: float) -> bool:
-        """Take the AUC after an epoch, from 1 on; True ends the trial there."""
+        """Report the AUC after an epoch, counted from 1. True prunes the trial."""
         ...
 
     def tell(self, number: int, auc: float | None) -> None:
-        """Its value, or None where it was ended early."""
+        """Tell the trial's value, or None if it was pruned."""
         ...
 
 
@@ -37,7 +37,7 @@ class Trial:
     configuration: Configuration
     epoch_aucs: list[float]
     spent: float
-    """CPU seconds of all workers together until then, running trials included."""
+    """CPU seconds of all workers until the trial ended, running trials included."""
     complete: bool
 
     @property
@@ -59,7 +59,7 @@ class _Running:
 def replay(
     strategy: Strategy, surrogates: Mapping[str, Surrogate], *, workers: int, most_cost: float, rng: np.random.Generator
 ) -> list[Trial]:
-    """Run until the workers have spent most_cost together; trials in the order in which they ended."""
+    """Run until the workers together have spent most_cost CPU seconds; returns the trials in the order they ended."""
     ended: list[Trial] = []
     clock: list[tuple[float, int, _Running]] = []
     turn = 0
@@ -96,7 +96,7 @@ def replay(
 
 
 def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Generator) -> tuple[list[float], float]:
-    """Validation AUC after each epoch of one training, and an epoch's seconds."""
+    """Draw one training: validation AUC after each epoch, and seconds of one epoch."""
     mean = surrogate.mean([configuration])[0]
     logits = mean + surrogate.noise(float(mean[-2]), rng)
     return expit(logits[:-1]).tolist(), float(surrogate.epoch_seconds([configuration])[0])
@@ -105,21 +105,22 @@ def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Gene
 def confirm(
     trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, trainings: int = 1
 ) -> tuple[dict[int, Configuration], int, float]:
-    """What `acuity confirm` compares: each resolution's finalist, the best of these, and the cost in CPU seconds.
+    """Confirm as `acuity confirm` does; returns each resolution's finalist, the reference and the cost in CPU seconds.
 
-    Resolutions within 0.05 of the top, plus the smallest; of each the top 3 by validation AUC trained once more, and
-    the best of them by the mean of both with as many seeds as is the product's default. trainings: 2 is how it was,
-    without the search's AUC in the mean.
+    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, and the smallest one. At each of them the
+    NOMINEES_PER_RESOLUTION best trials by validation AUC are trained once more. The finalist has the highest mean of
+    both AUCs, and is trained until it has the default number of seeds. trainings = 2 trains nominees twice and leaves
+    the search's AUC out of the mean.
     """
     best: dict[int, list[Trial]] = {}
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
-    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - NEAR_THE_TOP} | {min(best)}
+    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP} | {min(best)}
     cost, finalists, means = 0.0, {}, {}
     for resolution in sorted(chosen):
         candidates = []
-        for trial in best[resolution][:NOMINEES]:
+        for trial in best[resolution][:NOMINEES_PER_RESOLUTION]:
             aucs = []
             for _ in range(trainings):
                 curve, seconds = draw(surrogate, trial.configuration, rng)

@@ -1,13 +1,14 @@
 """Claim: Acuity names the resolution that a label needs at half the cost of plain Optuna, confirmation included.
 
-Replays searches on surrogates of recorded learning curves (benchmarks/search/record_curves.py): a strategy asks for
-configurations for all labels of an image set, simulated workers pay the recorded CPU seconds epoch by epoch, and what
-the strategy would nominate at several costs is confirmed as `acuity confirm` does. Judged by the AUC on patients of
-whom no search knows, as a verdict with unlimited test patients would: the smallest resolution that is not MARGIN
-below the reference, all smaller ones tried. The goals are for phantoms and up to 8 workers; on nih, whose truth nobody
-knows that well, cost and direction are told. One unit of cost is one whole training at the largest resolution for each
-label. Strategies were designed on the image sets "design", "validation" and "previous"; "report" was kept for the last
-look.
+Searches are replayed on surrogates of recorded learning curves (benchmarks/search/record_curves.py). A strategy asks
+for configurations for all labels of an image set. Simulated workers pay the recorded CPU seconds epoch by epoch. At
+several costs the strategy's nominees are confirmed as `acuity confirm` does.
+
+The verdict is the smallest resolution that is not MARGIN below the reference, with all smaller ones tried. It rests on
+the AUC on patients that no search sees, as if test patients were unlimited. The goals are for phantoms and up to 8
+workers. The truth of nih is less certain, so that its costs are printed without goals. One unit of cost is one whole
+training at the largest resolution for each label. Strategies were designed on the image sets "design", "validation" and
+"previous"; "report" was used only for the final result.
 
     python benchmarks/search/search.py [IMAGE SET] [--repetitions 100] [--workers 1 8 32] [--only random acuity]
 
@@ -19,14 +20,13 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import warnings
 import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,14 @@ from search_costs import costs, goals
 from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES, unit_seconds
 from surrogate import Configuration, Surrogate, fit, validate
 
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import print_result
+
 UNITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 NEAR = 0.005
-"""AUC within which of the best a configuration, or a resolution, counts as found."""
+"""A configuration or resolution counts as found if its AUC is at most this far below the best."""
 MARGIN = 0.02
-"""AUC below the best that makes a resolution inadequate: the product's default."""
+"""A resolution is inadequate if its AUC is this far below the best. Acuity's default."""
 FEWEST_CURVES = 40
 FEWER = {
     "hyperband": 40,
@@ -54,12 +57,12 @@ FEWER = {
     "acuity, even first trials": 40,
     "gp": 10,
 }
-"""Most repetitions of strategies that are slow to replay and no part of a goal."""
+"""Maximum number of repetitions of strategies that are slow to replay and that no goal uses."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label's surrogate and what is true of it."""
+    """A label's surrogate and its true answers."""
 
     name: str
     surrogate: Surrogate
@@ -76,12 +79,12 @@ class Label:
 
     @property
     def references(self) -> set[int]:
-        """Resolutions that can come within NEAR of the best."""
+        """Resolutions whose highest AUC is within NEAR of the best."""
         return {resolution for resolution, auc in self.attainable.items() if auc >= self.best - NEAR}
 
     @property
     def verdicts(self) -> set[int]:
-        """The smallest resolution that is not MARGIN below the best; several where NEAR leaves it open."""
+        """The smallest resolution that is not MARGIN below the best; several if they differ by less than NEAR."""
         edges = (self.best - MARGIN - NEAR, self.best - MARGIN, self.best - MARGIN + NEAR)
         return {_smallest(self.attainable, at_least=edge) for edge in edges}
 
@@ -95,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
-    warnings.simplefilter("ignore")  # a Gaussian process's length at its bound
+    warnings.simplefilter("ignore")  # the Gaussian process warns that a length scale is at its bound
     if asked.image_set == ANOTHER:
         asked.only = [strategy for strategy in asked.only if strategy != AFTER_ANOTHER]
     if any(name.startswith("syne tune") for name in asked.only) and find_spec("syne_tune") is None:
@@ -123,18 +126,19 @@ def main() -> None:
     found = costs(outcomes, grid_units=grid_units)
     for row in found:
         print(row)
-    print(
-        json.dumps(
-            _about(asked, curves=len(rows))
-            | {
-                "goals": goals(found, outcomes) if asked.image_set == "report" else [],
-                "surrogates": checked,
-                "truth": truth,
-                "grid_units": round(grid_units, 1),
-                "costs": found,
-            }
-            | {column: _by_strategy(table, column, asked) for column in table.columns}
-        )
+    print_result(
+        "search",
+        n=asked.repetitions,
+        goals=goals(found, outcomes) if asked.image_set == "report" else [],
+        versions={name: version(name) for name in ("optuna", "syne-tune") if find_spec(name.replace("-", "_"))},
+        image_set=asked.image_set,
+        n_at_most={strategy: FEWER[strategy] for strategy in asked.only if strategy in FEWER},
+        curves=len(rows),
+        surrogates=checked,
+        truth=truth,
+        grid_units=round(grid_units, 1),
+        costs=found,
+        **{column: _by_strategy(table, column, asked) for column in table.columns},
     )
 
 
@@ -145,16 +149,16 @@ def _check_enough(rows: pd.DataFrame, image_set: str) -> None:
         sys.exit(
             f"{image_set}: {'; '.join(few)} curves, {FEWEST_CURVES} are needed: "
             "`python benchmarks/search/record_curves.py "
-            f"--sets {image_set}` records more and goes on where it stopped"
+            f"--sets {image_set}` continues the recording"
         )
 
 
 _labels: dict[str, Label] = {}
-"""Of the image set, by name."""
+"""Labels of the image set, by name."""
 
 
 def _prepare(rows: pd.DataFrame, image_set: str) -> None:
-    """In each process, once."""
+    """Fit the surrogates, once in each process."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     for name in LABELS[image_set]:
@@ -187,7 +191,7 @@ def _label(name: str, surrogate: Surrogate) -> Label:
 
 
 def _truth(label: Label, rows: pd.DataFrame) -> dict[str, Any]:
-    """What is attainable by the model, beside the mean test AUC of the seeds that were trained for this at the top."""
+    """Attainable AUCs by the surrogate, and mean recorded test AUCs of the seeds of the best cells (--top)."""
     by_resolution = {}
     for resolution, attainable in label.attainable.items():
         aucs = rows[(rows["resolution"] == resolution) & ~rows["seed"].isin(SEEDS)]["test_auc"].dropna()
@@ -205,7 +209,7 @@ def _smallest(attainable: dict[int, float], *, at_least: float) -> int:
 
 
 def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
-    """One search for all labels of the image set, judged at every cost."""
+    """Replay one search for all labels of the image set and judge it at every cost."""
     strategy, workers, repetition = task
     seed = zlib.crc32(f"{workers} {repetition}".encode())  # the same for every strategy
     rng = np.random.default_rng(seed)
@@ -225,25 +229,25 @@ def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
     ]
 
 
-def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
-    """What a label's trials nominate, and what is left of it after a confirmation."""
-    complete = [trial for trial in told if trial.complete]
-    row: dict[str, Any] = {"trials": len(told), "curve_regret": _curve_regret(label, complete)}
+def _judge(label: Label, trials: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
+    """Judge the nominee of a label's trials, before and after a confirmation."""
+    complete = [trial for trial in trials if trial.complete]
+    row: dict[str, Any] = {"trials": len(trials), "curve_regret": _curve_regret(label, complete)}
     if not complete:
         worst = label.best - 0.5
         answer = {"final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
         return row | {"regret": worst} | answer | {f"twice_{name}": value for name, value in answer.items()}
     nominee = max(complete, key=lambda trial: trial.auc).configuration
     row["regret"] = label.best - float(label.surrogate.truth([nominee])[0])
-    tried = {trial.configuration.resolution for trial in told}
+    tried = {trial.configuration.resolution for trial in trials}
     for rule, trainings in (("", 1), ("twice_", 2)):
-        finalists, reference, cost = confirm(told, label.surrogate, rng=rng, trainings=trainings)
+        finalists, reference, cost = confirm(trials, label.surrogate, rng=rng, trainings=trainings)
         true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
         named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
         row |= {
             f"{rule}final_regret": label.best - true_aucs[reference],
             f"{rule}reference": reference in label.references,
-            # That a smaller one is worse is known only where it was tried.
+            # A smaller resolution is known to be worse only if it was tried.
             f"{rule}verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
             f"{rule}confirm_units": cost / label.unit_s,
         }
@@ -251,7 +255,7 @@ def _judge(label: Label, told: list[Trial], rng: np.random.Generator) -> dict[st
 
 
 def _curve_regret(label: Label, complete: list[Trial]) -> float:
-    """Mean over resolutions of what each one's best trial is below what it could be: how well the curve is known."""
+    """Mean over resolutions of the attainable AUC minus the true AUC of the resolution's best trial."""
     below = []
     for resolution, attainable in label.attainable.items():
         there = [trial for trial in complete if trial.configuration.resolution == resolution]
@@ -267,20 +271,6 @@ def _summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Means over repetitions and labels, by workers, strategy and cost of the search."""
     columns = outcomes.columns.difference(["label", "repetition", "workers", "strategy", "units"], sort=False)
     return outcomes.groupby(["workers", "strategy", "units"])[list(columns)].mean().round(4)
-
-
-def _about(asked: argparse.Namespace, *, curves: int) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "benchmark": "search",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("optuna", "syne-tune") if find_spec(name.replace("-", "_"))},
-        "commit": commit.stdout.strip(),
-        "image_set": asked.image_set,
-        "n": asked.repetitions,
-        "n_at_most": {strategy: FEWER[strategy] for strategy in asked.only if strategy in FEWER},
-        "curves": curves,
-    }
 
 
 def _by_strategy(table: pd.DataFrame, column: str, asked: argparse.Namespace) -> dict[str, Any]:

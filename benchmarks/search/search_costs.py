@@ -1,15 +1,20 @@
-"""What a search costs until its answer is as good as wanted: units by strategy, ratios to the peers, and the goals.
+"""Computes the cost at which a search reaches a criterion: units by strategy, ratios to the peers, and the goals.
 
-Spread is a bootstrap over repetitions, for these labels and their models as they are.
+Spread is a bootstrap over repetitions. Labels and surrogates are fixed.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal
 
 _BOOTSTRAPS = 1000
 OURS, PLAIN, CHANCE = "acuity", "optuna", "random"
@@ -19,20 +24,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Criterion:
-    """When a search's answer is good enough."""
+    """The quality that a search's answer must reach."""
 
     column: str
-    """Of the outcomes: a mean regret, or the share of right answers."""
+    """Column of the outcomes: a mean regret, or the share of right answers."""
     wanted: float
     confirmed: bool = False
-    """Whether the confirmation of the answer is paid too."""
+    """Whether the cost includes the confirmation of the answer."""
 
     @property
     def name(self) -> str:
         return f"{self.column}_{self.wanted:g}" + ("_confirmed" if self.confirmed else "")
 
     def cost(self, quality: Floats, units: Floats) -> float:
-        """Units at which the quality [costs] is first as wanted, between costs linearly; NaN where it never is."""
+        """Units at which the quality [costs] first reaches the criterion, by linear interpolation; NaN if never."""
         sign = -1 if "regret" in self.column else 1
         lacking = sign * (self.wanted - quality)
         enough = np.flatnonzero(lacking <= 0)
@@ -56,10 +61,10 @@ _MOST_WORKERS = 8
 
 
 def costs(outcomes: pd.DataFrame, *, grid_units: float) -> list[dict[str, Any]]:
-    """Of every criterion and number of workers: units by strategy, and ours as a ratio of each other's, [low, high].
+    """For every criterion and number of workers: units by strategy, and Acuity's units over each peer's, [low, high].
 
-    A peer that does not get there counts as one that does at the last cost. The whole grid is all of its cells, without
-    a confirmation.
+    A peer that never reaches the criterion counts as reaching it at the last cost. The whole grid is all of its cells,
+    without a confirmation.
     """
     found = []
     for workers, of_workers in outcomes.groupby("workers"):
@@ -82,7 +87,7 @@ def costs(outcomes: pd.DataFrame, *, grid_units: float) -> list[dict[str, Any]]:
 
 
 def goals(found: Sequence[dict[str, Any]], outcomes: pd.DataFrame) -> list[dict[str, Any]]:
-    """Half of plain Optuna's cost, a quarter of the grid's, and on no label worse than random search."""
+    """At most half of plain Optuna's cost and a quarter of the grid's, and on no label worse than random search."""
     kept = []
     for row in found:
         for peer, most in ((PLAIN, _HALF), ("whole grid", _QUARTER)):
@@ -95,7 +100,7 @@ def goals(found: Sequence[dict[str, Any]], outcomes: pd.DataFrame) -> list[dict[
 
 
 def _against_random(outcomes: pd.DataFrame) -> list[dict[str, Any]]:
-    """Our mean regret over all costs minus random search's, for each label: below zero, one-sided 95 %."""
+    """Acuity's mean regret over all costs minus random search's, for each label: at most 0, one-sided 95 %."""
     kept = []
     both = outcomes[outcomes["strategy"].isin([OURS, CHANCE])]
     if both["strategy"].nunique() < 2:
@@ -104,20 +109,13 @@ def _against_random(outcomes: pd.DataFrame) -> list[dict[str, Any]]:
         regret = rows.pivot_table(index="repetition", columns="strategy", values="final_regret")
         more = regret[OURS] - regret[CHANCE]
         high = float(more.mean() + 1.645 * more.sem())
-        kept.append(
-            {
-                "name": f"regret_minus_random_{label}_{workers}_workers",
-                "value": round(float(more.mean()), 4),
-                "high": round(high, 4),
-                "goal": "high <= 0",
-                "met": high <= 0,
-            }
-        )
+        name = f"regret_minus_random_{label}_{workers}_workers"
+        kept.append(make_goal(name, float(more.mean()), "high <= 0", met=high <= 0, high=high, digits=4))
     return kept
 
 
 def _drawn(rows: pd.DataFrame, criterion: Criterion) -> tuple[Floats, Floats]:
-    """Costs at which it is reached, and the last costs: of all repetitions, then of bootstraps."""
+    """Costs at which the criterion is reached, and the last costs: of all repetitions, then of each bootstrap."""
     quality = _by_repetition(rows, criterion.column)
     units = np.broadcast_to(np.sort(rows["units"].unique()).astype(float), quality.shape)
     if criterion.confirmed:
@@ -134,7 +132,7 @@ def _by_repetition(rows: pd.DataFrame, column: str) -> Floats:
 
 
 def _ratio(ours: Floats, theirs: Floats) -> list[float | None]:
-    """Value, and 95 % of the bootstraps."""
+    """The ratio, and the 95 % interval of the bootstraps."""
     ratios = np.nan_to_num(ours / theirs, nan=np.inf)
     low, high = np.quantile(ratios[1:], (0.025, 0.975), method="nearest")
     return [_rounded(value) for value in (ratios[0], low, high)]

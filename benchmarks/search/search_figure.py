@@ -1,4 +1,4 @@
-"""Draws docs/search.svg from the results that `benchmarks/search/search.py` kept; claims nothing itself.
+"""Draws docs/search.svg from the kept results of `benchmarks/search/search.py`. It makes no claim.
 
 python benchmarks/search/search_figure.py
 """
@@ -28,7 +28,7 @@ WORKERS = (1, 8)
 
 
 def main() -> None:
-    """A row a number of workers; left the best trial, right the mean of all resolutions' best."""
+    """Draw one row per number of workers: left the best trial, right the mean over all resolutions' best trials."""
     result = json.loads(RESULTS.read_text())
     with figure_style():
         figure = Figure(figsize=(6.6, 4.6))

@@ -1,4 +1,4 @@
-"""The searches that `benchmarks/search/search.py` compares, all over one space and each as its users run it."""
+"""The strategies that `benchmarks/search/search.py` compares: one space, each with its usual settings."""
 
 import itertools
 import random
@@ -19,19 +19,19 @@ from replay import Strategy, replay
 from surrogate import Configuration, Surrogate, fit
 
 from acuity.study.config.schema import Data, Experiment, Search, Training
-from acuity.study.search.initial_design import FirstTrial, complete, first_trials
-from acuity.study.search.recipes import Tried, own_recipes, recipe_of
+from acuity.study.search.initial_design import InitialTrial, choose_parameters, plan_initial_trials
+from acuity.study.search.recipes import EndedTrial, own_recipes, recipe_of
 from acuity.study.search.space import make_pruner, make_sampler, prunable_epochs, suggest
 
 RATES = (LEARNING_RATES[0], LEARNING_RATES[-1])
 EXPONENTS = (BATCH_SIZES[0].bit_length() - 1, BATCH_SIZES[-1].bit_length() - 1)
 _EVEN = 6
 ANOTHER, AFTER_ANOTHER = "design", "acuity, after another"
-"""Image set of the experiment that this strategy has learnt from."""
+"""Image set of the earlier experiment, and the strategy that learns from it."""
 
 
 class OptunaStudies:
-    """A study in memory for each label; the label with the fewest trials is asked next, as our workers do."""
+    """One study in memory per label. The label with the fewest trials is asked next, as Acuity's workers do."""
 
     def __init__(self, labels: Sequence[str], make: Callable[[int], tuple[BaseSampler, BasePruner]]) -> None:
         self.studies = {}
@@ -74,9 +74,9 @@ class OptunaStudies:
 
 
 class Acuity(OptunaStudies):
-    """The product's own first trials, sampler, pruner and rules of who is asked to stop."""
+    """Acuity's initial trials, sampler, pruner and pruning epochs."""
 
-    def __init__(self, experiment: Experiment, *, workers: int, learnt: Sequence[Tried] = ()) -> None:
+    def __init__(self, experiment: Experiment, *, workers: int, learnt: Sequence[EndedTrial] = ()) -> None:
         seed, labels = experiment.search.seed, experiment.labels
         # A study rarely has more trials running than its share of the workers.
         pruner = make_pruner(experiment, running=-(-workers // len(labels)))
@@ -84,18 +84,20 @@ class Acuity(OptunaStudies):
         self.experiment = experiment
         self.tried = list(learnt)
         self.waiting = {label: self.first_trials(label) for label in labels}
-        self.given: dict[str, list[FirstTrial]] = {label: [] for label in labels}
+        self.given: dict[str, list[InitialTrial]] = {label: [] for label in labels}
         self.first: set[int] = set()
 
-    def first_trials(self, label: str) -> list[FirstTrial]:
-        return first_trials(self.experiment, EXPONENTS, label, informed=bool(self.tried))
+    def first_trials(self, label: str) -> list[InitialTrial]:
+        return plan_initial_trials(self.experiment, EXPONENTS, label, informed=bool(self.tried))
 
     def start(self, label: str) -> optuna.Trial:
         if not self.waiting[label]:
             return super().start(label)
         starting, given = self.waiting[label].pop(0), self.given[label]
-        parameters = complete(starting, self.experiment, EXPONENTS, label=label, tried=self.tried, given=given)
-        given.append(FirstTrial(starting.part, parameters))
+        parameters = choose_parameters(
+            starting, self.experiment, EXPONENTS, label=label, history=self.tried, started=given
+        )
+        given.append(InitialTrial(starting.part, parameters))
         self.studies[label].enqueue_trial(parameters)
         self.first.add(sum(self.asked.values()) - 1)
         return super().start(label)
@@ -115,30 +117,30 @@ class Acuity(OptunaStudies):
         label, trial = self.running[number]
         super().tell(number, auc)
         if auc is not None:
-            self.tried.append(Tried(label, trial.params["resolution"], recipe_of(trial.params), auc))
+            self.tried.append(EndedTrial(label, trial.params["resolution"], recipe_of(trial.params), auc))
 
 
 class TurnsFromTheLargest(Acuity):
-    """Whose turns begin at the largest resolution, wherever the finding shows."""
+    """Acuity, but initial trials without parameters cycle through the resolutions from the largest."""
 
-    def first_trials(self, label: str) -> list[FirstTrial]:
+    def first_trials(self, label: str) -> list[InitialTrial]:
         resolutions = itertools.cycle(RESOLUTIONS[::-1])
         return [
-            first if first.parameters else FirstTrial(first.part, {"resolution": next(resolutions)})
+            first if first.parameters else InitialTrial(first.part, {"resolution": next(resolutions)})
             for first in super().first_trials(label)
         ]
 
 
 class EvenFirst(Acuity):
-    """Without recipes that are passed on: every resolution runs the same six of its label's own."""
+    """Acuity, but every resolution runs the same six recipes of its label; no label gets another's recipe."""
 
-    def first_trials(self, label: str) -> list[FirstTrial]:
+    def first_trials(self, label: str) -> list[InitialTrial]:
         recipes = own_recipes(self.experiment, EXPONENTS, label)[:_EVEN]
-        return [FirstTrial("even", recipe.at(resolution)) for recipe in recipes for resolution in RESOLUTIONS]
+        return [InitialTrial("even", recipe.at(resolution)) for recipe in recipes for resolution in RESOLUTIONS]
 
 
 class Alone:
-    """Every label as an experiment of its own, which learns nothing from the others."""
+    """Acuity with one experiment per label, so that no label learns from another."""
 
     def __init__(self, labels: Sequence[str], seed: int, *, workers: int) -> None:
         share = -(-workers // len(labels))
@@ -167,7 +169,7 @@ class Alone:
 
 
 class GridSearch:
-    """Every cell of the recorded factorial once, in random order, labels in turn, none ended early."""
+    """Every cell of the recorded factorial once, in random order, labels in turn, without pruning."""
 
     def __init__(self, labels: Sequence[str], seed: int) -> None:
         cells = list(itertools.product(RESOLUTIONS, ARCHITECTURES, BATCH_SIZES, LEARNING_RATES))
@@ -191,7 +193,7 @@ class GridSearch:
 def acuity_experiment(
     labels: Sequence[str], *, seed: int, minimum: int | None = None, learn_from: tuple[str, ...] = ()
 ) -> Experiment:
-    """The product's settings over the recorded space; the seed draws the recipes."""
+    """An experiment with Acuity's defaults over the recorded space. The seed draws the recipes."""
     search = Search(
         resolutions=RESOLUTIONS,
         architectures=ARCHITECTURES,
@@ -208,13 +210,13 @@ def acuity_experiment(
 
 
 def unit_seconds(surrogate: Surrogate) -> float:
-    """CPU seconds of one whole training at the largest resolution, the mean of the architectures."""
+    """CPU seconds of one whole training at the largest resolution, averaged over architectures."""
     largest = [Configuration(max(RESOLUTIONS), architecture, 16, 3e-3) for architecture in ARCHITECTURES]
     return float(surrogate.epoch_seconds(largest).mean()) * EPOCHS
 
 
-def _another(seed: int) -> list[Tried]:
-    """What an experiment on the phantoms of another set has tried in 20 units, by one worker."""
+def _another(seed: int) -> list[EndedTrial]:
+    """Trials of an experiment on another phantom set: 20 units, one worker."""
     surrogates = _another_surrogates()
     search = Acuity(acuity_experiment(list(surrogates), seed=seed), workers=1)
     most_cost = 20 * sum(map(unit_seconds, surrogates.values()))
@@ -224,7 +226,7 @@ def _another(seed: int) -> list[Tried]:
 
 @cache
 def _another_surrogates() -> dict[str, Surrogate]:
-    """Of the image set whose experiment was run before."""
+    """Surrogates of the image set of the earlier experiment."""
     rows = pd.read_parquet(CURVES)
     rows = rows[rows["image_set"] == ANOTHER]
     return {str(label): fit(of_label.reset_index(drop=True)) for label, of_label in rows.groupby("label")}
@@ -236,7 +238,7 @@ def _gaussian_process(seed: int) -> GPSampler:
 
 
 def _syne_tune(name: str, labels: Sequence[str], seed: int) -> Strategy:
-    import syne_tune_searches  # a peer that Acuity itself does not need
+    import syne_tune_searches  # optional: Acuity does not need Syne Tune
 
     return getattr(syne_tune_searches, name)(labels, seed)
 
@@ -266,4 +268,4 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
         acuity_experiment(labels, seed=seed, minimum=_EVEN), workers=workers
     ),
 }
-"""By name: made from (labels, seed, simulated workers). `optuna` is what create_study() does by default."""
+"""Functions of (labels, seed, number of simulated workers). `optuna` has the defaults of create_study()."""

@@ -1,8 +1,8 @@
-"""A model of recorded learning curves: what a training of any configuration would cost and show, noise included.
+"""A model of recorded learning curves: cost and AUCs of a training of any configuration, with noise.
 
-For each label a Gaussian process over (resolution, architecture, batch size, learning rate) on the logits of the
-validation AUC after each epoch and of the test AUC, by their principal components. A drawn curve is its mean plus a
-residual of a recorded training of similar AUC; residuals are scaled so that two draws differ as two seeds of one cell.
+For each label, Gaussian processes over (resolution, architecture, batch size, learning rate) predict the logits of the
+validation AUC after each epoch and of the test AUC, by their principal components. A drawn curve is the mean plus a
+residual of a recorded training of similar AUC. Residuals are scaled so that two draws differ as two seeds of one cell.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a search asks for."""
+    """The hyperparameters of a training."""
 
     resolution: int
     architecture: str
@@ -33,15 +33,15 @@ class Configuration:
 
 @dataclass(frozen=True, eq=False)
 class Surrogate:
-    """Of one label: means by configuration, residuals to add, CPU seconds an epoch."""
+    """The model of one label: mean curves by configuration, residuals, CPU seconds of an epoch."""
 
     means: "_Means"
     residuals: Floats
     """[trainings, epochs + 1], scaled to the seeds' variance."""
     levels: Floats
-    """[trainings] mean logit of the validation AUC after the last epoch, which says whose residuals are alike."""
+    """[trainings] mean logit of the validation AUC after the last epoch. Similar levels share residuals."""
     seconds: Floats
-    """Coefficients of the columns of `_costs`, then the constant."""
+    """Coefficients of the columns of `_costs`, then the intercept."""
     resolutions: tuple[int, ...]
     architectures: tuple[str, ...]
 
@@ -58,7 +58,7 @@ class Surrogate:
         return self.means.of(self._features(configurations))
 
     def noise(self, level: float, rng: np.random.Generator) -> Floats:
-        """A residual of a training whose level is similar, [epochs + 1]."""
+        """Draw the residual of a training of similar level, [epochs + 1]."""
         similar = np.argsort(np.abs(self.levels - level))[:_SIMILAR]
         return self.residuals[rng.choice(similar)] * rng.choice((-1, 1))
 
@@ -82,11 +82,11 @@ class _Means:
 
 @dataclass(frozen=True, eq=False)
 class _Process:
-    """The mean of a fitted process, without what scikit-learn checks at each call: replays ask for one at a time."""
+    """The mean of a fitted Gaussian process. It skips scikit-learn's checks, which are slow for single points."""
 
     lengths: Floats
     points: Floats
-    """[trainings, features], over the lengths"""
+    """[trainings, features], divided by the lengths."""
     weights: Floats
     mean: float
 
@@ -96,7 +96,7 @@ class _Process:
 
 
 def fit(rows: pd.DataFrame) -> Surrogate:
-    """From one label's recorded trainings."""
+    """Fit the model to one label's recorded trainings."""
     resolutions, architectures = (
         tuple(sorted(rows["resolution"].unique())),
         tuple(sorted(rows["architecture"].unique())),
@@ -114,7 +114,7 @@ def fit(rows: pd.DataFrame) -> Surrogate:
 
 
 def validate(rows: pd.DataFrame, *, folds: int = 5) -> dict[str, float]:
-    """Errors on cells that the model has not seen, beside the seeds' own standard deviation, all in AUC."""
+    """Cross-validated errors on unseen cells, and the standard deviation between seeds, in AUC."""
     cells = rows[_CELL].apply(tuple, axis=1)
     names = cells.unique()
     fold_of = dict(zip(names, np.random.default_rng(0).permutation(len(names)) % folds, strict=True))
@@ -127,16 +127,16 @@ def validate(rows: pd.DataFrame, *, folds: int = 5) -> dict[str, float]:
         predicted[fold == held_out] = means.of(features[fold == held_out])
     errors = expit(predicted) - expit(curves)
     seeds = np.sqrt(_seed_variance(rows, expit(curves)))
-    told = {}
+    measures = {}
     for name, column in (("validation", -2), ("test", -1)):
-        told[f"{name}_rmse"] = float(np.sqrt((errors[:, column] ** 2).mean()))
-        told[f"{name}_seed_sd"] = float(seeds[column])
-        told[f"{name}_r2"] = float(1 - (errors[:, column] ** 2).mean() / expit(curves)[:, column].var())
-    return told
+        measures[f"{name}_rmse"] = float(np.sqrt((errors[:, column] ** 2).mean()))
+        measures[f"{name}_seed_sd"] = float(seeds[column])
+        measures[f"{name}_r2"] = float(1 - (errors[:, column] ** 2).mean() / expit(curves)[:, column].var())
+    return measures
 
 
 def curve_logits(rows: pd.DataFrame) -> Floats:
-    """[trainings, epochs + 1]; a training that diverged has seen nothing: AUC 0.5 from there on."""
+    """[trainings, epochs + 1]. A training that diverged has AUC 0.5 from that epoch on."""
     epochs = max(len(aucs) for aucs in rows["epoch_aucs"])
     aucs = np.full((len(rows), epochs + 1), 0.5)
     for row, (curve, test) in enumerate(zip(rows["epoch_aucs"], rows["test_auc"], strict=True)):
@@ -160,7 +160,7 @@ def _fit_means(features: Floats, curves: Floats) -> _Means:
 
 
 def _seed_variance(rows: pd.DataFrame, values: Floats) -> Floats:
-    """Variance between seeds of one cell, each column's: half the mean square of their difference."""
+    """Variance between seeds of one cell, for each column, pooled over cells."""
     groups = pd.DataFrame(values).groupby([rows[name].to_numpy() for name in _CELL])
     variances, counts = groups.var(), groups.size().to_numpy()
     repeated = counts > 1
@@ -187,7 +187,7 @@ def _features(rows: pd.DataFrame | dict[str, NDArray], architectures: tuple[str,
 def _costs(
     rows: pd.DataFrame | dict[str, NDArray], resolutions: tuple[int, ...], architectures: tuple[str, ...]
 ) -> Floats:
-    """One constant for each resolution of each architecture, and two terms for what small batches cost."""
+    """Columns of log seconds: one for each resolution of each architecture, two for the cost of small batches."""
     columns = [
         (rows["resolution"] == resolution) & (rows["architecture"] == architecture)
         for resolution in resolutions

@@ -1,4 +1,4 @@
-"""Syne Tune's schedulers at their defaults in the replay, one for each label."""
+"""Adapts Syne Tune's schedulers, at their defaults, to the replay: one for each label."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -22,10 +22,10 @@ _METRIC: dict[str, Any] = {"metric": "auc", "do_minimize": False, "time_attr": "
 
 
 class SyneTuneSchedulers:
-    """The label with the fewest trials is asked next, as our workers do."""
+    """One scheduler per label. The label with the fewest trials is asked next, as Acuity's workers do."""
 
     def __init__(self, labels: Sequence[str], make: Callable[[int], TrialScheduler], *, seed: int) -> None:
-        np.random.seed(seed)  # which their configurations are drawn with, whatever their random_seed
+        np.random.seed(seed)  # the schedulers draw configurations from it, whatever their random_seed
         self.schedulers = {label: make(position) for position, label in enumerate(labels)}
         self.asked = dict.fromkeys(labels, 0)
         self.running: dict[int, tuple[str, Trial]] = {}
@@ -61,5 +61,5 @@ def asha(labels: Sequence[str], seed: int) -> SyneTuneSchedulers:
 
 
 def bohb(labels: Sequence[str], seed: int) -> SyneTuneSchedulers:
-    """Kernel densities as in BOHB (by default random for a label's first 33 trials), successive halving."""
+    """Kernel densities as in BOHB (by default a label's first 33 trials are random), successive halving."""
     return SyneTuneSchedulers(labels, lambda position: BOHB(_SPACE, random_seed=seed + position, **_METRIC), seed=seed)

@@ -1,17 +1,17 @@
-"""Claim: the largest batch is found to 0.97 of the true one, never above it, in 3 real steps and a quarter of the time.
+"""Claim: Acuity finds at least 0.97 of the largest feasible batch in 3 real steps and a quarter of the peers' time.
 
-Peers in the same run: Lightning's BatchSizeFinder (power and binsearch) and accelerate's find_executable_batch_size,
-which this script wants installed beside Acuity. Twelve cells, three networks at four resolutions, all with the training
-step of Acuity's trials; each finder of a cell runs in a process of its own under the same limit of memory: on a CPU
-RLIMIT_DATA, on a GPU the allocator's share. The true largest is bisected over the allowed sizes, two steps in a fresh
-process each. On a CPU all get what Acuity's processes have: large blocks go back to the system at once, and oneDNN's
-errors for want of memory are told in PyTorch's words, the only ones that the peers know (without it two of them crash).
+The batch it finds is never above the largest feasible one. The peers are Lightning's BatchSizeFinder (power and
+binsearch) and accelerate's find_executable_batch_size; install lightning and accelerate to run this script. There are
+twelve cells: three networks at four resolutions. Every finder uses the training step of Acuity's trials, in a new
+process with the same memory limit: RLIMIT_DATA on a CPU, the allocator's fraction on a GPU. The largest feasible batch
+is found by bisection over the allowed sizes, with two steps in a new process for each size.
+
+On a CPU every process frees large blocks at once, as Acuity's workers do. oneDNN's out-of-memory errors are raised
+again with PyTorch's message, because the peers recognise no other message and two of them would crash.
 """
 
 import functools
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,12 +26,16 @@ import torch
 import torch.nn.functional as F
 
 from acuity.objectives.device.allocator import return_large_blocks
-from acuity.objectives.device.memory import is_out_of_memory
+from acuity.objectives.device.memory import is_out_of_memory, process_memory_bytes
 from acuity.objectives.training.augmentation import augment, draw_augmentation
 from acuity.objectives.training.batch_probe import probe_batch
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.learner import make_learner, train_batches
 from acuity.objectives.training.network import make_network
+
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import run_script
+from result_line import make_goal, print_result
 
 ARCHITECTURES = ("test_resnet", "resnet10t", "mobilenetv3_small_050")
 RESOLUTIONS = (32, 64, 96, 128)
@@ -55,19 +59,8 @@ def main() -> None:
                 for run in found.values()
             ]
             print(f"{architecture:<24}{side:>4}{true:>6}  " + "  ".join(f"{cell:>26}" for cell in cells), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(
-        json.dumps(
-            {
-                "benchmark": "batch_size",
-                "hardware": _hardware(),
-                "commit": commit.stdout.strip(),
-                "n": len(rows),
-                "cells": rows,
-                "goals": _goals(rows),
-            }
-        )
-    )
+    gpu = torch.cuda.get_device_name() if DEVICE.type == "cuda" else None
+    print_result("batch_size", n=len(rows), goals=_goals(rows), hardware=gpu, cells=rows)
 
 
 def _goals(rows: list[dict]) -> list[dict]:
@@ -81,27 +74,18 @@ def _goals(rows: list[dict]) -> list[dict]:
         "most_real_steps": (max(steps), "<= 3", max(steps) <= 3),
         "median_time_against_better_peer": (statistics.median(times), "<= 0.25", statistics.median(times) <= 0.25),
     }
-    return [
-        {"name": name, "value": round(value, 3), "goal": goal, "met": met}
-        for name, (value, goal, met) in measured.items()
-    ]
-
-
-def _hardware() -> str:
-    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return [make_goal(name, value, goal, met=met) for name, (value, goal, met) in measured.items()]
 
 
 def _in_fresh_process(finder: str, architecture: str, side: int) -> dict:
-    command = [sys.executable, __file__, finder, architecture, str(side)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print(done.stderr[-2000:], file=sys.stderr)
+    try:
+        return run_script(__file__, finder, architecture, str(side))
+    except subprocess.CalledProcessError:
         return {"batch": 0, "steps": 0, "seconds": float("inf"), "out_of_memory": 0}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _bisect(architecture: str, side: int) -> int:
-    """The largest multiple of 8 whose two steps fit, as far as fresh processes agree that a larger one does not."""
+    """The largest multiple of 8 for which two steps fit into memory; 1 if no multiple fits."""
     fits, fails = 0, MOST // 8 + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -113,13 +97,13 @@ def _bisect(architecture: str, side: int) -> int:
 
 
 def _find(finder: str, architecture: str, side: int) -> dict:
-    """One finder in this process: the batch it names, its real steps, seconds, and how often memory ran out."""
+    """Run one finder in this process; returns its batch, real steps, seconds and number of out-of-memory errors."""
     counts = {"steps": 0, "out_of_memory": 0}
     _limit_memory(architecture)
     began = time.perf_counter()
     if finder == "acuity":
         fit = probe_batch(
-            architecture, input_size=side, precision="fp32", device=DEVICE, budget_bytes=BUDGET, most=MOST
+            architecture, input_size=side, precision="fp32", device=DEVICE, budget_bytes=BUDGET, max_batch_size=MOST
         )
         batch, counts["steps"] = fit.verified, fit.steps
     elif finder.startswith("lightning"):
@@ -140,14 +124,14 @@ def _find(finder: str, architecture: str, side: int) -> dict:
 
 
 def _limit_memory(architecture: str) -> None:
-    """Warm up what a process loads once, then let it have BUDGET more."""
+    """Load what a process loads once, then allow BUDGET more bytes."""
     if DEVICE.type == "cuda":
         total = torch.cuda.get_device_properties(DEVICE).total_memory
         torch.cuda.set_per_process_memory_fraction(BUDGET / total, DEVICE)
         return
     _plain_step(architecture, 32, {"steps": 0, "out_of_memory": 0})(2)
-    data = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (data + BUDGET, resource.RLIM_INFINITY))
+    limit = process_memory_bytes("VmData") + BUDGET
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
 def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], None]:
@@ -172,10 +156,13 @@ def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], N
 
 
 def _in_pytorch_words(function: Callable) -> Callable:
-    """Raises afresh, so that nothing keeps the frames of the step that failed, and with them its memory."""
+    """Raise out-of-memory errors with PyTorch's message.
+
+    The error is a new one: the traceback of the first would keep the failed step's tensors alive.
+    """
 
     @functools.wraps(function)
-    def told(*arguments: Any) -> Any:
+    def translated(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except RuntimeError as error:
@@ -183,7 +170,7 @@ def _in_pytorch_words(function: Callable) -> Callable:
                 raise
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    return told
+    return translated
 
 
 def _augmentation(batch: int) -> torch.Tensor:
@@ -235,7 +222,7 @@ def _lightning(architecture: str, side: int, mode: str, counts: dict) -> int:
             return torch.optim.AdamW(self.network.parameters())
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:  # its finder keeps the module's state there
+    with tempfile.TemporaryDirectory() as folder:  # the finder writes the module's state there
         trainer = lightning.Trainer(
             accelerator="auto",
             devices=1,

@@ -1,29 +1,32 @@
-"""Claim: at 64 px Acuity searches at least 5 times as fast as the script a user writes, and nowhere slower.
+"""Claim: at 64 px Acuity searches at least 5 times as fast as a user's script; it is slower at no resolution.
 
-The script: Optuna, timm and a torch Dataset that opens each file with Pillow, resizes it with torchvision v2 and hands
-it over through a DataLoader with 2 workers. Both run the same trials (Acuity's first ones; the script has them by
-enqueue_trial), images, split, epochs, network, batch and threads, each as a command of its own: start of Python,
-embedded Postgres and cache build are Acuity's to pay. Images: nih-cxr-1024 (ACUITY_NIH_DIR) written back as 1024 px
-PNG. Also the script with torchxrayvision's NIH_Dataset in place of its own, of which one epoch is timed. Wall time; as
-other programs share the cores, CPU time too.
+The script uses Optuna, timm and a torch Dataset that opens each file with Pillow, resizes it with torchvision v2 and
+passes it through a DataLoader with 2 workers. Acuity and the script run the same trials (Acuity's first ones; the
+script gets them by enqueue_trial), images, split, epochs, network, batch and threads. Each is a separate command, so
+Acuity's time includes the start of Python, the embedded Postgres and the cache build. The images are nih-cxr-1024
+(ACUITY_NIH_DIR) as 1024 px PNG. One epoch of the script with torchxrayvision's NIH_Dataset is timed too. Times are wall
+times, and CPU times since other programs may share the cores.
 
-And starvation: images/s of Acuity's training loop over the cache, divided by those of the same loop on one batch that
-is already in memory; at least 0.95 at 64, 128, 224 and 320 px. On one thread, by its CPU time.
+Starvation is measured too: images/s of Acuity's training loop over the cache, divided by images/s of the same loop on
+one batch in memory. The goal is at least 0.95 at 64, 128, 224 and 320 px, on one thread, by CPU time.
+
 Arguments: trials (default 10), then resolutions.
 """
 
 import json
 import multiprocessing
 import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import PYTHON, last_json, private_environment, time_command
+from folders import NIH, scratch_folder
+from result_line import make_goal, print_result
 
 EPOCHS = 3
 BATCH = 32
@@ -31,7 +34,7 @@ ARCHITECTURE = "test_resnet"
 LABEL = "Pneumonia"
 FED = (64, 128, 224, 320)
 ROUNDS = 12
-SOURCE = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / "nih-cxr-1024"
+SOURCE = NIH / "nih-cxr-1024"
 EXPERIMENT = """\
 name = "pipeline-{side}"
 labels = ["{label}"]
@@ -58,34 +61,28 @@ def main() -> None:
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     sides = [int(side) for side in sys.argv[2:]] or [64, 128, 224]
     goals, races = [], {}
-    with tempfile.TemporaryDirectory(prefix="acuity-pipeline-", dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
-        folder = Path(temporary)
-        folder.chmod(0o711)  # root's server runs under another account
+    with scratch_folder("acuity-pipeline-") as folder:
         _write_set(folder)
         for side in sides:
             races[side] = race = _race(folder, side, trials)
             goals.append(_speedup(race, side, trials))
-            print(_told(goals[-1]), {name: round(run["seconds"], 1) for name, run in race.items()}, flush=True)
+            print(_row(goals[-1]), {name: round(run["seconds"], 1) for name, run in race.items()}, flush=True)
         for side in FED:
             goals.append(_starvation(folder, side))
-            print(_told(goals[-1]), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+            print(_row(goals[-1]), flush=True)
     packages = ("torch", "torchvision", "timm", "optuna", "pillow", "opencv-python-headless", "torchxrayvision")
-    result = {
-        "benchmark": "pipeline",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, shared with other programs",
-        "commit": commit.stdout.strip(),
-        "versions": {name: version(name) for name in packages},
-        "n": trials,
-        "network": f"{ARCHITECTURE}, batch {BATCH}, {EPOCHS} epochs a trial",
-        "races": races,
-        "goals": goals,
-    }
-    print(json.dumps(result))
+    print_result(
+        "pipeline",
+        n=trials,
+        goals=goals,
+        versions={name: version(name) for name in packages},
+        network=f"{ARCHITECTURE}, batch {BATCH}, {EPOCHS} epochs a trial",
+        races=races,
+    )
 
 
 def _write_set(folder: Path) -> None:
-    """The real radiographs as PNG, their index, and the split that both sides read."""
+    """Write the radiographs as PNG, their index, and the split that Acuity and the script read."""
     from acuity.objectives.index.image_index import read_index
     from acuity.objectives.split.split import read_or_make_split
 
@@ -101,52 +98,37 @@ def _write_set(folder: Path) -> None:
 def _write_png(source: Path, path: Path) -> None:
     from PIL import Image
 
-    Image.open(source).save(path, compress_level=4)  # decodes like level 6, in a third of the time to write
+    Image.open(source).save(path, compress_level=4)  # decodes as fast as level 6 and is written in a third of the time
 
 
 def _race(folder: Path, side: int, trials: int) -> dict[str, dict[str, Any]]:
-    """Seconds of the command and of its trials: Acuity, the script, one epoch of it with torchxrayvision."""
+    """Seconds of each command and of its trials: Acuity, the script, one epoch of the script with torchxrayvision."""
     (folder / f"{side}.toml").write_text(
         EXPERIMENT.format(side=side, label=LABEL, architecture=ARCHITECTURE, trials=trials, batch=BATCH, epochs=EPOCHS)
     )
     runs = {
-        "acuity": _timed([sys.executable, "-P", __file__, "--acuity", str(folder), str(side)], folder),
-        "script": _timed(
-            [sys.executable, "-P", __file__, "--script", str(folder), str(side), "pillow", str(trials), str(EPOCHS)],
-            folder,
-        ),
-        "torchxrayvision": _timed(
-            [sys.executable, "-P", __file__, "--script", str(folder), str(side), "xrv", "1", "1"], folder
-        ),
+        "acuity": _time(folder, "--acuity", str(folder), str(side)),
+        "script": _time(folder, "--script", str(folder), str(side), "pillow", str(trials), str(EPOCHS)),
+        "torchxrayvision": _time(folder, "--script", str(folder), str(side), "xrv", "1", "1"),
     }
     assert all(abs(a - b) < 1e-9 for a, b in zip(runs["acuity"]["rates"], runs["script"]["rates"], strict=True))
     assert runs["acuity"]["images"] == runs["script"]["images"] == runs["torchxrayvision"]["images"]
     return runs
 
 
-def _timed(command: list[str], folder: Path) -> dict[str, Any]:
-    environment = os.environ | {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "PYTHONPATH": str(Path.cwd())}
-    environment.pop("ACUITY_STORAGE", None)
-    before = os.times()
-    began = time.perf_counter()
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    seconds = time.perf_counter() - began
-    after = os.times()
-    if said.returncode:
-        sys.exit(f"{' '.join(command)}\n{said.stdout}\n{said.stderr}")
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    told: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
-    return told | {"seconds": round(seconds, 2), "cpu_s": round(cpu_s, 2)}
+def _time(folder: Path, *arguments: str) -> dict[str, Any]:
+    run = time_command([*PYTHON, __file__, *arguments], environment=private_environment(folder))
+    return last_json(run.stdout) | {"seconds": round(run.seconds, 2), "cpu_s": round(run.cpu_s, 2)}
 
 
 def _acuity(folder: Path, side: int) -> None:
-    """What `acuity launch` does, with one worker, then what its trials were."""
+    """Run `acuity launch` with one worker and print its trials."""
     from rich.console import Console
 
     from acuity.storage.database import open_storage
     from acuity.study.config.loading import load
     from acuity.study.dataset.image_set import labelled_images, open_image_set
-    from acuity.study.fleet.supervisor import FleetOptions
+    from acuity.study.fleet.placement import FleetOptions
     from acuity.study.launch import launch
 
     experiment = load(folder / f"{side}.toml")
@@ -157,10 +139,10 @@ def _acuity(folder: Path, side: int) -> None:
         study = optuna.load_study(study_name=f"{experiment.name}/{LABEL}", storage=database.storage)
         trials = sorted(study.get_trials(), key=lambda trial: trial.number)
     data = labelled_images(open_image_set(experiment), label=LABEL, resolution=side)
-    _tell(trials, images=len(data.training) + len(data.validation))
+    _print_trials(trials, images=len(data.training) + len(data.validation))
 
 
-def _tell(trials: list[Any], *, images: int) -> None:
+def _print_trials(trials: list[Any], *, images: int) -> None:
     seconds = [(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in trials]
     rates = [trial.params["learning_rate"] for trial in trials]
     values = [round(trial.value, 4) for trial in trials]
@@ -168,7 +150,7 @@ def _tell(trials: list[Any], *, images: int) -> None:
 
 
 def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> None:
-    """The script that a user would write."""
+    """Run the script that a user would write and print its trials."""
     import optuna
     import pandas as pd
     import timm
@@ -259,27 +241,35 @@ def _script(folder: Path, side: int, dataset: str, trials: int, epochs: int) -> 
 
     study = optuna.create_study(direction="maximize")
     experiment = load(folder / f"{side}.toml")
-    for recipe in own_recipes(experiment, (0, 0), LABEL)[:trials]:  # of one label at one resolution, in this order
+    # An experiment of one label and one resolution runs its recipes in this order.
+    for recipe in own_recipes(experiment, (0, 0), LABEL)[:trials]:
         study.enqueue_trial(recipe.at(side))
     study.optimize(objective, n_trials=trials)
-    _tell(study.get_trials(), images=len(training) + len(validation))
+    _print_trials(study.get_trials(), images=len(training) + len(validation))
 
 
 def _speedup(race: dict[str, dict[str, Any]], side: int, trials: int) -> dict[str, Any]:
-    """The script's time over Acuity's; low and high as if each of its trials took as little, or as much, as any."""
+    """The script's time over Acuity's.
+
+    low and high assume that every trial of the script took as long as its fastest, or its slowest.
+    """
     ours, script = race["acuity"]["seconds"], race["script"]
     outside = script["seconds"] - sum(script["trial_seconds"])
     one = race["torchxrayvision"]
     of_xrv = one["seconds"] + (trials * EPOCHS - 1) * one["trial_seconds"][0]
     a_trial = sum(race["acuity"]["trial_seconds"]) / trials
     ten = outside + 10 * sum(script["trial_seconds"]) / trials, ours + (10 - trials) * a_trial
-    return {
-        "name": f"speedup_{side}px",
-        "value": round(script["seconds"] / ours, 2),
-        "low": round((outside + trials * min(script["trial_seconds"])) / ours, 2),
-        "high": round((outside + trials * max(script["trial_seconds"])) / ours, 2),
-        "goal": ">= 5" if side == 64 else ">= 1",
-        "met": script["seconds"] / ours >= (5 if side == 64 else 1),
+    least = 5 if side == 64 else 1
+    goal = make_goal(
+        f"speedup_{side}px",
+        script["seconds"] / ours,
+        f">= {least}",
+        met=script["seconds"] / ours >= least,
+        low=(outside + trials * min(script["trial_seconds"])) / ours,
+        high=(outside + trials * max(script["trial_seconds"])) / ours,
+        digits=2,
+    )
+    return goal | {
         "at_ten_trials": round(ten[0] / ten[1], 2),
         "against_torchxrayvision": round(of_xrv / ours, 2),
         "of_cpu_time": round(script["cpu_s"] / race["acuity"]["cpu_s"], 2),
@@ -287,7 +277,7 @@ def _speedup(race: dict[str, dict[str, Any]], side: int, trials: int) -> dict[st
 
 
 def _starvation(folder: Path, side: int) -> dict[str, Any]:
-    """The training loop over the cache and on one batch in memory, in turn, a few dozen steps each."""
+    """Time the training loop over the cache and on one batch in memory, in turn, a few dozen steps each."""
     import numpy as np
     import torch
 
@@ -295,7 +285,7 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     from acuity.objectives.index.image_index import read_index
     from acuity.objectives.training.interface import Hyperparameters
     from acuity.objectives.training.learner import make_learner, train_batches
-    from acuity.objectives.training.loader import open_feeds
+    from acuity.objectives.training.loader import open_loaders
 
     index = read_index(folder / "index.csv", images=folder / "images")
     pixels = build_cache(index, folder=folder / f"cache-{side}", resolutions=[side]).open(side)
@@ -303,7 +293,7 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     task = Hyperparameters(ARCHITECTURE, resolution=side, batch_size=BATCH, learning_rate=1e-3, epochs=1, augment=False)
     learner = make_learner(task, total_steps=100_000, device=cpu)
     rows = np.arange(len(pixels))
-    (from_cache,) = open_feeds(pixels, rows, device=cpu)
+    (from_cache,) = open_loaders(pixels, rows, device=cpu)
     (batch,) = from_cache([torch.arange(BATCH)])
     targets = torch.from_numpy((rows % 2).astype(np.float32))
     torch.set_num_threads(1)
@@ -322,18 +312,11 @@ def _starvation(folder: Path, side: int) -> dict[str, Any]:
     ratios = [ours / resident for ours, resident in zip(rates["cache"], rates["resident"], strict=True)]
     value = statistics.median(ratios)
     quartiles = statistics.quantiles(ratios, n=4)
-    return {
-        "name": f"fed_{side}px",
-        "value": round(value, 3),
-        "low": round(quartiles[0], 3),
-        "high": round(quartiles[2], 3),
-        "goal": ">= 0.95",
-        "met": value >= 0.95,
-        "images_per_second": round(statistics.median(rates["cache"])),
-    }
+    goal = make_goal(f"fed_{side}px", value, ">= 0.95", met=value >= 0.95, low=quartiles[0], high=quartiles[2])
+    return goal | {"images_per_second": round(statistics.median(rates["cache"]))}
 
 
-def _told(goal: dict[str, Any]) -> str:
+def _row(goal: dict[str, Any]) -> str:
     return f"{goal['name']:16} {goal['value']:6.3f} ({goal['low']:.3f} to {goal['high']:.3f})  goal {goal['goal']}"
 
 

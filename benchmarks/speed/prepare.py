@@ -1,10 +1,15 @@
-"""Claim: to prepare an image takes at most 1.2 times (fastest decode + each resize) of a core, in flat memory.
+"""Claim: preparing an image takes at most 1.2 times the CPU time of the fastest decoder plus resizes; memory is flat.
 
-The nine resolutions of the paper, on nih-cxr-1024 (ACUITY_NIH_DIR) as JPEG and written back as the PNG that NIH ships.
-Decoders: Pillow, OpenCV, torchvision.io and, where it is installed, simplejpeg, in turn on each image. Times are CPU
-time, since other programs share the cores: of the cache's job in one process, and of whole builds of 1,100 images
-beside processes that only decode and resize. Memory: 1,100 images against 11,000 (ten links to each file). And the
-second `acuity prepare`, start of Python included. Argument: images for what runs in one process (default 200).
+The images are nih-cxr-1024 (ACUITY_NIH_DIR) as JPEG, and the same images as PNG, which NIH publishes. They are resized
+to the nine resolutions of the paper. Pillow, OpenCV, torchvision.io and, if installed, simplejpeg decode each image in
+turn. Times are CPU times, since other programs may share the cores. Measured are:
+
+- the cache's job in one process;
+- whole builds of 1,100 images, against processes that only decode and resize;
+- memory of a build of 1,100 images, against one of 11,000 (ten links to each file);
+- the second `acuity prepare`, the start of Python included.
+
+Argument: number of images in the one-process measurement (default 200).
 """
 
 import csv
@@ -13,12 +18,9 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,13 +31,18 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from acuity.objectives.images.arrays import CacheArray, Job, _decode, begin
+from acuity.objectives.images.arrays import CacheArray, DecodingJob, create_draft, decode_job
 from acuity.objectives.images.cache import build_cache, cache_bytes
 from acuity.objectives.index.image_index import read_index
 
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import run_script, time_command
+from folders import NIH, scratch_folder
+from result_line import goal_of_runs, print_result
+
 RESOLUTIONS = (32, 64, 128, 224, 256, 320, 448, 512, 600)
 ROUNDS = 5
-SOURCE = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / "nih-cxr-1024"
+SOURCE = NIH / "nih-cxr-1024"
 EXPERIMENT = """\
 name = "prepare"
 labels = ["Pneumonia"]
@@ -56,9 +63,8 @@ def main() -> None:
     """Measure, print the tables and one line of JSON."""
     images = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     cv2.setNumThreads(1)
-    # Not in memory, where a cache of 11,000 images would not fit, but beside what is measured: a disk's page cache.
-    with tempfile.TemporaryDirectory(dir=os.environ.get("ACUITY_BENCH_DIR")) as temporary:
-        folder = Path(temporary)
+    # On a disk: the cache of 11,000 images would not fit into memory.
+    with scratch_folder("acuity-prepare-") as folder:
         files = sorted((SOURCE / "images").iterdir())[:images]
         kinds = {"png": _as_png(files, folder / "png"), "jpeg": files}
         decoders = {kind: _time_decoders(paths) for kind, paths in kinds.items()}
@@ -66,35 +72,36 @@ def main() -> None:
         for kind, paths in kinds.items():
             ratios, parts = _time_image(paths, folder / kind)
             print(f"{kind}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in parts.items()))
-            goals.append(_goal(f"image_{kind}", ratios, "<= 1.2", max(ratios) <= 1.2) | {"ms": parts})
+            goals.append(goal_of_runs(f"image_{kind}", ratios, "<= 1.2", met=max(ratios) <= 1.2) | {"ms": parts})
         small, large = (_write_set(folder / str(count), count) for count in (1_100, 11_000))
         ratios, parts = _time_builds(small)
         print("whole builds: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in parts.items()), flush=True)
-        goals.append(_goal("image_jpeg_in_a_whole_build", ratios, "<= 1.2", max(ratios) <= 1.2) | {"ms": parts})
-        memory = {count: _in_a_process("--memory", set_) for count, set_ in ((1_100, small), (11_000, large))}
+        goal = goal_of_runs("image_jpeg_in_a_whole_build", ratios, "<= 1.2", met=max(ratios) <= 1.2)
+        goals.append(goal | {"ms": parts})
+        memory = {
+            count: run_script(__file__, "--memory", str(image_set))
+            for count, image_set in ((1_100, small), (11_000, large))
+        }
         print(f"builds: {memory}", flush=True)
         growth = memory[11_000]["peak_mib"] - memory[1_100]["peak_mib"]
-        goals.append(_goal("memory_growth_mib_1100_to_11000", [growth], "<= 50", growth <= 50))
-        _second_prepare(small)  # writes the split
-        second = [_second_prepare(small) for _ in range(ROUNDS)]
-        wall, cpu = (list(column) for column in zip(*second, strict=True))
-        cpu_s = {"cpu_s": round(statistics.median(cpu), 2)}
-        goals.append(_goal("second_prepare_s", wall, "< 2", statistics.median(wall) < 2) | cpu_s)
+        goals.append(goal_of_runs("memory_growth_mib_1100_to_11000", [growth], "<= 50", met=growth <= 50))
+        prepare = [sys.executable, "-m", "acuity", "prepare", str(small / "experiment.toml")]
+        time_command(prepare)  # writes the split
+        second = [time_command(prepare) for _ in range(ROUNDS)]
+        wall_s = [run.seconds for run in second]
+        goal = goal_of_runs("second_prepare_s", wall_s, "< 2", met=statistics.median(wall_s) < 2)
+        goals.append(goal | {"cpu_s": round(statistics.median(run.cpu_s for run in second), 2)})
     for goal in goals:
         print(f"{goal['name']:34} {goal['value']:7.2f} ({goal['low']:.2f} to {goal['high']:.2f})  goal {goal['goal']}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    result = {
-        "benchmark": "prepare",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, shared with other programs",
-        "commit": commit.stdout.strip(),
-        "versions": {name: version(name) for name in ("opencv-python-headless", "pillow", "torchvision", "numpy")},
-        "n": images,
-        "resolutions": RESOLUTIONS,
-        "decoders_ms": decoders,
-        "memory": memory,
-        "goals": goals,
-    }
-    print(json.dumps(result))
+    print_result(
+        "prepare",
+        n=images,
+        goals=goals,
+        versions={name: version(name) for name in ("opencv-python-headless", "pillow", "torchvision", "numpy")},
+        resolutions=RESOLUTIONS,
+        decoders_ms=decoders,
+        memory=memory,
+    )
 
 
 def _as_png(files: list[Path], folder: Path) -> list[Path]:
@@ -106,7 +113,7 @@ def _as_png(files: list[Path], folder: Path) -> list[Path]:
 
 
 def _decoders() -> dict[str, Callable[[bytes], object]]:
-    """Bytes -> grey pixels, on one thread."""
+    """Functions from a file's bytes to grey pixels, each on one thread."""
     import torch
     import torchvision.io
 
@@ -145,11 +152,11 @@ def _cpu(work: Callable[[], object]) -> float:
 
 
 def _time_image(files: list[Path], folder: Path) -> tuple[list[float], dict[str, float]]:
-    """Ratio of the cache's own job to its bare parts, a round at a time, and the median parts in ms an image."""
+    """Ratio of the cache's job to decoding plus resizing in each round, and the median times in ms per image."""
     folder.mkdir(exist_ok=True)
     arrays = [CacheArray(folder, "image", len(files), resolution) for resolution in RESOLUTIONS]
     for array in arrays:
-        begin(array)
+        create_draft(array)
     targets = tuple((array, array.draft) for array in arrays)
     decode = _decoders()["opencv"]
     chunks = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]
@@ -159,8 +166,8 @@ def _time_image(files: list[Path], folder: Path) -> tuple[list[float], dict[str,
         whole = decoding = resizing = 0.0
         for rows in chunks:
             paths = [files[row] for row in rows]
-            job = Job(tuple(rows), tuple(map(str, paths)), targets, "pad")
-            whole += _cpu(lambda: _decode(job))  # noqa: B023
+            job = DecodingJob(tuple(rows), tuple(map(str, paths)), targets, "pad")
+            whole += _cpu(lambda: decode_job(job))  # noqa: B023
             data = [path.read_bytes() for path in paths]
             decoding += _cpu(lambda: [decode(one) for one in data])  # noqa: B023
             images = [np.asarray(decode(one)) for one in data]
@@ -170,7 +177,7 @@ def _time_image(files: list[Path], folder: Path) -> tuple[list[float], dict[str,
             floors.append((decoding / len(files), resizing / len(files)))
     for array in arrays:
         array.draft.unlink()
-    ratios = [own / sum(floor) for own, floor in zip(ours, floors, strict=True)]
+    ratios = [ours_ms / sum(floor) for ours_ms, floor in zip(ours, floors, strict=True)]
     decoding, resizing = (statistics.median(part) for part in zip(*floors, strict=True))
     parts = {"acuity": statistics.median(ours), "fastest decode": decoding, "resizes": resizing}
     return ratios, {name: round(ms, 2) for name, ms in parts.items()}
@@ -181,7 +188,7 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _write_set(folder: Path, count: int) -> Path:
-    """An image set of links to the real files, each as often as it takes."""
+    """An image set of count links to the real files; a file has several links where count is larger."""
     (folder / "images").mkdir(parents=True)
     with (SOURCE / "Data_Entry.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -198,23 +205,15 @@ def _write_set(folder: Path, count: int) -> Path:
 
 
 def _time_builds(folder: Path) -> tuple[list[float], dict[str, float]]:
-    """Ratio of whole builds to bare decoding and resizing in as many processes, in turn; medians in ms an image."""
-    taken = [(_in_a_process("--build", folder), _in_a_process("--floor", folder)) for _ in range(3)]
+    """Ratio of a whole build to decoding plus resizing in as many processes, in turn; medians in ms per image."""
+    taken = [tuple(run_script(__file__, what, str(folder)) for what in ("--build", "--floor")) for _ in range(3)]
     ours, floors = ([run["cpu_s"] / 1.1 for run in runs] for runs in zip(*taken, strict=True))
     parts = {"acuity": round(statistics.median(ours), 2), "decode and resize": round(statistics.median(floors), 2)}
-    return [own / floor for own, floor in zip(ours, floors, strict=True)], parts
-
-
-def _in_a_process(what: str, folder: Path) -> dict[str, float]:
-    said = subprocess.run(
-        [sys.executable, "-P", __file__, what, str(folder)], capture_output=True, text=True, check=True
-    )
-    run: dict[str, float] = json.loads(said.stdout)
-    return run
+    return [ours_ms / floor for ours_ms, floor in zip(ours, floors, strict=True)], parts
 
 
 def _run(what: str, folder: Path) -> None:
-    """One process's task: --build and --floor tell CPU seconds of it and its children, --memory the most they held."""
+    """The work of one process. --build and --floor print the CPU seconds of its tree, --memory the peak memory."""
     index = read_index(folder / "index.csv", images=folder / "images")
     files = [str(index.image_path(row)) for row in range(len(index.table))]
     peak, over = [0], threading.Event()
@@ -235,8 +234,7 @@ def _run(what: str, folder: Path) -> None:
     over.set()
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = own.ru_utime + own.ru_stime - before.ru_utime - before.ru_stime + children.ru_utime + children.ru_stime
-    told = {"cpu_s": round(cpu_s, 2)} if what != "--memory" else {"peak_mib": round(peak[0] / 2**20)}
-    print(json.dumps(told))
+    print(json.dumps({"peak_mib": round(peak[0] / 2**20)} if what == "--memory" else {"cpu_s": round(cpu_s, 2)}))
 
 
 def _decode_and_resize(file: str) -> None:
@@ -248,7 +246,7 @@ def _decode_and_resize(file: str) -> None:
 
 
 def _watch_memory(peak: list[int], over: threading.Event) -> None:
-    """Private memory of this process and its children, twice a second; the arrays' own pages are the kernel's."""
+    """Sample the private memory of this process and its children twice a second, without the mapped arrays."""
     import psutil
 
     me = psutil.Process()
@@ -260,27 +258,6 @@ def _watch_memory(peak: list[int], over: threading.Event) -> None:
             except psutil.NoSuchProcess:
                 continue
         peak[0] = max(peak[0], total)
-
-
-def _second_prepare(folder: Path) -> tuple[float, float]:
-    """Seconds of the whole command, interpreter and imports included: by the clock, and of a core."""
-    command = [sys.executable, "-m", "acuity", "prepare", str(folder / "experiment.toml")]
-    before, began = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    seconds, after = time.perf_counter() - began, os.times()
-    return seconds, after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def _goal(name: str, values: list[float], goal: str, met: bool) -> dict[str, object]:
-    low, value, high = min(values), statistics.median(values), max(values)
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "low": round(low, 3),
-        "high": round(high, 3),
-        "goal": goal,
-        "met": bool(met),
-    }
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Claim: exact budgets, heartbeats and resumable trials cost no more than plain Optuna, and under 1 % of a 60 s trial.
 
-Overhead a trial is what a worker spends between trainings and on its reports: the distance of two trainings'
-beginnings, less the epochs slept (10 of 1 s; nothing is trained). On one Postgres (the embedded one, syncing to disk),
-on a study that holds 100, 1,000 or 10,000 trials, with 1, 4 and 16 workers, in turn:
+The overhead of a trial is the time that a worker spends between trainings and on its reports: the time between the
+starts of two trainings, less the epochs (10 of 1 s, in which the worker sleeps). The Postgres is the embedded one, with
+fsync on. The study holds 100, 1,000 or 10,000 trials. With 1, 4 and 16 workers, in turn, these are measured:
 
-- acuity: the real worker, from claim to tell, with its 20 attributes a trial;
+- acuity: the real worker, from claim to tell, with its 20 attributes per trial;
 - Optuna: `study.optimize` with its defaults on the same trials, four parameters, two attributes, reports and pruning.
 
-A worker's first trial, which reads the whole study, is left out. CPU: of the workers, and of all of Postgres.
-And how long `acuity status` and `acuity best` take over 14 labels of the largest size.
+A worker's first trial reads the whole study and is left out. CPU times are those of the workers and of Postgres.
+`acuity status` and `acuity best` are timed over 14 labels of the largest size.
 
-Run: python benchmarks/speed/storage_cost.py [LARGEST]   (a quarter of an hour on two cores; 1000: ten minutes)
+Run: python benchmarks/speed/storage_cost.py [LARGEST]   (15 minutes on two cores; LARGEST = 1000: 10 minutes)
 """
 
 import json
@@ -36,14 +36,16 @@ from sqlalchemy import URL, Engine, create_engine, text
 from acuity.storage.database import Database, open_storage
 from acuity.storage.embedded.server import embedded_server
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal, print_result
+
 LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
 RESOLUTIONS = (16, 24, 32, 40, 48, 56, 64, 96, 128)
 ARCHITECTURES = ("resnet18", "resnet34")
 SIZES = (100, 1_000, 10_000)
 WORKERS = (1, 4, 16)
 EPOCHS, EPOCH_S = 10, 1.0
-TRIALS = 2  # measured, of each worker
+TRIALS = 2  # measured trials per worker
 EXPERIMENT = """
 name = "bench"
 labels = {labels}
@@ -67,7 +69,7 @@ _processes = get_context("forkserver")
 
 
 def main() -> None:
-    """Fill, run every cell in turn, print the table and one line of JSON."""
+    """Fill the studies, run every cell in turn, print the table and one line of JSON."""
     largest = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
     _processes.set_forkserver_preload(["acuity.study.worker.loop"])
     sizes = [size for size in SIZES if size <= largest]
@@ -91,12 +93,18 @@ def main() -> None:
         answers = _time_answers(url, largest)
     for command, seconds in answers.items():
         print(f"acuity {command} over 14 labels of {largest:,} trials: {seconds:.2f} s")
-    print(json.dumps(_result(cells, answers, largest)))
+    print_result(
+        "storage_cost",
+        n=TRIALS,
+        goals=_goals(cells, answers, largest),
+        versions={"optuna": optuna.__version__, "python": platform.python_version()},
+        cells=cells,
+    )
 
 
 @contextmanager
 def _server() -> Iterator[URL]:
-    """An embedded Postgres of its own, as durable as a user's."""
+    """Start an embedded Postgres with a user's settings, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="acuity-bench-") as folder:
         Path(folder).chmod(0o711)
         with embedded_server(Path(folder)) as url:
@@ -104,7 +112,7 @@ def _server() -> Iterator[URL]:
 
 
 def _make_images(folder: Path) -> None:
-    """A few images: nothing is trained on them."""
+    """Write a few images. Nothing is trained on them."""
     from acuity.objectives.phantoms.generator import write_phantoms
 
     write_phantoms(folder, images=300, size=128)
@@ -136,7 +144,7 @@ def _experiment(folder: Path, labels: tuple[str, ...]) -> Path:
 
 
 def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]) -> None:
-    """A database full_SIZE whose studies hold SIZE finished trials each, and the feasible batches of all networks."""
+    """Create database full_SIZE: each study holds SIZE finished trials; feasible batches are known."""
     from acuity.objectives.device.device import open_device
     from acuity.study.config.loading import load
     from acuity.study.dataset.image_set import open_image_set, training_images
@@ -164,7 +172,7 @@ def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]
 
 
 def _fill(engine: Engine, study_id: int, size: int) -> None:
-    """Finished trials straight by SQL: two thirds complete, one third pruned, all random."""
+    """Insert finished trials with random values by SQL: two thirds complete, one third pruned."""
     parameters = {
         "resolution": (optuna.distributions.CategoricalDistribution(RESOLUTIONS), "floor(random() * 9)"),
         "architecture": (optuna.distributions.CategoricalDistribution(ARCHITECTURES), "floor(random() * 2)"),
@@ -231,15 +239,16 @@ def _fill(engine: Engine, study_id: int, size: int) -> None:
 
 
 def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> dict[str, Any]:
-    """Overhead and CPU of a trial, with so many workers on a copy of so large a study."""
+    """Overhead and CPU time of a trial, for a number of workers on a copy of a study of this size."""
     _administer(url, "drop database if exists cell with (force)")
     _administer(url, f"create database cell template full_{size}")
-    _administer(url, "alter database cell set search_path = public")  # plain Optuna's user is called acuity here
+    # The user is named acuity, so that plain Optuna would look for its tables in the schema acuity.
+    _administer(url, "alter database cell set search_path = public")
     cell = _text(url.set(database="cell"))
     home = Path(tempfile.mkdtemp(dir=folder))
     run = _acuity_worker if arm == "acuity" else _optuna_worker
     processes = [
-        # Spread over a trial's length, as they are soon by themselves: all at once would measure their queue.
+        # Starts are spread over the length of a trial, as they would be later in a search.
         _processes.Process(target=run, args=(cell, str(home), number, EPOCHS * EPOCH_S * number / workers))
         for number in range(workers)
     ]
@@ -270,14 +279,14 @@ def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> d
 
 
 class _Marks:
-    """When each training began: wall clock, this process's CPU."""
+    """The start of each training: wall clock and CPU time of this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.marks: list[list[float]] = []
 
     def begin(self) -> bool:
-        """Note it; False once there are enough."""
+        """Record the start of a training. False if enough trials are measured; the file is then written."""
         self.marks.append([time.time(), time.process_time()])
         if len(self.marks) < TRIALS + 2:
             return True
@@ -286,7 +295,7 @@ class _Marks:
 
 
 def _acuity_worker(url: str, home: str, number: int, wait_s: float) -> None:
-    """The real worker, its training a sleep."""
+    """Run the real worker; its training sleeps."""
     import numpy as np
 
     from acuity.objectives.training.interface import Outcome
@@ -314,7 +323,7 @@ def _acuity_worker(url: str, home: str, number: int, wait_s: float) -> None:
 
 
 def _optuna_worker(url: str, home: str, number: int, wait_s: float) -> None:
-    """Plain Optuna with its defaults."""
+    """Run plain Optuna with its defaults."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     marks = _Marks(Path(home) / f"{number}.json")
 
@@ -341,7 +350,7 @@ def _optuna_worker(url: str, home: str, number: int, wait_s: float) -> None:
 
 @contextmanager
 def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
-    """Samples of (time, CPU seconds of all of Postgres's processes so far) while the block runs."""
+    """Sample (time, CPU seconds of all Postgres processes since their start) while the block runs."""
     folder = Path(str(url.query["host"]))
     postmaster = int((folder / "postmaster.pid").read_text().split()[0])
     samples: list[tuple[float, float]] = []
@@ -361,7 +370,7 @@ def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
 
 
 def _cpu_with_children(process: int) -> float:
-    """CPU seconds of a process, of its children, and of those that it has reaped."""
+    """CPU seconds of a process, its children and its ended children."""
     ticks = 0
     children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
     for number in (process, *map(int, children.stdout.split())):
@@ -374,11 +383,11 @@ def _cpu_with_children(process: int) -> float:
 
 
 def _time_answers(url: URL, size: int) -> dict[str, float]:
-    """Medians of five of what `acuity status` and `acuity best` read, over 14 labels of so many trials."""
+    """Median seconds of five reads of `acuity status` and `acuity best`, over 14 labels of this many trials."""
     from acuity.study.registry.progress import read_progress
-    from acuity.study.registry.record import recall
+    from acuity.study.registry.record import read_registered
     from acuity.study.results.answer import read_answer
-    from acuity.study.results.status import read_running
+    from acuity.study.results.status import read_running_trials
 
     _administer(url, "drop database if exists cell with (force)")
     _administer(url, f"create database cell template full_{size}")
@@ -386,9 +395,9 @@ def _time_answers(url: URL, size: int) -> dict[str, float]:
         labels = _widen(database, size)
 
         def status() -> None:
-            experiment = recall(database, "bench").experiment
+            experiment = read_registered(database, "bench").experiment
             assert sum(entry.finished for entry in read_progress(database, experiment)) == size * len(labels)
-            read_running(database, experiment)
+            read_running_trials(database, experiment)
 
         def best() -> None:
             assert all(entry.best for entry in read_answer(database, "bench").labels)
@@ -397,7 +406,7 @@ def _time_answers(url: URL, size: int) -> dict[str, float]:
 
 
 def _widen(database: Database, size: int) -> list[str]:
-    """Make the experiment one of 14 labels, each study as full as the first."""
+    """Extend the experiment to 14 labels; each study is as full as the first."""
     labels = [LABELS[0], *(f"Finding {number}" for number in range(2, 15))]
     with database.engine.begin() as connection:
         connection.execute(
@@ -422,35 +431,25 @@ def _median_s(function: Any) -> float:
     return round(statistics.median(times[1:]), 3)
 
 
-def _result(cells: list[dict[str, Any]], answers: dict[str, float], largest: int) -> dict[str, Any]:
+def _goals(cells: list[dict[str, Any]], answers: dict[str, float], largest: int) -> list[dict[str, Any]]:
     at = {(cell["arm"], cell["trials"], cell["workers"]): cell for cell in cells}
     goals = []
     for arm, size, workers in at:
         if arm == "acuity":
-            ours, theirs = at[arm, size, workers]["ms"], at["optuna", size, workers]["ms"]
+            ours, plain_ms = at[arm, size, workers], at["optuna", size, workers]["ms"]
             goals.append(
-                {
-                    "name": f"overhead_ms_{size}_trials_{workers}_workers",
-                    "value": ours,
-                    "low": at[arm, size, workers]["ms_low"],
-                    "high": at[arm, size, workers]["ms_high"],
-                    "goal": f"<= {theirs} (plain Optuna) and < 600 (1 % of a 60 s trial)",
-                    "met": ours <= theirs and ours < 600,
-                }
+                make_goal(
+                    f"overhead_ms_{size}_trials_{workers}_workers",
+                    ours["ms"],
+                    f"<= {plain_ms} (plain Optuna) and < 600 (1 % of a 60 s trial)",
+                    met=ours["ms"] <= plain_ms and ours["ms"] < 600,
+                    low=ours["ms_low"],
+                    high=ours["ms_high"],
+                )
             )
     for command, seconds in answers.items():
-        name = f"{command}_s_14x{largest}"
-        goals.append({"name": name, "value": seconds, "goal": "< 1", "met": seconds < 1})
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "benchmark": "storage_cost",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {"optuna": optuna.__version__, "python": platform.python_version()},
-        "commit": commit.stdout.strip(),
-        "n": TRIALS,
-        "goals": goals,
-        "cells": cells,
-    }
+        goals.append(make_goal(f"{command}_s_14x{largest}", seconds, "< 1", met=seconds < 1))
+    return goals
 
 
 if __name__ == "__main__":

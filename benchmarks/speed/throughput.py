@@ -1,29 +1,28 @@
-"""Claim: a trial trains as fast as its network computes: 0.95 of the same steps on a batch that never moves.
+"""Claim: a trial reaches at least 0.95 of the images/s of the same steps on one batch that stays on the device.
 
-Images/s of Acuity's loop (shuffled batches out of the stored images, augmentation, schedule), each in a process of its
-own and in turn, at the same batch, against
+Acuity's training loop (shuffled batches of the stored images, augmentation, schedule) is compared at the same batch, in
+turn, each time in a new process, with
 
-- resident: the same network, optimiser and precision on one batch that is on the device and ready, the upper bound;
-- plain fp32 and plain autocast: what a user writes today, timm with a DataLoader whose workers augment image by image
-  (torchvision v2), `loss.item()` for the log;
+- resident: the same network, optimiser and precision on one batch on the device. This is the upper bound;
+- plain fp32 and plain autocast: a user's loop with timm, a DataLoader that augments image by image (torchvision v2) in
+  its workers, and `loss.item()` for the log;
 - the roofline: FLOPs of a step (counted by torch) times images/s, over the device's peak in that precision.
 
 On an H100 or H200 the goals are 0.95 of resident at each resolution, 3 times plain fp32 and 1.3 times plain autocast at
-64 px, and nowhere below 1. And what 1, 2, 4 and 8 workers on one GPU train together at 64 and 320 px.
+64 px, and at least 1 at the other resolutions. The images/s of 1, 2, 4 and 8 workers together on one GPU are measured
+at 64 and 320 px.
 
-Two more, which the trials do not use, say whether they should: the resident batch with its network compiled
-(torch.compile), and its whole step captured as a CUDA graph; with the seconds that the first step takes, which a trial
-must win back.
+Two variants that trials do not use are measured on a GPU: the resident batch with a compiled network (torch.compile),
+and with its step captured as a CUDA graph. Their first step takes longer; its seconds are in the result.
 
 On a GPU: resnet34 and densenet121 at 64, 128, 224, 320 and 448 px in bf16 (about 8 minutes). On a CPU: two small
-networks at 64 and 128 px in fp32, and in bf16 against plain autocast, without goals for a GPU's figures (about 12
+networks at 64 and 128 px in fp32, and in bf16 against plain autocast. The goals of a GPU do not apply there (about 12
 minutes). Arguments: resolutions.
 """
 
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -42,26 +41,29 @@ from torchvision.transforms import v2
 from acuity.objectives.training.augmentation import draw_augmentation
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.learner import Learner, make_learner, train_batches
-from acuity.objectives.training.loader import open_feeds
+from acuity.objectives.training.loader import open_loaders
 from acuity.objectives.training.network import make_network
 from acuity.objectives.training.prediction import compute_logits
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import PYTHON, last_json, run_script
+from result_line import goal_of_runs, print_result
+
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-PRECISION = "bf16" if CUDA else "fp32"  # what a trial trains in, unless [training] precision says otherwise
+PRECISION = "bf16" if CUDA else "fp32"  # the default of [training] precision
 ARCHITECTURES = ("resnet34", "densenet121") if CUDA else ("resnet10t", "mobilenetv3_small_050")
 RESOLUTIONS = (64, 128, 224, 320, 448) if CUDA else (64, 128)
 BATCHES = {64: 512, 128: 256, 224: 128, 320: 64, 448: 32} if CUDA else {64: 64, 128: 32}
 KINDS = ("acuity", *(() if CUDA else ("acuity bf16",)), "resident", "plain fp32", "plain autocast")
-# On a CPU torch.compile is out of the question: its first step took 5 minutes here, and it was no faster after it.
+# Not on a CPU: the first step of torch.compile took 5 minutes there, and later steps were no faster.
 PROBES = ("compiled", "captured") if CUDA else ()
-# Whose images/s are held against a peer's: those in the peer's own precision, where a CPU trains in either.
+# Acuity's kind that is compared with each peer: the one in the peer's precision.
 AGAINST = {"resident": "acuity", "plain fp32": "acuity", "plain autocast": "acuity" if CUDA else "acuity bf16"}
 ROUNDS = 3
 WARM_S, TIMED_S = (3.0, 5.0) if CUDA else (2.0, 8.0)
-SHARED = {64: 512, 320: 32}  # batch of each of the workers that share a GPU
-# Dense, FLOP/s, as the makers' data sheets have them.
+SHARED = {64: 512, 320: 32}  # resolution -> batch of each worker on the shared GPU
+# Dense FLOP/s of the vendor's data sheets.
 PEAKS = {"H200": {"bf16": 989e12, "fp32": 67e12}, "H100": {"bf16": 989e12, "fp32": 67e12}}
 
 
@@ -80,37 +82,29 @@ def main() -> None:
             share = "" if row["roofline"] is None else f"{row['roofline']:.0%}"
             print(f"{architecture:<24}{side:>4}{row['batch']:>7}  {speeds}{share:>10}", flush=True)
     together = _workers_together() if CUDA else []
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": "throughput",
-                "hardware": torch.cuda.get_device_name() if CUDA else f"{_processor()}, {os.cpu_count()} cores",
-                "versions": {"torch": torch.__version__, "timm": timm.__version__},
-                "commit": commit.stdout.strip(),
-                "precision": PRECISION,
-                "n": ROUNDS,
-                "cells": rows,
-                "workers_on_one_gpu": together,
-                "goals": goals,
-            }
-        )
+    print_result(
+        "throughput",
+        n=ROUNDS,
+        goals=goals,
+        hardware=torch.cuda.get_device_name() if CUDA else None,
+        versions={"torch": torch.__version__, "timm": timm.__version__},
+        precision=PRECISION,
+        cells=rows,
+        workers_on_one_gpu=together,
     )
 
 
 def _cell(architecture: str, side: int) -> dict:
-    """Each kind ROUNDS times in turn, so that what else the machine does falls on all of them."""
+    """Measure each kind ROUNDS times, in turn, so that other programs slow all kinds alike."""
     runs: dict[str, list[float]] = {kind: [] for kind in (*KINDS, *PROBES)}
     first_steps: dict[str, float] = {}
     flops = 0.0
     for round_ in range(ROUNDS):
         for kind in KINDS if round_ else (*KINDS, *PROBES):
-            told = _in_fresh_process(kind, architecture, side, BATCHES[side])
-            runs[kind].append(told["images_per_second"])
-            first_steps[kind] = told["first_step_s"]
-            flops = told["flops_per_image"] or flops
+            run = _in_fresh_process(kind, architecture, side, BATCHES[side])
+            runs[kind].append(run["images_per_second"])
+            first_steps[kind] = run["first_step_s"]
+            flops = run["flops_per_image"] or flops
     peak = next((peaks[PRECISION] for name, peaks in PEAKS.items() if CUDA and name in torch.cuda.get_device_name()), 0)
     speeds = {kind: statistics.median(values) for kind, values in runs.items()}
     return {
@@ -129,47 +123,45 @@ def _cell(architecture: str, side: int) -> dict:
 
 
 def _goals(row: dict) -> list[dict]:
-    """What the claim says of this cell; of a CPU only the share of the resident batch, and never to be slower."""
+    """The goals of one cell. On a CPU: 0.95 of resident, and no slower than the plain loops."""
     small = CUDA and row["resolution"] == 64
     wanted = {"resident": 0.95, "plain fp32": 3.0 if small else 1.0, "plain autocast": 1.3 if small else 1.0}
     return [
-        {
-            "name": f"{row['architecture']}_{row['resolution']}px_against_{kind.replace(' ', '_')}",
-            "value": round(statistics.median(ratios), 3),
-            "low": round(ratios[0], 3),
-            "high": round(ratios[-1], 3),
-            "goal": f">= {wanted[kind]}",
-            "met": statistics.median(ratios) >= wanted[kind],
-        }
+        goal_of_runs(
+            f"{row['architecture']}_{row['resolution']}px_against_{kind.replace(' ', '_')}",
+            ratios,
+            f">= {wanted[kind]}",
+            met=statistics.median(ratios) >= wanted[kind],
+        )
         for kind, ratios in row["ratios"].items()
     ]
 
 
 def _workers_together() -> list[dict]:
-    """Images/s of 1, 2, 4 and 8 processes that train at once on one GPU."""
+    """Sum of images/s of 1, 2, 4 and 8 processes that train at the same time on one GPU."""
     rows = []
     for side, batch in SHARED.items():
         for workers in (1, 2, 4, 8):
-            command = [sys.executable, __file__, "acuity", "resnet34", str(side), str(batch)]
+            command = [*PYTHON, __file__, "acuity", "resnet34", str(side), str(batch)]
             processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(workers)]
-            told = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
-            speed = sum(run["images_per_second"] for run in told)
+            runs = [last_json(process.communicate()[0]) for process in processes]
+            speed = sum(run["images_per_second"] for run in runs)
             rows.append({"resolution": side, "workers": workers, "images_per_second": speed})
             print(f"resnet34 {side:>4} px, {workers} workers on the GPU: {speed:>10,.0f} images/s in all", flush=True)
     return rows
 
 
 def _in_fresh_process(kind: str, architecture: str, side: int, batch: int) -> dict:
-    command = [sys.executable, __file__, kind, architecture, str(side), str(batch)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=kind not in PROBES)
-    if done.returncode != 0:  # its error is on the terminal
+    try:
+        return run_script(__file__, kind, architecture, str(side), str(batch))
+    except subprocess.CalledProcessError:
+        if kind not in PROBES:
+            raise
         return {"images_per_second": 0.0, "first_step_s": 0.0, "flops_per_image": 0}
-    told: dict = json.loads(done.stdout.splitlines()[-1])
-    return told
 
 
 def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
-    """Steps for WARM_S, then for TIMED_S; the device is waited for before the clock is read."""
+    """Run steps for WARM_S, then for TIMED_S. The device is synchronised before each reading of the clock."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (16 * batch, side, side), dtype=np.uint8)
     if kind in ("resident", "compiled"):
@@ -191,7 +183,7 @@ def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
     while time.perf_counter() - began < TIMED_S:
         next(steps)
         done += 1
-        if CUDA and done % 8 == 0:  # the host would otherwise run far ahead of the device
+        if CUDA and done % 8 == 0:  # otherwise the host would run far ahead of the device
             _wait()
     _wait()
     speed = done * batch / (time.perf_counter() - began)
@@ -213,9 +205,9 @@ def _learner(architecture: str, side: int, batch: int, precision: str) -> Learne
 
 
 def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -> Iterator[None]:
-    """The training loop of a trial, epoch after epoch."""
+    """Train as a trial does, epoch after epoch."""
     learner = _learner(architecture, images.shape[1], batch, precision)
-    (feed,) = open_feeds(images, np.arange(len(images)), device=DEVICE)
+    (feed,) = open_loaders(images, np.arange(len(images)), device=DEVICE)
     targets = (torch.arange(len(images)) % 2).float().to(DEVICE)
     generator = torch.Generator().manual_seed(0)
     while True:
@@ -231,7 +223,7 @@ def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -
 
 
 def _resident(architecture: str, images: np.ndarray, batch: int, *, is_compiled: bool) -> Iterator[None]:
-    """Forward, backward and optimiser step on one batch of floats that is there already."""
+    """Forward pass, backward pass and optimiser step on one batch of floats on the device."""
     learner, step = _resident_step(architecture, images, batch)
     if is_compiled:
         learner.network.compile()
@@ -241,7 +233,7 @@ def _resident(architecture: str, images: np.ndarray, batch: int, *, is_compiled:
 
 
 def _captured(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
-    """The same step as one CUDA graph (PyTorch's notes on CUDA graphs: warm up on a side stream, then capture)."""
+    """The step of _resident as one CUDA graph, warmed up on a side stream as PyTorch's notes on CUDA graphs say."""
     learner, step = _resident_step(architecture, images, batch)
     for group in learner.optimiser.param_groups:
         group["capturable"] = True
@@ -293,10 +285,10 @@ class _Images(Dataset):
 
 
 def _plain(architecture: str, images: np.ndarray, batch: int, kind: str) -> Iterator[None]:
-    """A loop as a user writes it: DataLoader, AdamW, autocast or not."""
+    """A user's loop: DataLoader, AdamW, with or without autocast."""
     network = timm.create_model(architecture, in_chans=1, num_classes=1).to(DEVICE).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    workers = min(8, os.cpu_count() or 1) if CUDA else 0  # on a CPU they would take the cores that train
+    workers = min(8, os.cpu_count() or 1) if CUDA else 0  # on a CPU, workers would take cores from the training
     loader = DataLoader(
         _Images(images),
         batch_size=batch,
@@ -320,17 +312,12 @@ def _plain(architecture: str, images: np.ndarray, batch: int, kind: str) -> Iter
 
 
 def _flops(architecture: str, side: int) -> float:
-    """Of forward and backward for one image, as torch counts them (two a multiplication with its addition)."""
+    """FLOPs of the forward and backward pass for one image. torch counts two for a multiplication with its addition."""
     with torch.device("meta"):
         network: torch.nn.Module = make_network(architecture, input_size=side)
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(2, 1, side, side)).sum().backward()
     return counter.get_total_flops() / 2
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""Claim: whatever kills, stops and cuts off a fleet, every label ends with exactly its trials and nothing is stuck.
+"""Claim: under random faults every label ends with exactly its number of trials, and no trial is stuck.
 
-Four real workers (`acuity worker`, forked from a process that has torch imported) search phantoms over an embedded
-Postgres, round after round, while every second or two, by a seeded generator: a worker is killed (SIGKILL), told to
-stop (SIGTERM), or halted for longer than the grace period or not (SIGSTOP); Postgres is restarted, crashed or has all
-its connections cut; a checkpoint is deleted or damaged. Workers that ended are started again. Two modes:
+Four real workers (`acuity worker`, forked from a process that has imported torch) search phantoms over an embedded
+Postgres, in rounds. Every second or two a seeded generator causes a fault: a worker gets SIGKILL, SIGTERM, or SIGSTOP
+for a time below or above the grace period; Postgres restarts, crashes or loses all connections; a checkpoint is deleted
+or truncated. Workers that have ended are started again. There are two modes:
 
-- fixed: every trial enqueued with fixed parameters, pruning off; the values must be those of a quiet run, bit for bit;
-- search: the sampler and the pruner at work.
+- fixed: every trial is enqueued with fixed parameters, without pruning. Its values must equal those of a run without
+  faults, bit for bit;
+- search: the sampler and the pruner choose.
 
 Run: python benchmarks/validity/chaos.py [MINUTES] [fixed|search] [SEED]   (default: 15 minutes, half in each mode)
 """
 
 import json
 import os
-import platform
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,9 @@ from sqlalchemy.exc import DBAPIError
 
 from acuity.storage.embedded.server import embedded_server
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal, print_result
+
 WORKERS = 4
 LABELS = ("Cardiomegaly", "Nodule")
 EPOCHS = 6
@@ -73,7 +74,7 @@ _processes = get_context("forkserver")
 
 
 def main() -> None:
-    """Run the modes, print a line a round, and one line of JSON."""
+    """Run the modes, print a line for each round, and one line of JSON."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 15.0
     modes = sys.argv[2:3] or ["fixed", "search"]
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 1
@@ -87,12 +88,19 @@ def main() -> None:
         with embedded_server(Path(home)) as url:
             for mode in modes:
                 results[mode] = _run_mode(mode, 60 * minutes / len(modes), seed, url, Path(images), Path(home))
-    print(json.dumps(_result(results, minutes, seed)))
+    print_result(
+        "chaos",
+        n={mode: _totals(result["rounds"]) for mode, result in results.items()},
+        goals=[goal for mode, result in results.items() for goal in _goals(mode, result["rounds"])],
+        minutes=minutes,
+        seed=seed,
+        results=results,
+    )
 
 
 @dataclass(eq=False)
 class Round:
-    """One experiment in a database of its own, with its workers."""
+    """One experiment with its workers, in its own database."""
 
     mode: str
     url: URL
@@ -101,22 +109,22 @@ class Round:
     generator: random.Random
     processes: list[BaseProcess] = field(default_factory=list)
     asleep: dict[int, float] = field(default_factory=dict)
-    told: dict[int, float] = field(default_factory=dict)
+    terminated: dict[int, float] = field(default_factory=dict)
     slowest_exit_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)
 
     def run(self, *, faults_until: float) -> None:
-        """Until every budget is finished; faults stop at a time, so that the rest is quiet."""
+        """Run until every budget is finished; no fault after faults_until (seconds of the monotonic clock)."""
         next_fault = time.monotonic() + 3.0
         alive = [self._start() for _ in range(WORKERS)]
         finished = False
         while alive:
             time.sleep(0.05)
-            self._wake(everybody=time.monotonic() > faults_until)
+            self._wake(all_of_them=time.monotonic() > faults_until)
             for process in [process for process in alive if process.exitcode is not None]:
                 alive.remove(process)
-                finished |= self._ended(process)
+                finished |= self._has_finished(process)
                 if not finished:
                     alive.append(self._start())
             if not finished and next_fault < time.monotonic() < faults_until:
@@ -130,12 +138,12 @@ class Round:
         self.processes.append(process)
         return process
 
-    def _ended(self, process: BaseProcess) -> bool:
-        """True where it left since nothing was left to do."""
+    def _has_finished(self, process: BaseProcess) -> bool:
+        """True if the process ended because no trial was left."""
         assert process.pid is not None
-        told_at = self.told.pop(process.pid, None)
-        if told_at is not None and process.exitcode == 0:
-            self.slowest_exit_s = max(self.slowest_exit_s, time.monotonic() - told_at)
+        terminated_at = self.terminated.pop(process.pid, None)
+        if terminated_at is not None and process.exitcode == 0:
+            self.slowest_exit_s = max(self.slowest_exit_s, time.monotonic() - terminated_at)
             return False
         if process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM, os.EX_TEMPFAIL):
             log = (self.folder / f"worker-{self.processes.index(process):03d}.log").read_text().splitlines()
@@ -143,9 +151,9 @@ class Round:
             self.unexpected.append(f"exit {process.exitcode}: {log[-1] if log else ''}")
         return process.exitcode == 0
 
-    def _wake(self, *, everybody: bool) -> None:
+    def _wake(self, *, all_of_them: bool) -> None:
         for pid, until in list(self.asleep.items()):
-            if everybody or time.monotonic() > until:
+            if all_of_them or time.monotonic() > until:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
                 del self.asleep[pid]
@@ -153,7 +161,7 @@ class Round:
     def _fault(self, awake: list[BaseProcess]) -> None:
         kind = self.generator.choices(list(FAULTS), weights=list(FAULTS.values()))[0]
         if kind in ("kill", "terminate", "stop"):
-            awake = [process for process in awake if process.pid not in self.told]
+            awake = [process for process in awake if process.pid not in self.terminated]
             if not awake:
                 return
             pid = self.generator.choice(awake).pid
@@ -164,7 +172,7 @@ class Round:
                     self.asleep[pid] = time.monotonic() + self.generator.uniform(1.0, 2.5 * GRACE_S)
                 elif kind == "terminate":
                     os.kill(pid, signal.SIGTERM)
-                    self.told[pid] = time.monotonic()
+                    self.terminated[pid] = time.monotonic()
                 else:
                     os.kill(pid, signal.SIGKILL)
         elif kind in ("restart", "crash"):
@@ -190,7 +198,7 @@ class Round:
         self.faults[kind] += 1
 
     def check(self) -> dict[str, Any]:
-        """What the database holds in the end."""
+        """Count what the database holds at the end of the round."""
         rows = _query(
             self.url,
             "select label, state, coalesce(origin, number), value, requeued from acuity.trials order by trial_id",
@@ -225,7 +233,7 @@ class Round:
 
 
 def _work(url: str, folder: str, number: int) -> None:
-    """A worker process; it counts the epochs that it finishes."""
+    """Run a worker that counts the epochs it finishes."""
     from acuity.storage.checkpoints import Checkpoints
     from acuity.study.cli import main as cli
 
@@ -318,7 +326,7 @@ def _register(this: Round, images: Path) -> None:
 
 
 def _give_all_recipes(database: Any, registered: Any) -> None:
-    """Fix what each first trial runs, so that it does not depend on what has ended before."""
+    """Fix the parameters of every initial trial, so that they do not depend on earlier trials."""
     import optuna
 
     from acuity.study.registry.names import study_name
@@ -344,46 +352,34 @@ def _query(url: URL, statement: str) -> list[Any]:
         return list(result.all()) if result.returns_rows else []
 
 
-def _result(results: dict[str, Any], minutes: float, seed: int) -> dict[str, Any]:
-    goals = []
-    for mode, result in results.items():
-        rounds = result["rounds"]
-
-        def total(key: str, rounds: list[dict[str, Any]] = rounds) -> int:
-            return sum(round_[key] for round_ in rounds)
-
-        def goal(name: str, value: float, rule: str, met: bool, mode: str = mode) -> None:
-            goals.append({"name": f"{mode}_{name}", "value": value, "goal": rule, "met": met})
-
-        disturbed = len(rounds)
-        goal("rounds_with_exact_budgets", total("exact"), f"== {disturbed}", total("exact") == disturbed)
-        for key in ("stuck", "told_twice", "given_up"):
-            goal(key, total(key), "== 0", total(key) == 0)
-        if mode == "fixed":
-            goal("rounds_with_equal_values", total("equal"), f"== {disturbed}", total("equal") == disturbed)
-        unexpected = sum(len(round_["unexpected"]) for round_ in rounds)
-        goal("unexpected_exits", unexpected, "== 0", unexpected == 0)
-        slowest = max(round_["slowest_exit_s"] for round_ in rounds)
-        goal("slowest_exit_after_sigterm_s", slowest, "<= 10", slowest <= 10)
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+def _totals(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "benchmark": "chaos",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "commit": commit.stdout.strip(),
-        "n": {
-            mode: {
-                "rounds": len(result["rounds"]),
-                "trials": sum(round_["finished"] for round_ in result["rounds"]),
-                "requeued": sum(round_["requeued"] for round_ in result["rounds"]),
-                "faults": dict(sum((Counter(round_["faults"]) for round_ in result["rounds"]), Counter())),
-            }
-            for mode, result in results.items()
-        },
-        "minutes": minutes,
-        "seed": seed,
-        "goals": goals,
-        "results": results,
+        "rounds": len(rounds),
+        "trials": _total(rounds, "finished"),
+        "requeued": _total(rounds, "requeued"),
+        "faults": dict(sum((Counter(round_["faults"]) for round_ in rounds), Counter())),
     }
+
+
+def _goals(mode: str, rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    goals = []
+
+    def require(name: str, value: float, sign: str, bound: float) -> None:
+        met = value == bound if sign == "==" else value <= bound
+        goals.append(make_goal(f"{mode}_{name}", value, f"{sign} {bound}", met=met))
+
+    require("rounds_with_exact_budgets", _total(rounds, "exact"), "==", len(rounds))
+    for key in ("stuck", "told_twice", "given_up"):
+        require(key, _total(rounds, key), "==", 0)
+    if mode == "fixed":
+        require("rounds_with_equal_values", _total(rounds, "equal"), "==", len(rounds))
+    require("unexpected_exits", sum(len(round_["unexpected"]) for round_ in rounds), "==", 0)
+    require("slowest_exit_after_sigterm_s", max(round_["slowest_exit_s"] for round_ in rounds), "<=", 10)
+    return goals
+
+
+def _total(rounds: list[dict[str, Any]], key: str) -> int:
+    return sum(round_[key] for round_ in rounds)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
-"""Claim: search and confirmation name the resolution that phantoms need, and hardly ever one that is too small.
+"""Claim: search and confirmation name the smallest adequate resolution of phantoms, and rarely one that is too small.
 
-For each of several sets of phantoms of other seeds: `acuity launch`, `acuity confirm`, `acuity best`, by real workers;
-the verdict of each label is held against `objectives/phantom_truth.py`. Of 20 sets a too small resolution may be named
-in at most 1, and the needed one must be in at least 16, for every label. The margin is 0.05 AUC: the about 100 positive
-test patients of a set of 3,000 cannot show 0.02, and what phantoms need is the same at both.
+For several sets of phantoms with different seeds, real workers run `acuity launch`, `acuity confirm` and `acuity best`.
+The verdict of each label is compared with `objectives/phantoms/truth.py`. For every label, of 20 sets at most 1 may
+name a resolution that is too small, and at least 16 must name the right one. The margin is 0.05 AUC, because the about
+100 positive test patients of a set of 3,000 cannot show 0.02. The right resolution is the same for both margins.
 
     python benchmarks/validity/confirmation.py [--sets 20] [--images 3000] [--resolutions 32 64 128] [--first-seed 1000]
-                                      [--labels Fibrosis]
+                                               [--labels Fibrosis]
 
-Labels that need more than the largest of the resolutions are left out. On two idle cores a set takes about 10 minutes,
-at 32 and 64 px alone about 2.
+Labels that need a resolution above the largest one are left out. On two idle cores a set takes about 10 minutes; with
+32 and 64 px alone, about 2.
 """
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +23,10 @@ from typing import Any
 
 from acuity.objectives.phantoms.generator import write_phantoms
 from acuity.objectives.phantoms.truth import TRUTH
+
+sys.path.append(str(Path(__file__).parents[1]))
+from child_process import private_environment, time_command
+from result_line import make_goal, print_result
 
 _MARGIN = 0.05
 _EXPERIMENT = """\
@@ -54,7 +55,7 @@ seeds = 3
 
 
 def main() -> None:
-    """Run the sets, print a row each and the counts as one line of JSON."""
+    """Run the sets. After every set print a row, and the counts so far as one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", type=int, default=20)
     parser.add_argument("--images", type=int, default=3000)
@@ -79,8 +80,17 @@ def main() -> None:
             aucs = ", ".join(f"{at['resolution']}: {at['auc']:.3f}" for at in entry["by_resolution"] if at["seeds"])
             cells.append(f"{entry['label']} {named} ({aucs})")
         print(f"set {seed}  {'; '.join(cells)}   ({seconds[-1]:.0f} s)", flush=True)
-        # After every set: what was counted before a long run is cut short is not lost.
-        print(json.dumps(_result(outcomes, seconds, asked)), flush=True)
+        print_result(
+            "confirmation",
+            n=len(seconds),
+            goals=_goals(outcomes, sets=len(seconds)),
+            images=asked.images,
+            resolutions=asked.resolutions,
+            first_seed=asked.first_seed,
+            margin=_MARGIN,
+            seconds_per_set=round(sum(seconds) / len(seconds)),
+            outcomes={label: dict(counts) for label, counts in outcomes.items()},
+        )
 
 
 def _run_set(folder: Path, labels: list[str], resolutions: list[int], *, images: int, seed: int) -> dict[str, Any]:
@@ -94,16 +104,10 @@ def _run_set(folder: Path, labels: list[str], resolutions: list[int], *, images:
             margin=_MARGIN,
         )
     )
-    environment = {key: value for key, value in os.environ.items() if key != "ACUITY_STORAGE"}
-    environment |= {"ACUITY_EMBEDDED_DIR": str(folder / "server"), "XDG_CACHE_HOME": str(folder / "home")}
+    environment = private_environment(folder)
 
     def acuity(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "acuity", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"acuity {' '.join(arguments)}: {done.stderr}")
-        return done.stdout
+        return time_command([sys.executable, "-m", "acuity", *arguments], environment=environment).stdout
 
     acuity("launch", str(file))
     acuity("confirm", "phantoms")
@@ -120,30 +124,15 @@ def _judge(label: str, verdict: dict[str, Any]) -> str:
     )
 
 
-def _result(outcomes: dict[str, Counter[str]], seconds: list[float], asked: argparse.Namespace) -> dict[str, Any]:
-    sets = len(seconds)
+def _goals(outcomes: dict[str, Counter[str]], *, sets: int) -> list[dict[str, Any]]:
     goals = []
     for label, counts in outcomes.items():
-        for name, value, goal, met in (
-            ("right", counts["right"], 0.8 * sets, counts["right"] >= 0.8 * sets),
-            ("too_small", counts["too small"], 0.05 * sets, counts["too small"] <= 0.05 * sets),
-        ):
-            sign = ">=" if name == "right" else "<="
-            goals.append({"name": f"{name}_{label}", "value": value, "goal": f"{sign} {goal:g}", "met": met})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "benchmark": "confirmation",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": commit.stdout.strip(),
-        "n": sets,
-        "images": asked.images,
-        "resolutions": asked.resolutions,
-        "first_seed": asked.first_seed,
-        "margin": _MARGIN,
-        "seconds_per_set": round(sum(seconds) / sets),
-        "outcomes": {label: dict(counts) for label, counts in outcomes.items()},
-        "goals": goals,
-    }
+        right, too_small = counts["right"], counts["too small"]
+        goals += [
+            make_goal(f"right_{label}", right, f">= {0.8 * sets:g}", met=right >= 0.8 * sets),
+            make_goal(f"too_small_{label}", too_small, f"<= {0.05 * sets:g}", met=too_small <= 0.05 * sets),
+        ]
+    return goals
 
 
 if __name__ == "__main__":

@@ -1,30 +1,28 @@
-"""Claim: Acuity's intervals and its non-inferiority test keep their promises on AUCs that are known.
+"""Claim: Acuity's intervals cover known AUCs in 93 to 97 %, and its non-inferiority test errs in at most 5 %.
 
-Scores are drawn from a binormal model, so that each resolution's AUC is known exactly: several correlated images a
-patient (NIH's 3.6 on average), images shared by all networks, some score variance of a resolution's own and of each
-seed's own, and seeds of different skill. 5,000 repetitions a scenario:
+Scores are drawn from a binormal model, so that each resolution's AUC is known exactly. A patient has several correlated
+images (3.6 on average, as in NIH). All networks score the same images. One part of the score variance is specific to
+the resolution, one to the seed, and seeds differ in skill. With 5,000 repetitions per scenario:
 
 - the 95 % intervals of an AUC and of a difference cover the truth in 93 to 97 %;
-- a resolution that loses exactly the margin is shown not inferior in at most 5 % (+ two Monte Carlo standard errors),
-  and the step-down names a resolution that is too small no more often;
+- a resolution that loses exactly the margin is called not inferior in at most 5 % (+ two Monte Carlo standard errors),
+  and the step-down names a resolution that is too small at most as often;
 - intervals that ignore that images share patients, or that networks differ by seed, fail.
 
-Beside them, for the choices made: the variance without the chance that seed and patients have together (Obuchowski &
-Rockette), and a plain t test in place of one on the logit scale. And the known limits, which are no goals.
+Two alternatives are estimates for comparison: the variance without the interaction of seed and patients (Obuchowski &
+Rockette), and a t test on the AUC scale in place of the logit scale. The known limits are printed too. They have no
+goals.
 
 Run: python benchmarks/validity/coverage.py (half an hour on one core).
 """
 
-import json
 import math
-import os
-import platform
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -32,10 +30,18 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from acuity.objectives.statistics.delong import auc_components, covariance
-from acuity.objectives.statistics.difference import Contrast, difference_limits, difference_spread, t_statistic
-from acuity.objectives.statistics.estimates import contrast_of, estimate_auc, estimate_difference, measure_resolutions
-from acuity.objectives.statistics.noninferiority import check_non_inferiority, find_smallest_adequate
+from acuity.objectives.statistics.delong import covariance, delong_components
+from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
+from acuity.objectives.statistics.estimates import (
+    estimate_auc,
+    estimate_difference,
+    estimate_resolutions,
+    make_auc_pair,
+)
+from acuity.objectives.statistics.noninferiority import check_noninferiority, find_smallest_noninferior
+
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal, print_result
 
 Floats = NDArray[np.float64]
 REPETITIONS = 5000
@@ -52,15 +58,15 @@ class Scenario:
     """True AUC of each resolution in px; the largest resolution is the reference."""
     seeds: int
     skill_sd: float
-    """Of a seed's separation of the two kinds of images, in standard deviations of the score."""
+    """Standard deviation between seeds of the separation of positive and negative images, in score SDs."""
     seed_share: float = 0.15
-    """Of the score's variance that is one network's own; 0.15 lets scores of two seeds correlate by 0.85."""
+    """Share of the score variance that is specific to one network. At 0.15, scores of two seeds correlate by 0.85."""
     resolution_share: float = 0.15
     images_a_patient: float = 3.6
     correlation: float = 0.5
-    """Of two images of one patient, within every share of the variance."""
+    """Correlation of two images of one patient, within every share of the variance."""
     prevalence: float = 0.2
-    """Of patients who may show the finding: each of their images does with probability 0.6."""
+    """Share of patients with the finding. Each of their images shows it with probability 0.6."""
 
 
 SCENARIOS = (
@@ -72,8 +78,8 @@ SCENARIOS = (
     Scenario("100, weak networks", patients=600, aucs={64: 0.63, 128: 0.65}, seeds=3, skill_sd=0.06),
     Scenario("250, seeds of unlike skill", patients=1500, aucs={64: 0.78, 128: 0.80}, seeds=3, skill_sd=0.12),
 )
-# Known limits, printed and no goals. What seed and patients have together is counted twice: where it is all that tells
-# two resolutions apart, their difference is called less certain than it is. And few patients near an AUC of 1.
+# Known limits. The interaction of seed and patients is counted twice: where nothing else separates two resolutions, the
+# interval of their difference is too wide. The last one has few patients and an AUC near 1.
 LIMITS = (
     Scenario(
         "limit: networks alike",
@@ -116,7 +122,7 @@ def draw(
     common = share(1 - scenario.resolution_share - scenario.seed_share, 1)
     scores: dict[int, Floats] = {}
     for resolution, auc in scenario.aucs.items():
-        # Averaged over seeds of normally distributed skill, the AUC is exactly the one asked for.
+        # The mean AUC over seeds of normally distributed skill is exactly the scenario's AUC.
         mean = norm.ppf(auc) * math.sqrt(2 + scenario.skill_sd**2)
         skill = mean + scenario.skill_sd * generator.standard_normal((scenario.seeds, 1))
         own = share(scenario.resolution_share, 1) + share(scenario.seed_share, scenario.seeds)
@@ -125,7 +131,7 @@ def draw(
 
 
 def simulate(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str, float]:
-    """Share of repetitions in which each interval covers the truth and each test errs at the margin's boundary."""
+    """Share of repetitions in which each interval covers the truth and each test errs at the margin."""
     generator = np.random.default_rng(seed)
     resolution, reference = min(scenario.aucs), max(scenario.aucs)
     truth = scenario.aucs[reference]
@@ -133,23 +139,23 @@ def simulate(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str
     counts: defaultdict[str, float] = defaultdict(float)
     for _ in range(repetitions):
         targets, scores, patients = draw(scenario, generator)
-        measured = measure_resolutions(targets, scores, patients)
-        auc = estimate_auc(measured, reference)
-        difference = estimate_difference(measured, resolution, reference=reference)
-        shown = check_non_inferiority(measured, resolution, reference=reference, margin=margin).outcome == "shown"
-        contrast = contrast_of(measured, resolution, reference=reference)
-        patient_se = math.sqrt(contrast.patient_variances[1])
+        estimates = estimate_resolutions(targets, scores, patients)
+        auc = estimate_auc(estimates, reference)
+        difference = estimate_difference(estimates, resolution, reference=reference)
+        shown = check_noninferiority(estimates, resolution, reference=reference, margin=margin).outcome == "shown"
+        pair = make_auc_pair(estimates, resolution, reference=reference)
+        patient_se = math.sqrt(pair.patient_variances[1])
         image_se = _se_of_independent_images(targets, scores[reference])
-        narrower = _without_excess(contrast, targets, [scores[resolution], scores[reference]], patients)
-        counts["positive_patients"] += measured.positive_patients
+        narrower = _without_excess(pair, targets, [scores[resolution], scores[reference]], patients)
+        counts["positive_patients"] += estimates.positive_patients
         counts["auc_covered"] += auc.auc_low <= truth <= auc.auc_high
         counts["difference_covered"] += difference.difference_low <= -margin <= difference.difference_high
         counts["wrongly_shown"] += shown
         counts["ignoring_patients"] += abs(auc.auc - truth) <= norm.ppf(0.975) * math.hypot(
-            image_se, math.sqrt(contrast.seed_variances[1])
+            image_se, math.sqrt(pair.seed_variances[1])
         )
         counts["ignoring_seeds"] += abs(auc.auc - truth) <= norm.ppf(0.975) * patient_se
-        counts["plain_t_wrongly_shown"] += _plain_t_shows(contrast, margin=margin)
+        counts["plain_t_wrongly_shown"] += _plain_t_shows(pair, margin=margin)
         counts["obuchowski_rockette_covered"] += _covers(narrower, value=-margin)
         counts["obuchowski_rockette_wrongly_shown"] += _shows(narrower, margin=margin)
     return {name: float(count / repetitions) for name, count in counts.items()}
@@ -158,14 +164,14 @@ def simulate(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str
 def simulate_step_down(
     scenario: Scenario, *, margin: float, repetitions: int, seed: int = 0
 ) -> tuple[float, dict[str, int]]:
-    """How often a resolution that loses the margin or more is named, and how often each verdict and resolution is."""
+    """Share of repetitions that name a resolution which loses the margin or more, and counts of each answer."""
     generator = np.random.default_rng(seed)
     reference = max(scenario.aucs)
     named: defaultdict[str, int] = defaultdict(int)
     wrong = 0
     for _ in range(repetitions):
-        measured = measure_resolutions(*draw(scenario, generator))
-        answer = find_smallest_adequate(measured, reference=reference, margin=margin)
+        estimates = estimate_resolutions(*draw(scenario, generator))
+        answer = find_smallest_noninferior(estimates, reference=reference, margin=margin)
         named[str(answer.resolution or answer.verdict)] += 1
         loss = scenario.aucs[reference] - scenario.aucs.get(answer.resolution or reference, 0.0)
         wrong += loss >= margin - 1e-9
@@ -173,46 +179,46 @@ def simulate_step_down(
 
 
 def _se_of_independent_images(targets: NDArray[np.int64], scores: Floats) -> float:
-    components = auc_components(targets, scores, np.arange(targets.size))
+    components = delong_components(targets, scores, np.arange(targets.size))
     return math.sqrt(float(covariance(components).mean()))
 
 
 def _without_excess(
-    contrast: Contrast, targets: NDArray[np.int64], scores: list[Floats], patients: NDArray[np.int64]
-) -> Contrast:
-    """The patients' variance from pairs of different seeds alone: what is left with infinitely many seeds."""
+    pair: AucPair, targets: NDArray[np.int64], scores: list[Floats], patients: NDArray[np.int64]
+) -> AucPair:
+    """The pair with the patients' variance from pairs of different seeds alone: its limit for many seeds."""
     variances = []
     for rows in scores:
-        matrix = covariance(auc_components(targets, rows, patients))
+        matrix = covariance(delong_components(targets, rows, patients))
         seeds = len(rows)
         variances.append(max(float((matrix.sum() - np.trace(matrix)) / (seeds * (seeds - 1))), 0.0))
-    return replace(contrast, patient_variances=(variances[0], variances[1]))
+    return replace(pair, patient_variances=(variances[0], variances[1]))
 
 
-def _covers(contrast: Contrast, *, value: float) -> bool:
-    low, high = difference_limits(contrast, level=0.95)
+def _covers(pair: AucPair, *, value: float) -> bool:
+    low, high = difference_interval(pair, level=0.95)
     return low <= value <= high
 
 
-def _shows(contrast: Contrast, *, margin: float) -> bool:
-    return bool(student.sf(*t_statistic(contrast, value=-margin)) <= LEVEL)
+def _shows(pair: AucPair, *, margin: float) -> bool:
+    return bool(student.sf(*t_statistic(pair, value=-margin)) <= LEVEL)
 
 
-def _plain_t_shows(contrast: Contrast, *, margin: float) -> bool:
-    se, degrees = difference_spread(contrast)
-    return bool((contrast.difference + margin) / se > student.ppf(1 - LEVEL, degrees))
+def _plain_t_shows(pair: AucPair, *, margin: float) -> bool:
+    se, degrees = difference_standard_error(pair)
+    return bool((pair.difference + margin) / se > student.ppf(1 - LEVEL, degrees))
 
 
 def _monte_carlo_se(share: float, repetitions: int) -> float:
     return math.sqrt(share * (1 - share) / repetitions)
 
 
-def _goal(name: str, value: float, *, goal: str, met: bool) -> dict[str, object]:
+def _goal(name: str, value: float, *, goal: str, met: bool) -> dict[str, Any]:
     half = 1.96 * _monte_carlo_se(value, REPETITIONS)
-    return {"name": name, "value": value, "low": value - half, "high": value + half, "goal": goal, "met": met}
+    return make_goal(name, value, goal, met=met, low=value - half, high=value + half, digits=4)
 
 
-def _goals(rows: dict[str, dict[str, float]], too_small: float) -> list[dict[str, object]]:
+def _goals(rows: dict[str, dict[str, float]], too_small: float) -> list[dict[str, Any]]:
     error_limit = LEVEL + 2 * _monte_carlo_se(LEVEL, REPETITIONS)
     goals = []
     for name in ("auc_covered", "difference_covered"):
@@ -227,22 +233,6 @@ def _goals(rows: dict[str, dict[str, float]], too_small: float) -> list[dict[str
         value = min(row[name] for row in rows.values())
         goals.append(_goal(f"{name}_lowest", value, goal="< 0.93: shown to fail", met=value < 0.93))
     return goals
-
-
-def _hardware() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores (one used)"
-
-
-def _commit() -> str:
-    root = Path(__file__).parent
-    return subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def main() -> None:
@@ -267,19 +257,13 @@ def main() -> None:
         print(f"| {scenario.name} | " + " | ".join(cells) + " |", flush=True)
     too_small, named = simulate_step_down(STEP_DOWN, margin=0.02, repetitions=REPETITIONS)
     print(f"\nstep-down, true AUCs {dict(STEP_DOWN.aucs)}, margin 0.02: named {named}, too small in {too_small:.3f}")
-    print(
-        json.dumps(
-            {
-                "benchmark": "coverage",
-                "hardware": _hardware(),
-                "versions": {"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__},
-                "commit": _commit(),
-                "n": REPETITIONS,
-                "goals": _goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
-                "scenarios": rows,
-                "step_down": named,
-            }
-        )
+    print_result(
+        "coverage",
+        n=REPETITIONS,
+        goals=_goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
+        versions={"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__},
+        scenarios=rows,
+        step_down=named,
     )
 
 

@@ -1,17 +1,16 @@
 """Claim: at a margin of 0.02 AUC, phantoms' Cardiomegaly needs 32 px, Nodule 64 px and Fibrosis 128 px.
 
-Trains one small network a resolution (all three findings at once, one logit each) and tests it on phantoms of other
-patients; the same phantoms at every resolution. `objectives/phantom_truth.py` holds what is expected.
-Without arguments: 20,000 phantoms to train and 20,000 to test, about half an hour on two cores. With IMAGES, that many.
+One small network per resolution is trained (all three findings together, one logit each) and tested on phantoms of
+other patients. The phantoms are the same at every resolution. `objectives/phantoms/truth.py` holds the expected values.
+Without arguments there are 20,000 training and 20,000 test phantoms, about half an hour on two cores. Argument: IMAGES,
+the number of training phantoms and of test phantoms.
 """
 
-import json
 import multiprocessing
-import os
-import platform
-import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +22,9 @@ from acuity.objectives.phantoms.generator import LABELS, draw_phantoms
 from acuity.objectives.phantoms.truth import MARGIN, TRUTH
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import auc
+
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal, print_result
 
 RESOLUTIONS = (32, 64, 128)
 EPOCHS = 6
@@ -52,7 +54,11 @@ def main() -> None:
         ]
         cells = "  ".join(f"{area:.4f} +- {error:.4f}".rjust(20) for area, error in table[resolution])
         print(f"{resolution:>4}  {cells}   ({time.perf_counter() - began:.0f} s)", flush=True)
-    print(json.dumps(_result(table, images)))
+    aucs = {
+        str(resolution): {label: [round(value, 4) for value in cell] for label, cell in zip(LABELS, row, strict=True)}
+        for resolution, row in table.items()
+    }
+    print_result("phantom_truth", n=images, goals=_goals(table), auc=aucs)
 
 
 def _draw_chunk(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,29 +109,14 @@ def _normalise(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - 0.5) / 0.25
 
 
-def _result(table: dict[int, list[tuple[float, float]]], images: int) -> dict[str, object]:
+def _goals(table: dict[int, list[tuple[float, float]]]) -> list[dict[str, Any]]:
     goals = []
     for k, label in enumerate(LABELS):
         top = max(table[resolution][k][0] for resolution in RESOLUTIONS)
         adequate = min(resolution for resolution in RESOLUTIONS if table[resolution][k][0] > top - MARGIN)
         known = TRUTH[label].smallest_adequate
-        goals.append(
-            {"name": f"smallest_adequate_{label}", "value": adequate, "goal": f"== {known}", "met": adequate == known}
-        )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "benchmark": "phantom_truth",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": commit.stdout.strip(),
-        "n": images,
-        "auc": {
-            str(resolution): {
-                label: [round(value, 4) for value in cell] for label, cell in zip(LABELS, row, strict=True)
-            }
-            for resolution, row in table.items()
-        },
-        "goals": goals,
-    }
+        goals.append(make_goal(f"smallest_adequate_{label}", adequate, f"== {known}", met=adequate == known))
+    return goals
 
 
 if __name__ == "__main__":

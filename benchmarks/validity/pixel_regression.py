@@ -1,13 +1,11 @@
 """Claim: on NIH radiographs every label's search beats a logistic regression on pixels, on the same patients.
 
-Takes an experiment file and the JSON of its `acuity best NAME --format json` (default: docs/nih/). The regression sees
-each image at 64 px, less its mean brightness, and is scored on the experiment's validation patients.
+Arguments: an experiment file, and the output of its `acuity best NAME --format json` (default: those in docs/nih/). The
+input of the regression is each image at 64 px, less its mean brightness. Its AUC is that on the experiment's validation
+patients.
 """
 
 import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +18,15 @@ from acuity.objectives.statistics.metrics import auc
 from acuity.study.config.loading import load
 from acuity.study.dataset.image_set import labelled_images, open_image_set
 
+sys.path.append(str(Path(__file__).parents[1]))
+from result_line import make_goal, print_result
+
 RESOLUTION = 64
 PENALTIES = (1e-4, 1e-3, 1e-2)
 
 
 def main() -> None:
-    """Fit, print the table and one line of JSON. The best penalty is chosen in the regression's favour."""
+    """Fit, print the table and one line of JSON. The penalty is the one with the best validation AUC."""
     folder = Path(__file__).resolve().parents[2] / "docs" / "nih"
     file, answer = (
         (Path(name) for name in sys.argv[1:3]) if len(sys.argv) > 2 else (folder / "nih.toml", folder / "best.json")
@@ -52,26 +53,8 @@ def main() -> None:
             f"{entry['label']:<16}{f'{area:.3f} ({low:.2f}-{high:.2f})':>24}"
             f"{'{auc:.3f} ({auc_low:.2f}-{auc_high:.2f})'.format(**best):>24}"
         )
-        goals.append(
-            {
-                "name": f"gain_{entry['label']}",
-                "value": round(best["auc"] - area, 3),
-                "goal": "> 0",
-                "met": best["auc"] > area,
-            }
-        )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(
-        json.dumps(
-            {
-                "benchmark": "pixel_regression",
-                "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-                "commit": commit.stdout.strip(),
-                "n": len(image_set.index.table),
-                "goals": goals,
-            }
-        )
-    )
+        goals.append(make_goal(f"gain_{entry['label']}", best["auc"] - area, "> 0", met=best["auc"] > area))
+    print_result("pixel_regression", n=len(image_set.index.table), goals=goals)
 
 
 if __name__ == "__main__":
