@@ -1,4 +1,4 @@
-"""Choose a GPU by a lock file where none is named: the containers of a host all see the same GPUs."""
+"""Choose a GPU by a lock file if none is named: all containers of a host see the same GPUs."""
 
 import fcntl
 import itertools
@@ -11,18 +11,18 @@ from acuity.objectives.errors import InputError
 
 
 def choose_device(choice: str, *, folder: Path) -> str:
-    """The GPU that "auto" or "cuda" means where there are several: the one with the fewest workers; else choice.
+    """Replace "auto" or "cuda" by the GPU with the fewest workers if there are several; else return choice.
 
-    folder: one that all workers of this host share.
+    folder: one that all workers of this host share. InputError if it cannot hold lock files.
     """
     if choice not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return choice
     gpus = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]
-    return f"cuda:{take_gpu(gpus, folder=folder)}"
+    return f"cuda:{lock_gpu(gpus, folder=folder)}"
 
 
-def take_gpu(gpus: list[str], *, folder: Path) -> int:
-    """Lock a GPU until this process ends, however it ends; returns its position.
+def lock_gpu(gpus: list[str], *, folder: Path) -> int:
+    """Lock one of the GPUs (UUIDs) until this process ends, also by a crash; returns its position.
 
     Device numbers differ between containers, so a lock is named after the GPU's UUID. The name ends with a turn: a GPU
     gets its second worker when every GPU has its first.
@@ -37,7 +37,7 @@ def take_gpu(gpus: list[str], *, folder: Path) -> int:
                 except BlockingIOError:
                     os.close(lock)
                 else:
-                    return position  # the lock stays open, hence held
+                    return position  # the file remains open, so the lock is held
     except OSError as error:
         raise InputError(
             f"{folder}: a GPU cannot be chosen by a lock there ({error.strerror}). "

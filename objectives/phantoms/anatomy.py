@@ -1,4 +1,4 @@
-"""Draw a synthetic frontal chest as density on a film: lungs, heart, mediastinum, diaphragm, bones, airway, vessels."""
+"""Draw the density of a synthetic frontal chest: lungs, heart, mediastinum, diaphragm, bones, airway, vessels."""
 
 import cv2
 import numpy as np
@@ -12,28 +12,28 @@ from acuity.objectives.phantoms.film import (
     Film,
     Mask,
     Points,
-    blank,
     draw_tubes,
+    empty_mask,
     fill,
-    grid,
     soften,
+    to_fixed_point,
 )
 
 LUNG_HALF_WIDTH = 0.70
-"""From the middle to the inner chest wall at its widest, in the patient's frame."""
+"""Greatest distance from the midline to the inner chest wall, in the patient's frame."""
 _APEX = -0.75
 
 
 def draw_thorax(
     rng: np.random.Generator, film: Film, *, female: bool, cardiothoracic_ratio: float
 ) -> tuple[Field, Field]:
-    """Density of the chest, and where lung is seen with nothing in front of it, in [0, 1].
+    """Density of the chest, and the fraction of unobstructed lung in each pixel.
 
-    rng is the patient's own: the same one draws the same anatomy on every film.
+    rng: generator of the patient; it is in the same state for each of the patient's films.
     """
     width = float(rng.normal(0.97 if female else 1.0, 0.035))
     height = film.breath * float(rng.normal(0.95 if female else 1.0, 0.04))
-    # The liver lifts the right dome, which is on the film's left.
+    # The liver lifts the right dome, on the left of the film.
     lungs = [_lung(side, width, height, dome=rng.normal(lift, 0.03)) for side, lift in ((-1, -0.04), (1, 0.0))]
     heart = _heart(film, cardiothoracic_ratio * 2 * LUNG_HALF_WIDTH * width, height)
 
@@ -57,7 +57,7 @@ def draw_thorax(
 
 
 def _outline(corners: str, *, points: int = 64, mirrored: bool = False) -> Points:
-    """A smooth closed outline through corners "x y, x y, ..."; mirrored ones give its left half alone."""
+    """Draw a smooth closed outline through corners "x y, x y, ..."; mirrored: corners are of its left half."""
     ring = np.array([corner.split() for corner in corners.split(",")], dtype=float)
     if mirrored:
         ring = np.vstack([ring, ring[::-1] * [-1, 1]])
@@ -102,7 +102,7 @@ def _lung(side: int, width: float, height: float, *, dome: float) -> Points:
 
 
 def _heart(film: Film, width: float, height: float) -> Points:
-    """The heart grows mostly to the patient's left, and lies on the diaphragm."""
+    """A larger heart extends mostly to the patient's left; its lower edge remains on the diaphragm."""
     scale = width / _HEART_WIDTH
     lowest, tall = _HEART[:, 1].max(), 0.45 + 0.55 * scale
     x = scale * (_HEART[:, 0] - 0.09) + 0.09 + 1.2 * film.turn
@@ -123,7 +123,7 @@ def _abdomen(height: float) -> Points:
 
 
 def _arms(rng: np.random.Generator, width: float) -> Points:
-    """Upper arms, held more or less away from the body."""
+    """Upper arms, at a random distance from the body."""
     spread = rng.uniform(0.10, 0.34)
     outer = [(0.86, -0.68), (1.02, -0.62), (1.10 + spread, 0.1), (1.1 + 1.6 * spread, 1.1)]
     inner = [(0.93 + 1.6 * spread, 1.1), (0.95 + 0.7 * spread, 0.0), (0.88, -0.3)]
@@ -132,7 +132,7 @@ def _arms(rng: np.random.Generator, width: float) -> Points:
 
 
 def _thickness(rng: np.random.Generator) -> Field:
-    """The belly is thicker than the chest, the middle thicker than the flanks."""
+    """Thickness of the body: the abdomen is thicker than the chest, the midline thicker than the flanks."""
     axis = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     thickness: Field = 1 + 0.12 * axis[:, None] - np.float32(rng.uniform(0.05, 0.25)) * axis**2
     return thickness
@@ -157,12 +157,12 @@ def _bones(rng: np.random.Generator, film: Film, width: float, height: float) ->
     posterior = draw_tubes(film, behind_x, behind, width=0.052, cortex=190, marrow=140)
     anterior = draw_tubes(film, before_x, before, width=0.058, cortex=110, marrow=80)
     shoulder = draw_tubes(film, collar_x, collar, width=0.066, cortex=210, marrow=150)
-    for centre in grid(film, heads):
+    for centre in to_fixed_point(film, heads):
         cv2.circle(shoulder, tuple(centre), 8 << SUBPIXEL_BITS, 130, -1, cv2.LINE_AA, SUBPIXEL_BITS)
     blade = np.array([(0.58, -0.56), (0.92, -0.62), (0.80, -0.22), (0.72, 0.0), (0.66, -0.2)])
     blade[:, 0] += 0.10 - 0.16 * film.supine
     blades = np.stack([blade * [-width, 1], blade * [width, 1]])
-    cv2.polylines(anterior, list(grid(film, blades)), True, 110, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+    cv2.polylines(anterior, list(to_fixed_point(film, blades)), True, 110, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     spine = soften(_spine(film, bend=float(rng.normal(0, 0.03))), 0.5)
     bones: Field = (
         0.15 * soften(posterior, 0.4) + 0.13 * soften(anterior, 0.5) + 0.16 * soften(shoulder, 0.5) + 0.11 * spine
@@ -171,7 +171,7 @@ def _bones(rng: np.random.Generator, film: Film, width: float, height: float) ->
 
 
 def _spine(film: Film, *, bend: float) -> Mask:
-    """Vertebral bodies with discs between them, and the pedicles' two eyes in each."""
+    """Vertebral bodies with discs between them, each with its two pedicles."""
     count = np.arange(24)
     step = 0.075 * 1.03**count
     top = np.cumsum(step * 1.16) - 1.25
@@ -179,32 +179,32 @@ def _spine(film: Film, *, bend: float) -> Mask:
     body = np.array([(-1, 0), (-0.84, 0.5), (-1, 1), (1, 1), (0.84, 0.5), (1, 0)])
     middle = (bend * np.sin(2.2 * top) - 0.5 * film.turn)[:, None]
     boxes = np.stack([middle + half * body[:, 0], top[:, None] + step[:, None] * body[:, 1]], axis=2)
-    mask = blank()
-    cv2.fillPoly(mask, list(grid(film, boxes)), 190, cv2.LINE_AA, SUBPIXEL_BITS)
+    mask = empty_mask()
+    cv2.fillPoly(mask, list(to_fixed_point(film, boxes)), 190, cv2.LINE_AA, SUBPIXEL_BITS)
     for side in (-0.6, 0.6):
-        eyes = np.column_stack([middle + side * half, top + 0.35 * step])
-        for centre in grid(film, eyes):
+        pedicles = np.column_stack([middle + side * half, top + 0.35 * step])
+        for centre in to_fixed_point(film, pedicles):
             cv2.circle(mask, tuple(centre), 16, 255, -1, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask
 
 
 def _airway(film: Film) -> Mask:
-    """The windpipe down to the carina, and the two main bronchi."""
+    """The trachea and the two main bronchi."""
     x = 0.3 * film.turn
-    windpipe = np.array([(x, -1.2), (x, -0.6), (x + 0.012, -0.34), (x + 0.012, -0.29)])
+    trachea = np.array([(x, -1.2), (x, -0.6), (x + 0.012, -0.34), (x + 0.012, -0.29)])
     bronchi = [[(x + 0.01, -0.31), (x - 0.05, -0.24), (x - 0.12, -0.14)]]
     bronchi += [[(x + 0.01, -0.31), (x + 0.07, -0.25), (x + 0.16, -0.20)]]
-    mask = blank()
-    cv2.polylines(mask, [grid(film, windpipe)], False, 255, 5, cv2.LINE_AA, SUBPIXEL_BITS)
-    cv2.polylines(mask, list(grid(film, np.array(bronchi))), False, 190, 3, cv2.LINE_AA, SUBPIXEL_BITS)
+    mask = empty_mask()
+    cv2.polylines(mask, [to_fixed_point(film, trachea)], False, 255, 5, cv2.LINE_AA, SUBPIXEL_BITS)
+    cv2.polylines(mask, list(to_fixed_point(film, np.array(bronchi))), False, 190, 3, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask
 
 
 def _stomach_bubble(rng: np.random.Generator, film: Film, height: float) -> Mask:
-    """Gas under the left dome, on most films."""
+    """Gas under the left dome of the diaphragm, in most patients."""
     size = rng.uniform(-0.3, 1.0)
     if size < 0:
-        return blank()
+        return empty_mask()
     around = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     x = 0.36 + (0.05 + 0.10 * size) * np.cos(around)
     y = _breathe(np.array(0.47), height) + (0.03 + 0.06 * size) * np.sin(around) + 0.02 * np.cos(2 * around)
@@ -220,8 +220,8 @@ def _breasts(rng: np.random.Generator, film: Film, width: float, height: float) 
 
 
 def _vessels(rng: np.random.Generator, film: Film, width: float, height: float) -> Mask:
-    """Two trees that leave the hila, bend and fork, paler and thinner each time."""
-    mask = blank()
+    """Two trees of vessels from the hila; each generation bends, forks and is thinner and less dense."""
+    mask = empty_mask()
     trunks = 7
     side = np.repeat([-1, 1], trunks)
     fan = np.deg2rad(np.tile(np.linspace(-75, 80, trunks), 2)) + rng.normal(0, 0.12, 2 * trunks)
@@ -233,7 +233,7 @@ def _vessels(rng: np.random.Generator, film: Film, width: float, height: float) 
         stretch = np.column_stack([side * width, np.full(len(side), height)]) * length[:, None] / 2
         middle = start + stretch * np.column_stack([np.cos(fan), np.sin(fan)])
         end = middle + stretch * np.column_stack([np.cos(bend), np.sin(bend)])
-        paths = grid(film, np.stack([start, middle, end], axis=1))
+        paths = to_fixed_point(film, np.stack([start, middle, end], axis=1))
         cv2.polylines(mask, list(paths), False, shade, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
         fork = np.abs(rng.normal(0.38, 0.12, len(fan)))
         fan, side, start = np.concatenate([bend - fork, bend + 0.7 * fork]), np.tile(side, 2), np.tile(end, (2, 1))

@@ -1,8 +1,7 @@
-"""A synthetic film: how the patient stood before it, what is drawn on it, and how it was exposed.
+"""Position a patient before a synthetic film, draw shapes on it, and expose it.
 
-Everything is laid out in fractions of the image's side and drawn anti-aliased on one canvas, which smaller phantoms
-average, so that a phantom of 64 px is what one of 128 px becomes when it is reduced. Density is what a film shows
-white; air is black.
+All coordinates are fractions of the image's side. All films are drawn anti-aliased on one canvas, and smaller phantoms
+are area averages of it. High density is white on the film; air is black.
 """
 
 from dataclasses import dataclass
@@ -18,24 +17,24 @@ Mask = NDArray[np.uint8]  # [CANVAS, CANVAS]
 CANVAS = 128
 """Pixels a side; nothing finer exists in a phantom."""
 SUBPIXEL_BITS = 4
-"""OpenCV draws at fixed-point positions with this many binary places."""
+"""Fractional bits of the fixed-point positions at which OpenCV draws."""
 
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """How the patient stood and breathed on the day."""
+    """Position and inspiration of the patient on one film."""
 
     supine: bool
     pose: NDArray[np.float64]
     """[2, 3] affine map from the patient's frame to canvas pixels."""
     turn: float
-    """Rotation about the long axis: how far structures in front move against the spine."""
+    """Shift of anterior structures against the spine by rotation about the long axis."""
     breath: float
-    """Depth of inspiration, 1 is full."""
+    """Depth of inspiration; 1 is full."""
 
 
 def take_film(rng: np.random.Generator, *, supine: bool) -> Film:
-    """A day's film: those taken in bed (AP) are less straight and less deeply breathed."""
+    """Draw position and inspiration; supine (AP) films have more rotation and less inspiration."""
     angle = np.deg2rad(rng.normal(0, 2.5 if supine else 1.2))
     scale = rng.normal(1.06, 0.04)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
@@ -50,12 +49,12 @@ def take_film(rng: np.random.Generator, *, supine: bool) -> Film:
 
 
 def expose(density: Field, rng: np.random.Generator, *, supine: bool) -> Field:
-    """Brightness in [0, 1]: anatomical and quantum noise, then the film's contrast and exposure of the day."""
+    """Convert density to brightness in [0, 1] with anatomical noise, quantum noise, contrast, exposure and a marker."""
     frequency = spatial_frequency()
     falling = np.divide(1, frequency**1.5, out=np.zeros_like(frequency), where=frequency > 0)
-    # Anatomy's own noise has a power of 1/f^3 (Burgess 1999).
+    # The power spectrum of anatomical noise falls as 1/f^3 (Burgess 1999).
     density = density + 0.035 * filtered_noise(rng, falling) * np.clip(4 * density, 0, 1)
-    # Fewer photons come through where the patient is dense; a tube at the bedside gives fewer altogether.
+    # Dense parts of the patient transmit fewer photons; bedside X-ray tubes emit fewer.
     graininess = np.float32(0.011 * rng.lognormal(0.15 if supine else 0.0, 0.2))
     quantum = rng.standard_normal(density.shape, dtype=np.float32)
     density += graininess * quantum * np.sqrt(np.clip(density, 0.05, None) + 0.25)
@@ -66,13 +65,13 @@ def expose(density: Field, rng: np.random.Generator, *, supine: bool) -> Field:
 
 
 def spatial_frequency() -> Field:
-    """Cycles a canvas pixel of each term of a real Fourier transform: [CANVAS, CANVAS // 2 + 1]."""
+    """Cycles per canvas pixel of each term of a real Fourier transform: [CANVAS, CANVAS // 2 + 1]."""
     radius: Field = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS)).astype(np.float32)
     return radius
 
 
 def filtered_noise(rng: np.random.Generator, amplitude: Field) -> Field:
-    """Gaussian noise of unit variance whose spectrum has this amplitude at each spatial frequency."""
+    """Gaussian noise of unit variance with this amplitude at each spatial frequency."""
     white = rng.standard_normal((CANVAS, CANVAS), dtype=np.float32)
     noise = np.asarray(fft.irfft2(fft.rfft2(white) * amplitude), dtype=np.float32)
     return np.asarray(noise / noise.std(), dtype=np.float32)
@@ -86,9 +85,9 @@ def draw_spots(
     edges: NDArray[np.float64],
     amounts: NDArray[np.float64],
 ) -> Field:
-    """Discs that fade out over edges; both in canvas pixels.
+    """Draw discs of these radii with soft edges; both in canvas pixels.
 
-    Each adds up to exactly its amount of density, however small it is and wherever between the pixels it lies.
+    The pixels of each disc sum exactly to its amount of density, at any size and any subpixel position.
     """
     around = np.arange(-8, 9)
     pixels = to_canvas(film, centres)
@@ -100,57 +99,57 @@ def draw_spots(
     field = np.zeros((CANVAS, CANVAS), np.float32)
     columns, rows = (corners[:, axis, None] + around for axis in (0, 1))
     rows, columns, spots = np.broadcast_arrays(rows[:, :, None], columns[:, None, :], spots)
-    seen = (rows >= 0) & (rows < CANVAS) & (columns >= 0) & (columns < CANVAS)
-    np.add.at(field, (rows[seen], columns[seen]), spots[seen])
+    inside = (rows >= 0) & (rows < CANVAS) & (columns >= 0) & (columns < CANVAS)
+    np.add.at(field, (rows[inside], columns[inside]), spots[inside])
     return field
 
 
 def draw_tubes(
     film: Film, x: NDArray[np.float64], y: NDArray[np.float64], *, width: float, cortex: int, marrow: int
 ) -> Mask:
-    """Long bones along paths x, y [..., points]: the rim is denser than the core."""
-    mask = blank()
+    """Draw long bones along paths x, y [..., points]; the cortex is denser than the marrow."""
+    mask = empty_mask()
     paths = np.stack(np.broadcast_arrays(x, y), axis=-1).reshape(-1, x.shape[-1], 2)
     along = np.gradient(paths, axis=1)
     across = np.stack([-along[..., 1], along[..., 0]], axis=-1) / np.linalg.norm(along, axis=-1, keepdims=True)
     for half, shade in ((width / 2, cortex), (width / 4, marrow)):
         outlines = np.concatenate([paths + half * across, (paths - half * across)[:, ::-1]], axis=1)
-        for outline in grid(film, outlines):
+        for outline in to_fixed_point(film, outlines):
             cv2.fillPoly(mask, [outline], shade, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask
 
 
 def fill(film: Film, *outlines: Points) -> Mask:
-    """What the closed outlines enclose, as 255."""
-    mask = blank()
+    """Fill closed outlines with 255."""
+    mask = empty_mask()
     for outline in outlines:
-        cv2.fillPoly(mask, [grid(film, outline)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.fillPoly(mask, [to_fixed_point(film, outline)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask
 
 
 def soften(mask: Mask, sigma: float) -> Field:
-    """The mask in [0, 1], its edges blurred by sigma canvas pixels."""
+    """Scale the mask to [0, 1] and blur it by sigma canvas pixels."""
     blurred: Field = np.asarray(cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), sigma), dtype=np.float32)
     return blurred
 
 
-def blank() -> Mask:
+def empty_mask() -> Mask:
     return np.zeros((CANVAS, CANVAS), np.uint8)
 
 
 def to_canvas(film: Film, points: Points) -> Points:
-    """Canvas pixels x, y of points in the patient's frame."""
+    """Convert points in the patient's frame to canvas pixels x, y."""
     return points @ film.pose[:, :2].T + film.pose[:, 2]
 
 
-def grid(film: Film, points: Points) -> NDArray[np.int32]:
-    """Canvas pixels as the fixed-point integers that OpenCV draws with."""
+def to_fixed_point(film: Film, points: Points) -> NDArray[np.int32]:
+    """Convert points in the patient's frame to canvas pixels in OpenCV's fixed-point format."""
     return np.rint(to_canvas(film, points) * (1 << SUBPIXEL_BITS)).astype(np.int32)
 
 
 def _marker(rng: np.random.Generator, *, supine: bool) -> Mask:
-    """The lead letter on the patient's left, and AP where the tube came to the bed."""
-    mask = blank()
+    """The letter L on the patient's left, and AP on supine films."""
+    mask = empty_mask()
     x, y = int(rng.uniform(0.86, 0.91) * CANVAS), int(rng.uniform(0.07, 0.14) * CANVAS)
     cv2.putText(mask, "L", (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.28, 230, 1, cv2.LINE_AA)
     if supine:

@@ -1,4 +1,4 @@
-"""Light changes of view and exposure, on the batch, in fractions of the side: the same at every size."""
+"""Random rotation, shift, zoom, brightness and contrast of a batch of images, the same at every image size."""
 
 import math
 
@@ -6,27 +6,28 @@ import torch
 import torch.nn.functional as F
 
 ROTATION_DEGREES = 10.0
-TRANSLATION = 0.05  # of the side
+TRANSLATION = 0.05  # fraction of the side
 SCALE = 0.1
-BRIGHTNESS = 0.1  # of the full range from black to white
+BRIGHTNESS = 0.1  # fraction of the range from black to white
 CONTRAST = 0.2
 NUM_PARAMETERS = 6
 
 
 def draw_augmentation(num_images: int, *, generator: torch.Generator) -> torch.Tensor:
-    """One row of random numbers an image: float32 [N, 6] in [-1, 1], always drawn on the CPU."""
+    """Draw the random parameters of each image on the CPU: float32 [N, 6] in [-1, 1]."""
     return torch.rand(num_images, NUM_PARAMETERS, generator=generator) * 2 - 1
 
 
 def augment(images: torch.Tensor, parameters: torch.Tensor, *, side: int) -> torch.Tensor:
-    """Turn, shift, scale and re-expose each image as its row says, and resample it to side x side pixels on the way.
+    """Change each image by its row of parameters and resample it to side x side pixels in the same step.
 
-    images: float [B, 1, R, R] in [0, 1]; parameters: [B, 6] in [-1, 1]. No mirroring: hearts have a side. What comes in
-    from beyond the edge repeats the edge, so that no black wedge tells the network that it has seen an altered image.
+    images: float [B, 1, R, R] in [0, 1]; parameters: [B, 6] in [-1, 1]. Returns float [B, 1, side, side], which may
+    exceed [0, 1]. Images are not mirrored, because the heart lies on the left. Pixels from beyond the edge repeat the
+    edge, so that no black wedge marks an augmented image.
     """
     angle = parameters[:, 0] * math.radians(ROTATION_DEGREES)
     zoom = 1 + SCALE * parameters[:, 1]
-    shift = 2 * TRANSLATION * parameters[:, 2:4]  # grid_sample's sides run from -1 to 1
+    shift = 2 * TRANSLATION * parameters[:, 2:4]  # grid_sample's coordinates run from -1 to 1
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     transform = torch.stack(
         [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)], dim=1
@@ -40,7 +41,7 @@ def augment(images: torch.Tensor, parameters: torch.Tensor, *, side: int) -> tor
 
 
 def enlarge(images: torch.Tensor, *, side: int) -> torch.Tensor:
-    """Resample to side x side pixels (bilinear), as augment does with all its parameters at 0."""
+    """Resample to side x side pixels (bilinear), as `augment` does with all parameters at 0."""
     if images.shape[-1] == side:
         return images
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What a training needs to go on after its last finished epoch, as bytes."""
+"""Checkpoints of a training as bytes."""
 
 import io
 import logging
@@ -15,28 +15,31 @@ _DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.Unpi
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """State after the last finished epoch.
+    """State of a training after its last finished epoch.
 
-    No generator is in it: every epoch starts from generators seeded by (seed, epoch), so there is none to carry over.
+    It holds no state of a random number generator: (seed, epoch) seeds the generators of every epoch.
     """
 
-    identity: str  # hyperparameters, seed and data it belongs to
-    aucs: list[float]  # validation AUC of each finished epoch
-    seconds: float  # spent so far
+    identity: str
+    """Hyperparameters, seed and data of the training."""
+    aucs: list[float]
+    """Validation AUC of each finished epoch."""
+    seconds: float
+    """Training time so far."""
     network: dict[str, Any]
     optimiser: dict[str, Any]
     scheduler: dict[str, Any]
 
 
-def pack(checkpoint: Checkpoint) -> bytes:
-    """As bytes that hold tensors and plain values only."""
+def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
+    """Serialise a checkpoint; the bytes hold tensors and plain values only."""
     buffer = io.BytesIO()
     torch.save(vars(checkpoint), buffer)
     return buffer.getvalue()
 
 
-def unpack(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | None:
-    """The checkpoint, or None with a warning if it is damaged or another training's: then one starts from zero."""
+def checkpoint_from_bytes(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | None:
+    """Read a checkpoint; None with a warning if it is damaged or has another identity."""
     try:
         checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location=device, weights_only=True))
     except _DAMAGED as error:
@@ -48,13 +51,13 @@ def unpack(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | 
     return checkpoint
 
 
-def network_alone(data: bytes) -> bytes:
-    """The same checkpoint without what only training needs, a third of its size: what is kept of a finalist."""
+def drop_optimiser_state(data: bytes) -> bytes:
+    """Remove the states of optimiser and scheduler from a checkpoint; a third of its size remains."""
     saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return pack(Checkpoint(**(saved | {"optimiser": {}, "scheduler": {}})))
+    return checkpoint_to_bytes(Checkpoint(**(saved | {"optimiser": {}, "scheduler": {}})))
 
 
-def read_network(data: bytes, *, device: torch.device) -> dict[str, Any]:
-    """The network's state in a packed checkpoint; RuntimeError and the like where it is damaged."""
+def read_network_state(data: bytes, *, device: torch.device) -> dict[str, Any]:
+    """Read the network's state dict from a checkpoint; torch.load's errors if the bytes are damaged."""
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)["network"]
     return state

@@ -1,4 +1,4 @@
-"""What a training is given and what it gives back."""
+"""Hyperparameters, data, result and exceptions of a training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,64 +11,85 @@ from acuity.objectives.errors import InputError
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What decides a training, apart from data and seed."""
+    """Settings of a training; together with data and seed they determine its result."""
 
     architecture: str
-    resolution: int  # pixels a side of the stored images
+    """Name of a timm network."""
+    resolution: int
+    """Pixels a side of the stored images."""
     batch_size: int
-    learning_rate: float  # peak of the schedule at a batch of 128, scaled by sqrt(batch / 128)
+    learning_rate: float
+    """Peak of the schedule at a batch size of 128; scaled by sqrt(batch_size / 128)."""
     epochs: int
-    network_input: int | None = None  # pixels a side that the network sees instead, images being enlarged to it
+    network_input: int | None = None
+    """Pixels a side to which images are enlarged before the network; None leaves them at their resolution."""
     pretrained: bool = False
+    """Start from timm's pretrained weights."""
     weights: Path | None = None
-    precision: str = "fp32"  # or "bf16"
+    """File or folder of weights to start from."""
+    precision: str = "fp32"
+    """"fp32" or "bf16"."""
     weight_decay: float = 0.05
     augment: bool = True
 
     @property
     def side(self) -> int:
-        """Pixels a side of what the network sees."""
+        """Pixels a side of the network's input."""
         return self.network_input or self.resolution
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images of one resolution, what is known of one label, and which rows are for training and for validation."""
+    """Images of one resolution, targets of one label, and the rows for training and validation."""
 
-    images: NDArray[np.uint8]  # [N, R, R], may be memory-mapped
-    targets: NDArray[np.float32]  # [N], 1 or 0; NaN (not known) in other rows only
-    patients: NDArray[np.int64]  # [N]
+    images: NDArray[np.uint8]
+    """[N, R, R], may be memory-mapped."""
+    targets: NDArray[np.float32]
+    """[N], 1 or 0; NaN (unknown) only in rows for neither training nor validation."""
+    patients: NDArray[np.int64]
+    """[N], a number for each patient."""
     training: NDArray[np.int64]
+    """Rows for training."""
     validation: NDArray[np.int64]
+    """Rows for validation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Metrics of the validation images after the last epoch, and what it took to get there."""
+    """Metrics of the validation images after the last epoch, with the time and memory of the training."""
 
     auc: float
-    auc_se: float  # clustered by patient
-    accuracy: float  # at the threshold that suits these same images best (Youden's)
+    auc_se: float
+    """Standard error of the AUC, clustered by patient."""
+    accuracy: float
+    """At Youden's threshold of the same images."""
     average_precision: float
-    epochs: int  # finished, those of earlier processes included
-    seconds: float  # likewise
-    images_per_second: float  # of this process's training steps; 0 if none was left to take
-    peak_memory_mib: float  # as watch_peak_memory defines it
-    stopped: bool  # report asked to stop before the last epoch
-    scores: NDArray[np.float64]  # [len(validation)] probabilities, which all metrics above are of
-    resumed_epochs: int = 0  # taken over from a checkpoint
+    epochs: int
+    """Finished epochs, including those of earlier processes."""
+    seconds: float
+    """Training time, including that of earlier processes."""
+    images_per_second: float
+    """Of this process's training steps; 0 if there were none."""
+    peak_memory_mib: float
+    """As `watch_peak_memory` defines it."""
+    stopped: bool
+    """Whether report() ended the training before the last epoch."""
+    scores: NDArray[np.float64]
+    """[len(validation)] probabilities; all metrics above are computed from them."""
+    resumed_epochs: int = 0
+    """Epochs restored from a checkpoint."""
 
 
-class Interrupted(Exception):  # noqa: N818  it ends a training, it is no error
-    """should_stop() said so; the last finished epoch is checkpointed."""
+class Interrupted(Exception):  # noqa: N818  a request, not an error
+    """should_stop() returned True; the last finished epoch is in the checkpoint."""
 
 
 class Diverged(Exception):  # noqa: N818  an outcome of the search
     """The loss or a prediction became NaN or infinite."""
 
 
-def check_task(hyperparameters: Hyperparameters, data: LabelledImages) -> None:
-    """Refuse what cannot be trained: too small a network input, too large a batch, one class alone."""
+def check_trainable(hyperparameters: Hyperparameters, data: LabelledImages) -> None:
+    """InputError if the network input is too small, the batch size too large, or one class is missing."""
     resolution, batch_size = hyperparameters.resolution, hyperparameters.batch_size
     assert data.images.shape[1:] == (resolution, resolution)
     assert hyperparameters.precision in ("fp32", "bf16")

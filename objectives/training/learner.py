@@ -1,4 +1,4 @@
-"""A network with its optimiser and schedule: what one batch does to it."""
+"""A network with its optimiser and learning rate schedule, and its training steps."""
 
 import math
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ import torch.nn.functional as F
 
 from acuity.objectives.training.augmentation import augment, enlarge
 from acuity.objectives.training.interface import Hyperparameters
-from acuity.objectives.training.loader import Feed
+from acuity.objectives.training.loader import BatchLoader
 from acuity.objectives.training.prediction import Predictor, compute_logits, make_predictor
 
-REFERENCE_BATCH = 128  # at which a learning rate is stated; AdamW's best grows with the square root of the batch
+REFERENCE_BATCH = 128  # learning rates are stated at it; AdamW's best rate grows with the square root of the batch size
 
 
 @dataclass(frozen=True, eq=False)
 class Learner(Predictor):
-    """A predictor with what trains it."""
+    """A network on its device with its optimiser and schedule."""
 
     optimiser: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
 
 
 def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: torch.device) -> Learner:
-    """Build the network, whose random part follows torch's seed, with AdamW on a one-cycle schedule."""
+    """Build the network with AdamW on a one-cycle schedule; torch's seed determines its random weights."""
     predictor = make_predictor(hyperparameters, device=device)
     peak_rate = hyperparameters.learning_rate * math.sqrt(hyperparameters.batch_size / REFERENCE_BATCH)
-    # Spares norms and biases.
+    # No weight decay of norms and biases.
     groups = timm.optim.param_groups_weight_decay(predictor.network, hyperparameters.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=peak_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak_rate, total_steps=total_steps)
@@ -37,22 +37,23 @@ def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: 
 
 def train_batches(
     learner: Learner,
-    feed: Feed,
+    loader: BatchLoader,
     *,
     targets: torch.Tensor,
     batches: torch.Tensor,
     augmentation: torch.Tensor | None,
     positive_weight: float,
 ) -> Iterator[torch.Tensor]:
-    """Take one optimiser step for each row of batches (positions in the feed), yielding its loss, still on the device.
+    """Take one optimiser step for each row of batches; yields its loss as a tensor on the device.
 
-    targets: float [N] on the device; augmentation: a row for each position, or None for images as they are.
+    batches: int64 [steps, B], positions among the loader's rows. targets: float [N] on the device. augmentation: a row
+    of parameters for each position, or None for unchanged images. positive_weight: of a positive image in the loss.
     """
     learner.network.train()
     weight = torch.tensor(positive_weight, device=learner.device)
     if augmentation is not None:
         augmentation = augmentation.to(learner.device)
-    for positions, stored in zip(batches, feed(batches), strict=True):
+    for positions, stored in zip(batches, loader(batches), strict=True):
         images = stored.float().div_(255)
         here = positions.to(learner.device, non_blocking=True)
         if augmentation is None:

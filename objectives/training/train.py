@@ -1,4 +1,4 @@
-"""Train one network for one label: epochs that end in a validation AUC, a checkpoint and a report."""
+"""Train one network for one label, with validation, a checkpoint and a report after each epoch."""
 
 import json
 import logging
@@ -10,31 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acuity.objectives.device.memory import forget_failed_step, watch_peak_memory
+from acuity.objectives.device.memory import release_failed_step, watch_peak_memory
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
 from acuity.objectives.training.augmentation import draw_augmentation
-from acuity.objectives.training.checkpoint import Checkpoint, pack, unpack
+from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes, checkpoint_to_bytes
 from acuity.objectives.training.interface import (
     Diverged,
     Hyperparameters,
     Interrupted,
     LabelledImages,
     Outcome,
-    check_task,
+    check_trainable,
 )
 from acuity.objectives.training.learner import Learner, make_learner, train_batches
-from acuity.objectives.training.loader import Feed, open_feeds
+from acuity.objectives.training.loader import BatchLoader, open_loaders
 from acuity.objectives.training.prediction import predict_batches, probabilities
 
-# A positive of a rare label would otherwise outweigh whole batches of negatives, and one image would steer each step.
+# Without a maximum, one positive image of a rare label would outweigh all negatives of its batch.
 MAX_POSITIVE_WEIGHT = 20.0
 logger = logging.getLogger(__name__)
-
-
-def never() -> bool:
-    """No reason to stop."""
-    return False
 
 
 def train(
@@ -44,28 +39,30 @@ def train(
     seed: int,
     device: torch.device,
     report: Callable[[int, float], bool],
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = lambda: False,
     load_checkpoint: Callable[[], bytes | None] | None = None,
     save_checkpoint: Callable[[bytes], None] | None = None,
     workers: int = 1,
 ) -> Outcome:
-    """Train and validate; report(epoch, validation AUC) after each epoch, counted from 1, ends it by returning True.
+    """Train and validate a network.
 
-    A training resumed from its checkpoint reports its finished epochs again first and heeds the answer to the last of
-    them alone (the others are paid for). On a CPU with as many threads it ends bit for bit as if never interrupted.
-    workers: how many share the device. Raises Interrupted within a batch of should_stop(), Diverged, InputError.
+    report(epoch, validation AUC) is called after each epoch, counted from 1; the training ends if it returns True.
+    A resumed training first reports its finished epochs again. Only the answer to the last of these counts, since the
+    others have already been trained. On a CPU with the same number of threads, the result of a resumed training equals
+    that of an uninterrupted one bit for bit. workers: number of workers that share the device. Raises Interrupted
+    within a batch after should_stop() returns True, Diverged, InputError.
     """
     started = time.perf_counter()
-    forget_failed_step(device)  # of whichever training failed in this process before, and for whatever reason
+    release_failed_step(device)  # an earlier training of this process may have failed
     peak_memory_mib = watch_peak_memory(device)
-    check_task(hyperparameters, data)
-    batches = len(data.training) // hyperparameters.batch_size  # an incomplete last one is dropped
+    check_trainable(hyperparameters, data)
+    batches = len(data.training) // hyperparameters.batch_size  # an incomplete last batch is dropped
     identity = _identity(hyperparameters, data, seed)
     learner, checkpoint = _start(
         hyperparameters, batches=batches, seed=seed, device=device, identity=identity, load_checkpoint=load_checkpoint
     )
     aucs, seconds_before = (checkpoint.aucs, checkpoint.seconds) if checkpoint else ([], 0.0)
-    training, validation = open_feeds(data.images, data.training, data.validation, device=device, workers=workers)
+    training, validation = open_loaders(data.images, data.training, data.validation, device=device, workers=workers)
     targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
 
     resumed_epochs = len(aucs)
@@ -81,13 +78,13 @@ def train(
         aucs.append(auc(known, scores))
         if save_checkpoint:
             seconds = seconds_before + time.perf_counter() - started
-            save_checkpoint(pack(_checkpoint(learner, aucs, seconds, identity=identity)))
+            save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds, identity=identity)))
         stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
 
-    if scores is None:  # all that was to train is in the checkpoint
+    if scores is None:  # the checkpoint holds all epochs
         scores = _predict(learner, validation, num_images=len(known), epoch=len(aucs), should_stop=should_stop)
-        if save_checkpoint:  # this attempt's own: earlier ones' are removed once the trial is told
-            save_checkpoint(pack(_checkpoint(learner, aucs, seconds_before, identity=identity)))
+        if save_checkpoint:  # earlier attempts' checkpoints are removed when the trial ends
+            save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds_before, identity=identity)))
     return Outcome(
         auc=auc(known, scores),
         auc_se=auc_standard_error(known, scores, data.patients[data.validation]),
@@ -112,15 +109,15 @@ def _start(
     identity: str,
     load_checkpoint: Callable[[], bytes | None] | None,
 ) -> tuple[Learner, Checkpoint | None]:
-    """A new learner, or the one of a checkpoint that is whole and this training's own."""
+    """Build the learner; restore it if there is an undamaged checkpoint of this training."""
 
-    def begin() -> Learner:
+    def new_learner() -> Learner:
         torch.manual_seed(_derive_seed(seed, epoch=0))
         return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
 
-    learner = begin()
+    learner = new_learner()
     saved = load_checkpoint() if load_checkpoint else None
-    checkpoint = unpack(saved, identity=identity, device=device) if saved is not None else None
+    checkpoint = checkpoint_from_bytes(saved, identity=identity, device=device) if saved is not None else None
     if checkpoint is None:
         return learner, None
     try:
@@ -129,13 +126,13 @@ def _start(
         learner.scheduler.load_state_dict(checkpoint.scheduler)
     except (KeyError, RuntimeError, ValueError) as error:
         logger.warning("checkpoint of other library versions (%s): training starts from zero", error)
-        return begin(), None
+        return new_learner(), None
     return learner, checkpoint
 
 
 def _train_one_epoch(
     learner: Learner,
-    feed: Feed,
+    loader: BatchLoader,
     targets: torch.Tensor,
     hyperparameters: Hyperparameters,
     *,
@@ -143,25 +140,25 @@ def _train_one_epoch(
     epoch: int,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Every training image at most once, in an order and with changes that depend on (seed, epoch) alone."""
+    """Train on every image at most once; (seed, epoch) determines the order and the augmentation."""
     torch.manual_seed(_derive_seed(seed, epoch=epoch))  # dropout and stochastic depth
     generator = torch.Generator().manual_seed(_derive_seed(seed, epoch=epoch))
     order = torch.randperm(len(targets), generator=generator)
-    whole = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
+    num_images = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
     # Order within a batch does not matter; ascending order reads the memory map sequentially.
-    batches = order[:whole].view(-1, hyperparameters.batch_size).sort(dim=1).values
+    batches = order[:num_images].view(-1, hyperparameters.batch_size).sort(dim=1).values
     positives = float(targets.sum())
     finite = torch.ones((), dtype=torch.bool, device=learner.device)
     for loss in train_batches(
         learner,
-        feed,
+        loader,
         targets=targets.to(learner.device),
         batches=batches,
         augmentation=draw_augmentation(len(targets), generator=generator) if hyperparameters.augment else None,
         positive_weight=min((len(targets) - positives) / positives, MAX_POSITIVE_WEIGHT),
     ):
         finite &= loss.isfinite()
-        if learner.device.type == "cpu" and not finite:  # to ask a GPU is to wait for it, so once an epoch there
+        if learner.device.type == "cpu" and not finite:  # reading a value waits for a GPU, so there once an epoch
             break
         if should_stop():
             raise Interrupted
@@ -170,11 +167,11 @@ def _train_one_epoch(
 
 
 def _predict(
-    learner: Learner, feed: Feed, *, num_images: int, epoch: int, should_stop: Callable[[], bool]
+    learner: Learner, loader: BatchLoader, *, num_images: int, epoch: int, should_stop: Callable[[], bool]
 ) -> NDArray[np.float64]:
-    """Probability of the finding for each of the feed's images."""
+    """Probability of the finding for each of the loader's images."""
     logits = []
-    for batch in predict_batches(learner, feed, num_images=num_images):
+    for batch in predict_batches(learner, loader, num_images=num_images):
         logits.append(batch)
         if should_stop():
             raise Interrupted
@@ -196,12 +193,12 @@ def _checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity
 
 
 def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:
-    """What must be equal for a checkpoint to be continued; a file of weights may lie elsewhere on another host."""
+    """Identity of a training, which its checkpoint must share; paths of weights may differ between hosts."""
     settings = {name: value for name, value in asdict(hyperparameters).items() if name != "weights"}
     positives = [int(data.targets[rows].sum()) for rows in (data.training, data.validation)]
     return json.dumps({**settings, "seed": seed, "images": [len(data.training), len(data.validation), *positives]})
 
 
 def _derive_seed(seed: int, *, epoch: int) -> int:
-    """A seed of each epoch's own (0: the network's), so that a resumed training needs no generator's state."""
+    """Seed of an epoch (0: of the network's random weights), so that a resumed training needs no generator's state."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Augmentation means the same at every size, and nothing at all with all parameters at 0."""
+"""Augmentation is the same at every image size, and plain enlargement with all parameters at 0."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ def smooth_images():
 
 
 @pytest.mark.parametrize("side", [64, 96, 100])
-def test_no_change_is_plain_enlargement(smooth_images, side):
+def test_augmentation_with_parameters_at_0_is_plain_enlargement(smooth_images, side):
     changed = augment(smooth_images, torch.zeros(16, NUM_PARAMETERS), side=side)
     assert torch.allclose(changed, enlarge(smooth_images, side=side), atol=1e-4)
 
 
-def test_a_change_is_the_same_at_every_resolution(smooth_images):
+def test_augmentation_is_the_same_at_every_resolution(smooth_images):
     parameters = draw_augmentation(16, generator=torch.Generator().manual_seed(1))
     halved = F.avg_pool2d(smooth_images, 2)
     changed_first = F.avg_pool2d(augment(smooth_images, parameters, side=64), 2)
@@ -29,10 +29,10 @@ def test_a_change_is_the_same_at_every_resolution(smooth_images):
     assert (changed_first - changed_last).abs().mean() < 0.15 * unchanged
 
 
-def test_every_kind_of_change_does_something_and_none_mirrors(smooth_images):
-    for kind in range(NUM_PARAMETERS):
+def test_every_parameter_changes_the_image_and_none_mirrors_it(smooth_images):
+    for parameter in range(NUM_PARAMETERS):
         parameters = torch.zeros(16, NUM_PARAMETERS)
-        parameters[:, kind] = 1
+        parameters[:, parameter] = 1
         changed = augment(smooth_images, parameters, side=64)
         moved = (changed - smooth_images).abs().mean()
         mirrored = (changed - smooth_images.flip(3)).abs().mean()

@@ -1,4 +1,4 @@
-"""The largest batch that is said to fit has really run, within the budget."""
+"""The largest batch size found has run in a real step within the budget."""
 
 import json
 
@@ -10,18 +10,18 @@ from acuity.objectives.device.memory import MIB
 from acuity.objectives.training.batch_probe import probe_batch
 from acuity.study.cli.main import acuity
 from acuity.study.config.loading import parse
-from acuity.study.fit import cells_of
+from acuity.study.fit import searched_settings
 
 CPU = torch.device("cpu")
 
 
-def test_batch_that_the_budget_does_not_bind_takes_one_step_after_a_small_one() -> None:
-    fit = probe_batch("test_resnet", input_size=32, precision="fp32", device=CPU, budget_bytes=2**31, most=64)
+def test_batch_size_that_the_budget_does_not_limit_takes_two_steps() -> None:
+    fit = probe_batch("test_resnet", input_size=32, precision="fp32", device=CPU, budget_bytes=2**31, max_batch_size=64)
     assert (fit.estimate, fit.verified, fit.steps) == (64, 64, 2)
     assert fit.images_per_second > 0
 
 
-def test_verified_batch_stays_within_the_budget_and_near_the_edge() -> None:
+def test_verified_batch_size_is_within_the_budget_and_near_its_limit() -> None:
     budget = 400 * MIB
     fit = probe_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=budget)
     assert fit.verified % 8 == 0
@@ -31,12 +31,12 @@ def test_verified_batch_stays_within_the_budget_and_near_the_edge() -> None:
     assert fit.steps <= 4
 
 
-def test_budget_that_holds_nothing_verifies_nothing() -> None:
+def test_no_batch_size_is_verified_if_the_budget_is_too_small() -> None:
     fit = probe_batch("test_resnet", input_size=64, precision="fp32", device=CPU, budget_bytes=MIB // 4)
     assert (fit.estimate, fit.verified) == (0, 0)
 
 
-def test_every_network_and_resolution_of_an_experiment_is_a_cell() -> None:
+def test_every_network_and_resolution_of_an_experiment_is_a_setting() -> None:
     experiment = parse(
         {
             "name": "nih",
@@ -52,14 +52,16 @@ def test_every_network_and_resolution_of_an_experiment_is_a_cell() -> None:
         },
         source="nih",
     )
-    cells = cells_of(experiment)
-    assert [(cell.architecture, cell.resolution) for cell in cells] == [
+    settings = searched_settings(experiment)
+    assert [(setting.architecture, setting.resolution) for setting in settings] == [
         ("test_resnet", 32), ("test_resnet", 64), ("test_vit", 32), ("test_vit", 64),
     ]  # fmt: skip
-    assert {(cell.input_size, cell.precision, cell.most) for cell in cells} == {(128, "bf16", 96)}
+    assert {(setting.input_size, setting.precision, setting.max_batch_size) for setting in settings} == {
+        (128, "bf16", 96)
+    }
 
 
-def test_command_prints_what_was_found_and_says_what_it_needs() -> None:
+def test_command_prints_the_batch_size_and_names_a_missing_or_unknown_argument() -> None:
     done = CliRunner().invoke(acuity, ["fit", "test_resnet", "32", "--device", "cpu", "--most", "16", "--json"])
     assert done.exit_code == 0, done.exception
     (found,) = json.loads(done.stdout)["fits"]
@@ -70,7 +72,7 @@ def test_command_prints_what_was_found_and_says_what_it_needs() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_edge_is_within_three_per_cent() -> None:
+def test_peak_on_a_gpu_is_above_nine_tenths_of_the_budget() -> None:
     device = torch.device("cuda")
     budget = 2 * 2**30
     fit = probe_batch("resnet10t", input_size=128, precision="bf16", device=device, budget_bytes=budget)

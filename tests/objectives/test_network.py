@@ -1,4 +1,4 @@
-"""Networks: one grey channel in, one logit out, weights from a file, and what is said when they cannot be had."""
+"""Networks have one grey channel and one logit, load weights from a file, and are refused with a reason."""
 
 import huggingface_hub.constants
 import pytest
@@ -13,13 +13,13 @@ from acuity.objectives.training.network import check_architecture, make_network,
 @pytest.mark.parametrize(
     ("architecture", "input_size"), [("test_resnet", 32), ("test_efficientnet", 64), ("test_vit", 48), ("test_vit", 96)]
 )
-def test_network_gives_one_logit_a_grey_image(architecture, input_size):
+def test_network_gives_one_logit_per_grey_image(architecture, input_size):
     network = make_network(architecture, input_size=input_size)
     assert network.training
     assert network(torch.rand(2, 1, input_size, input_size)).shape == (2, 1)
 
 
-def test_seed_decides_the_network():
+def test_seed_determines_the_random_weights():
     def parameters(seed):
         torch.manual_seed(seed)
         return torch.cat([p.detach().flatten() for p in make_network("test_resnet").parameters()])
@@ -37,7 +37,7 @@ def test_unknown_architecture_names_the_nearest(wrong, right):
 
 
 @pytest.mark.parametrize("name", ["", "hf-hub:someone/network", "local-dir:/tmp", "resnet34.no_such_weights"])
-def test_only_timms_own_names_are_taken(name):
+def test_only_names_of_timms_networks_are_accepted(name):
     with pytest.raises(InputError, match="is not a timm network"):
         make_network(name)
 
@@ -56,7 +56,7 @@ def colour_network():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_weights_from_a_file_are_summed_to_grey_and_get_a_new_classifier(tmp_path, colour_network, suffix, as_folder):
+def test_weights_from_a_file_are_summed_to_grey_with_a_new_classifier(tmp_path, colour_network, suffix, as_folder):
     path = tmp_path / f"test_resnet{suffix}"
     save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
     save(colour_network.state_dict(), path)
@@ -82,7 +82,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path, colour_network):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_weights_that_would_run_code_or_are_no_weights_are_refused(tmp_path):
+def test_files_that_would_run_code_or_hold_no_weights_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     for content in (b"not weights", b"cbuiltins\nprint\n."):
         path.write_bytes(content)
@@ -92,14 +92,14 @@ def test_weights_that_would_run_code_or_are_no_weights_are_refused(tmp_path):
         make_network("test_resnet", weights=tmp_path / "absent.pth")
 
 
-def test_unreachable_hub_names_the_two_ways_out(monkeypatch, tmp_path):
+def test_error_for_an_unreachable_hub_names_both_alternatives(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"test_resnet cannot be had .*: set pretrained = false, or weights = PATH"):
         make_network("test_resnet", pretrained=True)
 
 
-def test_architecture_without_weights_says_so():
+def test_pretrained_weights_that_timm_does_not_have_are_refused():
     assert not timm.is_model_pretrained("test_vit4")
     with pytest.raises(
         InputError, match=r"timm has no weights for test_vit4: set pretrained = false or weights = PATH"

@@ -1,18 +1,18 @@
-"""What a step that ran out of memory may not leave behind."""
+"""A step that ran out of memory leaves no tensors behind."""
 
 import weakref
 
 import torch
 
-from acuity.objectives.device.memory import forget_failed_step
+from acuity.objectives.device.memory import release_failed_step
 
 
 class Activation:
-    """Stands for what a layer saved for its backward pass."""
+    """Represents a tensor that a layer saved for its backward pass."""
 
 
 class Save(torch.autograd.Function):
-    """A layer that keeps an activation."""
+    """A layer that saves an activation."""
 
     @staticmethod
     def forward(ctx, images, activation):
@@ -25,7 +25,7 @@ class Save(torch.autograd.Function):
 
 
 class RunOut(torch.autograd.Function):
-    """A layer whose backward pass does not fit."""
+    """A layer with a backward pass that runs out of memory."""
 
     @staticmethod
     def forward(_, images):
@@ -44,11 +44,11 @@ def fail_in_one_of_two_branches() -> weakref.ref[Activation]:
         (saved.sum() + RunOut.apply(images).sum()).backward()
     except RuntimeError:
         return weakref.ref(activation)
-    raise AssertionError("the backward pass was to fail")
+    raise AssertionError("the backward pass did not fail")
 
 
-def test_step_that_failed_in_one_branch_leaves_nothing_of_the_other():
-    left = fail_in_one_of_two_branches()
-    assert left() is not None, "PyTorch lets go by itself now: forget_failed_step has nothing left to do on a CPU"
-    forget_failed_step(torch.device("cpu"))
-    assert left() is None
+def test_step_that_failed_in_one_branch_leaves_no_activation_of_the_other():
+    activation = fail_in_one_of_two_branches()
+    assert activation() is not None, "PyTorch releases it itself: release_failed_step is not needed on a CPU"
+    release_failed_step(torch.device("cpu"))
+    assert activation() is None

@@ -1,4 +1,4 @@
-"""Training: what it learns, that it is the same twice and after a stop, and when it ends early."""
+"""A training learns, is reproducible also after an interruption, and ends early if asked."""
 
 import dataclasses
 import logging
@@ -11,7 +11,7 @@ import torch
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
-from acuity.objectives.training import train as training
+from acuity.objectives.training import train as train_module
 from acuity.objectives.training.interface import Diverged, Hyperparameters, Interrupted, LabelledImages
 from acuity.objectives.training.learner import make_learner
 from acuity.objectives.training.train import train
@@ -22,7 +22,7 @@ BASE = Hyperparameters("test_resnet", resolution=32, batch_size=16, learning_rat
 
 
 def blobs(*, images=160, side=32, share=0.4, strength=105, seed=0):
-    """Noise; images with the finding have a bright patch somewhere. Two images a patient, 100 for training."""
+    """Noise images, two per patient, 100 for training; those with the finding have a bright patch at a random place."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(images) < share).astype(np.float32)
     pixels = rng.integers(0, 150, (images, side, side)).astype(np.uint8)
@@ -35,8 +35,8 @@ def blobs(*, images=160, side=32, share=0.4, strength=105, seed=0):
     )
 
 
-def run(hyperparameters=BASE, data=None, *, seed=1, report=lambda *_: False, **how):
-    return train(hyperparameters, data or blobs(), seed=seed, device=CPU, report=report, **how)
+def run(hyperparameters=BASE, data=None, *, seed=1, report=lambda *_: False, **options):
+    return train(hyperparameters, data or blobs(), seed=seed, device=CPU, report=report, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,11 +53,11 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_network_learns_what_tells_the_images_apart(precision):
+def test_network_learns_the_finding(precision):
     assert run(dataclasses.replace(BASE, epochs=4, precision=precision), blobs(images=320)).auc > 0.95
 
 
-def test_every_epoch_is_reported_and_the_last_one_is_the_value(uninterrupted):
+def test_every_epoch_is_reported_and_the_last_auc_is_the_result(uninterrupted):
     outcome, reports = uninterrupted
     assert [epoch for epoch, _ in reports] == [1, 2, 3]
     assert reports[-1][1] == outcome.auc
@@ -67,15 +67,15 @@ def test_every_epoch_is_reported_and_the_last_one_is_the_value(uninterrupted):
     assert outcome.images_per_second > 0
 
 
-def test_peak_memory_is_what_the_training_added_to_its_process():
+def test_peak_memory_is_the_training_rise_of_its_process():
     def measured(batch_size):
-        # In a process of its own: this one may hold enough from other tests.
+        # In a separate process: this one may reuse memory of other tests.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(_peak_memory_mib, (batch_size,))
 
     small, large = measured(8), measured(64)
     assert small > 0
-    assert large - small > 30, "56 more images, of which the first layers alone keep half a MiB each"
+    assert large - small > 30, "56 more images; the first layers alone keep half a MiB of each"
 
 
 def _peak_memory_mib(batch_size):
@@ -83,7 +83,7 @@ def _peak_memory_mib(batch_size):
     return run(task, blobs(side=96)).peak_memory_mib
 
 
-def test_metrics_are_those_of_the_scores(uninterrupted):
+def test_metrics_are_computed_from_the_scores(uninterrupted):
     outcome, _ = uninterrupted
     data = blobs()
     known = data.targets[data.validation]
@@ -98,13 +98,13 @@ def test_metrics_are_those_of_the_scores(uninterrupted):
 
 def test_same_seed_gives_the_same_network_bit_for_bit(uninterrupted):
     torch.manual_seed(99)
-    torch.rand(7)  # whatever ran before in the process has no say
+    torch.rand(7)  # earlier use of the generator has no effect
     assert np.array_equal(run().scores, uninterrupted[0].scores)
     assert not np.array_equal(run(seed=2).scores, uninterrupted[0].scores)
 
 
 class Stop:
-    """Stops at the given batch, counted over training and validation."""
+    """Asks to stop at the given batch, counted over training and validation."""
 
     def __init__(self, at):
         self.asked, self.at = 0, at
@@ -143,7 +143,7 @@ def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(architecture,
     assert resumed.epochs == 3
 
 
-def test_training_killed_after_its_last_epoch_has_only_its_value_to_tell(uninterrupted):
+def test_training_killed_after_its_last_epoch_is_not_trained_again(uninterrupted):
     saved = []
     run(save_checkpoint=saved.append)
     again, own = [], []
@@ -154,46 +154,46 @@ def test_training_killed_after_its_last_epoch_has_only_its_value_to_tell(uninter
         should_stop=Stop(99),
     )
     assert np.array_equal(resumed.scores, uninterrupted[0].scores)
-    # The checkpoint is this attempt's own now: the one before it is removed.
+    # The new attempt has a checkpoint, since that of the earlier attempt is removed.
     assert np.array_equal(run(load_checkpoint=lambda: own[-1]).scores, resumed.scores)
     assert again == uninterrupted[1]
     assert resumed.images_per_second == 0
     assert not resumed.stopped
 
 
-@pytest.mark.parametrize("fault", ["truncated", "not a checkpoint", "another seed's", "of another program"])
-def test_useless_checkpoint_starts_from_zero_with_a_warning(uninterrupted, caplog, fault):
+@pytest.mark.parametrize("fault", ["truncated", "not a checkpoint", "of another seed", "of another program"])
+def test_training_with_an_unusable_checkpoint_starts_from_zero_with_a_warning(uninterrupted, caplog, fault):
     saved = []
-    run(save_checkpoint=saved.append, seed=5 if fault == "another seed's" else 1)
-    useless = {
+    run(save_checkpoint=saved.append, seed=5 if fault == "of another seed" else 1)
+    unusable = {
         "truncated": saved[-1][:-500],
         "not a checkpoint": b"PK\x03\x04 something else",
-        "another seed's": saved[-1],
+        "of another seed": saved[-1],
         "of another program": b"",
     }[fault]
     with caplog.at_level(logging.WARNING, logger="acuity.objectives.training.checkpoint"):
-        outcome = run(load_checkpoint=lambda: useless)
+        outcome = run(load_checkpoint=lambda: unusable)
     assert np.array_equal(outcome.scores, uninterrupted[0].scores)
     assert "training starts from zero" in caplog.text
 
 
-def test_without_a_checkpoint_training_starts_quietly(uninterrupted, caplog):
+def test_training_without_a_checkpoint_starts_without_a_warning(uninterrupted, caplog):
     assert np.array_equal(run(load_checkpoint=lambda: None).scores, uninterrupted[0].scores)
     assert not caplog.records
 
 
-def test_report_ends_the_training_at_its_epoch(uninterrupted):
+def test_report_ends_the_training_after_its_epoch(uninterrupted):
     outcome = run(report=lambda epoch, _: epoch == 2)
     assert outcome.stopped
     assert outcome.epochs == 2
     assert outcome.auc == uninterrupted[1][1][1]
 
 
-def test_wish_to_stop_after_the_last_epoch_comes_too_late():
+def test_training_that_ends_with_its_last_epoch_is_not_stopped():
     assert not run(dataclasses.replace(BASE, epochs=1), report=lambda *_: True).stopped
 
 
-def test_resumed_training_heeds_the_answer_to_its_last_finished_epoch_alone(uninterrupted):
+def test_only_the_answer_to_the_last_finished_epoch_stops_a_resumed_training(uninterrupted):
     saved = []
     with pytest.raises(Interrupted):
         run(should_stop=Stop(16), save_checkpoint=saved.append)
@@ -210,7 +210,7 @@ def test_diverging_training_ends_at_once_and_names_the_epoch():
     assert stop.asked < 6
 
 
-def test_memory_mapped_images_give_the_same_as_images_in_memory(tmp_path, uninterrupted):
+def test_memory_mapped_images_give_the_same_result_as_images_in_memory(tmp_path, uninterrupted):
     data = blobs()
     np.save(tmp_path / "images.npy", data.images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -218,7 +218,7 @@ def test_memory_mapped_images_give_the_same_as_images_in_memory(tmp_path, uninte
     assert np.array_equal(outcome.scores, uninterrupted[0].scores)
 
 
-def test_rows_outside_training_and_validation_are_never_looked_at(uninterrupted):
+def test_rows_outside_training_and_validation_have_no_effect(uninterrupted):
     data = blobs()
     images, targets = np.full((200, 32, 32), 255, np.uint8), np.full(200, np.nan, np.float32)
     images[40:], targets[40:] = data.images, data.targets
@@ -229,17 +229,17 @@ def test_rows_outside_training_and_validation_are_never_looked_at(uninterrupted)
 @pytest.fixture
 def watched_batches(monkeypatch):
     calls = []
-    real = training.train_batches
+    real = train_module.train_batches
 
-    def watch(learner, feed, **how):
-        calls.append(how)
-        return real(learner, feed, **how)
+    def watch(learner, loader, **options):
+        calls.append(options)
+        return real(learner, loader, **options)
 
-    monkeypatch.setattr(training, "train_batches", watch)
+    monkeypatch.setattr(train_module, "train_batches", watch)
     return calls
 
 
-def test_each_epoch_shuffles_anew_and_drops_the_incomplete_batch(watched_batches):
+def test_each_epoch_has_another_order_and_drops_the_incomplete_batch(watched_batches):
     run(dataclasses.replace(BASE, epochs=2))
     first, second = (call["batches"] for call in watched_batches)
     for batches in (first, second):
@@ -250,7 +250,7 @@ def test_each_epoch_shuffles_anew_and_drops_the_incomplete_batch(watched_batches
 
 
 @pytest.mark.parametrize(("positives", "weight"), [(20, 4.0), (50, 1.0), (2, 20.0)])
-def test_positives_weigh_what_they_lack_in_number_up_to_a_limit(watched_batches, positives, weight):
+def test_weight_of_positives_is_the_ratio_of_negatives_to_positives_up_to_a_limit(watched_batches, positives, weight):
     data = blobs()
     data.targets[data.training] = np.arange(100) < positives
     run(dataclasses.replace(BASE, epochs=1, augment=False), data)
@@ -258,7 +258,7 @@ def test_positives_weigh_what_they_lack_in_number_up_to_a_limit(watched_batches,
     assert watched_batches[0]["augmentation"] is None
 
 
-def test_learning_rate_grows_with_the_root_of_the_batch_and_anneals():
+def test_learning_rate_grows_with_the_root_of_the_batch_size_and_anneals():
     learner = make_learner(dataclasses.replace(BASE, batch_size=32, learning_rate=1e-3), total_steps=100, device=CPU)
     rates = []
     for _ in range(100):
@@ -269,7 +269,7 @@ def test_learning_rate_grows_with_the_root_of_the_batch_and_anneals():
     assert rates[-1] < 1e-3 * max(rates)
 
 
-def test_norms_and_biases_are_not_decayed():
+def test_norms_and_biases_have_no_weight_decay():
     learner = make_learner(BASE, total_steps=10, device=CPU)
     for group in learner.optimiser.param_groups:
         for parameter in group["params"]:
@@ -310,7 +310,7 @@ def test_one_class_alone_is_refused_before_training(part, value):
         run(data=data)
 
 
-def test_unknown_target_in_training_is_our_own_fault():
+def test_unknown_target_in_training_is_an_assertion_error():
     data = blobs()
     data.targets[3] = np.nan
     with pytest.raises(AssertionError, match="training rows with an unknown target"):

@@ -1,4 +1,4 @@
-"""A step that runs out of memory: what becomes of the trial, and what the fleet learns of it."""
+"""A training step that runs out of memory: the end of the trial, and the limit in the fleet's table."""
 
 import threading
 import tomllib
@@ -10,7 +10,7 @@ import pytest
 import torch
 from sqlalchemy import text
 
-from acuity.objectives.device.device import Device, held_by_others
+from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.interface import Hyperparameters, Outcome
 from acuity.objectives.training.train import train
 from acuity.storage.database import Database
@@ -39,7 +39,7 @@ def open_context(database: Database, folder: Path, phantoms: Path, *, search: st
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
-    """From now on a batch of more images runs out of memory; returns the batches that are tried."""
+    """Let a batch of more images run out of memory; return the list that records every batch size."""
     tried = []
 
     def train_in_little(hyperparameters: Hyperparameters, *args: Any, **kwargs: Any) -> Outcome:
@@ -63,7 +63,7 @@ def table(database: Database, columns: str, source: str) -> list[Any]:
         return list(connection.execute(text(f"select {columns} from {source}")).all())
 
 
-def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
+def test_trial_continues_at_half_the_batch_and_the_fleet_keeps_the_size_that_ran(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
@@ -76,22 +76,22 @@ def test_trial_goes_on_at_half_and_the_fleet_learns_of_what_has_run(
     assert ended == [("COMPLETE", tried[-1])]
 
 
-def test_memory_that_somebody_else_holds_costs_neither_trials_nor_what_the_fleet_knows(
+def test_memory_that_another_program_holds_changes_neither_the_budget_nor_the_fleets_limit(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
     tried = room_for(monkeypatch, 0)
     with monkeypatch.context() as held:
-        held.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
+        held.setattr(claimed_training, "memory_shortage", lambda _: "another program holds the rest")
         with pytest.raises(UsageError, match="another program holds the rest"):
             run_one(context)
         assert min(tried) < 4
         (known,) = table(database, "largest", "acuity.feasible_batches")
-        assert known[0] >= tried[0], "nothing was learnt of this device"
+        assert known[0] >= tried[0], "the limit of this device is unchanged"
         ended = table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
         assert ended == [], "no budget was spent"
     room_for(monkeypatch, 999)
-    run_one(context)  # once the memory is free again the same trial goes on
+    run_one(context)  # once the memory is free again the same trial continues
     ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
     assert ended == [("COMPLETE", 0, tried[0])]
 
@@ -107,19 +107,19 @@ def test_network_that_does_not_fit_although_the_memory_is_free_is_infeasible(
     assert ended[0].reason.startswith("out of memory with a batch of ")
 
 
-def test_gpu_of_which_others_hold_much_is_told_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_that_other_programs_hold_is_found_by_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     share = Device(torch.device("cuda"), "NVIDIA H100", threads=1, memory_budget_bytes=40 * 2**30)
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 2**30)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (38 * 2**30, 80 * 2**30))
-    assert held_by_others(share) is None
+    assert memory_shortage(share) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24 * 2**30, 80 * 2**30))
-    assert held_by_others(replace(share, memory_budget_bytes=200 * 2**30, workers=3)) is None, "more than it has"
-    told = held_by_others(share)
+    assert memory_shortage(replace(share, memory_budget_bytes=200 * 2**30, workers=3)) is None, "more than it has"
+    told = memory_shortage(share)
     assert told is not None
     assert "has 25.0 GiB free of the 40.0 GiB that are this worker's share" in told
 
 
-def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worker_ends(
+def test_trial_on_a_device_that_no_longer_computes_is_left_to_others_and_the_worker_ends(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> Outcome:
@@ -128,20 +128,22 @@ def test_trial_on_a_device_that_computes_no_more_is_left_to_others_and_the_worke
     context = open_context(database, tmp_path, phantoms)
     monkeypatch.setattr(claimed_training, "train", fails)
     run_one(context)
-    assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], "its own fault"
+    assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], (
+        "the device works, so the trial fails"
+    )
     monkeypatch.setattr(attempt, "is_usable", lambda _: False)
     with pytest.raises(DeviceLostError, match="CPU no longer computes: CUDA error"):
         run_one(context)
     states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
-    assert states == ["FAIL", "RUNNING"], "silent, as after a crash"
+    assert states == ["FAIL", "RUNNING"], "no heartbeat, as after a crash"
 
 
-def test_fixed_batch_is_not_given_up_for_memory_that_somebody_else_holds(
+def test_fixed_batch_stays_feasible_while_another_program_holds_the_memory(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = open_context(database, tmp_path, phantoms, search="batch = 16")
     room_for(monkeypatch, 12)
-    monkeypatch.setattr(claimed_training, "held_by_others", lambda _: "another program holds the rest")
+    monkeypatch.setattr(claimed_training, "memory_shortage", lambda _: "another program holds the rest")
     with pytest.raises(UsageError, match="another program holds the rest"):
         run_one(context)
     assert table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')") == []

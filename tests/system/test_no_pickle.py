@@ -13,8 +13,8 @@ import torch
 
 from acuity import objectives, storage, study
 from acuity.objectives.errors import InputError
-from acuity.objectives.images.arrays import CacheArray, open_whole
-from acuity.objectives.training.checkpoint import network_alone, read_network, unpack
+from acuity.objectives.images.arrays import CacheArray, open_complete
+from acuity.objectives.training.checkpoint import checkpoint_from_bytes, drop_optimiser_state, read_network_state
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.network import make_network
 from acuity.objectives.training.prediction import score_images
@@ -52,8 +52,8 @@ def test_the_trap_springs_where_it_is_unpickled(malicious: bytes, tmp_path: Path
 
 def test_a_malicious_checkpoint_runs_nothing(malicious: bytes, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
-    assert unpack(malicious, identity="any", device=cpu) is None
-    for read in (lambda: read_network(malicious, device=cpu), lambda: network_alone(malicious)):
+    assert checkpoint_from_bytes(malicious, identity="any", device=cpu) is None
+    for read in (lambda: read_network_state(malicious, device=cpu), lambda: drop_optimiser_state(malicious)):
         with pytest.raises(pickle.UnpicklingError):
             read()
     images, rows = np.zeros((2, 16, 16), np.uint8), np.arange(2)
@@ -75,7 +75,7 @@ def test_a_malicious_array_in_the_cache_runs_nothing_and_counts_as_none(tmp_path
     array = CacheArray(tmp_path, "key", 1, 16)
     with array.path.open("wb") as file:
         np.save(file, np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
-    assert open_whole(array) is None
+    assert open_complete(array) is None
     assert not (tmp_path / "sprung").exists()
 
 
