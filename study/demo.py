@@ -1,4 +1,4 @@
-"""`acuity demo`: search phantoms whose needed resolution is known, and print the answer beside the truth."""
+"""`acuity demo`: run an experiment on phantoms, and print the best resolutions beside those that they need."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from acuity.storage.database import open_storage
 from acuity.study.config.loading import load
 from acuity.study.display.answer_table import answer_table
 from acuity.study.display.console import results_console
-from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.display.plain_table import plain_table
+from acuity.study.fleet.placement import FleetOptions
 from acuity.study.launch import launch
 from acuity.study.results.answer import Answer, read_answer
 
@@ -41,7 +42,10 @@ _IMAGES = 1200
 
 
 def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> None:
-    """Write the phantoms and the experiment into folder, run it, and print the answer beside the truth."""
+    """Write the phantoms and the experiment into the folder, run the experiment, and print the results.
+
+    A second call continues the experiment in the folder.
+    """
     console = Console(stderr=True)
     file = folder / "experiment.toml"
     if not file.exists():
@@ -63,17 +67,16 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
         "  acuity dashboard                  look at every trial in optuna-dashboard\n"
         "  acuity best demo --format json    the answer for a script\n"
         "  acuity confirm demo --seeds 3     judge the best on held-out patients\n"
-        "  acuity new nih.toml               an experiment on radiographs of your own",
+        "  acuity new nih.toml               an experiment on your own radiographs",
         highlight=False,
     )
 
 
 def _truth_table(answer: Answer) -> Table:
     """The search's best resolution beside the one that the phantoms need."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("label", "search's best", "what the phantoms need"):
-        table.add_column(heading)
+    headings = ("label", "search's best", "what the phantoms need")
+    table = plain_table(*headings, text=headings)
     for entry in answer.labels:
         found = "-" if entry.best is None else f"{entry.best.resolution} px"
-        table.add_row(entry.label, found, TRUTH[entry.label].words)
+        table.add_row(entry.label, found, TRUTH[entry.label].description)
     return table

@@ -1,4 +1,4 @@
-"""`acuity fit`: the largest batch of one network or of all that an experiment searches."""
+"""`acuity fit`: find the largest batch size of one network, or of every network that an experiment searches."""
 
 import itertools
 from concurrent.futures import ProcessPoolExecutor
@@ -6,87 +6,78 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from rich.table import Table
-
 from acuity.objectives.device.allocator import return_large_blocks
 from acuity.objectives.device.device import Device, limit_memory, open_device
 from acuity.objectives.training.batch_probe import BatchProbe, probe_batch
 from acuity.study.config.schema import Experiment
-from acuity.study.units import format_bytes
 
 
 @dataclass(frozen=True)
-class Cell:
+class NetworkSetting:
     """One network at one resolution."""
 
     architecture: str
     resolution: int
+    """px"""
     input_size: int
+    """px; differs from the resolution where the experiment enlarges every image to one size."""
     precision: str
-    most: int
+    max_batch_size: int
+    """No larger batch size is tried."""
 
 
-def cells_of(experiment: Experiment) -> list[Cell]:
-    """All that an experiment's search may train."""
+@dataclass(frozen=True)
+class ProbedBatches:
+    """The largest batch sizes on one device."""
+
+    device: Device
+    probes: tuple[tuple[int, BatchProbe], ...]
+    """Resolution in px, and the result there, for each network setting."""
+
+    def to_json(self) -> dict[str, Any]:
+        fits = [{"resolution": resolution} | asdict(probe) for resolution, probe in self.probes]
+        return {"device": self.device.name, "fits": fits}
+
+
+def searched_settings(experiment: Experiment) -> list[NetworkSetting]:
+    """Every network and resolution of the experiment's search space."""
     search, training = experiment.search, experiment.training
     return [
-        Cell(architecture, resolution, training.network_input or resolution, training.precision, search.max_batch_size)
+        NetworkSetting(
+            architecture, resolution, training.network_input or resolution, training.precision, search.max_batch_size
+        )
         for architecture, resolution in itertools.product(search.architectures, sorted(search.resolutions))
     ]
 
 
-def fit_cells(
-    cells: list[Cell], *, choice: str, memory_gib: float | None
-) -> tuple[Device, list[tuple[int, BatchProbe]]]:
-    """Fit each cell in a process of its own: what an allocator kept from one would be missing in the next.
+def probe_batches(settings: list[NetworkSetting], *, device_name: str, memory_gib: float | None) -> ProbedBatches:
+    """Find the largest batch size of each network setting.
 
-    choice: the device, as `open_device` takes it. InputError for an architecture that is unknown or takes no such
-    images.
+    Each setting has a new process, since memory that an allocator caches for one network is missing for the next.
+    device_name: as `open_device` takes it. memory_gib: the budget of a training step; None for that of a worker.
+    InputError for an architecture that is unknown or takes no such images.
     """
-    device = open_device(choice, workers=1, memory_budget_gib=memory_gib)
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as fresh:
-        futures = [fresh.submit(_fit_here, cell, choice, memory_gib) for cell in cells]
+    device = open_device(device_name, workers=1, memory_budget_gib=memory_gib)
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        futures = [processes.submit(_probe, setting, device_name, memory_gib) for setting in settings]
         try:
-            return device, [(cell.resolution, future.result()) for cell, future in zip(cells, futures, strict=True)]
+            probes = [future.result() for future in futures]
         except BaseException:
-            fresh.shutdown(cancel_futures=True)
+            processes.shutdown(cancel_futures=True)
             raise
+    resolutions = [setting.resolution for setting in settings]
+    return ProbedBatches(device, tuple(zip(resolutions, probes, strict=True)))
 
 
-def _fit_here(cell: Cell, choice: str, memory_gib: float | None) -> BatchProbe:
+def _probe(setting: NetworkSetting, device_name: str, memory_gib: float | None) -> BatchProbe:
     return_large_blocks()  # as a worker does
-    device = open_device(choice, workers=1, memory_budget_gib=memory_gib)
+    device = open_device(device_name, workers=1, memory_budget_gib=memory_gib)
     limit_memory(device)
     return probe_batch(
-        cell.architecture,
-        input_size=cell.input_size,
-        precision=cell.precision,
+        setting.architecture,
+        input_size=setting.input_size,
+        precision=setting.precision,
         device=device.torch_device,
         budget_bytes=device.memory_budget_bytes,
-        most=cell.most,
+        max_batch_size=setting.max_batch_size,
     )
-
-
-def fit_table(fits: list[tuple[int, BatchProbe]], device: Device) -> Table:
-    """A row a network and resolution."""
-    title = f"{device.name}, budget {format_bytes(device.memory_budget_bytes)} for a training step"
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    table.add_column("architecture")
-    for heading in ("px", "estimated\nbatch", "verified\nbatch", "real\nsteps", "peak\nMiB", "images/s"):
-        table.add_column(heading, justify="right")
-    for resolution, fit in fits:
-        table.add_row(
-            fit.architecture,
-            str(resolution),
-            str(fit.estimate),
-            str(fit.verified) if fit.verified else "none fits",
-            str(fit.steps),
-            f"{fit.peak_memory_mib:,.0f}",
-            f"{fit.images_per_second:,.0f}",
-        )
-    return table
-
-
-def fits_to_json(fits: list[tuple[int, BatchProbe]], device: Device) -> dict[str, Any]:
-    """The same for scripts."""
-    return {"device": device.name, "fits": [{"resolution": resolution} | asdict(fit) for resolution, fit in fits]}

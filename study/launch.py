@@ -1,5 +1,7 @@
 """`acuity launch`: prepare the image set, register the experiment, start workers and show their progress."""
 
+from functools import partial
+
 from rich.console import Console
 
 from acuity.storage.database import Database
@@ -9,11 +11,12 @@ from acuity.study.dataset.image_set import ImageSet, fewest_training_images, ope
 from acuity.study.display.console import decoding_bar
 from acuity.study.display.live import live_progress
 from acuity.study.fleet.launches import start_in_background
+from acuity.study.fleet.placement import FleetOptions, Placement, place_workers
 from acuity.study.fleet.slurm import print_submission, submit_workers
-from acuity.study.fleet.supervisor import FleetOptions, Place, place_workers, run_fleet
+from acuity.study.fleet.supervisor import run_fleet
 from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
-from acuity.study.results.forecast import Cost, cost_line, predict_cost, predict_disk
+from acuity.study.results.forecast import CostForecast, cost_line, forecast_cost, forecast_disk
 from acuity.study.search.history import check_learn_from, count_learnt
 from acuity.study.search.networks import check_networks
 from acuity.study.search.space import check_fixed_batch
@@ -33,26 +36,26 @@ def launch(
     where the fleet has no workers (`acuity worker` starts them), and with in_background: the arguments of the `acuity`
     that runs the experiment in the background.
     """
-    places = place_workers(fleet)
+    placements = place_workers(fleet)
     image_set = _prepare(database, experiment, console)
     images = training_images(image_set, experiment.labels)
     registered = register(database, experiment, image_set.identity, training_images=images)
-    cost = predict_cost(database, experiment)
+    cost = forecast_cost(database, experiment)
     if cost.trials == 0:
         budget = experiment.search.trials
         console.print(f"Every label of {experiment.name} has its {budget} trials; raise search.trials for more.")
         return registered
-    workers = len(places) or fleet.workers or 0
+    workers = len(placements) or fleet.workers or 0
     _print_forecast(database, registered, image_set, cost, workers=workers, console=console)
     if fleet.cluster is not None:
         submission = submit_workers(experiment, storage=database.url, workers=workers, device=fleet.device)
         print_submission(experiment.name, submission, console)
-    elif not places:
+    elif not placements:
         _print(console, f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials")
     elif in_background is not None:
         _start_in_background(database, experiment, in_background, console)
     else:
-        _run_here(database, registered, places, console, images=images)
+        _run_here(database, registered, placements, console, images=images)
     return registered
 
 
@@ -67,7 +70,13 @@ def _prepare(database: Database, experiment: Experiment, console: Console) -> Im
 
 
 def _print_forecast(
-    database: Database, registered: Registered, image_set: ImageSet, cost: Cost, *, workers: int, console: Console
+    database: Database,
+    registered: Registered,
+    image_set: ImageSet,
+    cost: CostForecast,
+    *,
+    workers: int,
+    console: Console,
 ) -> None:
     """The remaining trials, their time and disk space, the storage, and the experiment's warnings."""
     experiment = registered.experiment
@@ -80,7 +89,7 @@ def _print_forecast(
         _print(console, f"Its first trials learn from {trials:,} trials of {name}.")
     for warning in caveats(experiment):
         _print(console, f"Warning: {warning}")
-    console.print(predict_disk(experiment, image_set, workers=workers).line(), soft_wrap=True)
+    console.print(forecast_disk(experiment, image_set, workers=workers).line(), soft_wrap=True)
 
 
 def _start_in_background(database: Database, experiment: Experiment, arguments: list[str], console: Console) -> None:
@@ -93,16 +102,11 @@ def _start_in_background(database: Database, experiment: Experiment, arguments: 
 
 
 def _run_here(
-    database: Database, registered: Registered, places: list[Place], console: Console, *, images: int
+    database: Database, registered: Registered, placements: list[Placement], console: Console, *, images: int
 ) -> None:
     """Run the workers on this host and show their progress until every label has its budget of trials."""
     with live_progress(database, console, images=images) as live:
-
-        def refresh(alive: int) -> None:
-            if live.is_due() or not alive:
-                live.look(registered.experiment, workers=alive)
-
-        run_fleet(database, registered, places=places, refresh=refresh)
+        run_fleet(database, registered, placements=placements, refresh=partial(live.refresh, registered.experiment))
 
 
 def _print(console: Console, text: str) -> None:

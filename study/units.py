@@ -1,4 +1,4 @@
-"""Format durations and bytes for people, and names for Markdown."""
+"""Format durations, bytes and counts for people, and names for Markdown."""
 
 import re
 
@@ -15,6 +15,11 @@ def format_duration(seconds: float) -> str:
 def format_bytes(count: float) -> str:
     """Bytes in their natural unit: 12 MiB, 3.5 GiB."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def format_times(count: int) -> str:
+    """A count of repetitions: once, twice, 3 times."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def escape_markdown(text: object) -> str:

@@ -24,14 +24,14 @@ def status(name: str, watch: bool) -> None:
     from acuity.study.display.console import results_console
     from acuity.study.display.progress_table import progress_table
     from acuity.study.display.watch import watch as watch_experiment
-    from acuity.study.registry.record import recall
+    from acuity.study.registry.record import read_registered
     from acuity.study.results.status import read_status
 
     with open_database() as database:
         if watch:
             watch_experiment(database, name, results_console())
         else:
-            experiment = recall(database, name).experiment
+            experiment = read_registered(database, name).experiment
             results_console().print(progress_table(read_status(database, experiment), title=name))
 
 
@@ -102,11 +102,11 @@ def score(name: str, index: Path, images: Path | None, device: str, form: str) -
     """Score another image set with the confirmed networks; no choice depends on it."""
     from acuity.study.display.answer_table import external_table
     from acuity.study.display.console import messages_console, results_console
-    from acuity.study.registry.record import recall
+    from acuity.study.registry.record import read_registered
     from acuity.study.score import score_index
 
     with open_database() as database:
-        registered = recall(database, name)
+        registered = read_registered(database, name)
         results = score_index(database, registered, index, images=images, device=device, console=messages_console())
     if form == "json":
         click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
@@ -124,11 +124,12 @@ def score(name: str, index: Path, images: Path | None, device: str, form: str) -
 @device_option
 def export(name: str, label: str, out: Path, resolution: int | None, device: str) -> None:
     """Write a label's network to a folder that timm loads, with threshold, calibration and model card."""
-    from acuity.study.registry.record import recall
+    from acuity.study.registry.record import read_registered
     from acuity.study.report.export import export_network
 
     with open_database() as database:
-        use = export_network(database, recall(database, name), label, out, resolution=resolution, device=device)
+        registered = read_registered(database, name)
+        use = export_network(database, registered, label, out, resolution=resolution, device=device)
     network = use["network"]
     click.echo(
         f"wrote {out}: {label}, {network['architecture']} at {network['resolution']} px, {use['status']}; "
@@ -142,9 +143,9 @@ def export(name: str, label: str, out: Path, resolution: int | None, device: str
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; an earlier report is replaced.")
 def report(name: str, out: Path) -> None:
     """Write a report of one page with tables, figures and a methods section, and its figures for a paper."""
-    from acuity.study.registry.record import recall
+    from acuity.study.registry.record import read_registered
     from acuity.study.report.report import write_report
 
     with open_database() as database:
-        write_report(database, recall(database, name), out)
+        write_report(database, read_registered(database, name), out)
     click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)

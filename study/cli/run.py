@@ -222,11 +222,11 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
     from acuity.study.display.answer_table import answer_table
     from acuity.study.display.console import messages_console, results_console
     from acuity.study.fleet.placement import FleetOptions
-    from acuity.study.registry.register import recall_or_update
+    from acuity.study.registry.register import read_or_update
     from acuity.study.results.answer import read_answer
 
     with _print_how_to_continue(), open_database() as database:
-        registered = recall_or_update(database, name)
+        registered = read_or_update(database, name)
         stored = confirm_experiment(
             database,
             registered,

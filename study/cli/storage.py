@@ -16,15 +16,15 @@ from acuity.study.cli.options import acuity, command, named_storage, open_databa
 def delete(name: str, yes: bool) -> None:
     """Delete an experiment with all its trials. Images, split and cache are not deleted."""
     from acuity.study.registry.progress import read_progress
-    from acuity.study.registry.record import forget, recall
+    from acuity.study.registry.record import delete_registered, read_registered
 
     with open_database() as database:
-        registered = recall(database, name)
+        registered = read_registered(database, name)
         progress = read_progress(database, registered.experiment)
         trials = sum(entry.finished + entry.running for entry in progress)
         if not yes:
             click.confirm(f"Delete {name} with {trials} trials of {len(progress)} labels?", abort=True, err=True)
-        forget(database, registered)
+        delete_registered(database, registered)
     click.echo(f"deleted {name}", err=True)
 
 

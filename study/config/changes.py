@@ -3,8 +3,8 @@
 from typing import Any
 
 from acuity.study.config.loading import to_table
-from acuity.study.config.rules import shown
 from acuity.study.config.schema import Experiment
+from acuity.study.config.validation_message import shown
 
 # These keys may change under the same name: they set how much runs and where. A key that ends in "." is a section.
 _FREE = (

@@ -1,4 +1,4 @@
-"""Read an experiment file into one frozen Experiment, checked once."""
+"""Read and check an experiment file."""
 
 import json
 import tomllib
@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from acuity.study.config.paths import resolve_paths
-from acuity.study.config.rules import check_across_sections, explain
+from acuity.study.config.rules import check_across_sections
 from acuity.study.config.schema import Experiment
+from acuity.study.config.validation_message import validation_message
 from acuity.study.errors import UsageError
 
 _ADAPTER = TypeAdapter(Experiment)
@@ -40,7 +41,7 @@ def parse(table: dict[str, Any], *, source: str) -> Experiment:
         # Strict mode on JSON accepts lists for tuples and strings for paths. Strict mode on Python objects does not.
         experiment = _ADAPTER.validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        raise UsageError(f"{source}: {explain(error)}") from None
+        raise UsageError(f"{source}: {validation_message(error)}") from None
     check_across_sections(experiment, source=source)
     return experiment
 

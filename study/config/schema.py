@@ -9,6 +9,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from acuity.study.config.value_types import (
+    Age,
+    BatchChoice,
+    BatchSize,
+    Label,
+    Name,
+    OptionValue,
+    PositiveFloat,
+    PositiveInt,
+    Rate,
+    Resolution,
+)
+
 BY_IMAGE = (
     'The split is by image, not by patient (split_by = "image"). Images of one patient are in several parts, so every '
     "AUC is optimistic and none holds for new patients."
@@ -19,12 +32,6 @@ NO_TEST = (
     "patients that selected the configuration, and nothing can be confirmed."
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$")]
-Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Age = Annotated[float, Field(ge=0, le=120)]
 _STRICT = ConfigDict(extra="forbid")
 # Acuity sets these options of sbatch itself, or another key of [cluster] does.
 _RESERVED_OPTIONS = {
@@ -32,12 +39,6 @@ _RESERVED_OPTIONS = {
     "no-requeue", "nodes", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time",
     "wrap",
 }  # fmt: skip
-
-
-def _require_unique(key: str, values: Sequence[object]) -> None:
-    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{key} has {', '.join(repeated)} more than once; name each once")
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class Search:
     min_complete_per_resolution: PositiveInt = 3
     learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
     """Range at a batch size of 128."""
-    batch: Literal["search", "largest"] | Annotated[int, Field(ge=2)] = "search"
-    min_batch_size: Annotated[int, Field(ge=2)] = 16
-    max_batch_size: Annotated[int, Field(ge=2)] = 1024
+    batch: BatchChoice = "search"
+    min_batch_size: BatchSize = 16
+    max_batch_size: BatchSize = 1024
     min_updates_per_epoch: PositiveInt = 20
     pruner: Literal["median", "none"] = "median"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -133,7 +134,8 @@ class Search:
                 f"search.min_batch_size is {self.min_batch_size}, must be at most max_batch_size = "
                 f"{self.max_batch_size}"
             )
-        largest = self.max_batch_size // 8 * 8 or self.max_batch_size  # as a trial's feasible batch size is rounded
+        # A feasible batch size is rounded down to a multiple of 8.
+        largest = self.max_batch_size // 8 * 8 or self.max_batch_size
         if isinstance(self.batch, int) and self.batch > largest:
             raise ValueError(
                 f"search.batch is {self.batch}, must be at most {largest}: max_batch_size = {self.max_batch_size}, "
@@ -186,11 +188,11 @@ class Workers:
     """Limits of the workers. These keys may change under the same name."""
 
     __pydantic_config__ = _STRICT
-    memory_budget_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory_budget_gib: PositiveFloat | None = None
     """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """How often another worker resumes a trial whose worker died."""
-    storage_patience_min: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    storage_patience_min: PositiveFloat = 30.0
     """How long a worker waits for a database that does not answer."""
     heartbeat_s: PositiveInt = 30
     grace_s: PositiveInt = 180
@@ -222,7 +224,7 @@ class Cluster:
     """Time limit of one run of a job. A job at its limit is requeued while trials remain."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     cpus_per_worker: PositiveInt = 4
-    memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory_gib: PositiveFloat | None = None
     """The node's memory for each worker. The default is the partition's."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
     """How often a worker requeues its job after a preemption or at the time limit."""
@@ -230,7 +232,7 @@ class Cluster:
     """A folder that all nodes see. The default is the user's log folder."""
     setup: tuple[str, ...] = ()
     """Shell lines before the worker, such as module load."""
-    extra: dict[str, str | int | bool] = field(default_factory=dict)
+    extra: dict[str, OptionValue] = field(default_factory=dict)
     """Further options of sbatch, by long name."""
 
     @model_validator(mode="after")
@@ -263,6 +265,12 @@ class Experiment:
     def _check(self) -> Self:
         _require_unique("labels", self.labels)
         return self
+
+
+def _require_unique(key: str, values: Sequence[object]) -> None:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{key} has {', '.join(repeated)} more than once; name each once")
 
 
 def caveats(experiment: Experiment) -> tuple[str, ...]:

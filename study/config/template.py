@@ -1,4 +1,4 @@
-"""The commented experiment files that `acuity new` writes: a template, and presets of published studies."""
+"""Write a commented experiment file: the template, or the preset of a published study."""
 
 from importlib.resources import files
 from pathlib import Path

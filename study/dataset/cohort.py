@@ -1,4 +1,4 @@
-"""Who is in an image set: patients and images of each label and part, and what its test patients can decide."""
+"""Count the patients and images of each label and part, and estimate the power of the test patients."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,23 @@ from acuity.study.dataset.image_set import ImageSet
 
 @dataclass(frozen=True)
 class PartCounts:
-    """Images and patients of one label in one part; images whose label is not known are left out."""
+    """Images and patients of one label in one part. Images without a value of the label are not counted."""
 
     images: int
     positive_images: int
     patients: int
     positive_patients: int
-    """With at least one image that has the finding."""
+    """Patients with at least one positive image."""
 
     @property
     def prevalence(self) -> float | None:
-        """Share of the images; None in a part without any."""
+        """Share of the images that are positive. None in a part without images."""
         return self.positive_images / self.images if self.images else None
 
 
 @dataclass(frozen=True)
 class LabelCohort:
-    """One label's counts by part, and the precision that its test patients allow."""
+    """One label's counts by part, and the power of its test patients."""
 
     label: str
     parts: dict[str, PartCounts]
@@ -35,7 +35,7 @@ class LabelCohort:
 
 
 def count_cohort(image_set: ImageSet, labels: tuple[str, ...], *, seeds: int = 5) -> tuple[LabelCohort, ...]:
-    """Count each label. seeds: trainings of each finalist that a confirmation is going to have."""
+    """Count each label. seeds: trainings of each finalist at the confirmation."""
     return tuple(_count_label(image_set, label, seeds) for label in labels)
 
 

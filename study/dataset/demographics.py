@@ -1,4 +1,4 @@
-"""The image set's counts where its index lies on this host: a report and a model card tell who the patients were."""
+"""Describe the patients of an experiment for its report and model cards: counts, age, sex, views."""
 
 import logging
 from dataclasses import dataclass
@@ -20,37 +20,38 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PartOfCohort:
-    """Everybody in one part, whatever the label."""
+class PartDemographics:
+    """All patients and images of one part."""
 
     images: int
     patients: int
     ages: tuple[float, float, float] | None
-    """Years: median and quartiles over patients, by their first image; None where ages are not known."""
+    """Median, lower and upper quartile of the age in years at a patient's first image. None where no age is known."""
     female: float | None
-    """Share of the patients whose sex is known; None where it is of none."""
+    """Share of women among the patients of known sex. None where no sex is known."""
     views: dict[str, float]
-    """Share of images by view, the most frequent first."""
+    """Share of the images by view position, the most frequent first."""
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """Counts by part, of all labels together and of each."""
+class Demographics:
+    """Demographics by part, and counts of each label."""
 
-    parts: dict[str, PartOfCohort]
+    parts: dict[str, PartDemographics]
+    """A part without images is absent."""
     labels: tuple[LabelCohort, ...]
     left_out: dict[str, int]
-    """Images of the index by the filter that they did not pass."""
+    """Number of images that each filter leaves out. A filter that leaves out none is absent."""
     unreadable: int
-    """Images that passed the filters and are in no part: on_bad_image = "drop"."""
+    """Images in no part because their files cannot be read (on_bad_image = "drop")."""
     repeated: int
-    """Images in no part because an earlier part has the same picture."""
+    """Images in no part because an image of an earlier part shows the same picture."""
 
 
-def read_cohort_here(registered: Registered) -> Cohort | None:
-    """Count the experiment's images; None, with a warning, where they are not at hand.
+def read_demographics(registered: Registered) -> Demographics | None:
+    """Read the demographics from the index on this host. None, with a warning, where index or arrays are missing.
 
-    Nothing is decoded for it: without the arrays which images repeat an earlier one is not known.
+    No image is decoded: the arrays of an earlier launch show which images are repeated.
     """
     experiment = registered.experiment
     try:
@@ -58,10 +59,10 @@ def read_cohort_here(registered: Registered) -> Cohort | None:
         image_set = open_image_set(experiment)
         check_same_images(registered, image_set.identity)
     except (InputError, UsageError, OSError) as error:
-        logger.warning("the image set is not at hand, so its patients are not counted: %s", error)
+        logger.warning("the image set is not on this host, so its patients are not counted: %s", error)
         return None
-    return Cohort(
-        parts={part: _count(image_set, part) for part in PARTS if len(image_set.split.rows(part))},
+    return Demographics(
+        parts={part: _describe(image_set, part) for part in PARTS if len(image_set.split.rows(part))},
         labels=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
         left_out={name: count for name, count in image_set.left_out.items() if count},
         unreadable=len(image_set.cache.bad),
@@ -71,17 +72,17 @@ def read_cohort_here(registered: Registered) -> Cohort | None:
 
 def _check_decoded(experiment: Experiment) -> None:
     if not cache_folder(experiment, select_images(experiment).index.files_sha256).is_dir():
-        raise UsageError("its arrays are not on this host; `acuity prepare` makes them")
+        raise UsageError("its arrays are not on this host; `acuity prepare` builds them")
 
 
-def _count(image_set: ImageSet, part: str) -> PartOfCohort:
+def _describe(image_set: ImageSet, part: str) -> PartDemographics:
     images = image_set.index.table.iloc[image_set.split.rows(part)]
     patients = images.drop_duplicates("patient")
     sexes = patients["sex"].astype(str).str.upper().str[:1]
     known = sexes.isin(["F", "M"])
     views = images["view"].astype(str)
     shares = views[views != ""].value_counts(normalize=True)
-    return PartOfCohort(
+    return PartDemographics(
         images=len(images),
         patients=len(patients),
         ages=_quartiles(patients["age"]),

@@ -1,4 +1,4 @@
-"""An experiment's image set, opened: index, split and cached pixels, checked against the experiment."""
+"""Open the image set of an experiment: its index, split and cached pixels."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from acuity.objectives.images.cache import ImageCache, build_cache
 from acuity.objectives.index.image_index import ImageIndex
 from acuity.objectives.split.duplicates import (
-    RepeatCounts,
-    count_repeats,
-    find_repeats_once,
-    patients_together,
-    repeats_across_parts,
+    DuplicateCounts,
+    count_duplicates,
+    duplicates_across_parts,
+    find_cached_duplicates,
+    patients_sharing_pictures,
 )
 from acuity.objectives.split.file import PARTS
-from acuity.objectives.split.split import Split, check_label, leave_out
+from acuity.objectives.split.split import Split, check_label, exclude_rows
 from acuity.objectives.training.interface import LabelledImages
 from acuity.study.config.paths import cache_folder
 from acuity.study.config.schema import Experiment
@@ -36,7 +36,7 @@ class ImageSet:
     cache: ImageCache
     left_out: Mapping[str, int]
     """Number of images that each filter leaves out."""
-    repeats: RepeatCounts
+    repeats: DuplicateCounts
     whole_index_sha256: str
     """SHA-256 of the index before filters."""
 
@@ -55,12 +55,12 @@ class ImageSet:
 def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
     """Read and filter the index, read or write the split, and build the missing arrays of the cache.
 
-    Bad images and copies of a picture of an earlier part are in no part. progress: called with (images done, images in
-    all) while the cache is built.
+    Bad images, and images that repeat a picture of an earlier part, are in no part. InputError names a mistake in the
+    image set. progress: called with (images done, images in all) while the cache is built.
     """
     selection = select_images(experiment)
     index = selection.index
-    # Repeated pictures are known only once there are pixels. Mistakes in a label are reported before decoding.
+    # Repeated pictures are known only after decoding. A mistake in a label is reported before it.
     _check_labels(experiment, index, selection.split(write=False))
     cache = build_cache(
         index,
@@ -71,24 +71,24 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
         progress=progress,
     )
     bad = [image.row for image in cache.bad]
-    repeats = find_repeats_once(cache.open(max(experiment.search.resolutions)), bad=bad)
-    split = selection.split(together=patients_together(index, repeats))
-    counts = count_repeats(index, split, repeats)
-    unused = np.union1d(repeats_across_parts(split, repeats), np.array(bad, dtype=np.int64))
+    repeats = find_cached_duplicates(cache.open(max(experiment.search.resolutions)), bad=bad)
+    split = selection.split(together=patients_sharing_pictures(index, repeats))
+    counts = count_duplicates(index, split, repeats)
+    unused = np.union1d(duplicates_across_parts(split, repeats), np.array(bad, dtype=np.int64))
     if len(unused):
         logger.warning(
-            "of %s images %s are bad and %s repeat a picture of an earlier part: they are in no part",
+            "of %s images %s are bad and %s repeat a picture of an earlier part; these are in no part",
             f"{cache.count:,}",
             f"{len(bad):,}",
             f"{counts.left_out:,}",
         )
-        split = leave_out(split, unused)
+        split = exclude_rows(split, unused)
         _check_labels(experiment, index, split)
     return ImageSet(
         index=index,
         split=split,
         cache=cache,
-        left_out=selection.left.left_out,
+        left_out=selection.filtered.left_out,
         repeats=counts,
         whole_index_sha256=selection.whole.sha256,
     )
@@ -101,12 +101,12 @@ def _check_labels(experiment: Experiment, index: ImageIndex, split: Split) -> No
 
 
 def training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
-    """Training images of the label with the most of them. Labels may be missing for some images."""
+    """The largest number of training images of a label. A label may be missing for some images."""
     return max(_training_images(image_set, labels))
 
 
 def fewest_training_images(image_set: ImageSet, labels: tuple[str, ...]) -> int:
-    """Training images of the label with the fewest of them."""
+    """The smallest number of training images of a label."""
     return min(_training_images(image_set, labels))
 
 
@@ -121,15 +121,14 @@ def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> Labe
     known = np.isfinite(targets)
     patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
 
-    def rows(part: str) -> NDArray[np.int64]:
-        all_rows: NDArray[np.int64] = image_set.split.rows(part)
-        of_label: NDArray[np.int64] = all_rows[known[all_rows]]
-        return of_label
+    def known_rows(part: str) -> NDArray[np.int64]:
+        rows: NDArray[np.int64] = image_set.split.rows(part)
+        return rows[known[rows]]
 
     return LabelledImages(
         images=image_set.cache.open(resolution),
         targets=targets,
         patients=patients,
-        training=rows("training"),
-        validation=rows("validation"),
+        training=known_rows("training"),
+        validation=known_rows("validation"),
     )

@@ -1,4 +1,4 @@
-"""Terminal tables of the answer: best configurations, AUC at each resolution, results of the confirmation."""
+"""Terminal tables of the best configurations, the AUC at each resolution and the results of the confirmation."""
 
 from typing import Any
 
@@ -7,41 +7,45 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from acuity.study.display.confirmation_table import uses_sentence
-from acuity.study.results.answer import Answer, AtResolution, LabelAnswer
+from acuity.study.display.plain_table import plain_table
+from acuity.study.results.answer import Answer, LabelAnswer, ResolutionAnswer
+from acuity.study.units import format_times
 
 
 def answer_table(answer: Answer) -> Group:
     """One row per label with its best configuration, then the AUC at each resolution, then the verdicts."""
-    best = _table("label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)")
+    best = plain_table(
+        "label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)",
+        text=("architecture",),
+    )  # fmt: skip
     for entry in answer.labels:
         best.add_row(*_best_row(entry))
     resolutions = [at.resolution for at in answer.labels[0].by_resolution]
-    by_resolution = _table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
+    by_resolution = plain_table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
     for entry in answer.labels:
         by_resolution.add_row(Text(entry.label), *map(_auc_with_interval, entry.by_resolution))
     return Group(best, Text(), by_resolution, Text(), *_notes(answer))
 
 
 def details_table(entry: LabelAnswer) -> Group:
-    """All results of a label's confirmation: differences, the paper's table, subgroups."""
+    """All results of a label's confirmation: differences between resolutions, metrics at each, subgroups."""
     found = entry.confirmation
     if found is None:
-        return Group(Text(f"{entry.label} is not confirmed yet: `acuity confirm` does that."))
+        return Group(Text(f"{entry.label} is not confirmed yet. `acuity confirm` confirms it."))
     return Group(
         Text(),
-        _differences(found),
+        _differences_table(found),
         Text(f"Not shown worse than any other: {', '.join(f'{each} px' for each in found['not_worse'])}."),
         Text(),
-        _papers_table(found),
+        _metrics_table(found),
         *_ratio(found["ratio"]),
         Text(),
-        _subgroups(found),
+        _subgroups_table(found),
         Text(
             f"{found['images']:,} test images of {found['patients']:,} patients, {found['positive_patients']:,} "
             f"with the finding. Standard error over patients: {found['check']['patient_se']:.4f} by formula, "
-            f"{found['check']['patient_se_bootstrap']:.4f} by drawing patients again. All of it is conditional on the "
-            "training patients.",
+            f"{found['check']['patient_se_bootstrap']:.4f} by bootstrap over patients. All results are conditional on "
+            "the training patients.",
             style="italic",
         ),
     )
@@ -49,7 +53,7 @@ def details_table(entry: LabelAnswer) -> Group:
 
 def external_table(results: list[dict[str, Any]]) -> Group:
     """Results on an external image set: one row per label and resolution, then each label's sentence."""
-    table = _table("label", "px", "AUC (95 %)", "accuracy at\nYouden", "AUPRC", "patients\n(positive)")
+    table = plain_table("label", "px", "AUC (95 %)", "accuracy at\nYouden", "AUPRC", "patients\n(positive)")
     for found in results:
         for each in found["by_resolution"]:
             table.add_row(
@@ -80,14 +84,6 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def _table(*headings: str) -> Table:
-    """An empty table: text columns are left-aligned, number columns right-aligned."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if position == 0 or heading == "architecture" else "right")
-    return table
-
-
 def _best_row(entry: LabelAnswer) -> list[Text | str]:
     complete, pruned = entry.trials["complete"], entry.trials["pruned"]
     trials = f"{complete + pruned} ({pruned})"
@@ -105,7 +101,7 @@ def _best_row(entry: LabelAnswer) -> list[Text | str]:
     ]
 
 
-def _auc_with_interval(at: AtResolution) -> str:
+def _auc_with_interval(at: ResolutionAnswer) -> str:
     if at.auc is None or at.auc_low is None or at.auc_high is None:
         return "-"
     mark = "*" if at.split == "test" else ""
@@ -116,9 +112,10 @@ def _notes(answer: Answer) -> list[RenderableType]:
     confirmed = [entry for entry in answer.labels if entry.smallest_adequate is not None]
     notes: list[RenderableType] = [Text(str((entry.smallest_adequate or {})["sentence"])) for entry in confirmed]
     if confirmed:
-        notes += [Text(), Text(f"* on test patients, mean of the seeds; {uses_sentence(answer.test_uses)}", "italic")]
+        uses = f"the test patients have been used {format_times(answer.test_uses)}."
+        notes += [Text(), Text(f"* on test patients, mean of the seeds; {uses}", "italic")]
     if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
-        words = "AUC on validation patients, on which these were chosen: optimistic, and no verdict on resolution."
+        words = "AUC on validation patients, which selected these: optimistic, and no verdict on resolution."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
     counts = {entry.label: entry.trials["complete"] + entry.trials["pruned"] for entry in answer.labels}
     unfinished = [f"{label} has {count} of {answer.trials}" for label, count in counts.items() if count < answer.trials]
@@ -127,9 +124,9 @@ def _notes(answer: Answer) -> list[RenderableType]:
     return notes + [Text(warning, style="bold") for warning in answer.warnings]
 
 
-def _differences(found: dict[str, Any]) -> Table:
+def _differences_table(found: dict[str, Any]) -> Table:
     trials = {each["resolution"]: each["trials"] for each in found["by_resolution"]}
-    table = _table("difference", "AUC", "95 %", "p", "p (Holm)", "trials\nbehind them")
+    table = plain_table("difference", "AUC", "95 %", "p", "p (Holm)", "trials\nbehind them")
     for each in found["comparisons"]:
         table.add_row(
             f"{each['resolution']} px less {each['reference']} px",
@@ -142,9 +139,10 @@ def _differences(found: dict[str, Any]) -> Table:
     return table
 
 
-def _papers_table(found: dict[str, Any]) -> Table:
+def _metrics_table(found: dict[str, Any]) -> Table:
+    """The metrics that Sabottke & Spieler report, and the Brier score."""
     headings = ("AUC", "SD of\nseeds", "accuracy at\nYouden", "AUPRC", "sensitivity at\n90 % specificity")
-    table = _table("px", *headings, "Brier\n(validation)", "trials\nsearched")
+    table = plain_table("px", *headings, "Brier\n(validation)", "trials\nsearched")
     keys = ("accuracy", "average_precision", "sensitivity_at_90_specificity", "validation_brier")
     for each in found["by_resolution"]:
         metrics = (f"{each[key]['mean']:.3f} ± {each[key]['sd']:.3f}" for key in keys)
@@ -161,9 +159,9 @@ def _ratio(ratio: dict[str, Any] | None) -> list[RenderableType]:
     return [Text(f"Ratio of AUCs, {pair}: {100 * ratio['ratio']:.1f} % ± {100 * ratio['seed_sd']:.1f} SD over seeds.")]
 
 
-def _subgroups(found: dict[str, Any]) -> Table:
+def _subgroups_table(found: dict[str, Any]) -> Table:
     resolutions = [each["resolution"] for each in found["by_resolution"]]
-    table = _table("AUC (95 %) of", "positive\npatients", *(f"{resolution} px" for resolution in resolutions))
+    table = plain_table("AUC (95 %) of", "positive\npatients", *(f"{resolution} px" for resolution in resolutions))
     rows: dict[tuple[str, str], list[str]] = {}
     for each in found["subgroups"]:
         interval = (

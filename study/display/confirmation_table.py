@@ -1,20 +1,19 @@
 """Tables that `acuity confirm` prints before it trains and before it reads a test patient."""
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.confirmation.protocol import Protocol
-from acuity.study.confirmation.trials import Confirming
-from acuity.study.units import format_duration
+from acuity.study.confirmation.trials import LabelConfirmation
+from acuity.study.display.plain_table import plain_table
+from acuity.study.units import format_duration, format_times
 
 
-def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
+def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> Group:
     """One row per label with its nominees and number of trainings; below the table, their cost."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("label", "resolutions (search's best AUC)", "nominees", "trainings"):
-        table.add_column(heading, justify="right" if heading in ("nominees", "trainings") else "left")
+    resolutions_heading = "resolutions (search's best AUC)"
+    table = plain_table("label", resolutions_heading, "nominees", "trainings", text=(resolutions_heading,))
     for label in labels:
         best = {
             resolution: max(nominee.auc for nominee in nominees)
@@ -27,7 +26,7 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
             str(label.plan.trainings()),
         )
     total = sum(label.plan.trainings() for label in labels)
-    seconds = sum(map(_seconds, labels))
+    seconds = sum(map(_training_seconds, labels))
     seeds = labels[0].plan.seeds
     cost = (
         f"{total} trainings (one of each nominee, {seeds} in all of each finalist), {min(done, total)} of "
@@ -37,7 +36,8 @@ def plan_table(labels: list[Confirming], *, done: int, workers: int) -> Group:
     return Group(table, Text(cost))
 
 
-def _seconds(label: Confirming) -> float:
+def _training_seconds(label: LabelConfirmation) -> float:
+    """Time of all trainings of a label if the slowest nominee of each resolution becomes its finalist."""
     return sum(
         sum(nominee.seconds for nominee in nominees)
         + (label.plan.seeds - 1) * max(nominee.seconds for nominee in nominees)
@@ -47,9 +47,11 @@ def _seconds(label: Confirming) -> float:
 
 def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int) -> Group:
     """The frozen protocol, one row per finalist."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title="Frozen before any test patient is read")
-    for heading in ("label", "px", "architecture", "batch", "learning rate", "trials", "seeds", "validation AUC", ""):
-        table.add_column(heading, justify="left" if heading in ("label", "architecture", "") else "right")
+    table = plain_table(
+        "label", "px", "architecture", "batch", "learning rate", "trials", "seeds", "validation AUC", "",
+        text=("architecture", ""),
+        title="Frozen before any test patient is read",
+    )  # fmt: skip
     for label in protocol.labels:
         for finalist in label.finalists:
             table.add_row(
@@ -67,12 +69,7 @@ def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int)
         table,
         Text(
             f"margin {protocol.margin:g} AUC; split {protocol.split_sha256[:12]}; protocol "
-            f"{stored.protocol_sha256[:12]}, frozen {stored.frozen:%Y-%m-%d %H:%M} UTC; {uses_sentence(uses)}"
+            f"{stored.protocol_sha256[:12]}, frozen {stored.frozen:%Y-%m-%d %H:%M} UTC; the test patients have been "
+            f"used {format_times(uses)}."
         ),
     )
-
-
-def uses_sentence(uses: int) -> str:
-    """The number of uses of the test patients, as a sentence."""
-    words = {1: "once", 2: "twice"}.get(uses, f"{uses} times")
-    return f"the test patients have been used {words}."

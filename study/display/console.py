@@ -1,4 +1,4 @@
-"""How things are said at the terminal: where results go, bars, spans of time, bytes."""
+"""Consoles for results and messages, and progress bars on them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,30 +7,37 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+_WIDTH = 120
+"""Width of a table in a file or a pipe."""
+
 
 def results_console() -> Console:
-    """Standard output; in a file or a pipe tables may be wider than a narrow terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    """Standard output."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def messages_console() -> Console:
-    """Standard error, likewise."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    """Standard error."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
 
 
 @contextmanager
 def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar while images are decoded, on a terminal; what it yields is called with (images done, images in all)."""
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    """Show a bar while images are decoded. Call the yielded function with (images done, images in all)."""
+    with _bars(console, "decoding images") as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextmanager
 def scoring_bar(console: Console, networks: int) -> Iterator[Callable[[], None]]:
-    """A bar while networks score images, on a terminal; what it yields is called after each network."""
-    columns = (TextColumn("scoring networks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    """Show a bar while networks score images. Call the yielded function after each network."""
+    with _bars(console, "scoring networks") as bars:
         task = bars.add_task("", total=networks)
         yield lambda: bars.advance(task)
+
+
+def _bars(console: Console, words: str) -> Progress:
+    """A bar that disappears at its end. Nothing is shown where the console is no terminal."""
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,8 +11,9 @@ from rich.text import Text
 
 from acuity.storage.database import Database
 from acuity.study.config.schema import Experiment
-from acuity.study.display.progress_table import Pace, progress_line, progress_table
-from acuity.study.results.status import EpochClock, ExperimentStatus, read_status
+from acuity.study.display.progress_table import progress_line, progress_table
+from acuity.study.results.status import EpochRates, ExperimentStatus, read_status
+from acuity.study.units import format_duration
 
 _LINE_EVERY_S = 10.0
 _READING_SHARE = 0.1
@@ -19,52 +21,79 @@ _READING_SHARE = 0.1
 
 
 class LiveProgress:
-    """Reads and shows the progress, at most as often as the reading share permits; made by `live_progress`."""
+    """Reads and shows the progress of an experiment. `live_progress` makes it."""
 
     def __init__(self, database: Database, console: Console, live: Live | None, *, images: int | None) -> None:
         self._database, self._console, self._live, self._images = database, console, live, images
-        self._pace, self._clock = Pace(), EpochClock()
+        self._time_left, self._clock = TimeLeft(), EpochRates()
         self._next_look = 0.0
         self._shown = Group()
 
     def is_due(self) -> bool:
-        """Whether the last look was long enough ago."""
+        """Whether the progress may be read again without exceeding the reading share."""
         return time.monotonic() >= self._next_look
 
     def look(self, experiment: Experiment, *, workers: int | None = None) -> ExperimentStatus:
-        """Read and show how far the experiment is.
+        """Read and show the progress.
 
-        workers: the running workers of a launch; with None the running trials are counted instead.
+        workers: the number of running workers of a launch. With None the number of running trials is shown instead.
         """
         began = time.monotonic()
         status = read_status(self._database, experiment)
         pause = (time.monotonic() - began) / _READING_SHARE
         self._next_look = time.monotonic() + (pause if self._live else max(pause, _LINE_EVERY_S))
-        left = self._pace.left(finished=status.finished, remaining=status.remaining)
-        doing = _doing(status, workers=workers, left=left)
+        time_left = self._time_left.estimate(finished=status.finished, remaining=status.remaining)
+        activity = _activity(status, workers=workers, time_left=time_left)
         if self._live is None:
-            self._console.print(f"{progress_line(status)}; {doing}", soft_wrap=True)
+            self._console.print(f"{progress_line(status)}; {activity}", soft_wrap=True)
             return status
-        paces = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in status.running}
         self._shown = progress_table(
-            status,
-            title=f"{experiment.name}: {doing}",
-            paces={trial: self._images * pace for trial, pace in paces.items() if pace} if self._images else None,
+            status, title=f"{experiment.name}: {activity}", images_per_second=self._images_per_second(status)
         )
         self._live.update(self._shown, refresh=True)
         return status
 
-    def remark(self, text: str) -> None:
-        """Show a text below the table until the next look; elsewhere than on a terminal print it as a line."""
+    def refresh(self, experiment: Experiment, workers: int) -> None:
+        """Read and show the progress if the next look is due, or if no worker runs any more."""
+        if self.is_due() or not workers:
+            self.look(experiment, workers=workers)
+
+    def show_message(self, text: str) -> None:
+        """Show a text below the table until the next look. Where the console is no terminal, print a line."""
         if self._live is None:
             self._console.print(text, soft_wrap=True, highlight=False)
         else:
             self._live.update(Group(self._shown, Text(), Text(text)), refresh=True)
 
+    def _images_per_second(self, status: ExperimentStatus) -> dict[tuple[str, int], float] | None:
+        """Speed by label and trial number. A trial without a known speed is absent."""
+        speeds = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in status.running}
+        if not self._images:
+            return None
+        return {trial: self._images * speed for trial, speed in speeds.items() if speed}
+
+
+@dataclass
+class TimeLeft:
+    """Estimates the time left from the trials that finished since the first call of `estimate`."""
+
+    began: float = 0.0
+    finished_before: int | None = None
+
+    def estimate(self, *, finished: int, remaining: int) -> str:
+        if self.finished_before is None:
+            self.began, self.finished_before = time.monotonic(), finished
+        since = finished - self.finished_before
+        if remaining == 0:
+            return "done"
+        if since < 2:
+            return "estimating"
+        return f"about {format_duration(remaining * (time.monotonic() - self.began) / since)}"
+
 
 @contextmanager
 def live_progress(database: Database, console: Console, *, images: int | None = None) -> Iterator[LiveProgress]:
-    """Show the progress during the block. images: the number per epoch, for a trial's speed; None where unknown."""
+    """Show the progress during the block. images: images per epoch, for the speed of a trial. None where unknown."""
     if not console.is_terminal:
         yield LiveProgress(database, console, None, images=images)
         return
@@ -72,10 +101,11 @@ def live_progress(database: Database, console: Console, *, images: int | None = 
         yield LiveProgress(database, console, live, images=images)
 
 
-def _doing(status: ExperimentStatus, *, workers: int | None, left: str) -> str:
+def _activity(status: ExperimentStatus, *, workers: int | None, time_left: str) -> str:
+    """The number of workers or running trials, and the time left."""
     if not status.remaining and not status.running:
         return "done"
     if not workers and not status.running:
         return "no trial runs now"
-    number, what = (workers, "worker") if workers is not None else (len(status.running), "running trial")
-    return f"{number} {what}{'s' if number != 1 else ''}, time left: {left}"
+    count, noun = (workers, "worker") if workers is not None else (len(status.running), "running trial")
+    return f"{count} {noun}{'s' if count != 1 else ''}, time left: {time_left}"

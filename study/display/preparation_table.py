@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from acuity.objectives.split.file import PARTS
+from acuity.study.display.plain_table import plain_table
 from acuity.study.prepare import Preparation
 from acuity.study.results.forecast import cost_line
 from acuity.study.units import format_bytes
@@ -16,37 +16,31 @@ _MOST_NAMED = 5
 
 def preparation_table(preparation: Preparation) -> Group:
     """Facts about the images, the warnings, and a table with a row per label."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("label")
-    for part in PARTS:
-        table.add_column(f"{part}\npositive", justify="right")
-    table.add_column("preva-\nlence", justify="right")
-    table.add_column("test\npatients", justify="right")
-    table.add_column("AUC\n+-", justify="right")
-    table.add_column("smallest\nmargin", justify="right")
+    positive_headings = (f"{part}\npositive" for part in PARTS)
+    table = plain_table("label", *positive_headings, "preva-\nlence", "test\npatients", "AUC\n+-", "smallest\nmargin")
     for entry in preparation.cohort:
         counts = [entry.parts[part] for part in PARTS]
         images, positive = sum(part.images for part in counts), sum(part.positive_images for part in counts)
-        plan = entry.plan
+        power = entry.plan
         table.add_row(
             Text(entry.label),
             *(f"{part.positive_images:,} ({part.positive_patients:,})" for part in counts),
             f"{positive / images:.1%}",
             f"{entry.parts['test'].patients:,}",
-            "-" if plan.auc_half_width is None else f"{plan.auc_half_width:.3f}",
-            "-" if plan.margin is None else f"{plan.margin:.3f}" if plan.estimable else "not estimable",
+            "-" if power.auc_half_width is None else f"{power.auc_half_width:.3f}",
+            "-" if power.margin is None else f"{power.margin:.3f}" if power.estimable else "not estimable",
         )
-    said = "\n".join(_about_the_images(preparation))
+    facts = "\n".join(_facts(preparation))
     warnings = [Text(warning, style="bold") for warning in preparation.warnings]
     note = (
         "positive: images (patients). AUC +-: half the width of the 95 % interval for an AUC of 0.8 on the test "
         "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
         f"non-inferior, with 80 % power and {preparation.seeds} seeds."
     )
-    return Group(Text(said), *warnings, Text(), table, Text(), Text(note, style="italic"))
+    return Group(Text(facts), *warnings, Text(), table, Text(), Text(note, style="italic"))
 
 
-def _about_the_images(preparation: Preparation) -> Iterator[str]:
+def _facts(preparation: Preparation) -> Iterator[str]:
     """One line per fact: images, left-out images with the reason, repeated pictures, arrays, search time."""
     yield f"{preparation.images:,} images of {preparation.patients:,} patients."
     for reason, count in preparation.left_out.items():

@@ -1,49 +1,29 @@
-"""Tables of an experiment's progress, for the terminal."""
+"""Terminal tables of an experiment's progress."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from acuity.study.results.status import ExperimentStatus, Retraining, Running
+from acuity.study.display.plain_table import plain_table
+from acuity.study.results.status import ConfirmationProgress, ExperimentStatus, RunningTrial
 from acuity.study.units import format_duration
 
-_MOST_ROWS = 24
-
-
-@dataclass
-class Pace:
-    """Estimates the time left from the trials that finished since the first call of `left`."""
-
-    began: float = 0.0
-    finished_before: int | None = None
-
-    def left(self, *, finished: int, remaining: int) -> str:
-        if self.finished_before is None:
-            self.began, self.finished_before = time.monotonic(), finished
-        since = finished - self.finished_before
-        if remaining == 0:
-            return "done"
-        if since < 2:
-            return "estimating"
-        return f"about {format_duration(remaining * (time.monotonic() - self.began) / since)}"
+_MAX_ROWS = 24
+"""RunningTrial trials that the table shows."""
 
 
 def progress_table(
-    status: ExperimentStatus, *, title: str, paces: Mapping[tuple[str, int], float] | None = None
+    status: ExperimentStatus, *, title: str, images_per_second: Mapping[tuple[str, int], float] | None = None
 ) -> Group:
     """A row per label with its trials by state and its best AUC so far. Below it, the running trials.
 
-    paces: images/s by label and trial number. None leaves the column out.
+    images_per_second: by label and trial number. None leaves the column out.
     """
     budget, epochs = status.experiment.search.trials, status.experiment.training.epochs
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("label", "", "finished", "pruned", "running", "failed", "best AUC so far"):
-        table.add_column(heading, justify="left" if heading in ("label", "") else "right")
+    table = plain_table("label", "", "finished", "pruned", "running", "failed", "best AUC so far", text=("",))
     for entry in status.progress:
         table.add_row(
             Text(entry.label),
@@ -55,17 +35,15 @@ def progress_table(
             "" if entry.best_auc is None else f"{entry.best_auc:.3f}",
         )
     parts: list[RenderableType] = [Text(title), table]
-    if status.retraining:
-        parts += [Text(), _retraining_table(status.retraining)]
+    if status.confirmation:
+        parts += [Text(), _retraining_table(status.confirmation)]
     if status.running:
-        parts += [Text(), _running_table(status.running, epochs=epochs, paces=paces)]
+        parts += [Text(), _running_table(status.running, epochs=epochs, images_per_second=images_per_second)]
     return Group(*parts)
 
 
-def _retraining_table(retraining: Sequence[Retraining]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("confirmation", "", "retrained", "running"):
-        table.add_column(heading, justify="left" if heading in ("confirmation", "") else "right")
+def _retraining_table(retraining: Sequence[ConfirmationProgress]) -> Table:
+    table = plain_table("confirmation", "", "retrained", "running", text=("",))
     for entry in retraining:
         table.add_row(
             Text(entry.label),
@@ -76,24 +54,30 @@ def _retraining_table(retraining: Sequence[Retraining]) -> Table:
     return table
 
 
-def _running_table(running: list[Running], *, epochs: int, paces: Mapping[tuple[str, int], float] | None) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    speed = ["images/s"] if paces is not None else []
-    for heading in ("trial", "px", "architecture", "epoch", "AUC", *speed, "device", "last heartbeat"):
-        table.add_column(heading, justify="left" if heading in ("trial", "architecture", "device") else "right")
-    for trial in running[:_MOST_ROWS]:
+def _running_table(
+    running: Sequence[RunningTrial], *, epochs: int, images_per_second: Mapping[tuple[str, int], float] | None
+) -> Table:
+    speed_heading = ["images/s"] if images_per_second is not None else []
+    table = plain_table(
+        "trial", "px", "architecture", "epoch", "AUC", *speed_heading, "device", "last heartbeat",
+        text=("architecture", "device"),
+    )  # fmt: skip
+    for trial in running[:_MAX_ROWS]:
+        speed = (
+            [] if images_per_second is None else [_number(images_per_second.get((trial.label, trial.number)), ",.0f")]
+        )
         table.add_row(
             Text(f"{trial.label} {trial.number}"),
             _number(trial.resolution, "d"),
             trial.architecture or "",
             f"{trial.epoch}/{epochs}",
             _number(trial.auc, ".3f"),
-            *([_number(paces.get((trial.label, trial.number)), ",.0f")] if paces is not None else []),
+            *speed,
             trial.device or "",
             "" if trial.heartbeat_age_s is None else f"{format_duration(max(0.0, trial.heartbeat_age_s))} ago",
         )
-    if len(running) > _MOST_ROWS:
-        table.add_row(f"and {len(running) - _MOST_ROWS} more")
+    if len(running) > _MAX_ROWS:
+        table.add_row(f"and {len(running) - _MAX_ROWS} more")
     return table
 
 
@@ -108,5 +92,5 @@ def progress_line(status: ExperimentStatus) -> str:
         + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
         for entry in status.progress
     ]
-    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in status.retraining]
+    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in status.confirmation]
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""A reader of the storage: every command that reads works as that role, and the server itself refuses every change."""
+"""A reader of the storage: every command that reads works as that role, and the server refuses every change."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ READER, PASSWORD = "nih-reader", "it's: 100 % sécret"
 
 @pytest.fixture
 def reader_url(database_url: str, server: URL) -> Iterator[str]:
-    """The address for the role, which is gone again afterwards."""
+    """The URL for the role; the role is dropped after the test."""
     url = parse_url(database_url)
     yield url.set(username=READER, password=PASSWORD).render_as_string(hide_password=False)
     for name in (url.database, server.database):
@@ -47,7 +47,7 @@ def acuity(*arguments: str, storage: str | None, status: int = 0, **variables: s
 
 @pytest.fixture
 def searched(confirmed, database: Database) -> None:
-    """An experiment with trials in this test's own database."""
+    """An experiment with trials in this test's database."""
     registered = confirmed.registered
     mine = register(
         database,
@@ -60,11 +60,11 @@ def searched(confirmed, database: Database) -> None:
 
 
 @pytest.mark.usefixtures("searched")
-def test_a_reader_sees_answer_progress_and_dashboard_and_may_change_nothing(database_url: str, reader_url: str) -> None:
+def test_reader_sees_answer_progress_and_dashboard_and_can_change_nothing(database_url: str, reader_url: str) -> None:
     for _ in range(2):  # granting again changes nothing
         granted = acuity("storage", "grant-reader", READER, storage=database_url, ACUITY_READER_PASSWORD=PASSWORD)
-        assert f"{READER} may read everything" in granted.stderr
-        assert f"log in by postgresql://{READER}:***@" in granted.stderr
+        assert f"{READER} may read all tables" in granted.stderr
+        assert f"log in with postgresql://{READER}:***@" in granted.stderr
 
     for arguments in (("best", "tiny", "--format", "json"), ("best", "tiny", "--format", "csv"), ("status", "tiny")):
         mine, theirs = (acuity(*arguments, storage=url).stdout for url in (database_url, reader_url))
@@ -117,7 +117,7 @@ def _check_denied(opened: Database, change: str) -> None:
     assert isinstance(refusal.value.orig, InsufficientPrivilege), change
 
 
-def test_what_is_made_later_is_read_too(database: Database, reader_url: str) -> None:
+def test_reader_reads_later_tables_and_views_too(database: Database, reader_url: str) -> None:
     grant_reader(database, READER, password=PASSWORD)
     with database.engine.begin() as connection:
         connection.exec_driver_sql("create table acuity.later (a integer)")
@@ -127,16 +127,16 @@ def test_what_is_made_later_is_read_too(database: Database, reader_url: str) -> 
             connection.execute(text(f"select * from acuity.{name}"))
 
 
-def test_without_a_password_the_role_is_for_granting_on(database_url: str, reader_url: str, server: URL) -> None:
+def test_role_without_a_password_cannot_log_in(database_url: str, reader_url: str, server: URL) -> None:
     said = acuity("storage", "grant-reader", READER, storage=database_url).stderr
-    assert "it cannot log in: grant it to those who may" in said
+    assert f"{READER} cannot log in. Grant it to a role that can" in said
     query(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
     assert "this user cannot log in. Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
     query(server, f'alter role "{READER}" login')
     assert "There is none yet" in acuity("best", "x", storage=reader_url, status=1).stderr
 
 
-def test_a_role_that_may_more_is_no_reader(database: Database, reader_url: str, server: URL) -> None:  # noqa: ARG001
+def test_role_with_more_rights_is_refused_as_a_reader(database: Database, reader_url: str, server: URL) -> None:  # noqa: ARG001
     with pytest.raises(StorageError, match=r"acuity exists and may be a superuser"):
         grant_reader(database, "acuity")
     query(server, f'create role "{READER}" nologin')
@@ -152,12 +152,12 @@ def test_a_role_that_may_more_is_no_reader(database: Database, reader_url: str, 
 
 
 @pytest.mark.parametrize("name", ["", "pg_reader", "public", "1st", 'a"b', "a;drop table trials", "x" * 64, "none"])
-def test_a_bad_name_is_told_with_the_rule(database: Database, name: str) -> None:
+def test_bad_name_is_refused_with_the_rule(database: Database, name: str) -> None:
     with pytest.raises(StorageError, match="cannot be the name of a role: take letters"):
         grant_reader(database, name)
 
 
-def test_who_may_not_grant_is_told_who_can(database: Database, reader_url: str) -> None:
+def test_user_that_cannot_grant_gets_an_error_with_the_next_step(database: Database, reader_url: str) -> None:
     grant_reader(database, READER, password=PASSWORD)
     with open_storage(reader_url) as opened, pytest.raises(StorageError, match="cannot make other a reader") as refusal:
         grant_reader(opened, "other")
@@ -165,7 +165,7 @@ def test_who_may_not_grant_is_told_who_can(database: Database, reader_url: str) 
     assert PASSWORD not in str(refusal.value)
 
 
-def test_the_servers_log_and_activities_hold_no_password(database: Database, reader_url: str) -> None:  # noqa: ARG001
+def test_no_statement_to_the_server_has_the_password(database: Database, reader_url: str) -> None:  # noqa: ARG001
     statements = []
     event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2:4])))
     grant_reader(database, READER, password=PASSWORD)
@@ -173,7 +173,7 @@ def test_the_servers_log_and_activities_hold_no_password(database: Database, rea
     assert not any("sécret" in statement for statement in statements)
 
 
-def test_the_embedded_server_has_no_readers() -> None:
+def test_embedded_server_has_no_readers() -> None:
     refused = acuity("storage", "grant-reader", READER, storage=None, status=1)
     assert "opens to this user alone" in refused.stderr
     assert "acuity storage move" in refused.stderr

@@ -1,5 +1,6 @@
-"""Every command helps with an example, answers at once, and turns mistakes into one line."""
+"""Every command has help with an example, starts without heavy imports, and prints a mistake as one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from acuity.study.cli.main import acuity
-from acuity.study.fleet.supervisor import Place, _member
+from acuity.study.fleet.placement import Placement
+from acuity.study.fleet.supervisor import _prepare_worker
 
 COMMANDS = sorted(
     f"{name} {inner}".strip()
@@ -19,8 +21,6 @@ COMMANDS = sorted(
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "acuity", *arguments],
         env=os.environ | variables,
@@ -28,6 +28,13 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_every_command_is_registered() -> None:
+    assert COMMANDS == [
+        "best", "confirm", "dashboard", "delete", "demo", "export", "fit", "launch", "new", "prepare", "report",
+        "score", "status", "stop", "storage grant-reader", "storage move", "worker",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -74,17 +81,17 @@ def test_a_mistake_is_one_line_and_status_1(arguments: list[str], message: str, 
 
 
 @pytest.mark.parametrize("device", ["CPU", "gpu", "cpu:0", "cuda:x"])
-def test_device_of_no_such_name_is_refused_before_anything_is_read(device: str) -> None:
+def test_an_unknown_device_is_refused_before_the_file_is_read(device: str) -> None:
     refused = CliRunner().invoke(acuity, ["launch", "none.toml", "--device", device])
     assert refused.exit_code == 2
     assert f'"{device}" is no device' in refused.output
 
 
-def test_module_of_the_users_own_called_study_is_not_run_in_place_of_ours(tmp_path: Path) -> None:
+def test_a_user_module_named_study_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text("raise SystemExit('not ours')")
-    place = Place("cpu", sharing=1, threads=1)
-    worker = _member(
-        "none", place, {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}, number=0, outage_limit_s=60
+    placement = Placement("cpu", sharing=1, threads=1)
+    worker = _prepare_worker(
+        "none", placement, {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}, number=0, outage_limit_s=60
     )
     done = subprocess.run(
         worker.command, cwd=tmp_path, env=worker.environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""An experiment file is checked once, and each fault is named with its key, its value and the rule."""
+"""An experiment file is checked once, and the message names the key, the value and the rule."""
 
 import tomllib
 from pathlib import Path
@@ -41,12 +41,12 @@ def read(text: str):
         (
             "trials = 12",
             "trials = 12\nlearn_from = ['my pilot']",
-            r'search.learn_from has "my pilot", must be letters, digits',
+            r'search.learn_from has "my pilot", must be a text of letters, digits',
         ),
         (
             "trials = 12",
             "trials = 12\nbatch = 'larg'",
-            r'search.batch is "larg", must be "search", "largest" or a number',
+            r'search.batch has "larg", must be "search", "largest" or a number',
         ),
         ("trials = 12", "trials = 12\nlearning_rate = [0.1, 0.01]", r"the first must be below the second"),
         ("trials = 12", "trials = 12\nlearning_rate = [0.1]", r"search.learning_rate has too few values"),
@@ -81,10 +81,10 @@ def read(text: str):
             r"workers.grace_s is 20, must be at least 60, twice heartbeat_s",
         ),
         ("[search]", "[serach]", r"unknown key serach; did you mean search\?"),
-        ('"nih"', '"n/h"', r'name has "n/h", must be letters'),
+        ('"nih"', '"n/h"', r'name has "n/h", must be a text of letters'),
         ('["Effusion", "Nodule"]', "[]", r"labels has \[\], must be a list of at least 1"),
         ('["Effusion", "Nodule"]', '"Effusion"', r'labels has "Effusion", must be a list'),
-        ('["Effusion", "Nodule"]', '["Eff/usion"]', r"labels has \"Eff/usion\", must be 1 to 128 characters"),
+        ('["Effusion", "Nodule"]', '["Eff/usion"]', r"labels has \"Eff/usion\", must be a text of 1 to 128 characters"),
         ("epochs = 5", "epochs = 5\n[confirm]\nseeds = 2", r"confirm.seeds has 2, must be greater than or equal to 3"),
         (
             "epochs = 5",
@@ -92,17 +92,19 @@ def read(text: str):
             r"confirm.resolutions has 48, must be among search",
         ),
         ("epochs = 5", "epochs = 5\n[confirm]\nmargins = 0.1", r"unknown key confirm.margins; did you mean margin\?"),
+        ("epochs = 5", "epochs = 5\nnetwork_input = 30", r"network_input has 30, must be a multiple of 8 between 16"),
+        ("epochs = 5", "epochs = 5\n[cluster]\nextra = {nice = 1.5}", r"cluster.extra.nice has 1.5, must be a text, a"),
         ('["test_resnet"]', '["a", "b", "c", "d", "e", "f", "g"]', r"has 7 networks, must be at most"),
     ],
 )
-def test_each_fault_names_key_value_and_rule(good: str, bad: str, message: str) -> None:
+def test_each_message_names_key_value_and_rule(good: str, bad: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         read(GOOD.replace(good, bad))
     assert str(caught.value).startswith("nih.toml: ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_no_toml_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_toml_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No such file .*acuity new"):
         load(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
@@ -114,7 +116,7 @@ def test_a_file_that_is_missing_or_no_toml_says_so(tmp_path: Path) -> None:
         load(broken)
 
 
-def test_the_database_gives_back_the_same_experiment() -> None:
+def test_the_table_for_the_database_parses_to_the_same_experiment() -> None:
     experiment = read(GOOD)
     assert parse(to_table(experiment), source="stored") == experiment
 
@@ -137,7 +139,7 @@ def test_every_commented_default_of_the_template_is_accepted(tmp_path: Path) -> 
     assert load(file).workers.max_retries == 5
 
 
-def test_only_what_changes_a_trials_meaning_is_refused_under_an_old_name() -> None:
+def test_only_changes_of_a_trials_meaning_are_found() -> None:
     old = read(GOOD)
     assert changes_of_meaning(old, read(GOOD.replace("trials = 12", "trials = 99"))) == []
     assert changes_of_meaning(old, read(GOOD + "[workers]\nmax_retries = 1")) == []
@@ -150,19 +152,19 @@ def test_only_what_changes_a_trials_meaning_is_refused_under_an_old_name() -> No
     ]
 
 
-def test_a_key_that_starts_like_one_that_may_change_may_not() -> None:
+def test_a_key_that_starts_like_a_free_key_is_not_free() -> None:
     by_image = read(GOOD.replace('images = "images"', 'images = "images"\nsplit_by = "image"'))
     assert changes_of_meaning(read(GOOD), by_image) == ['data.split_by: "patient" -> "image"']
 
 
-def test_a_file_of_weights_may_move_but_neither_come_nor_go() -> None:
+def test_a_file_of_weights_may_move_but_not_be_added_or_removed() -> None:
     random, here, there = (read(GOOD + more) for more in ("", 'weights = "here/w.pt"', 'weights = "there/w.pt"'))
     assert changes_of_meaning(here, there) == []
     assert changes_of_meaning(random, here) == ['training.weights: null -> "here/w.pt"']
     assert changes_of_meaning(here, random) == ['training.weights: "here/w.pt" -> null']
 
 
-def test_another_host_finds_what_lies_with_the_index(tmp_path: Path) -> None:
+def test_another_host_finds_the_paths_in_the_folder_of_the_index(tmp_path: Path) -> None:
     file = tmp_path / "nih.toml"
     file.write_text(GOOD.replace('images = "images"', 'images = "images"\ncache = "/fast/cache"'))
     moved = move_paths(load(file), Path("/mnt/nih"))

@@ -1,4 +1,4 @@
-"""An experiment's image set: filters, repeats and labels come together, and no test patient moves."""
+"""The image set of an experiment: filters, repeated pictures and labels never move a test patient."""
 
 import shutil
 import tomllib
@@ -14,7 +14,7 @@ from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
 from acuity.study.config.schema import Experiment
-from acuity.study.dataset.demographics import read_cohort_here
+from acuity.study.dataset.demographics import read_demographics
 from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import check_same_images
@@ -22,33 +22,18 @@ from acuity.study.registry.register import register
 from acuity.study.report.methods import write_methods
 from acuity.study.results.answer import read_answer
 from acuity.study.results.summary import summarise_search
-
-EXPERIMENT = """
-name = "mine"
-labels = ["Cardiomegaly"]
-[data]
-index = "Data_Entry.csv"
-images = "images"
-cache = "cache"
-{data}
-[search]
-resolutions = [32]
-architectures = ["test_resnet"]
-trials = 6
-[training]
-epochs = 1
-"""
+from support.phantom_experiment import copy_phantoms, experiment_text
 
 
 @pytest.fixture
 def folder(phantoms: Path, tmp_path: Path) -> Path:
-    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
-    shutil.copy(phantoms, tmp_path / "Data_Entry.csv")
+    copy_phantoms(phantoms, tmp_path)
     return tmp_path
 
 
 def experiment(folder: Path, data: str = "") -> Experiment:
-    return resolve_paths(parse(tomllib.loads(EXPERIMENT.format(data=data)), source="mine.toml"), folder)
+    text = experiment_text(data=data, resolutions="[32]", trials=6)
+    return resolve_paths(parse(tomllib.loads(text), source="mine.toml"), folder)
 
 
 def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
@@ -59,7 +44,7 @@ def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
     np.testing.assert_array_equal(filtered.split.part, mine)
     assert filtered.index.table["age"].max() <= 80
     assert sum(filtered.left_out.values()) == len(whole.index.table) - len(filtered.index.table) > 0
-    assert filtered.cache.open(32).shape[0] == len(filtered.index.table), "images that nobody looks at are decoded"
+    assert filtered.cache.open(32).shape[0] == len(filtered.index.table), "filtered images are decoded"
     row = int(filtered.split.rows("test")[0])
     same = whole.index.names.index(filtered.index.names[row])
     np.testing.assert_array_equal(filtered.cache.open(32)[row], whole.cache.open(32)[same])
@@ -75,7 +60,7 @@ def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) 
         (folder / "images" / name).rename(below / name)
     moved = open_image_set(by_image)
     assert moved.index.table["file"].iat[0] == f"images_000/images/{flat.index.names[0]}"
-    assert flat.split.path.read_bytes() == written, "the same images were appended by another name"
+    assert flat.split.path.read_bytes() == written, "the same images were added under other names"
     np.testing.assert_array_equal(moved.split.part, flat.split.part)
     assert moved.split.sha256 == flat.split.sha256
     filtered = open_image_set(experiment(folder, "split_by = 'image'\nages = [0, 80]"))
@@ -102,7 +87,7 @@ def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
     assert (
         len({int(together.split.part[together.index.names.index(file)]) for file in (files[0], *files[100:130])}) == 1
     )
-    # Another picture comes into the set after the split was made.
+    # A second picture is repeated after the split was made.
     for copy in files[200:230]:
         shutil.copy(folder / "images" / files[1], folder / "images" / copy)
     (folder / "cache").rename(folder / "old")
@@ -115,8 +100,8 @@ def test_a_picture_of_two_patients_is_in_one_part(folder: Path) -> None:
     assert later.split.sha256 == together.split.sha256
 
 
-def test_image_that_is_repaired_under_a_running_experiment_is_told(folder: Path, database: Database) -> None:
-    """Another experiment that refuses bad images takes it up, for all of its image set."""
+def test_an_image_repaired_during_an_experiment_is_refused(folder: Path, database: Database) -> None:
+    """Another experiment on the same images refuses bad images and decodes the repaired file."""
     dropping = experiment(folder, 'on_bad_image = "drop"')
     film = sorted((folder / "images").iterdir())[5]
     whole = film.read_bytes()
@@ -133,7 +118,7 @@ def test_image_that_is_repaired_under_a_running_experiment_is_told(folder: Path,
         check_same_images(registered, open_image_set(dropping).identity)
 
 
-def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Database) -> None:
+def test_the_methods_text_counts_unreadable_and_repeated_images(folder: Path, database: Database) -> None:
     mine = experiment(folder, 'ages = [0, 80]\non_bad_image = "drop"')
     before = open_image_set(mine)
     unseen, shown = (int(before.split.rows(part)[0]) for part in ("test", "training"))
@@ -143,7 +128,7 @@ def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Databa
     image_set = open_image_set(mine)
     training = training_images(image_set, mine.labels)
     registered = register(database, mine, image_set.identity, training_images=training)
-    cohort = read_cohort_here(registered)
+    cohort = read_demographics(registered)
     assert cohort is not None
     assert sum(part.images for part in cohort.parts.values()) == len(image_set.index.table) - 2
     summaries = [summarise_search(database, registered, "Cardiomegaly")]
@@ -152,7 +137,7 @@ def test_what_was_left_out_is_in_the_methods_text(folder: Path, database: Databa
     assert "Left out because an image of an earlier part shows the same picture: 1." in data.text
 
 
-def test_a_published_split_has_a_file_of_its_own(folder: Path) -> None:
+def test_a_published_split_has_its_own_file(folder: Path) -> None:
     ours = open_image_set(experiment(folder))
     table = ours.index.table
     listed = table["file"][table["patient"].isin(table["patient"].unique()[::3])]
@@ -163,13 +148,13 @@ def test_a_published_split_has_a_file_of_its_own(folder: Path) -> None:
     assert open_image_set(experiment(folder)).split.sha256 == ours.split.sha256
 
 
-def test_filters_change_what_a_trial_means_and_the_format_does_not(folder: Path) -> None:
+def test_filters_change_the_meaning_of_a_trial_and_the_format_does_not(folder: Path) -> None:
     plain = experiment(folder)
     assert changes_of_meaning(plain, experiment(folder, "format = 'nih'")) == []
     for data in ("views = ['PA']", "ages = [1, 2]", "no_finding = 'leave_out'", "uncertain = 'positive'"):
         key = data.split(" ")[0]
-        (told,) = changes_of_meaning(plain, experiment(folder, data))
-        assert told.startswith(f"data.{key}: ")
+        (change,) = changes_of_meaning(plain, experiment(folder, data))
+        assert change.startswith(f"data.{key}: ")
 
 
 def test_a_filter_that_leaves_too_few_patients_says_so(folder: Path) -> None:

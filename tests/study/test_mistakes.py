@@ -1,36 +1,20 @@
-"""Each mistake in an experiment or its images is one line that names the value, the rule and the next step."""
+"""A mistake in an experiment or its images is one line with the value, the rule and the next step."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from acuity.study.cli.main import _is_users, acuity
-
-EXPERIMENT = """
-name = "mine"
-labels = ["Cardiomegaly"]
-[data]
-index = "Data_Entry.csv"
-images = "images"
-cache = "cache"
-[search]
-resolutions = [32, 64]
-architectures = ["test_resnet"]
-trials = 12
-[training]
-epochs = 1
-"""
+from acuity.study.cli.main import acuity, is_user_error
+from support.phantom_experiment import copy_phantoms, experiment_text
 
 
 @pytest.fixture
 def folder(phantoms: Path, tmp_path: Path) -> Path:
-    """An image set and an experiment file that are right."""
-    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
-    shutil.copy(phantoms, tmp_path / "Data_Entry.csv")
-    (tmp_path / "mine.toml").write_text(EXPERIMENT)
+    """An image set and an experiment file without a mistake."""
+    copy_phantoms(phantoms, tmp_path)
+    (tmp_path / "mine.toml").write_text(experiment_text())
     return tmp_path
 
 
@@ -88,7 +72,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line_before_anything_is_stored(
+def test_a_mistake_is_one_line_and_nothing_is_stored(
     folder: Path, database_url: str, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -96,7 +80,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_stored(
     make(folder)
     launched = launch(folder, database_url)
     assert launched.exception is not None
-    assert _is_users(launched.exception), launched.exception
+    assert is_user_error(launched.exception), launched.exception
     message = str(launched.exception)
     assert "\n" not in message
     assert not [part for part in named if part not in message], message

@@ -1,4 +1,4 @@
-"""`acuity prepare` tells what an image set can decide, and leaves everything ready for training."""
+"""`acuity prepare` counts the images of an experiment and builds their arrays."""
 
 import json
 import os
@@ -13,32 +13,20 @@ from click.testing import CliRunner
 
 from acuity.objectives.statistics.power import estimate_power
 from acuity.study.cli.main import acuity
+from support.phantom_experiment import copy_phantoms, experiment_text
 
-EXPERIMENT = """
-name = "mine"
-labels = ["Nodule", "Fibrosis"]
-[data]
-index = "{index}"
-images = "{images}"
-split = "split.csv"
-cache = "cache"
-[search]
-resolutions = [32, 64]
-architectures = ["test_resnet"]
-trials = 12
-[training]
-epochs = 1
-"""
+LABELS = '["Nodule", "Fibrosis"]'
 
 
 @pytest.fixture
 def experiment(phantoms: Path, tmp_path: Path) -> Path:
     file = tmp_path / "mine.toml"
-    file.write_text(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
+    images = phantoms.parent / "images"
+    file.write_text(experiment_text(labels=LABELS, index=phantoms, images=images, data='split = "split.csv"'))
     return file
 
 
-def test_counts_are_those_of_the_index_and_its_split(experiment: Path, phantoms: Path) -> None:
+def test_counts_agree_with_the_index_and_its_split(experiment: Path, phantoms: Path) -> None:
     done = CliRunner().invoke(acuity, ["prepare", str(experiment), "--json"])
     assert done.exit_code == 0
     answer = json.loads(done.output)
@@ -75,18 +63,17 @@ def test_second_run_decodes_nothing_and_needs_no_torch(experiment: Path) -> None
     assert {path: when for path, when in after.items() if path.suffix == ".npy"}.items() <= before.items()
 
 
-def test_what_is_dropped_repeated_or_filtered_out_is_said(phantoms: Path, tmp_path: Path) -> None:
-    shutil.copytree(phantoms.parent / "images", tmp_path / "images")
+def test_dropped_repeated_and_filtered_images_are_printed(phantoms: Path, tmp_path: Path) -> None:
+    copy_phantoms(phantoms, tmp_path)
     files = sorted((tmp_path / "images").iterdir())
     files[0].write_bytes(b"no image")
     shutil.copy(files[9], files[20])
     file = tmp_path / "mine.toml"
-    text = EXPERIMENT.format(index=phantoms, images="images")
-    file.write_text(text.replace("[search]", 'on_bad_image = "drop"\nages = [30, 120]\n[search]'))
+    file.write_text(experiment_text(labels=LABELS, data='on_bad_image = "drop"\nages = [30, 120]'))
     ages = [int(film.split(",")[4]) for film in phantoms.read_text().splitlines()[1:]]
     young = sum(age < 30 for age in ages)
     assert young
-    assert min(ages[0], ages[9], ages[20]) >= 30, "the files that are changed have to pass the filter"
+    assert min(ages[0], ages[9], ages[20]) >= 30, "the changed files must pass the filter"
     done = CliRunner().invoke(acuity, ["prepare", str(file)])
     assert done.exit_code == 0, done.exception
     assert f"{240 - young} images of" in done.output

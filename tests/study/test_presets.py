@@ -1,4 +1,4 @@
-"""Presets and splits of published studies: what the paper states, and the marks on what its split cannot show."""
+"""Presets and splits of published studies, and the warnings that a weak split adds to every result."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from acuity.study.config.paths import resolve_paths, split_path
 from acuity.study.config.schema import BY_IMAGE, NO_TEST, Experiment, caveats
 from acuity.study.config.template import PRESETS, write_template
 from acuity.study.confirmation.nomination import nominate
-from acuity.study.dataset.demographics import read_cohort_here
+from acuity.study.dataset.demographics import read_demographics
 from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.display.answer_table import answer_table
 from acuity.study.errors import UsageError
@@ -42,7 +42,7 @@ def test_a_preset_is_an_experiment(preset: str, tmp_path: Path) -> None:
     assert load(tmp_path / "x.toml").name == preset
 
 
-def test_sabottke2020_has_what_the_paper_states_and_marks_the_rest_as_ours(tmp_path: Path) -> None:
+def test_sabottke2020_has_the_papers_values_and_marks_the_others_as_ours(tmp_path: Path) -> None:
     file = tmp_path / "nih.toml"
     write_template(file, preset="sabottke2020")
     experiment = load(file)
@@ -73,9 +73,7 @@ def test_the_papers_split_has_four_fifths_training_and_no_test_patient(phantoms:
     assert again.split.sha256 == image_set.split.sha256
 
 
-def test_an_image_level_split_puts_patients_on_both_sides_and_keeps_each_image_where_it_is(
-    phantoms: Path, tmp_path: Path
-) -> None:
+def test_an_image_level_split_divides_patients_and_moves_no_image(phantoms: Path, tmp_path: Path) -> None:
     index = read_index(phantoms, images=phantoms.parent / "images")
     split = read_or_make_split(index, path=tmp_path / "x.csv", unit="file")
     patients = index.table["patient"].to_numpy()
@@ -88,7 +86,7 @@ def test_an_image_level_split_puts_patients_on_both_sides_and_keeps_each_image_w
     assert len(lines) - 2 == len(patients)
 
 
-def test_each_way_to_split_has_a_file_of_its_own_and_is_another_experiment(phantoms: Path) -> None:
+def test_each_kind_of_split_has_its_own_file_and_is_another_experiment(phantoms: Path) -> None:
     table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images").replace(
         'split = "tiny.split.csv"', "{}"
     )
@@ -103,7 +101,7 @@ def test_each_way_to_split_has_a_file_of_its_own_and_is_another_experiment(phant
 @pytest.mark.parametrize(
     ("more", "warning"), [("paper_split = true", NO_TEST), ('split_by = "image"', BY_IMAGE)], ids=["paper", "image"]
 )
-def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
+def test_every_result_has_the_warning_and_the_papers_split_refuses_confirm(
     phantoms: Path, tmp_path: Path, database, more: str, warning: str
 ) -> None:
     experiment = experiment_with(phantoms, tmp_path, more)
@@ -123,10 +121,10 @@ def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
     assert warning in console.file.getvalue()  # type: ignore[attr-defined]
     assert "not finished" not in console.file.getvalue()  # type: ignore[attr-defined]
     console.print(answer_table(replace(answer, trials=30)))
-    told = "The search is not finished (Cardiomegaly has 24 of 30; Nodule has 24 of 30 trials)."
-    assert told in console.file.getvalue()  # type: ignore[attr-defined]
+    unfinished = "The search is not finished (Cardiomegaly has 24 of 30; Nodule has 24 of 30 trials)."
+    assert unfinished in console.file.getvalue()  # type: ignore[attr-defined]
     assert list(read_best_resolution(database, "tiny")["warning"]) == [warning, warning]
-    cohort = read_cohort_here(registered)
+    cohort = read_demographics(registered)
     assert cohort is not None
     assert ("test" in cohort.parts) == (warning == BY_IMAGE)
     assert (cohort.labels[0].parts["test"].prevalence is None) == (warning == NO_TEST), "NaN is no JSON"
@@ -139,8 +137,8 @@ def test_every_result_is_marked_and_the_papers_split_refuses_confirm(
 
     write_report(database, registered, tmp_path / "report")
     for name in ("report.html", "report.md"):
-        told = (tmp_path / "report" / name).read_text().replace("&#34;", '"')
-        assert warning in told
+        text = (tmp_path / "report" / name).read_text().replace("&#34;", '"')
+        assert warning in text
     methods = (tmp_path / "report" / "report.md").read_text()
     assert ("none for a test" in methods) == (warning == NO_TEST)
     assert ("by image and not by patient" in methods) == (warning == BY_IMAGE)

@@ -1,4 +1,4 @@
-"""What is handed to Slurm, held against stand-ins for its commands; tests/test_slurm.py has a real one."""
+"""Submission to Slurm, with stand-ins for its commands. tests/system/test_slurm.py runs a real Slurm."""
 
 import io
 import os
@@ -21,8 +21,8 @@ from acuity.study.config.schema import Experiment
 from acuity.study.confirm import confirm
 from acuity.study.confirmation.trials import claim_confirm_trial, open_confirm_studies
 from acuity.study.errors import UsageError
+from acuity.study.fleet.placement import FleetOptions
 from acuity.study.fleet.slurm import Submission, cancel_jobs, check_slurm, find_jobs, submit_workers
-from acuity.study.fleet.supervisor import FleetOptions
 from support.commands import acuity
 from support.confirmed_experiment import make_searched
 
@@ -71,7 +71,7 @@ def submit(experiment: Experiment, *, storage: str = STORAGE, workers: int = 3) 
 
 
 @pytest.mark.usefixtures("commands")
-def test_a_launch_is_one_array_that_asks_for_what_the_file_says(tmp_path: Path, script: Callable[[], str]) -> None:
+def test_launch_submits_one_array_with_the_resources_of_the_file(tmp_path: Path, script: Callable[[], str]) -> None:
     experiment = make_experiment(
         tmp_path,
         partition="gpu",
@@ -101,7 +101,7 @@ def test_a_launch_is_one_array_that_asks_for_what_the_file_says(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("commands")
-def test_nothing_is_pickled_and_nobody_else_may_enter_the_log_folder(tmp_path: Path) -> None:
+def test_submission_pickles_nothing_and_the_log_folder_is_private(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
     folder = submit(experiment).logs
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -112,7 +112,7 @@ def test_nothing_is_pickled_and_nobody_else_may_enter_the_log_folder(tmp_path: P
 
 
 @pytest.mark.usefixtures("commands")
-def test_a_password_reaches_neither_the_script_nor_what_sbatch_sees(
+def test_password_is_neither_in_the_script_nor_in_the_environment_of_sbatch(
     tmp_path: Path, script: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "password"
@@ -145,7 +145,7 @@ def test_a_password_reaches_neither_the_script_nor_what_sbatch_sees(
         (STORAGE, "PGPASSWORD", "unset PGPASSWORD"),
     ],
 )
-def test_a_storage_that_jobs_cannot_reach_or_not_without_a_kept_secret_is_refused(
+def test_storage_that_jobs_cannot_reach_without_a_secret_in_slurm_is_refused(
     storage: str | None, variable: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable:
@@ -156,7 +156,7 @@ def test_a_storage_that_jobs_cannot_reach_or_not_without_a_kept_secret_is_refuse
 
 
 @pytest.mark.usefixtures("commands")
-def test_a_storage_that_only_jobs_on_this_host_would_find_is_warned_of_once(tmp_path: Path) -> None:
+def test_storage_that_only_this_host_can_reach_gives_one_warning(tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     for storage, warnings in (("postgresql://ada@localhost:5433/acuity", 1), (STORAGE, 0)):
         environment = {"HOME": str(tmp_path), "PATH": f"{folder}:{os.environ['PATH']}", "ACUITY_STORAGE": storage}
@@ -168,7 +168,7 @@ def test_a_storage_that_only_jobs_on_this_host_would_find_is_warned_of_once(tmp_
 
 
 @pytest.mark.usefixtures("commands")
-def test_a_confirmation_on_slurm_submits_its_trainings_and_scores_nothing_yet(
+def test_confirmation_on_slurm_submits_its_workers_and_scores_no_test_patient(
     database: Database, phantoms: Path, tmp_path: Path, script: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -178,14 +178,14 @@ def test_a_confirmation_on_slurm_submits_its_trainings_and_scores_nothing_yet(
     assert "array=0-1%2" in script()
     assert "worker tiny" in script()
     studies = open_confirm_studies(database, registered.experiment)
-    assert claim_confirm_trial(database, registered, studies, can_hold=lambda *_: True), "what the jobs will find"
+    assert claim_confirm_trial(database, registered, studies, can_hold=lambda *_: True), "a trial for the jobs"
     assert count_test_uses(database, registered.identity.split_sha256) == 0
     said = console.file.getvalue()
     assert "2 workers submitted to Slurm as job 4711" in said
     assert "`acuity confirm tiny` scores the test patients once they are done" in said
 
 
-def test_without_slurm_a_launch_says_so(tmp_path: Path) -> None:
+def test_launch_without_slurm_is_refused(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": str(tmp_path), "ACUITY_STORAGE": STORAGE}
     command = [sys.executable, "-m", "acuity", "launch", "nih.toml", "--cluster", "slurm", "--workers", "2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -194,16 +194,16 @@ def test_without_slurm_a_launch_says_so(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     done = subprocess.run([*command[:-2]], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "takes --workers N" in done.stderr
+    assert "needs --workers N" in done.stderr
 
 
-def test_what_slurm_refuses_is_told(commands: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_error_of_sbatch_is_reported(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("sbatch", "echo 'sbatch: error: invalid account or partition' >&2; exit 1")
     with pytest.raises(UsageError, match=r"did not accept the workers of nih \(invalid account or partition\)"):
         submit(make_experiment(tmp_path))
 
 
-def test_only_the_jobs_of_that_experiment_and_storage_are_cancelled(
+def test_only_jobs_of_the_experiment_and_storage_are_cancelled(
     commands: Callable[[str, str], None], script: Callable[[], str], tmp_path: Path
 ) -> None:
     submit(make_experiment(tmp_path))
@@ -218,7 +218,7 @@ def test_only_the_jobs_of_that_experiment_and_storage_are_cancelled(
     assert "--name acuity-nih" in (tmp_path / "asked").read_text()
 
 
-def test_slurms_commands_without_a_cluster_are_no_slurm(commands: Callable[[str, str], None]) -> None:
+def test_slurm_commands_without_a_cluster_find_no_jobs(commands: Callable[[str, str], None]) -> None:
     commands("squeue", "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1")
     assert find_jobs("nih", storage_url=None) == []
     commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
@@ -226,7 +226,7 @@ def test_slurms_commands_without_a_cluster_are_no_slurm(commands: Callable[[str,
         find_jobs("nih", storage_url=None)
 
 
-def test_options_that_a_launch_needs_for_itself_are_no_extras(tmp_path: Path) -> None:
+def test_options_that_acuity_sets_are_refused_in_extra(tmp_path: Path) -> None:
     for option in ("array", "time", "signal"):
         with pytest.raises(UsageError, match=f"cluster.extra has {option}, which Acuity sets itself"):
             make_experiment(tmp_path, extra={option: 1})
@@ -236,13 +236,13 @@ def test_options_that_a_launch_needs_for_itself_are_no_extras(tmp_path: Path) ->
         make_experiment(tmp_path, patition="gpu")
 
 
-def test_what_is_asked_of_slurm_may_change_under_an_old_name(tmp_path: Path) -> None:
+def test_cluster_section_of_a_registered_experiment_may_change(tmp_path: Path) -> None:
     before = make_experiment(tmp_path)
     after = replace(before, cluster=replace(before.cluster, partition="gpu", extra={"nice": 5}))
     assert changes_of_meaning(before, after) == []
 
 
-def test_a_job_whose_database_stays_away_ends_with_status_75(tmp_path: Path) -> None:
+def test_job_ends_with_status_75_after_a_long_outage_of_the_database(tmp_path: Path) -> None:
     environment = os.environ | {"HOME": str(tmp_path), "ACUITY_STORAGE": "postgresql://ada@127.0.0.1:1/acuity"}
     command = [
         sys.executable,

@@ -1,8 +1,8 @@
-"""Durations, bytes and names are printed in one form."""
+"""Durations, bytes, counts and names are printed in one form."""
 
 import pytest
 
-from acuity.study.units import escape_markdown, format_bytes, format_duration
+from acuity.study.units import escape_markdown, format_bytes, format_duration, format_times
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (89.4, "89 s"), (90, "2 min"), (5400, "1.5 h")])
@@ -13,6 +13,11 @@ def test_a_duration_has_its_natural_unit(seconds: float, shown: str) -> None:
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 MiB"), (12 * 2**20, "12 MiB"), (3.5 * 2**30, "3.5 GiB")])
 def test_bytes_have_their_natural_unit(count: float, shown: str) -> None:
     assert format_bytes(count) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "once"), (2, "twice"), (3, "3 times")])
+def test_a_count_of_repetitions_is_in_words(count: int, shown: str) -> None:
+    assert format_times(count) == shown
 
 
 def test_markdown_shows_a_name_literally() -> None:

@@ -1,4 +1,4 @@
-"""`acuity status --watch`: it follows an experiment to its end, on a terminal and in a pipe, through outages."""
+"""`acuity status --watch` shows an experiment until its end, on a terminal and in a pipe, through outages."""
 
 import io
 import os
@@ -34,7 +34,7 @@ from support.image_identities import unfiltered
 
 
 class Terminal:
-    """A command on a terminal of its own, and all that it has shown there."""
+    """A command on a pseudo-terminal, and the text that it has written there."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
         self._screen, inside = pty.openpty()
@@ -50,7 +50,7 @@ class Terminal:
         self.shown = ""
 
     def wait_for(self, words: str, seconds: float = 20) -> None:
-        """Read on until the words have been shown; what was before them is forgotten."""
+        """Read until the words appear. Then the text before them is dropped."""
         deadline = time.monotonic() + seconds
         while words not in self.shown:
             assert time.monotonic() < deadline, self.shown
@@ -83,7 +83,7 @@ class Terminal:
 
 @pytest.fixture
 def running(database: Database, tmp_path: Path) -> Registered:
-    """An experiment with 24 trials a label to run, one of which runs."""
+    """An experiment with a budget of 24 trials per label and one running trial."""
     table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "index.csv", images=tmp_path))
     experiment = resolve_paths(parse(table, source="test"), tmp_path)
     registered = register(database, experiment, unfiltered(), training_images=150)
@@ -109,7 +109,7 @@ def _end_all(database: Database, registered: Registered) -> None:
 
 @contextmanager
 def _outage(server: URL, database: Database) -> Iterator[None]:
-    """The database refuses everybody."""
+    """The database refuses every connection during the block."""
     name = database.url.database
     connection = psycopg2.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
     connection.autocommit = True
@@ -132,7 +132,7 @@ def test_a_terminal_follows_the_trials_through_an_outage_to_the_end(
     terminal: Terminal, running: Registered, database: Database, server: URL
 ) -> None:
     terminal.wait_for("tiny: 1 running trial, time left: estimating")
-    terminal.wait_for("Nodule 8")  # after eight that wait
+    terminal.wait_for("Nodule 8")  # after the eight initial trials, which wait
     with _outage(server, database):
         terminal.wait_for("the database is away since")
     terminal.wait_for("tiny: 1 running trial")
@@ -145,7 +145,7 @@ def test_a_terminal_follows_the_trials_through_an_outage_to_the_end(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_leaves_with_status_0_and_gives_the_cursor_back(
+def test_after_a_signal_it_ends_with_status_0_and_shows_the_cursor_again(
     terminal: Terminal, how: signal.Signals
 ) -> None:
     terminal.wait_for("1 running trial")
@@ -155,7 +155,7 @@ def test_told_to_stop_it_leaves_with_status_0_and_gives_the_cursor_back(
     assert terminal.shown.rindex("\x1b[?25h") > terminal.shown.rfind("\x1b[?25l")
 
 
-def test_in_a_pipe_a_finished_experiment_is_a_line_and_the_end(confirmed) -> None:
+def test_in_a_pipe_a_finished_experiment_is_one_line(confirmed) -> None:
     done = CliRunner().invoke(acuity, ["status", "tiny", "--watch", "--storage", confirmed.url])
     assert done.exit_code == 0, done.output
     (line,) = done.stdout.splitlines()
@@ -164,7 +164,7 @@ def test_in_a_pipe_a_finished_experiment_is_a_line_and_the_end(confirmed) -> Non
     assert line.endswith("; done")
 
 
-def test_it_waits_for_workers_that_are_still_to_come(
+def test_it_waits_for_workers_that_start_later(
     running: Registered, database: Database, environment: dict[str, str]
 ) -> None:
     _end_running(database, running.experiment.labels[1])
@@ -179,7 +179,7 @@ def test_it_waits_for_workers_that_are_still_to_come(
         assert watching.wait(timeout=10) == 0
 
 
-def test_a_launch_shows_its_workers_and_how_fast_their_trials_are(running: Registered, database: Database) -> None:
+def test_a_launch_shows_its_workers_and_the_speed_of_their_trials(running: Registered, database: Database) -> None:
     (trial,) = database.storage.get_all_trials(_study_id(database, "Nodule"), states=(TrialState.RUNNING,))
     console = Console(file=io.StringIO(), force_terminal=True, width=110)
     with live_progress(database, console, images=1_000_000) as live:

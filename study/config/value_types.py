@@ -1,0 +1,38 @@
+"""Types of single values in an experiment file, each with its rule."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+RULE_ERROR = "rule"
+"""The type of pydantic's error where a value breaks a `Rule`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule in words. pydantic reports it in place of its own message for every invalid value of the type."""
+
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), custom_error_type=RULE_ERROR, custom_error_message=self.words
+        )
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"),
+    Rule("a text of letters, digits, '.', '_' and '-' (64 at most)"),
+]
+Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$"), Rule("a text of 1 to 128 characters without '/'")]
+Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Age = Annotated[float, Field(ge=0, le=120)]
+BatchSize = Annotated[int, Field(ge=2)]
+BatchChoice = Annotated[Literal["search", "largest"] | BatchSize, Rule('"search", "largest" or a number from 2')]
+OptionValue = Annotated[str | int | bool, Rule("a text, a whole number, true or false")]

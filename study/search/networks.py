@@ -1,0 +1,50 @@
+"""Check that every network of a search space exists and takes images of every resolution."""
+
+import hashlib
+import itertools
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from acuity.study.config.schema import Experiment
+
+
+def check_networks(experiment: Experiment) -> None:
+    """Raise InputError where an architecture is unknown, does not take a resolution, or its weights are not available.
+
+    Downloads pretrained weights into the hub's cache, since compute nodes are often offline.
+    """
+    from acuity.objectives.training.network import check_architecture, check_input_size, make_network
+
+    training = experiment.training
+    input_sizes = _input_sizes(experiment)
+    for architecture in experiment.search.architectures:
+        check_architecture(architecture)
+        if training.pretrained or training.weights:
+            make_network(
+                architecture, input_size=input_sizes[0], pretrained=training.pretrained, weights=training.weights
+            )
+    for architecture, input_size in itertools.product(experiment.search.architectures, input_sizes):
+        check_input_size(architecture, input_size)
+
+
+def check_networks_once(experiment: Experiment, folder: Path) -> None:
+    """`check_networks`, unless a file in the folder records that it passed. Importing torch alone takes longer."""
+    passed = folder / f"networks-{_digest(experiment)}.checked"
+    if passed.exists():
+        return
+    check_networks(experiment)
+    folder.mkdir(parents=True, exist_ok=True)
+    passed.touch()
+
+
+def _input_sizes(experiment: Experiment) -> list[int]:
+    enlarged = experiment.training.network_input
+    return [enlarged] if enlarged else sorted(experiment.search.resolutions)
+
+
+def _digest(experiment: Experiment) -> str:
+    training = experiment.training
+    weights = training.weights and [str(training.weights), training.weights.exists()]
+    checked = [experiment.search.architectures, _input_sizes(experiment), training.pretrained, weights]
+    return hashlib.sha256(json.dumps([*checked, version("timm"), version("torch")]).encode()).hexdigest()[:16]
