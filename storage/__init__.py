@@ -1,4 +1,4 @@
-"""The ground that a fleet shares: one Postgres (embedded or named), its schema `acuity`, and the checkpoints.
+"""Postgres (embedded or named by URL), its schema `acuity` and the checkpoints, shared by all workers.
 
-Knows Optuna's storage and SQLAlchemy, nothing of images or networks.
+This package uses Optuna and SQLAlchemy. It knows no images and no networks.
 """

@@ -1,4 +1,4 @@
-"""Where a trial's checkpoint lives, for whichever worker resumes it: a folder, or any address that fsspec knows."""
+"""Read and write the checkpoints of trials, in a folder or at an address that fsspec knows."""
 
 import hashlib
 import os
@@ -17,13 +17,13 @@ from fsspec.implementations.local import LocalFileSystem
 from acuity.storage.errors import StorageError
 
 _LONGEST_NAME_BYTES = 255
-"""Of a folder, on the usual file systems."""
+"""Limit for a folder's name on the usual file systems."""
 
 
 def open_checkpoints(address: str) -> "Checkpoints":
-    """The checkpoints at an address that all workers of the fleet see: a folder, or such as s3://bucket/checkpoints.
+    """Open the checkpoints at an address that all workers see: a folder, or one such as s3://bucket/checkpoints.
 
-    StorageError where the address' protocol is unknown, or its package is not installed; that names what is missing.
+    StorageError where the protocol is unknown or its package is not installed. The message names the package.
     """
     if address.startswith("file://"):
         address = unquote(urlsplit(address).path)
@@ -39,19 +39,22 @@ def open_checkpoints(address: str) -> "Checkpoints":
 
 @dataclass(frozen=True, eq=False)
 class Checkpoints:
-    """One file per attempt at a trial, so that a worker woken from the dead never overwrites its successor's.
+    """One file per attempt at a trial, so that a worker that resumes after a pause never overwrites its successor's.
 
-    origin is the number of the trial's first attempt, attempt counts from 1.
+    origin is the number of the trial's first attempt; attempt counts from 1.
     """
 
     files: AbstractFileSystem
     folder: str
 
     def read(self, study: str, origin: int, *, attempt: int) -> bytes | None:
-        """The newest checkpoint of this attempt or an earlier one; None where there is none, or no longer."""
+        """The newest checkpoint of this attempt or an earlier one; None where there is none.
+
+        StorageError where it exists and cannot be read.
+        """
         earlier = (found for of, found in self.attempts(study) if of == origin and found <= attempt)
         for found in sorted(earlier, reverse=True):
-            path = f"{self._of_study(study)}/{origin}.{found}.ckpt"
+            path = f"{self._study_folder(study)}/{origin}.{found}.ckpt"
             try:
                 data: bytes = self.files.cat_file(path)
             except FileNotFoundError:
@@ -65,19 +68,19 @@ class Checkpoints:
         return None
 
     def write(self, study: str, origin: int, *, attempt: int, data: bytes) -> None:
-        """Keep an attempt's newest checkpoint; where the disk is full a StorageError, and the earlier one stays."""
-        folder = self._of_study(study)
+        """Replace an attempt's checkpoint. StorageError where the disk is full; the earlier checkpoint then stays."""
+        folder = self._study_folder(study)
         path = f"{folder}/{origin}.{attempt}.ckpt"
         try:
             self.files.makedirs(folder, exist_ok=True)
             if isinstance(self.files, LocalFileSystem):
                 try:
-                    _write_whole(path, data)
-                except FileNotFoundError:  # whoever took the trial from this worker has ended it and cleared up
+                    _write_atomically(path, data)
+                except FileNotFoundError:  # another worker took the trial, ended it and removed the folder
                     self.files.makedirs(folder, exist_ok=True)
-                    _write_whole(path, data)
+                    _write_atomically(path, data)
             else:
-                self.files.pipe_file(path, data)  # seen by others when it is whole, as object stores have it
+                self.files.pipe_file(path, data)  # object stores show a file to others once it is complete
         except Exception as error:
             raise StorageError(
                 f"a checkpoint of {len(data) / 2**20:.0f} MiB cannot be written to {_without_secrets(folder)} "
@@ -85,32 +88,32 @@ class Checkpoints:
             ) from None
 
     def attempts(self, study: str) -> set[tuple[int, int]]:
-        """What there is of a study, as (origin, attempt)."""
-        return {_attempt(name) for name in self._names(study)}
+        """The attempts of a study that have a checkpoint, as (origin, attempt)."""
+        return {_parse_name(name) for name in self._names(study)}
 
     def remove(self, study: str, attempts: Container[tuple[int, int]]) -> None:
-        """Remove the checkpoints of these attempts, as (origin, attempt), with what an interrupted write has left."""
+        """Remove the checkpoints of these attempts, as (origin, attempt), and the rests of interrupted writes."""
         for name in self._names(study):
-            if _attempt(name) in attempts:
+            if _parse_name(name) in attempts:
                 try:
-                    self.files.rm_file(f"{self._of_study(study)}/{name}")
-                except FileNotFoundError:  # another worker was there first
+                    self.files.rm_file(f"{self._study_folder(study)}/{name}")
+                except FileNotFoundError:  # another worker has removed it
                     continue
                 except Exception as error:
                     raise StorageError(
-                        f"checkpoint {name} in {_without_secrets(self._of_study(study))} cannot be removed "
+                        f"checkpoint {name} in {_without_secrets(self._study_folder(study))} cannot be removed "
                         f"({_reason(error)}): mend that"
                     ) from None
 
     def remove_study(self, study: str) -> None:
-        """Remove all of a study's: another study of its name counts its trials from 0 again."""
+        """Remove all checkpoints of a study."""
         try:
-            self.files.rm(self._of_study(study), recursive=True)
+            self.files.rm(self._study_folder(study), recursive=True)
         except FileNotFoundError:
             return
 
     def _names(self, study: str) -> list[str]:
-        folder = self._of_study(study)
+        folder = self._study_folder(study)
         self.files.invalidate_cache()  # other workers write there too
         try:
             entries: list[Any] = self.files.ls(folder, detail=False)
@@ -123,26 +126,26 @@ class Checkpoints:
         names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
         return [name for name in names if re.match(r"\d+\.\d+\.ckpt", name)]
 
-    def _of_study(self, study: str) -> str:
+    def _study_folder(self, study: str) -> str:
         on_disk = isinstance(self.files, LocalFileSystem)
         return f"{self.folder.rstrip('/')}/{_folder_name(study) if on_disk else quote(study, safe=' ')}"
 
 
 def _folder_name(study: str) -> str:
-    """Readable where it can be; cut short where it is too long for a disk, as names in other scripts are."""
+    """The quoted name; shortened with a hash where a file system allows no name of that length."""
     quoted = quote(study, safe=" ")
     if len(quoted) <= _LONGEST_NAME_BYTES:
         return quoted
     return f"{quoted[:100]} {hashlib.sha256(study.encode()).hexdigest()[:32]}"
 
 
-def _attempt(name: str) -> tuple[int, int]:
+def _parse_name(name: str) -> tuple[int, int]:
     origin, attempt, *_ = name.split(".")
     return int(origin), int(attempt)
 
 
-def _write_whole(path: str, data: bytes) -> None:
-    """To a local disk or a shared one: under a temporary name, then moved, so that nobody reads half of it."""
+def _write_atomically(path: str, data: bytes) -> None:
+    """Write under a temporary name, then move the file, so that no worker reads half of it."""
     unfinished = Path(f"{path}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as stream:
@@ -155,11 +158,11 @@ def _write_whole(path: str, data: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0][:200]
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (message.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _without_secrets(address: str) -> str:
-    """An address may hold a key: scheme://key:secret@bucket/…"""
+    """The address without the key that it may hold: scheme://key:secret@bucket/…"""
     scheme, separator, rest = address.rpartition("://")
     return scheme + separator + rest.rpartition("@")[2] if separator else address

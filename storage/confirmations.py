@@ -1,6 +1,7 @@
-"""Frozen protocols, the number of uses of the test patients, and the score of every image.
+"""Store frozen protocols, uses of the test patients, and the score of every image.
 
-Uses are counted by the SHA-256 of the split before filters, over all experiments. They stay when one is deleted.
+Uses are counted over all experiments by the SHA-256 of the split before filters. They stay when an experiment is
+deleted.
 """
 
 import hashlib
@@ -81,7 +82,7 @@ def freeze_protocol(
 
 
 def count_test_uses(database: Database, test_patients_sha256: str) -> int:
-    """How many protocols were frozen for these test patients, by all experiments, deleted ones too.
+    """Number of protocols that were frozen for these test patients by all experiments, deleted ones included.
 
     test_patients_sha256: of the split before filters.
     """
@@ -98,7 +99,7 @@ def save_results(database: Database, confirmation_id: int, results: dict[str, An
 
 
 def find_confirmation(database: Database, experiment: str) -> StoredConfirmation | None:
-    """The experiment's confirmation that was asked for last, of those with results."""
+    """The experiment's latest confirmation with results; None where there is none."""
     query = text(
         f"select {_COLUMNS} from acuity.confirmations where experiment = :experiment and results is not null "
         "order by asked desc, id desc limit 1"

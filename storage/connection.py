@@ -1,4 +1,4 @@
-"""Connection settings for Postgres, and the meaning of connection errors: an outage, or a mistake of the user."""
+"""Connection settings for Postgres, and the classification of connection errors."""
 
 import re
 import time
@@ -17,7 +17,7 @@ from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.url import masked
 
 OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
-"""What a storage call raises while the database is away, and seldom for other reasons: see is_outage."""
+"""A storage call raises these during an outage, and rarely for other reasons: see is_outage."""
 _TRUSTED_S = 1.0
 """A connection that was used within this time is not checked."""
 _READ_ONLY = "25006"
@@ -50,7 +50,7 @@ _EXPLANATIONS = (
      "Raise its max_connections, start fewer workers, or put PgBouncer between"),
     (r"permission denied", "this user may not read Acuity's tables",
      "Name their owner, or let it run `acuity storage grant-reader` for this user"),
-    (r"no pg_hba\.conf entry", "the server lets nobody in from here", "Add this host and user to its pg_hba.conf"),
+    (r"no pg_hba\.conf entry", "the server refuses connections from here", "Add this host and user to its pg_hba.conf"),
     (r"the database system is (starting up|shutting down|in recovery)", "the server is starting or stopping",
      "Try again in a moment"),
     (r"\bSSL\b|certificate", "the encrypted connection failed", "Check sslmode and its files in the URL"),
@@ -83,15 +83,11 @@ def engine_arguments(url: URL) -> dict[str, Any]:
     A worker keeps 3 connections (calls, heartbeat, claim) and may open more for a moment: if claims held all the
     connections, no claim could continue.
     """
-    return {
-        "pool_size": 3,
-        "max_overflow": 12,
-        "connect_args": connection_arguments(url),
-    }
+    return {"pool_size": 3, "max_overflow": 12, "connect_args": connection_arguments(url)}
 
 
 def ping_after_idleness(engine: Engine) -> None:
-    """Replace connections that died while idle, without a check of those that were just used.
+    """Replace connections that died while idle. Connections that were just used are not checked.
 
     SQLAlchemy's pool_pre_ping checks at every checkout: 40 round trips per trial, a tenth of a trial's cost.
     """
@@ -122,7 +118,7 @@ def leave_read_only_servers(engine: Engine) -> None:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether the same call may succeed later: the database is away, restarting, failing over or out of connections."""
+    """Whether the same call may succeed later: the server is down, restarting, failing over or out of connections."""
     if isinstance(error, StorageInternalError):
         return is_outage(error.__cause__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
@@ -148,10 +144,10 @@ def is_read_only(error: BaseException | None) -> bool:
 
 def explain(error: DBAPIError, url: URL) -> StorageError:
     """Explain a failed connection in one line: the URL without its password, the reason, the next step."""
-    said = str(error.orig)
-    kind = OutageError if re.search(_PASSING, said) else StorageError
+    message = str(error.orig)
+    kind = OutageError if re.search(_PASSING, message) else StorageError
     for pattern, reason, next_step in _EXPLANATIONS:
-        if re.search(pattern, said):
+        if re.search(pattern, message):
             return kind(f"{masked(url)}: {reason}. {next_step}")
     return kind(f"{masked(url)}: {first_line(error)}. Check the URL, and that the server runs")
 
@@ -160,5 +156,5 @@ def first_line(error: BaseException) -> str:
     """The first line of the database's message; the wrapping error of Optuna is skipped."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return (str(said).strip().splitlines() or [type(said).__name__])[0]
+    shown = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(shown).strip().splitlines() or [type(shown).__name__])[0]

@@ -35,20 +35,19 @@ from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.schema.version import create_schema, has_schema, needs_search_path, set_search_path
 from acuity.storage.url import masked, parse_url
 
-__all__ = ["OUTAGES", "Database", "open_storage", "patiently"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
 _HEARTBEAT_S = 30
 _GRACE_S = 180
-"""The age of a heartbeat that Optuna's tools call stale. Acuity's workers follow [workers] of the experiment."""
+"""Age from which Optuna's tools call a heartbeat stale. Acuity's workers follow [workers] of the experiment."""
 _EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, InternalError, *OUTAGES)
 
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """An open storage: that of Optuna, and the engine for SQL statements."""
+    """An open storage: Optuna's storage, and the engine for SQL statements."""
 
     url: URL
     engine: Engine
@@ -60,7 +59,10 @@ class Database:
     """The URL as the user wrote it, perhaps with a password; None for the embedded server."""
 
     def environment(self) -> dict[str, str]:
-        """Variables with which a child process opens the same storage: a command line is readable by every user."""
+        """Environment variables for a child process that opens the same storage.
+
+        Every user of the host can read a command line, so the URL is not an argument.
+        """
         return {} if self.named_url is None else {"ACUITY_STORAGE": self.named_url}
 
 
@@ -69,10 +71,10 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
     """Open the storage, make its tables where they are missing, and close it at the end of the block.
 
     url: of a Postgres; None means $ACUITY_STORAGE, else the embedded server. StorageError where it cannot be used,
-    OutageError where it is away or an outage ends the block.
+    OutageError where it cannot be reached or an outage ends the block.
     """
-    os.environ.pop("PGTZ", None)  # libpq would let it override the session's UTC
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default it logs every study and trial
+    os.environ.pop("PGTZ", None)  # in libpq it overrides the session's UTC
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default Optuna logs every study and trial
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE") or None
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())
@@ -95,13 +97,13 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
         except _EXPLAINED as error:
             if is_denied(error):
                 raise StorageError(
-                    f"{masked(parsed)}: {first_line(error)}: this user may not do that here. Use the one that owns the "
-                    "tables, or another one that may write"
+                    f"{masked(parsed)}: {first_line(error)}: this user may not do that here. Use the tables' owner, or "
+                    "another user that may write"
                 ) from error
             if is_read_only(error):
                 raise StorageError(
                     f"{masked(parsed)}: {first_line(error)}: a standby, or a user with default_transaction_read_only. "
-                    "Name the primary, and a user who may write"
+                    "Name the primary, and a user that may write"
                 ) from error
             if not is_outage(error):
                 raise
@@ -118,18 +120,18 @@ def _nothing() -> None:
     pass
 
 
-def patiently(
+def retry_outages(
     function: Callable[[], T],
     *,
     patience_s: float,
     give_up: Callable[[], bool] = _never,
     on_outage: Callable[[], None] = _nothing,
 ) -> T:
-    """Call a storage function, and repeat it while the database is away, for at least patience_s; then OutageError.
+    """Call a storage function, and repeat it during an outage for at least patience_s; then raise OutageError.
 
     give_up: called several times a second, so that a worker that must stop does not wait for the database. on_outage:
-    called after every attempt that failed by an outage. A call that was cut off may have taken effect: function must
-    be safe to repeat.
+    called after every attempt that failed because of an outage. A call that lost its connection may have taken effect:
+    function must be safe to repeat.
     """
 
     def sleep(seconds: float) -> None:
@@ -137,26 +139,26 @@ def patiently(
         while not give_up() and time.monotonic() < deadline:
             time.sleep(min(0.2, seconds))
 
-    def note(state: RetryCallState) -> None:
+    def log(state: RetryCallState) -> None:
         assert state.outcome is not None
         error = state.outcome.exception()
         assert error is not None
         logger.warning("the database is away (%s), attempt %d", first_line(error), state.attempt_number)
         on_outage()
 
-    patient = Retrying(
+    retrying = Retrying(
         retry=retry_if_exception(is_outage),
         wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S),
         stop=lambda state: give_up() or stop_after_delay(patience_s)(state),
         sleep=sleep,
-        after=note,
+        after=log,
     )
     try:
-        return patient(function)
+        return retrying(function)
     except RetryError as error:
         cause = error.last_attempt.exception()
         assert cause is not None
-        waited = "told to stop meanwhile" if give_up() else f"waited {patience_s:.0f} s, which is the limit"
+        waited = "this worker has to stop" if give_up() else f"waited {patience_s:.0f} s, which is the limit"
         raise OutageError(
             f"the database is away ({first_line(cause)}); {waited}. "
             "Bring it back and launch again: nothing stored is lost"
@@ -205,7 +207,7 @@ def _lock_making_tables(connection: Connection, url: URL) -> None:
 def _optuna_storage(url: URL) -> RDBStorage:
     try:
         return _raw_storage(url, skip_table_creation=True)
-    except RuntimeError as error:  # what Optuna raises for tables of another version
+    except RuntimeError as error:  # Optuna raises it for tables of another version
         raise StorageError(f"{masked(url)}: {str(error).replace('$STORAGE_URL', 'URL')}") from None
 
 

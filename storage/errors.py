@@ -1,9 +1,9 @@
-"""What the user can mend about the database or the checkpoints."""
+"""Errors of the database and the checkpoints that the user can correct."""
 
 
 class StorageError(Exception):
-    """A storage that cannot be used as asked; the message names the value, the rule and the next step."""
+    """The storage cannot be used; the message names the value, the rule and the next step."""
 
 
 class OutageError(StorageError):
-    """A database that is away, for longer than was to be waited: the same call may succeed later."""
+    """The database could not be reached in time; the same call may succeed later."""

@@ -1,4 +1,4 @@
-"""The experiments of a database, each with its definition."""
+"""Read, write and delete experiments in the database."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class StoredExperiment:
 
 
 def save_experiment(database: Database, name: str, definition: dict[str, Any]) -> None:
-    """Write an experiment; one of that name gets the new definition."""
+    """Write an experiment; an existing one of its name gets the new definition."""
     statement = text(
         "insert into acuity.experiments (name, definition) values (:name, :definition) "
         "on conflict (name) do update set definition = excluded.definition"
@@ -33,7 +33,7 @@ def save_experiment(database: Database, name: str, definition: dict[str, Any]) -
 
 
 def find_experiment(database: Database, name: str) -> StoredExperiment | None:
-    """The experiment of that name, if there is one."""
+    """The experiment of that name; None where there is none."""
     query = text("select name, definition, created from acuity.experiments where name = :name")
     with database.engine.connect() as connection:
         row = connection.execute(query, {"name": name}).one_or_none()
@@ -41,7 +41,7 @@ def find_experiment(database: Database, name: str) -> StoredExperiment | None:
 
 
 def read_experiment(database: Database, name: str) -> StoredExperiment:
-    """The experiment of that name. StorageError names the existing experiments where there is none."""
+    """The experiment of that name; StorageError, which names the existing experiments, where there is none."""
     stored = find_experiment(database, name)
     if stored is None:
         names = list_experiments(database)
@@ -75,7 +75,7 @@ def delete_experiment(database: Database, name: str) -> list[tuple[str, int]]:
 
 
 def _delete_trials(database: Database, study_id: int) -> None:
-    """Empty a study by SQL: Optuna reads every row that it deletes (112 s for 10,000 trials)."""
+    """Delete a study's trials by SQL: Optuna reads every row that it deletes (112 s for 10,000 trials)."""
     trials = BaseModel.metadata.tables["trials"]
     of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id)
     with database.engine.begin() as connection:

@@ -35,10 +35,10 @@ _WHERE_KEY = (
 
 
 def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable[[], int]) -> int:
-    """The largest batch by memory alone, from the table or else from measure, whose result is stored.
+    """The largest batch that fits the memory, from the table; where it is missing there, measure it and store it.
 
-    One of the workers that need a key at the same time measures and the others wait: measuring occupies a device for
-    seconds.
+    Where several workers need a key at the same time, one measures and the others wait: a measurement occupies a
+    device for seconds.
     """
     known = read_feasible_batch(database, key)
     if known is not None:
@@ -52,7 +52,7 @@ def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable
 
 
 def read_feasible_batch(database: Database, key: FeasibleBatchKey) -> int | None:
-    """The largest batch by memory alone; None where it was not measured yet."""
+    """The largest batch that fits the memory; None where it is not measured yet."""
     with database.engine.connect() as connection:
         query = text(f"select largest from acuity.feasible_batches {_WHERE_KEY}")
         return connection.scalars(query, asdict(key)).one_or_none()
@@ -81,7 +81,7 @@ def _write(database: Database, key: FeasibleBatchKey, largest: int, *, kept: str
 
 @contextmanager
 def _measuring(database: Database, key: FeasibleBatchKey) -> Iterator[int | None]:
-    """Wait until the key is measured, then yield it; or until this worker holds the key's lock, then yield None.
+    """Wait until the key is measured, and yield the size; or until this worker holds the key's lock, and yield None.
 
     A worker that dies during a measurement loses its connection and the lock. Its transaction has no idle limit, since
     a measurement is long. A worker that hangs (SIGSTOP) delays the others by the longest measurement at most.

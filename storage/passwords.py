@@ -1,4 +1,4 @@
-"""Read passwords from the environment, or from a file that it names; never from a command line."""
+"""Read passwords from the environment, or from a file that the environment names."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def read_password(environment: Mapping[str, str], variable: str) -> str | None:
 
 
 def read_password_file(environment: Mapping[str, str], variable: str) -> str | None:
-    """The password in the file that a variable names; None where it names none."""
+    """The password in the file that a variable names; None where the variable is unset or empty."""
     named = environment.get(variable)
     if not named:
         return None

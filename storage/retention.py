@@ -1,4 +1,4 @@
-"""Retention of checkpoints: the best trial's at each resolution is kept; the others are removed."""
+"""Remove checkpoints that no trial needs. The best trial's checkpoint at each resolution stays."""
 
 from sqlalchemy import text
 
@@ -33,12 +33,14 @@ def remove_spent_checkpoints(
 ) -> None:
     """Remove the checkpoints that a study's trials no longer need, including those that dead workers left.
 
-    folder: the study's folder among the checkpoints. all_complete: keep every complete trial's, as a confirmation does.
+    folder: the study's name among the checkpoints. all_complete: keep the checkpoint of every complete trial, as a
+    confirmation does.
     """
     # List the files first: every file listed here belongs to a trial that the query below can see.
-    there = checkpoints.attempts(folder)
+    stored = checkpoints.attempts(folder)
     with database.engine.connect() as connection:
         rows = connection.execute(_KEPT, {"study_id": study_id, "all_complete": all_complete}).all()
     complete = {(origin, attempt) for origin, attempt, state in rows if state == "COMPLETE"}
-    live = {origin for origin, _, state in rows if state != "COMPLETE"}  # these read checkpoints of earlier attempts
-    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in there - complete if origin not in live})
+    # A trial that runs or waits may read the checkpoint of an earlier attempt.
+    live = {origin for origin, _, state in rows if state != "COMPLETE"}
+    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in stored - complete if origin not in live})

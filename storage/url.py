@@ -1,4 +1,4 @@
-"""Parse, check and mask the storage URL: always Postgres through psycopg2; no message shows its password."""
+"""Parse, check and mask the storage URL. No message shows its password."""
 
 import ipaddress
 import os
@@ -12,15 +12,15 @@ from acuity.storage.passwords import read_password_file
 
 DRIVER = "postgresql+psycopg2"
 PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
-"""Names the file with the password for a URL that has none: containers get their secrets as files."""
+"""Variable that names a file with the password, for a URL without one: containers get secrets as files."""
 _NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
 
 
 def parse_url(text: str) -> URL:
-    """Parse the URL of a Postgres and name its driver: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
+    """Parse the URL of a Postgres and set its driver: SQLAlchemy 2.1 reads a bare `postgresql://` as psycopg 3.
 
-    A URL without a password gets the one in the file that ACUITY_STORAGE_PASSWORD_FILE names, if any. StorageError for
-    any other text; the message quotes only the scheme of a text that cannot be parsed: the rest may be a password.
+    A URL without a password gets the password in the file that ACUITY_STORAGE_PASSWORD_FILE names, if any. StorageError
+    for any other text. Where a text cannot be parsed the message quotes only its scheme: the rest may be a password.
     """
     scheme, separator, _ = text.strip().partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
@@ -32,9 +32,9 @@ def parse_url(text: str) -> URL:
         )
     if backend not in ("postgresql", "postgres"):
         raise StorageError(f"storage {scheme}://… cannot be used, only Postgres can. {_NEXT_STEP}")
-    if text.count("@") > 1:  # the first belongs to the password: the text after it would be read as the host
+    if text.count("@") > 1:  # the first belongs to the password; the parser would read the text after it as the host
         raise StorageError(
-            f"the {scheme}:// URL has an @ too many: write a user's or password's @ as %40, / as %2F, : as %3A"
+            f"the {scheme}:// URL has more than one @: write a user's or password's @ as %40, / as %2F, : as %3A"
         )
     try:
         url = make_url(text.strip())
@@ -57,13 +57,13 @@ def masked(url: URL) -> str:
 
 
 def is_of_this_host(url: URL) -> bool:
-    """Whether the URL means the host on which it is used: a loopback address, or a socket."""
+    """Whether the URL names a loopback address or a socket, so that every host would use its own server."""
     named = url.query.get("hostaddr") or url.host or url.query.get("host") or os.environ.get("PGHOST", "")
     return all(_is_local(host) for host in (named.split(",") if isinstance(named, str) else named))
 
 
 def _is_local(host: str) -> bool:
-    """host: as libpq reads it (empty or a folder is a socket), or name:port as in `?host=`."""
+    """Whether a host is local: libpq reads an empty host or a folder as a socket, and `?host=` allows name:port."""
     if not host or host.startswith("/"):
         return True
     name = host.partition(":")[0] if host.count(":") == 1 else host

@@ -1,1 +1,1 @@
-"""Grants, and moving a database."""
+"""Grant a reader, and move the embedded database to another server."""

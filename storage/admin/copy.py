@@ -1,13 +1,10 @@
-"""Every row of one database copied into an empty one, exactly: in one transaction, read back before it is committed.
+"""Copy every row of one database into an empty one, in one transaction, and compare the rows before it is committed.
 
-Not by pg_dump: what it writes for Postgres 18 does not load into an older server in one transaction, and its rows would
-be compared with nothing.
+A dump by pg_dump 18 does not load into an older server in one transaction, and does not compare the rows.
 """
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -19,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from acuity.storage.errors import StorageError
 
 _VERSIONS = ("version_info", "alembic_version", "version")
-"""Made with the tables; both sides were opened by this program."""
+"""These tables are not copied. Both databases have their rows, since this program has opened both."""
 _MOVING = 0x4143_554D  # advisory lock: "ACUM"
 _LOCK_WAIT_S = 20
 _SPOOLED_BYTES = 64 * 2**20
@@ -27,17 +24,17 @@ _SPOOLED_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Copied:
-    """A table's rows as both databases now have them."""
+    """A table with the same rows in both databases."""
 
     table: str
     rows: int
     sha256: str
-    """Of the rows in the order of their keys, as Postgres's COPY writes them."""
+    """SHA-256 of the rows in the order of their keys, as Postgres's COPY writes them."""
 
 
 @dataclass
 class _Digest:
-    """A file that COPY writes to, and what went through it."""
+    """A file object for COPY that counts and hashes the rows, and keeps them in another file if there is one."""
 
     kept: IO[bytes] | None = None
     rows: int = 0
@@ -47,7 +44,7 @@ class _Digest:
 
     def write(self, data: bytes) -> None:
         self.sha256.update(data)
-        self.rows += data.count(b"\n")  # one ends each row; within a value it is written \n
+        self.rows += data.count(b"\n")  # one ends each row; COPY writes a line end within a value as \n
         if self.kept is not None:
             self.kept.write(data)
 
@@ -55,32 +52,36 @@ class _Digest:
 def copy_all(source: Connection, target: Connection) -> list[Copied]:
     """Copy all tables within the target's transaction, which the caller commits; StorageError where they then differ.
 
-    A target that has these very rows already is left as it is; one that holds others is a StorageError. Until the end
-    of both transactions nobody else can write to either database.
+    A target that has exactly these rows is left as it is. StorageError where it has other rows. Until the end of both
+    transactions no other process can write to either database.
     """
     tables = _tables(source)
     for connection in (source, target):
         connection.execute(text(f"set local lock_timeout = '{_LOCK_WAIT_S}s'"))
     _lock(source, target, tables)
-    with _comparable(source), _comparable(target):
-        filled = [table for table in tables if _has_rows(target, table)]
-        if not filled:
-            return [_copy(source, target, table) for table in tables]
-        copied = [_digest(source, table) for table in tables]
-        if copied != [_digest(target, table) for table in tables]:
-            raise StorageError(_what_is_there(target, filled))
-        return copied
+    for connection in (source, target):
+        _set_output_format(connection)
+    filled = [table for table in tables if _has_rows(target, table)]
+    if not filled:
+        return [_copy(source, target, table) for table in tables]
+    copied = [_digest(source, table) for table in tables]
+    if copied != [_digest(target, table) for table in tables]:
+        raise StorageError(_describe_content(target, filled))
+    return copied
 
 
-def check_apart(source: Connection, target: Connection) -> None:
-    """StorageError where both are one database, or another move goes on in either; none begins before these end."""
+def check_no_other_move(source: Connection, target: Connection) -> None:
+    """StorageError where both are one database, or another move of one of them is running.
+
+    No other move can begin before both transactions end.
+    """
     moving = text("select pg_try_advisory_xact_lock(:lock)")
     if not all(connection.scalar(moving, {"lock": _MOVING}) for connection in (source, target)):
-        raise StorageError("source and target are one database, or another move goes on there: name another target")
+        raise StorageError("source and target are one database, or another move is running: name another target")
 
 
 def _tables(connection: Connection) -> list[Table]:
-    """Optuna's and ours, each after those that it refers to."""
+    """Optuna's tables and Acuity's, each after the tables that it refers to."""
     ours = MetaData()
     ours.reflect(connection, schema="acuity")
     return [table for table in [*BaseModel.metadata.sorted_tables, *ours.sorted_tables] if table.name not in _VERSIONS]
@@ -100,12 +101,10 @@ def _lock(source: Connection, target: Connection, tables: list[Table]) -> None:
         raise
 
 
-@contextmanager
-def _comparable(connection: Connection) -> Iterator[None]:
-    """Let both servers write values alike, whatever their settings: floats to the last bit."""
+def _set_output_format(connection: Connection) -> None:
+    """Let both servers write values in the same format until the transaction ends, floats to the last bit."""
     for setting in ("extra_float_digits = 3", "datestyle = 'ISO'", "bytea_output = 'hex'", "client_encoding = 'UTF8'"):
         connection.exec_driver_sql(f"set local {setting}")
-    yield
 
 
 def _copy(source: Connection, target: Connection, table: Table) -> Copied:
@@ -118,14 +117,14 @@ def _copy(source: Connection, target: Connection, table: Table) -> Copied:
     if read != written:
         raise StorageError(
             f"table {_shown(table)} has {read.rows:,} rows after the copy (SHA-256 {read.sha256[:12]}), the source "
-            f"{written.rows:,} ({written.sha256[:12]}): nothing is kept of it. See whether triggers change rows there"
+            f"{written.rows:,} ({written.sha256[:12]}): nothing was copied. See whether triggers change rows there"
         )
     _copy_sequences(source, target, table)
     return read
 
 
 def _digest(connection: Connection, table: Table, *, kept: Any = None) -> Copied:
-    # By "C", since servers order text by their own locales.
+    # Collation "C", since servers order text by different locales.
     keys = [f'"{key.name}"' + (' collate "C"' if isinstance(key.type, String) else "") for key in table.primary_key]
     into = _Digest(kept)
     with _driver(connection).cursor() as cursor:
@@ -136,7 +135,7 @@ def _digest(connection: Connection, table: Table, *, kept: Any = None) -> Copied
 
 
 def _copy_sequences(source: Connection, target: Connection, table: Table) -> None:
-    """Go on counting where the source stands: an id of something deleted is never given again."""
+    """Continue the source's sequences: the id of a deleted row is never used again."""
     for column in table.primary_key:
         query = text("select pg_get_serial_sequence(:table, :column)")
         name = source.scalar(query, {"table": _name(table), "column": column.name})
@@ -146,16 +145,16 @@ def _copy_sequences(source: Connection, target: Connection, table: Table) -> Non
             target.execute(text("select setval(:name, :last, :is_called)"), row)
 
 
-def _what_is_there(target: Connection, filled: list[Table]) -> str:
+def _describe_content(target: Connection, filled: list[Table]) -> str:
     names = list(target.scalars(text("select name from acuity.experiments order by created, name")))
-    there = (
+    content = (
         f"the experiment{'s' if len(names) > 1 else ''} {', '.join(names)}"
         if names
         else f"rows in {', '.join(map(_shown, filled[:3]))}"
     )
     return (
-        f"the target holds {there} already: what is moved keeps the ids of its studies and trials, by which networks "
-        "and protocols know it, so it needs an empty database. Make one on that server (createdb) and name it"
+        f"the target holds {content} already. The copy keeps the ids of studies and trials, since networks and "
+        "protocols refer to them, so it needs an empty database. Make one on that server (createdb) and name it"
     )
 
 

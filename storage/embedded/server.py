@@ -1,7 +1,7 @@
-"""The embedded Postgres: started by its first user, shared by all, stopped when the last one is gone.
+"""Start the embedded Postgres for its first user, share it, and stop it after the last user.
 
-Every user holds a shared flock on users.lock, and embedded_keeper.py waits for that to be nobody's. Alive means that a
-connection succeeds, and gone that server.lock is free: process ids are recycled and never believed.
+Every user holds a shared flock on users.lock. keeper.py stops the server when no user holds it. The server runs if a
+connection succeeds, and has ended if server.lock is free. Process ids are not used, since they are recycled.
 """
 
 import fcntl
@@ -18,12 +18,19 @@ import psycopg2.extensions
 from sqlalchemy import URL
 
 from acuity.storage.embedded.account import server_account, server_binaries
-from acuity.storage.embedded.folder import DATABASE, USER, default_folder, fill_folder, make_folder, read_password
+from acuity.storage.embedded.folder import (
+    DATABASE,
+    USER,
+    default_folder,
+    initialise_cluster,
+    make_folder,
+    read_password,
+)
 from acuity.storage.errors import StorageError
 from acuity.storage.url import DRIVER
 
 _START_TIMEOUT_S = 120.0
-"""For a start with recovery after a crash, or a stop with a last checkpoint, on a slow disk."""
+"""Enough for a recovery after a crash, or for a last checkpoint before a stop, on a slow disk."""
 _STOP_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5
 _POLL_S = 0.02
@@ -31,10 +38,10 @@ _POLL_S = 0.02
 
 @contextmanager
 def embedded_server(folder: Path | None = None) -> Iterator[URL]:
-    """Use the embedded Postgres for as long as the block runs, starting it if nobody has; yields its URL.
+    """Use the embedded Postgres during the block and yield its URL. The first user starts the server.
 
-    folder: where it lives, by default ACUITY_EMBEDDED_DIR or a folder of the user's data. Held by this process and its
-    forks; the last one out waits until the server has stopped.
+    folder: the server's folder, by default ACUITY_EMBEDDED_DIR or a folder in the user's data. This process and its
+    forks are users; the last user waits until the server has stopped.
     """
     account = server_account()
     folder = make_folder(folder or default_folder(), account)
@@ -59,13 +66,13 @@ def _ensure_running(folder: Path, account: str | None) -> URL:
         url = _url(folder)
         if _answers(url):
             return url
-        # Starting, recovering, stopping after its keeper was killed, or gone: what still lives is let come to its end.
+        # The server may start, recover, or stop after its keeper was killed. Wait until it answers or has ended.
         if _wait_until_answers(url, folder):
             return url
     binaries = server_binaries(folder, account)
-    fill_folder(folder, binaries=binaries, account=account)
-    # Nobody holds server.lock, so these can only be a crashed server's; Postgres would refuse to start where the
-    # process id in them is somebody else's by now, or a zombie's.
+    initialise_cluster(folder, binaries=binaries, account=account)
+    # server.lock is free, so these files are a crashed server's. Postgres would refuse to start where another process
+    # or a zombie has the process id in them.
     for stale in ("postmaster.pid", ".s.PGSQL.5432.lock"):
         (data / stale).unlink(missing_ok=True)
     url = _url(folder)
@@ -83,8 +90,8 @@ def _start(folder: Path, binaries: Path, account: str | None) -> None:
     command = [*keeper, str(folder), str(binaries / "postgres"), *([account] if account else [])]
     with log.open("xb") as stream:
         log.chmod(0o600)
-        # A session of its own, so that Ctrl-C in this terminal does not reach it; a plain environment, since PGPORT and
-        # its like would reach Postgres.
+        # In a new session Ctrl-C in this terminal does not reach the server. The environment is minimal, since Postgres
+        # would read PGPORT and similar variables.
         started = subprocess.run(
             command,
             cwd=folder,
@@ -124,7 +131,7 @@ def _answers(url: URL) -> bool:
 
 
 def _make_database(url: URL) -> None:
-    """Make our database in a fresh cluster. Called under the start lock."""
+    """Make the database in a new cluster. The caller holds the start lock."""
     connection = _connect(url.set(database="postgres"))
     try:
         connection.autocommit = True
@@ -151,7 +158,7 @@ def _url(folder: Path) -> URL:
 
 
 def _wait_while_stopping(folder: Path) -> None:
-    """Return when the server is down or others use it: who leaves last has then left nothing running behind."""
+    """Return when the server is down or others use it, so that the last user leaves no server process behind."""
     deadline = time.monotonic() + _STOP_TIMEOUT_S
     while time.monotonic() < deadline and _is_held(folder, "server.lock"):
         if _is_shared(folder):
@@ -160,7 +167,7 @@ def _wait_while_stopping(folder: Path) -> None:
 
 
 def _is_shared(folder: Path) -> bool:
-    """Whether users.lock has users: not free, and not held alone by the keeper that stops the server."""
+    """Whether users hold users.lock: it is not free, and the keeper does not hold it alone to stop the server."""
     lock = _open_lock(folder, "users.lock")
     try:
         if _try_lock(lock, fcntl.LOCK_EX):
@@ -208,7 +215,7 @@ def _open_lock(folder: Path, name: str) -> int:
 
 
 def _log_end(folder: Path) -> str:
-    """The log's last lines in one, and where the rest is."""
+    """The log's last three lines in one line, and the log's path."""
     log = folder / "server.log"
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return f"{' | '.join(lines[-3:]) or 'its log is empty'} (all of it: {log})"

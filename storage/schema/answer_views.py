@@ -1,14 +1,14 @@
-"""The views acuity.auc_by_resolution and acuity.best_resolution: the answer for psql, Grafana and pandas' read_sql.
+"""SQL of the views acuity.auc_by_resolution and acuity.best_resolution, for psql, Grafana and pandas' read_sql.
 
-Before an experiment is confirmed they show its search: split is "validation", the AUCs are optimistic, and what a
-verdict needs is null. Afterwards split is "test" and the numbers are those that `acuity confirm` has stored.
+Before an experiment is confirmed they show its search: split is "validation", the AUCs are optimistic, and the columns
+of the verdict are null. Afterwards split is "test" and the numbers are those that `acuity confirm` has stored.
 """
 
-# 95 %, symmetric on the logit scale: objectives/metrics.auc_interval in SQL.
+# 95 % limits, symmetric on the logit scale, as auc_interval in objectives/statistics/intervals.py.
 _LIMIT = """case when auc_se > 0 and auc > 0 and auc < 1
         then 1 / (1 + exp(-(ln(auc / (1 - auc)) {sign} 1.959963984540054 * auc_se / (auc * (1 - auc))))) else auc end"""
 
-# The confirmation last asked for is an experiment's answer.
+# An experiment's answer is the confirmation that was asked for last.
 _CONFIRMED = """
     select c.experiment, l.label, l.best, l.reference, l.smallest_adequate, l.by_resolution
     from (

@@ -1,22 +1,23 @@
-"""The view acuity.trials: a row a trial, with its parameters and attributes as columns, straight from Optuna's tables.
+"""SQL of the view acuity.trials: one row per trial, with its parameters and attributes as columns.
 
-Optuna's own API reads whole studies (2.9 s for 14 studies of 300 trials); this answers what is asked. Each column is a
-subquery over a unique index, so that columns that a query does not name cost nothing.
+Optuna's API reads whole studies (2.9 s for 14 studies of 300 trials). In the view each column is a subquery over a
+unique index, so that columns that a query does not name cost nothing.
 """
 
-# Optuna keeps a categorical parameter as its choice's position, the choices as JSON beside it.
+# Optuna stores a categorical parameter as the position of its choice, with the choices as JSON.
 _PARAMETER = """(
     select case when p.distribution_json like '%"choices"%'
         then p.distribution_json::jsonb #>> array['attributes', 'choices', p.param_value::integer::text]
         else p.param_value::text end
     from trial_params p where p.trial_id = t.trial_id and p.param_name = '{name}'){cast} as {name}"""
 
-# json.dumps writes NaN and Infinity, which Postgres takes as numbers but not as JSON.
+# json.dumps writes NaN and Infinity, which Postgres accepts as numbers but not as JSON.
 _NUMBER = """(
     select nullif(a.value_json, 'null')::double precision
     from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}'){cast} as {name}"""
 
-# Escapes that Postgres's JSON refuses (NUL, half a surrogate pair) must not fail the whole view: shown as they are.
+# Postgres's JSON refuses some escapes (NUL, half a surrogate pair). A text with them is shown as JSON, so that the view
+# does not fail.
 _TEXT = r"""(
     select case when a.value_json ~ '\\u(0000|[dD][89a-fA-F])' then a.value_json else a.value_json::jsonb #>> '{{}}' end
     from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}') as {name}"""

@@ -1,4 +1,4 @@
-"""Our own tables and views, in the schema `acuity`: created when they are absent, refused at any other version."""
+"""Create the tables and views of the schema `acuity`, and refuse any other version of it."""
 
 from sqlalchemy import Connection, text
 
@@ -7,7 +7,7 @@ from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESO
 from acuity.storage.schema.trials_view import TRIALS_VIEW
 
 VERSION = 1
-"""Of the schema. Every change of the tables or views raises it."""
+"""Version of the schema. Every change of the tables or views increments it."""
 _TABLES = """
 create schema if not exists acuity;
 create table acuity.version (one boolean primary key default true check (one), version integer not null);
@@ -97,19 +97,19 @@ def create_schema(connection: Connection) -> None:
 def needs_search_path(connection: Connection) -> bool:
     """Whether the user is named acuity and has the default search path ("$user", public).
 
-    Our schema then comes first, and Optuna would read the view acuity.trials as its own table.
+    The schema acuity then comes first, and Optuna would read the view acuity.trials as its table.
     """
     query = text("select current_user = 'acuity' and current_setting('search_path') like '%$user%'")
     return bool(connection.scalar(query))
 
 
 def set_search_path(connection: Connection) -> None:
-    """Set the search path of the user acuity in this database to public, for other tools than ours too."""
+    """Set the search path of the user acuity in this database to public, for every program."""
     _run(connection, _SET_SEARCH_PATH)
 
 
 def _read_version(connection: Connection) -> int | None:
-    # to_regclass would answer from this session's cache and miss a table that was made while we waited for the lock.
+    # to_regclass would answer from this session's cache and miss a table that was created during the wait for the lock.
     exists = "select exists (select from pg_tables where schemaname = 'acuity' and tablename = 'version')"
     if not connection.scalar(text(exists)):
         return None

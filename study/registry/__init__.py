@@ -1,1 +1,1 @@
-"""Experiments, studies and claimed trials in the database."""
+"""An experiment's row, its studies and its trials in the database."""

@@ -1,11 +1,10 @@
-"""Which trial a worker runs next, and how trials of dead workers are requeued: exact budgets, no trial is lost.
+"""Claim the trial that a worker runs next, within exact budgets.
 
-Everything that changes how many trials a study has happens under the study's claim lock.
+A change of a study's number of trials needs the study's claim lock.
 """
 
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from sqlalchemy import text
 from acuity.storage.database import Database
 from acuity.storage.trials import claim_study
 from acuity.study.registry.names import study_name
-from acuity.study.registry.progress import spoken_for
+from acuity.study.registry.progress import count_started
 from acuity.study.registry.record import Registered, checkpoint_name
 from acuity.study.search.initial_trials import fix_parameters
 from acuity.study.search.space import make_sampler
 
-logger = logging.getLogger(__name__)
-# Attributes that the next attempt inherits, so that it ends with the value of the uninterrupted trial.
 INHERITED = (
     "origin",
     "seed",
@@ -37,6 +34,7 @@ INHERITED = (
     "nominee",
     "repeat",
 )
+"""The next attempt at a trial inherits these attributes, so that it ends with the uninterrupted trial's value."""
 
 CanHold = Callable[[dict[str, Any], int], bool]
 """Whether (parameters, batch size) fit on this worker's device."""
@@ -44,7 +42,7 @@ CanHold = Callable[[dict[str, Any], int], bool]
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A trial that this worker runs."""
+    """A trial that this worker runs. Its trial_id is the database's, its number counts from 0 in the study."""
 
     label: str
     study: optuna.Study
@@ -52,37 +50,38 @@ class Claim:
     number: int
     inherited: dict[str, Any]
     running: int
-    """Trials of this study that were running when the claim was made."""
+    """Number of the study's trials that ran when the claim was made."""
     checkpoint_study: str
     """The study's name among the checkpoints."""
 
     @property
     def origin(self) -> int:
-        """Number of the trial's first attempt: its checkpoints carry it."""
+        """Number of the trial's first attempt, under which the checkpoints are stored."""
         return int(self.inherited.get("origin", self.number))
 
     @property
     def attempt(self) -> int:
+        """Number of this attempt, from 1."""
         return int(self.inherited.get("attempt", 1))
 
     @property
-    def first(self) -> bool:
-        """One of the enqueued first trials, which are never pruned."""
+    def is_initial(self) -> bool:
+        """Whether this is one of the enqueued initial trials. They are never pruned."""
         return "first" in self.inherited
 
     @property
-    def confirms(self) -> bool:
-        """A nominee's retraining: never pruned, at its own batch size, its network kept."""
+    def is_confirmation(self) -> bool:
+        """Whether this is a nominee's retraining: never pruned, at the nominee's batch size, with its network kept."""
         return "nominee" in self.inherited
 
     def training_seed(self, search_seed: int) -> int:
-        """From the experiment's seed, the study and the origin's number: the same on every worker."""
+        """The training's seed, the same on every worker: from SHA-256 of search_seed, the study and the origin."""
         digest = hashlib.sha256(f"{search_seed}/{self.study.study_name}/{self.origin}".encode()).digest()
         return int.from_bytes(digest[:4])
 
 
 def open_studies(database: Database, registered: Registered, *, sampler_seed: int) -> dict[str, optuna.Study]:
-    """The study of every label, with this worker's own sampler: workers with one seed would suggest the same."""
+    """The study of every label. Each worker passes another sampler_seed: with one seed all would suggest the same."""
     experiment = registered.experiment
     return {
         label: optuna.load_study(
@@ -97,19 +96,19 @@ def open_studies(database: Database, registered: Registered, *, sampler_seed: in
 def claim_trial(
     database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
 ) -> Claim | None:
-    """Take a trial of the study that is furthest from its budget; None where every budget is spoken for."""
+    """Claim a trial of the label furthest from its budget; None where ended and running trials fill every budget."""
     budget = registered.experiment.search.trials
-    taken = spoken_for(database, registered.experiment)
-    open_labels = [label for label, trials in taken.items() if label in studies and trials < budget]
+    started = count_started(database, registered.experiment)
+    open_labels = [label for label, trials in started.items() if label in studies and trials < budget]
     random.shuffle(open_labels)  # else workers that start together compete for the first of equal labels
-    for label in sorted(open_labels, key=taken.__getitem__):
-        claim = _claim_in(database, registered, label, studies[label], can_hold=can_hold)
+    for label in sorted(open_labels, key=started.__getitem__):
+        claim = _claim_in_study(database, registered, label, studies[label], can_hold=can_hold)
         if claim is not None:
             return claim
     return None
 
 
-def _claim_in(
+def _claim_in_study(
     database: Database, registered: Registered, label: str, study: optuna.Study, *, can_hold: CanHold
 ) -> Claim | None:
     study.get_trials(deepcopy=False)  # fills Optuna's cache, so that the lock is held for milliseconds
@@ -117,30 +116,30 @@ def _claim_in(
         finished, running, waiting = _count(database, study._study_id)
         if finished + running >= registered.experiment.search.trials:
             return None
-        trial_id = _take_waiting(database, study, can_hold) if waiting else None
+        trial_id = _start_waiting(database, study, can_hold) if waiting else None
         if trial_id is None:
             trial_id = database.storage.create_new_trial(study._study_id)
         else:
             fix_parameters(
                 database, registered.experiment, registered.exponents, label=label, study=study, trial_id=trial_id
             )
-        # Still under the lock: under it, a running trial without a heartbeat is an orphan.
+        # Record it before the lock is released: a running trial without a heartbeat counts as an orphan.
         database.heartbeats.record_heartbeat(trial_id)
-    return _claim(database, registered, label, study, trial_id, running=running)
+    return _make_claim(database, registered, label, study, trial_id, running=running)
 
 
-def start_waiting(
-    database: Database, registered: Registered, label: str, study: optuna.Study, can_hold: CanHold
+def claim_waiting_trial(
+    database: Database, registered: Registered, label: str, study: optuna.Study, *, can_hold: CanHold
 ) -> Claim | None:
-    """Take a waiting trial of the study; create none. The caller holds the study's claim lock."""
-    trial_id = _take_waiting(database, study, can_hold)
+    """Claim a waiting trial of the study; create none. The caller holds the study's claim lock."""
+    trial_id = _start_waiting(database, study, can_hold)
     if trial_id is None:
         return None
     database.heartbeats.record_heartbeat(trial_id)
-    return _claim(database, registered, label, study, trial_id, running=0)
+    return _make_claim(database, registered, label, study, trial_id, running=0)
 
 
-def _claim(
+def _make_claim(
     database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int, *, running: int
 ) -> Claim:
     query = text(
@@ -155,7 +154,7 @@ def _claim(
 
 
 def _count(database: Database, study_id: int) -> tuple[int, int, int]:
-    """Trials of a study that are finished, running and waiting."""
+    """Numbers of finished, running and waiting trials of a study."""
     query = text(
         "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING'), "
         "count(*) filter (where state = 'WAITING') from trials where study_id = :study_id"
@@ -165,7 +164,7 @@ def _count(database: Database, study_id: int) -> tuple[int, int, int]:
     return int(finished), int(running), int(waiting)
 
 
-def _take_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:
+def _start_waiting(database: Database, study: optuna.Study, can_hold: CanHold) -> int | None:
     """Start the oldest waiting trial that fits on this device, interrupted ones first."""
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     for trial in sorted(waiting, key=lambda trial: ("origin" not in trial.user_attrs, trial.number)):

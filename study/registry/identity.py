@@ -1,11 +1,11 @@
-"""The identity of an image set: SHA-256 sums of what an experiment's trials must have in common to be comparable."""
+"""The identity of an image set, in SHA-256 sums. Trials are comparable if they have the same identity."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageIdentity:
-    """SHA-256 of the index, the split and the unused images; filters change the first two."""
+    """SHA-256 of the index, the split and the unused images. Filters change the index and the split."""
 
     index_sha256: str
     """Of the index after filters."""

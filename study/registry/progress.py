@@ -1,4 +1,4 @@
-"""Progress of an experiment: trials counted by state in SQL, fast at any number of trials."""
+"""Count an experiment's trials by state, in SQL, which is fast at any number of trials."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from acuity.study.registry.names import study_name
 
 @dataclass(frozen=True)
 class LabelProgress:
-    """Trials of one label by state; failed excludes attempts that were requeued."""
+    """Numbers of one label's trials by state; failed excludes attempts that were requeued."""
 
     label: str
     study_id: int
@@ -25,6 +25,7 @@ class LabelProgress:
 
     @property
     def finished(self) -> int:
+        """Number of trials that count towards the budget."""
         return self.complete + self.pruned
 
 
@@ -46,15 +47,15 @@ _PROGRESS = text(
 
 
 def read_progress(database: Database, experiment: Experiment) -> list[LabelProgress]:
-    """One entry a label, in the experiment's order."""
-    names = {study_name(experiment.name, label): label for label in experiment.labels}
+    """One entry per label, in the experiment's order; a label without a study has none."""
+    labels = _labels_by_study(experiment)
     with database.engine.connect() as connection:
-        rows = {row[0]: row[1:] for row in connection.execute(_PROGRESS, {"names": list(names)})}
-    return [LabelProgress(label, *rows[name]) for name, label in names.items() if name in rows]
+        rows = {row[0]: row[1:] for row in connection.execute(_PROGRESS, {"names": list(labels)})}
+    return [LabelProgress(label, *rows[name]) for name, label in labels.items() if name in rows]
 
 
-def spoken_for(database: Database, experiment: Experiment) -> dict[str, int]:
-    """Number of finished or running trials of each label: what a claim needs, cheaper than read_progress."""
+def count_started(database: Database, experiment: Experiment) -> dict[str, int]:
+    """Number of finished or running trials of each label. Every claim needs it; it is cheaper than read_progress."""
     query = text(
         """
         select s.study_name, count(t.trial_id)
@@ -62,30 +63,30 @@ def spoken_for(database: Database, experiment: Experiment) -> dict[str, int]:
         where s.study_name = any(:names) group by s.study_name
         """
     )
-    names = {study_name(experiment.name, label): label for label in experiment.labels}
+    labels = _labels_by_study(experiment)
     with database.engine.connect() as connection:
-        return {names[name]: int(count) for name, count in connection.execute(query, {"names": list(names)})}
+        return {labels[name]: int(count) for name, count in connection.execute(query, {"names": list(labels)})}
 
 
 _FAILURES_IN_A_ROW = 5
 # A requeued attempt continues as another trial, so it is no failure.
-_FOR_GOOD = "not exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
+_NOT_REQUEUED = "not exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
 
 
-def failed_trials(database: Database, experiment: Experiment) -> list[int]:
+def list_failed_trials(database: Database, experiment: Experiment) -> list[int]:
     """Ids of the trials that have failed and were not requeued."""
     query = text(
         "select t.trial_id from studies s join trials t on t.study_id = s.study_id "
-        f"where s.study_name = any(:names) and t.state = 'FAIL' and {_FOR_GOOD}"
+        f"where s.study_name = any(:names) and t.state = 'FAIL' and {_NOT_REQUEUED}"
     )
     with database.engine.connect() as connection:
-        return [int(row[0]) for row in connection.execute(query, {"names": _names(experiment)})]
+        return [int(row[0]) for row in connection.execute(query, {"names": list(_labels_by_study(experiment))})]
 
 
-def labels_that_fail(database: Database, experiment: Experiment, *, except_for: list[int]) -> dict[str, str]:
-    """Labels whose last five ended trials all failed, with the last reason; except_for: failures of earlier launches.
+def find_failing_labels(database: Database, experiment: Experiment, *, except_for: list[int]) -> dict[str, str]:
+    """Labels with five failures as their last five ended trials, with the last failure's reason.
 
-    The order is that of trial ids, since workers' clocks differ.
+    except_for: ids of trials that failed in earlier launches. Trials are ordered by id, since workers' clocks differ.
     """
     query = text(
         f"""
@@ -96,20 +97,21 @@ def labels_that_fail(database: Database, experiment: Experiment, *, except_for: 
                     as reason
             from trials t
             where t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'FAIL')
-                and not t.trial_id = any(:except_for) and {_FOR_GOOD}
+                and not t.trial_id = any(:except_for) and {_NOT_REQUEUED}
             order by t.trial_id desc limit :many
         ) ended
         where s.study_name = any(:names)
-            -- Nearly always nothing has failed; this check is ten times faster.
+            -- Most studies have no failed trial; this check makes the query ten times faster for them.
             and exists (select from trials f where f.study_id = s.study_id and f.state = 'FAIL')
         group by s.study_name having count(*) = :many and bool_and(ended.state = 'FAIL')
         """
     )
-    parameters = {"names": _names(experiment), "except_for": except_for, "many": _FAILURES_IN_A_ROW}
+    labels = _labels_by_study(experiment)
+    parameters = {"names": list(labels), "except_for": except_for, "many": _FAILURES_IN_A_ROW}
     with database.engine.connect() as connection:
         rows = connection.execute(query, parameters).all()
-    return {name.removeprefix(f"{experiment.name}/"): json.loads(reason) for name, reason in rows}
+    return {labels[name]: json.loads(reason) for name, reason in rows}
 
 
-def _names(experiment: Experiment) -> list[str]:
-    return [study_name(experiment.name, label) for label in experiment.labels]
+def _labels_by_study(experiment: Experiment) -> dict[str, str]:
+    return {study_name(experiment.name, label): label for label in experiment.labels}

@@ -1,4 +1,4 @@
-"""The row of an experiment in the database, read and written."""
+"""Read, write and delete an experiment's row in the database."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,31 @@ class Registered:
     """Drawn at the first launch. It separates the checkpoints of two databases with an experiment of one name."""
 
 
-def save_record(database: Database, registered: Registered) -> None:
+def read_registered(database: Database, name: str, *, folder: Path | None = None) -> Registered:
+    """Read a registered experiment; StorageError where there is none of that name.
+
+    folder: the index's folder on this host, if it is another one.
+    """
+    registered = from_stored(read_experiment(database, name))
+    if folder is None:
+        return registered
+    return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+
+
+def from_stored(stored: StoredExperiment) -> Registered:
+    """Parse an experiment's row."""
+    definition = stored.definition
+    low, high = definition["batch_size_exponents"]
+    return Registered(
+        experiment=parse(definition["experiment"], source="the stored experiment"),
+        exponents=(low, high),
+        identity=ImageIdentity(**definition["identity"]),
+        checkpoint_mark=definition["checkpoint_mark"],
+    )
+
+
+def save_registered(database: Database, registered: Registered) -> None:
+    """Write an experiment's row; an existing row of its name is updated."""
     save_experiment(
         database,
         registered.experiment.name,
@@ -41,15 +65,14 @@ def save_record(database: Database, registered: Registered) -> None:
     )
 
 
-def recall(database: Database, name: str, *, folder: Path | None = None) -> Registered:
-    """Read a registered experiment. folder: of the index on this host, if it is another one."""
-    registered = from_stored(read_experiment(database, name))
-    if folder is None:
-        return registered
-    return replace(registered, experiment=move_paths(registered.experiment, folder.resolve()))
+def delete_registered(database: Database, registered: Registered) -> None:
+    """Delete the experiment with its studies and trials, and the checkpoints that this host sees."""
+    checkpoints = checkpoints_of(registered)
+    for name, study_id in delete_experiment(database, registered.experiment.name):
+        checkpoints.remove_study(checkpoint_name(registered, name, study_id))
 
 
-def with_budget_of_today(database: Database, registered: Registered) -> Registered:
+def with_current_budget(database: Database, registered: Registered) -> Registered:
     """The same experiment with the `trials` of its last launch."""
     query = text(
         "select (definition #>> '{experiment,search,trials}')::integer from acuity.experiments where name = :name"
@@ -63,18 +86,19 @@ def with_budget_of_today(database: Database, registered: Registered) -> Register
 
 
 def check_same_images(registered: Registered, identity: ImageIdentity) -> None:
-    """UsageError where this host's index, split or images are not those that the experiment's trials were made with."""
-    name, theirs = registered.experiment.name, registered.identity
-    for what, sha256, expected in (
-        ("index", identity.index_sha256, theirs.index_sha256),
-        ("split", identity.split_sha256, theirs.split_sha256),
+    """UsageError where this host's index, split or unused images differ from the experiment's."""
+    name, expected = registered.experiment.name, registered.identity
+    for what, sha256, expected_sha256 in (
+        ("index", identity.index_sha256, expected.index_sha256),
+        ("split", identity.split_sha256, expected.split_sha256),
     ):
-        if sha256 != expected:
+        if sha256 != expected_sha256:
             raise UsageError(
-                f"the {what} here (SHA-256 {sha256[:12]}) is not the one of experiment {name} ({expected[:12]}): AUCs "
-                f"of other patients are not comparable. Copy that {what} here, or give the experiment another name"
+                f"the {what} here (SHA-256 {sha256[:12]}) is not the one of experiment {name} "
+                f"({expected_sha256[:12]}): AUCs of other patients are not comparable. Copy that {what} here, or give "
+                "the experiment another name"
             )
-    if identity.unused_sha256 != theirs.unused_sha256:
+    if identity.unused_sha256 != expected.unused_sha256:
         raise UsageError(
             f"experiment {name} leaves out other images (unreadable ones and repeats) than those that are left out "
             "here: a file was repaired or lost since. AUCs of other images are not comparable. Copy the images and "
@@ -90,23 +114,5 @@ def checkpoints_of(registered: Registered) -> Checkpoints:
 
 
 def checkpoint_name(registered: Registered, study_name: str, study_id: int) -> str:
-    """The name under which a study's checkpoints are kept; no experiment of the same name elsewhere shares it."""
+    """The study's name among the checkpoints. An experiment of the same name in another database has another one."""
     return f"{study_name} {study_id} {registered.checkpoint_mark}"
-
-
-def forget(database: Database, registered: Registered) -> None:
-    """Delete the experiment with its studies and trials, and the checkpoints that this host sees."""
-    checkpoints = checkpoints_of(registered)
-    for name, study_id in delete_experiment(database, registered.experiment.name):
-        checkpoints.remove_study(checkpoint_name(registered, name, study_id))
-
-
-def from_stored(stored: StoredExperiment) -> Registered:
-    definition = stored.definition
-    low, high = definition["batch_size_exponents"]
-    return Registered(
-        experiment=parse(definition["experiment"], source="the stored experiment"),
-        exponents=(low, high),
-        identity=ImageIdentity(**definition["identity"]),
-        checkpoint_mark=definition["checkpoint_mark"],
-    )

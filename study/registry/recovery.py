@@ -1,5 +1,6 @@
-"""Trials whose worker is gone or stopped: handed back, requeued or failed."""
+"""Requeue or fail the trials of workers that died or had to stop."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,14 @@ from sqlalchemy import text
 
 from acuity.storage.database import Database
 from acuity.storage.trials import claim_study, write_attributes
-from acuity.study.registry.claims import INHERITED, Claim, logger
+from acuity.study.registry.claims import INHERITED, Claim
 from acuity.study.registry.record import Registered
-from acuity.study.registry.studies import enqueue
+from acuity.study.registry.studies import enqueue_trial
+
+logger = logging.getLogger(__name__)
 
 
-def hand_back(database: Database, claim: Claim, *, reason: str) -> None:
+def release_trial(database: Database, claim: Claim, *, reason: str) -> None:
     """Requeue an unfinished trial at once; another worker resumes it at its checkpoint. This counts as no retry."""
     with claim_study(database, claim.study._study_id):
         trial = database.storage.get_trial(claim.trial_id)
@@ -23,20 +26,45 @@ def hand_back(database: Database, claim: Claim, *, reason: str) -> None:
             _requeue(database, claim.study, trial, reason=reason, retries=int(trial.user_attrs.get("retries", 0)))
 
 
-def reap(database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, grace_s: float) -> None:
+def requeue_stale_trials(
+    database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, grace_s: float
+) -> None:
     """Requeue every trial of the experiment without a heartbeat for grace_s, or fail it after too many retries.
 
     The caller must have had contact with the database for grace_s: after an outage every heartbeat is old.
     """
     for study in studies.values():
-        if not _silent_trials(database, study._study_id, grace_s=grace_s):
+        if not _stale_trials(database, study._study_id, grace_s=grace_s):
             continue
         with claim_study(database, study._study_id):
-            for trial_id in _silent_trials(database, study._study_id, grace_s=grace_s):
-                _reap_trial(database, registered, study, database.storage.get_trial(trial_id))
+            for trial_id in _stale_trials(database, study._study_id, grace_s=grace_s):
+                _requeue_stale(database, registered, study, database.storage.get_trial(trial_id))
 
 
-def _silent_trials(database: Database, study_id: int, *, grace_s: float) -> list[int]:
+def fail_trial(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
+    """End a trial as FAILED, outside the budget. An initial trial is replaced by another at its resolution.
+
+    The caller holds the study's claim lock.
+    """
+    if trial.state.is_finished():
+        return
+    part = trial.user_attrs.get("first")
+    if part is not None:
+        parameters = trial.params or trial.system_attrs["fixed_params"]
+        replacement = {"resolution": parameters["resolution"]} if "resolution" in parameters else parameters
+        enqueue_trial(database, study, replacement, attributes={"first": part})
+    _end(database, trial, {"reason": reason})
+
+
+def cancel_trial(database: Database, trial: FrozenTrial, *, reason: str) -> None:
+    """End a waiting trial that is no longer needed, outside the budget.
+
+    The caller holds the study's claim lock.
+    """
+    _end(database, trial, {"requeued": True, "reason": reason})
+
+
+def _stale_trials(database: Database, study_id: int, *, grace_s: float) -> list[int]:
     query = text(
         """
         select t.trial_id from trials t left join trial_heartbeats h on h.trial_id = t.trial_id
@@ -51,37 +79,21 @@ def _silent_trials(database: Database, study_id: int, *, grace_s: float) -> list
         return [int(row[0]) for row in rows]
 
 
-def _reap_trial(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial) -> None:
+def _requeue_stale(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial) -> None:
     retries = int(trial.user_attrs.get("retries", 0)) + 1
-    limit = registered.experiment.workers.max_retries
-    if retries <= limit:
-        logger.warning("%s trial %d: its worker is gone; another one takes it up", study.study_name, trial.number)
+    if retries <= registered.experiment.workers.max_retries:
+        logger.warning("%s trial %d: its worker is gone; another one resumes it", study.study_name, trial.number)
         _requeue(database, study, trial, reason="its worker is gone", retries=retries)
         return
-    logger.error("%s trial %d: given up after %d workers died on it", study.study_name, trial.number, retries)
-    fail(database, study, trial, reason=f"given up: {retries} workers died on it")
-
-
-def fail(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
-    """End a trial as FAILED, outside the budget. A first trial is replaced by another at its resolution.
-
-    The caller holds the study's claim lock.
-    """
-    if trial.state.is_finished():
-        return
-    part = trial.user_attrs.get("first")
-    if part is not None:
-        parameters = trial.params or trial.system_attrs["fixed_params"]
-        again = {"resolution": parameters["resolution"]} if "resolution" in parameters else parameters
-        enqueue(database, study, again, attributes={"first": part})
-    _end(database, trial, {"reason": reason})
+    logger.error("%s trial %d: failed after %d workers died on it", study.study_name, trial.number, retries)
+    fail_trial(database, study, trial, reason=f"given up: {retries} workers died on it")
 
 
 def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str, retries: int) -> None:
     """Enqueue the next attempt at a trial, then end this one. The caller holds the study's claim lock."""
     origin = int(trial.user_attrs.get("origin", trial.number))
     attempt = int(trial.user_attrs.get("attempt", 1)) + 1
-    known = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
+    inherited = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
     successors = [
         other._trial_id
         for other in study.get_trials(deepcopy=False)
@@ -89,28 +101,20 @@ def _requeue(database: Database, study: optuna.Study, trial: FrozenTrial, *, rea
     ]
     if not successors:  # else a worker that died between the two steps has enqueued it
         successors = [
-            enqueue(
+            enqueue_trial(
                 database,
                 study,
                 trial.system_attrs.get("fixed_params", {}) | trial.params,
-                attributes=known | {"origin": origin, "attempt": attempt, "retries": retries},
+                attributes=inherited | {"origin": origin, "attempt": attempt, "retries": retries},
             )
         ]
     if not _end(database, trial, {"requeued": True, "reason": reason}):
         # The worker has finished its trial meanwhile. No worker can have taken the successor under our lock.
-        _end(database, database.storage.get_trial(successors[0]), {"requeued": True, "reason": "not needed after all"})
-
-
-def drop(database: Database, trial: FrozenTrial, *, reason: str) -> None:
-    """End a waiting trial that is no longer needed; it counts for nothing.
-
-    The caller holds the study's claim lock.
-    """
-    _end(database, trial, {"requeued": True, "reason": reason})
+        cancel_trial(database, database.storage.get_trial(successors[0]), reason="not needed after all")
 
 
 def _end(database: Database, trial: FrozenTrial, attributes: dict[str, Any]) -> bool:
-    """Write attributes, then FAIL the trial: a finished trial takes none. False where it had ended already."""
+    """Write attributes, then FAIL the trial: a finished trial accepts none. False where it had ended already."""
     try:
         write_attributes(database, trial._trial_id, attributes)
         database.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)

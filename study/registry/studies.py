@@ -1,4 +1,4 @@
-"""The Optuna studies of an experiment and their enqueued trials."""
+"""Create the Optuna studies of an experiment and enqueue their initial trials."""
 
 import warnings
 from typing import Any
@@ -10,16 +10,16 @@ from acuity.storage.database import Database
 from acuity.storage.trials import claim_study
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered
-from acuity.study.search.history import read_tried
-from acuity.study.search.initial_design import first_trials
+from acuity.study.search.history import read_history
+from acuity.study.search.initial_design import plan_initial_trials
 
 _TO_ENQUEUE = "acuity:first_trials"
-"""A study's system attribute: its first trials while a launch enqueues them, then an empty list."""
+"""A study's system attribute: its initial trials while a launch enqueues them, then an empty list."""
 
 
 def make_studies(database: Database, registered: Registered) -> None:
-    """Create the missing studies of the labels and enqueue their missing first trials."""
-    informed = bool(read_tried(database, registered.experiment, registered.exponents))
+    """Create the missing studies of the labels and enqueue their missing initial trials."""
+    informed = bool(read_history(database, registered.experiment, registered.exponents))
     for label in registered.experiment.labels:
         _make_study(database, registered, label, informed=informed)
 
@@ -42,18 +42,21 @@ def _make_study(database: Database, registered: Registered, label: str, *, infor
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
                 study.set_metric_names(["validation AUC"])
             planned = [
-                [first.part, first.parameters]
-                for first in first_trials(experiment, registered.exponents, label, informed=informed)
+                [initial.part, initial.parameters]
+                for initial in plan_initial_trials(experiment, registered.exponents, label, informed=informed)
             ]
             database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, planned)
-        # An interrupted launch has enqueued the first of them. A trial that failed has a successor with "first" too.
-        there = sum("first" in trial.user_attrs and trial.state is not TrialState.FAIL for trial in trials)
-        for part, parameters in planned[there:]:
-            enqueue(database, study, parameters, attributes={"first": part})
+        # An interrupted launch has enqueued some of them. A failed trial has a successor with "first", so it is not
+        # counted.
+        enqueued = sum("first" in trial.user_attrs and trial.state is not TrialState.FAIL for trial in trials)
+        for part, parameters in planned[enqueued:]:
+            enqueue_trial(database, study, parameters, attributes={"first": part})
         database.storage.set_study_system_attr(study._study_id, _TO_ENQUEUE, [])
 
 
-def enqueue(database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]) -> int:
+def enqueue_trial(
+    database: Database, study: optuna.Study, parameters: dict[str, Any], *, attributes: dict[str, Any]
+) -> int:
     """Add a waiting trial with these parameters and return its id. The caller holds the study's claim lock."""
     return database.storage.create_new_trial(
         study._study_id,

@@ -1,1 +1,1 @@
-"""The search space, the initial design and the recipes that labels share."""
+"""The search space, the initial trials and the recipes that labels share."""

@@ -8,11 +8,11 @@ from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment, list_experiments
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
-from acuity.study.search.recipes import Recipe, Tried, searched_by
+from acuity.study.search.recipes import EndedTrial, Recipe, is_in_search_space
 
-# A first trial is pruned for a loss that is not finite or for lack of memory, so its AUC counts as 0.5. Other pruned
+# An initial trial is pruned for a loss that is not finite or for lack of memory, so its AUC counts as 0.5. Other pruned
 # trials are left out: the reasons for their pruning differ.
-_TRIED = text(
+_ENDED_TRIALS = text(
     """
     select t.experiment, t.label, t.resolution, t.architecture, t.learning_rate, t.batch_size_exponent,
         case when t.state = 'COMPLETE' then t.value else 0.5 end
@@ -27,22 +27,25 @@ _TRIED = text(
 _ANY_EXPONENT = (1, 30)
 
 
-def read_tried(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[Tried]:
-    """The ended trials with recipes of the experiment's search space, the oldest first."""
+def read_history(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[EndedTrial]:
+    """The ended trials with recipes of the experiment's search space, the oldest first.
+
+    They are those of the experiment and of the experiments in learn_from.
+    """
     names = [experiment.name, *experiment.search.learn_from]
     with database.engine.connect() as connection:
-        rows = connection.execute(_TRIED, {"names": names}).all()
-    tried = [
-        Tried(label if name == experiment.name else f"{name}/{label}", resolution, Recipe(*recipe), auc)
+        rows = connection.execute(_ENDED_TRIALS, {"names": names}).all()
+    history = [
+        EndedTrial(label if name == experiment.name else f"{name}/{label}", resolution, Recipe(*recipe), auc)
         for name, label, resolution, *recipe, auc in rows
     ]
-    return [each for each in tried if searched_by(each.recipe, experiment, exponents)]
+    return [trial for trial in history if is_in_search_space(trial.recipe, experiment, exponents)]
 
 
 def count_learnt(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> dict[str, int]:
     """Number of trials to learn from in each experiment of learn_from."""
-    tried = read_tried(database, experiment, exponents)
-    counts = Counter(each.label.rsplit("/", 1)[0] for each in tried if "/" in each.label)
+    history = read_history(database, experiment, exponents)
+    counts = Counter(trial.label.rsplit("/", 1)[0] for trial in history if "/" in trial.label)
     return {name: counts[name] for name in experiment.search.learn_from}
 
 
@@ -52,7 +55,7 @@ def check_learn_from(database: Database, experiment: Experiment) -> None:
     Called before the images are read, so any batch size counts.
     """
     if find_experiment(database, experiment.name) is not None:
-        return  # its first trials exist already
+        return  # its initial trials exist already
     known = list_experiments(database)
     for name, trials in count_learnt(database, experiment, _ANY_EXPONENT).items():
         if name not in known:

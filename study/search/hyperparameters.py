@@ -1,4 +1,4 @@
-"""The hyperparameters of a training, from the experiment and one point of its search space."""
+"""Build the hyperparameters of a training from the experiment and one point of its search space."""
 
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.study.config.schema import Experiment
@@ -7,7 +7,7 @@ from acuity.study.config.schema import Experiment
 def make_hyperparameters(
     experiment: Experiment, *, architecture: str, resolution: int, batch_size: int, learning_rate: float
 ) -> Hyperparameters:
-    """Add the experiment's [training] section to what the search or a finalist sets."""
+    """Combine these parameters with the experiment's [training] section."""
     training = experiment.training
     return Hyperparameters(
         architecture=architecture,

@@ -1,8 +1,8 @@
-"""The first trials of a label: the same number at every resolution, with recipes that other labels did well with.
+"""Plan the initial trials of a label: the same number at every resolution, with recipes that did well for other labels.
 
-First one recipe is trained at every resolution: this measures at which resolutions the finding is detectable. The
-label's other recipes are tried at the smallest of these, where recipes are compared at the lowest cost. Then every
-resolution is trained with the best recipe of all labels, in turns that begin at that resolution.
+The label's first recipe is trained at every resolution: this measures at which resolutions the finding is detectable.
+The label's other recipes are trained at the smallest of these, where recipes are compared at the lowest cost. Then
+every resolution is trained with the best recipe of all labels, in turns that begin at that resolution.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,34 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from acuity.study.config.schema import Experiment, Search
-from acuity.study.search.recipes import Tried, choose_recipe, own_recipes, recipe_of
+from acuity.study.search.recipes import EndedTrial, choose_recipe, own_recipes, recipe_of
 
-SHOWS = 0.1
+DETECTABLE_GAIN = 0.1
 """AUC above 0.5 from which a finding is detectable. Replays of the search with 0.05 to 0.2 differ only by noise."""
-MOST_OF_IT = 0.6
+DETECTABLE_SHARE = 0.6
 """Share of the largest AUC above 0.5 that is also required. Replays with 0.5 to 0.9 differ only by noise."""
 OWN = "own"
-"""The part in which a label tries its other recipes."""
+"""The part of the plan with the label's other own recipes."""
 _LOOK = "look"
+"""The part of the plan with one recipe at every resolution."""
 
 
 @dataclass(frozen=True)
-class FirstTrial:
-    """A first trial, before it starts or after."""
+class InitialTrial:
+    """An initial trial, before or after its start."""
 
     part: str
-    """Of the plan: "look", "own", "turn 1", "turn 2" and so on."""
+    """Part of the plan: "look", "own", "turn 1", "turn 2" and so on."""
     parameters: dict[str, Any]
-    """Those that are known; the missing ones are chosen when the trial starts."""
+    """The known parameters. The missing ones are chosen when the trial starts."""
 
 
-def first_trials(
+def plan_initial_trials(
     experiment: Experiment, exponents: tuple[int, int], label: str, *, informed: bool = False
-) -> list[FirstTrial]:
-    """The first trials of a label's study, in their order.
+) -> list[InitialTrial]:
+    """The initial trials of a label's study, in their order.
 
-    Its first recipe at every resolution, the smallest first; its other recipes, as far as the budget allows; then turns
-    through all resolutions. informed: earlier results exist, so their best recipe takes the place of the first recipe.
+    The label's first recipe at every resolution, the smallest first; its other recipes, within the budget; then turns
+    through all resolutions. informed: earlier results exist, so their best recipe replaces the label's first recipe.
     """
     search = experiment.search
     first, *others = own_recipes(experiment, exponents, label)
@@ -45,78 +46,83 @@ def first_trials(
     looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in ascending]
     turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
     return [
-        *(FirstTrial(_LOOK, look) for look in looks),
-        *(FirstTrial(OWN, other.parameters()) for other in others[: trials_of_its_own(search)]),
-        *(FirstTrial(turn, {}) for turn in turns for _ in search.resolutions),
+        *(InitialTrial(_LOOK, look) for look in looks),
+        *(InitialTrial(OWN, other.parameters()) for other in others[: _count_own(search)]),
+        *(InitialTrial(turn, {}) for turn in turns for _ in search.resolutions),
     ]
 
 
-def trials_of_its_own(search: Search) -> int:
-    """How many recipes a label tries beside its first, within the budget."""
-    minimum = search.min_complete_per_resolution
-    return min(minimum, search.trials - minimum * len(search.resolutions))
-
-
-def complete(
-    starting: FirstTrial,
+def choose_parameters(
+    starting: InitialTrial,
     experiment: Experiment,
     exponents: tuple[int, int],
     *,
     label: str,
-    tried: Sequence[Tried],
-    given: Sequence[FirstTrial],
+    history: Sequence[EndedTrial],
+    started: Sequence[InitialTrial],
 ) -> dict[str, Any]:
-    """All parameters of a first trial that starts.
+    """All parameters of an initial trial that starts.
 
-    tried: ended trials of all labels. given: the label's first trials whose parameters are complete.
+    history: ended trials of all labels. started: the label's initial trials that have all parameters.
     """
     parameters = starting.parameters
     resolution = parameters.get("resolution")
     if resolution is None:
-        resolution = _choose_resolution(starting, experiment, label=label, tried=tried, given=given)
-    there = {recipe_of(other.parameters) for other in given if other.parameters["resolution"] == resolution}
-    there |= {each.recipe for each in tried if (each.label, each.resolution) == (label, resolution)}
+        resolution = _choose_resolution(starting, experiment, label=label, history=history, started=started)
+    used = {recipe_of(other.parameters) for other in started if other.parameters["resolution"] == resolution}
+    used |= {trial.recipe for trial in history if (trial.label, trial.resolution) == (label, resolution)}
     wanted = [recipe_of(parameters)] if "architecture" in parameters else []
-    if starting.part == _LOOK:  # one recipe at all resolutions, even if better ones are known by now
-        wanted += [recipe_of(other.parameters) for other in given if other.part == _LOOK]
+    if starting.part == _LOOK:  # one recipe at all resolutions, even if a better one is known by now
+        wanted += [recipe_of(other.parameters) for other in started if other.part == _LOOK]
     for recipe in wanted:
-        if recipe not in there:
+        if recipe not in used:
             return recipe.at(resolution)
-    return choose_recipe(experiment, exponents, label=label, tried=tried, given=there).at(resolution)
+    return choose_recipe(experiment, exponents, label=label, history=history, used=used).at(resolution)
 
 
-def _choose_resolution(
-    starting: FirstTrial, experiment: Experiment, *, label: str, tried: Sequence[Tried], given: Sequence[FirstTrial]
-) -> int:
-    """For an own recipe the telling resolution. For a turn the next resolution above it, then below it.
-
-    Before a trial of the label has ended the telling resolution is unknown: own recipes are then spread from the
-    smallest resolution to the largest. (All of them at the largest, with 32 workers on 3 labels: AUC 0.01 worse than
-    random search for a finding that is detectable everywhere.)
-    """
-    ascending = sorted(experiment.search.resolutions)
-    begun = [other.parameters["resolution"] for other in given if other.part == starting.part]
-    if starting.part == OWN and not any(each.label == label for each in tried):
-        place = min(len(begun) / max(trials_of_its_own(experiment.search) - 1, 1), 1.0)
-        return ascending[round(place * (len(ascending) - 1))]
-    telling = telling_resolution(experiment, label, tried)
-    if starting.part == OWN:
-        return telling
-    order = sorted(ascending, key=lambda resolution: (resolution < telling, abs(resolution - telling)))
-    return next((resolution for resolution in order if resolution not in begun), telling)
-
-
-def telling_resolution(experiment: Experiment, label: str, tried: Iterable[Tried]) -> int:
+def smallest_detectable_resolution(experiment: Experiment, label: str, history: Iterable[EndedTrial]) -> int:
     """The smallest resolution at which the finding is detectable: recipes are compared there at the lowest cost.
 
     The largest resolution while the finding is detectable nowhere.
     """
-    shown: dict[int, float] = {}
-    for each in tried:
-        if each.label == label:
-            shown[each.resolution] = max(each.auc - 0.5, shown.get(each.resolution, 0.0))
-    enough = max(SHOWS, MOST_OF_IT * max(shown.values(), default=0.0))
+    gains: dict[int, float] = {}
+    for trial in history:
+        if trial.label == label:
+            gains[trial.resolution] = max(trial.auc - 0.5, gains.get(trial.resolution, 0.0))
+    required = max(DETECTABLE_GAIN, DETECTABLE_SHARE * max(gains.values(), default=0.0))
     return min(
-        (resolution for resolution, above_chance in shown.items() if above_chance >= enough),
+        (resolution for resolution, gain in gains.items() if gain >= required),
         default=max(experiment.search.resolutions),
     )
+
+
+def _choose_resolution(
+    starting: InitialTrial,
+    experiment: Experiment,
+    *,
+    label: str,
+    history: Sequence[EndedTrial],
+    started: Sequence[InitialTrial],
+) -> int:
+    """For an own recipe the smallest detectable resolution; for a turn the next one above it, then below it.
+
+    Before a trial of the label has ended this resolution is unknown: own recipes are then spread from the smallest
+    resolution to the largest. (All of them at the largest, with 32 workers on 3 labels: AUC 0.01 worse than random
+    search for a finding that is detectable everywhere.)
+    """
+    ascending = sorted(experiment.search.resolutions)
+    begun = [other.parameters["resolution"] for other in started if other.part == starting.part]
+    if starting.part == OWN and not any(trial.label == label for trial in history):
+        position = min(len(begun) / max(_count_own(experiment.search) - 1, 1), 1.0)
+        return ascending[round(position * (len(ascending) - 1))]
+    smallest = smallest_detectable_resolution(experiment, label, history)
+    if starting.part == OWN:
+        return smallest
+    order = sorted(ascending, key=lambda resolution: (resolution < smallest, abs(resolution - smallest)))
+    return next((resolution for resolution in order if resolution not in begun), smallest)
+
+
+def _count_own(search: Search) -> int:
+    """Number of own recipes that a label tries beside its first one, within the budget."""
+    minimum = search.min_complete_per_resolution
+    return min(minimum, search.trials - minimum * len(search.resolutions))

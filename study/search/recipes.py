@@ -1,4 +1,4 @@
-"""Training recipes: a trial's parameters except its resolution. Which ones a label tries, and which are the best.
+"""Choose and rank recipes: the parameters of a training except the resolution.
 
 A recipe that is good at one resolution or for one label is mostly good at another (rank correlation 0.65 to 0.99 in
 recorded trainings).
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from acuity.study.config.schema import Experiment
 
-# In trials: the effect of a recipe with one trial is shrunk to about nine tenths, which dampens noise.
 _RIDGE = 0.1
+"""In trials: the effect of a recipe with one trial is shrunk to about nine tenths, against noise."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A trial that has ended."""
+class EndedTrial:
+    """The recipe and the result of an ended trial."""
 
     label: str
-    """For another experiment: its name, a slash and the label."""
+    """The label; for another experiment its name, a slash and the label."""
     resolution: int
     recipe: Recipe
     auc: float
@@ -55,14 +55,14 @@ def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
 
 
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
-    """The recipes that a label tries itself, min_complete_per_resolution + 1 of them.
+    """A label's own recipes, min_complete_per_resolution + 1 of them.
 
-    Those of all labels together are spread over the search space. They differ from those of the experiments in
-    learn_from.
+    The own recipes of all labels are spread over the search space together. They differ from those of the experiments
+    in learn_from.
     """
     search, position, labels = experiment.search, experiment.labels.index(label), len(experiment.labels)
     seed = [search.seed, *(zlib.crc32(name.encode()) for name in search.learn_from)]
-    spread = _spread((search.min_complete_per_resolution + 1) * labels, seed)
+    spread = _latin_hypercube((search.min_complete_per_resolution + 1) * labels, seed)
     low, high = (math.log(rate) for rate in search.learning_rate)
     lowest, highest = exponents
     return [
@@ -75,8 +75,8 @@ def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) 
     ]
 
 
-def searched_by(recipe: Recipe, experiment: Experiment, exponents: tuple[int, int]) -> bool:
-    """Whether the recipe lies in the experiment's search space."""
+def is_in_search_space(recipe: Recipe, experiment: Experiment, exponents: tuple[int, int]) -> bool:
+    """Whether the experiment's search may choose the recipe."""
     search, exponent = experiment.search, recipe.batch_size_exponent
     slowest, fastest = search.learning_rate
     if recipe.architecture not in search.architectures or not slowest <= recipe.learning_rate <= fastest:
@@ -87,40 +87,46 @@ def searched_by(recipe: Recipe, experiment: Experiment, exponents: tuple[int, in
 
 
 def choose_recipe(
-    experiment: Experiment, exponents: tuple[int, int], *, label: str, tried: Sequence[Tried], given: Container[Recipe]
+    experiment: Experiment,
+    exponents: tuple[int, int],
+    *,
+    label: str,
+    history: Sequence[EndedTrial],
+    used: Container[Recipe],
 ) -> Recipe:
-    """The best recipe of all labels that is not yet in given, the recipes at this resolution.
+    """The best recipe of all labels that is not in used: the label's recipes at this resolution.
 
-    Where there is none, an untried recipe; where there is none either, the best one again.
+    Where all are used, the first unused own recipe of a label, this label's first. Where these are used too, the best
+    recipe once more.
     """
-    ranked = rank_recipes(tried)
     labels = [label, *(other for other in experiment.labels if other != label)]
-    untried = [recipe for owner in labels for recipe in own_recipes(experiment, exponents, owner)]
-    return next((recipe for recipe in [*ranked, *untried] if recipe not in given), [*ranked, *untried][0])
+    own = [recipe for owner in labels for recipe in own_recipes(experiment, exponents, owner)]
+    candidates = [*rank_recipes(history), *own]
+    return next((recipe for recipe in candidates if recipe not in used), candidates[0])
 
 
-def rank_recipes(tried: Iterable[Tried]) -> list[Recipe]:
+def rank_recipes(history: Iterable[EndedTrial]) -> list[Recipe]:
     """Recipes, the best first, by ridge regression: AUC = effect of label and resolution + effect of the recipe.
 
     Where a finding is not detectable the AUCs of recipes differ little, so these trials have little influence. The
     system is reduced to labels and resolutions (Schur complement), since there are as many recipes as trials.
     """
-    tried = list(tried)
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys((each.label, each.resolution) for each in tried))}
-    recipes = {recipe: i for i, recipe in enumerate(dict.fromkeys(each.recipe for each in tried))}
+    history = list(history)
+    cells = {cell: i for i, cell in enumerate(dict.fromkeys((trial.label, trial.resolution) for trial in history))}
+    recipes = {recipe: i for i, recipe in enumerate(dict.fromkeys(trial.recipe for trial in history))}
     counts, sums = np.zeros((2, len(cells), len(recipes)))
-    for each in tried:
-        at = cells[each.label, each.resolution], recipes[each.recipe]
+    for trial in history:
+        at = cells[trial.label, trial.resolution], recipes[trial.recipe]
         counts[at] += 1
-        sums[at] += each.auc
+        sums[at] += trial.auc
     shrunk = counts / (counts.sum(axis=0) + _RIDGE)
-    left = np.diag(counts.sum(axis=1) + 1e-6) - shrunk @ counts.T
-    allowed = np.linalg.solve(left, sums.sum(axis=1) - shrunk @ sums.sum(axis=0))
-    added = (sums.sum(axis=0) - allowed @ counts) / (counts.sum(axis=0) + _RIDGE)
-    return sorted(recipes, key=lambda recipe: -added[recipes[recipe]])
+    complement = np.diag(counts.sum(axis=1) + 1e-6) - shrunk @ counts.T
+    cell_effects = np.linalg.solve(complement, sums.sum(axis=1) - shrunk @ sums.sum(axis=0))
+    recipe_effects = (sums.sum(axis=0) - cell_effects @ counts) / (counts.sum(axis=0) + _RIDGE)
+    return sorted(recipes, key=lambda recipe: -recipe_effects[recipes[recipe]])
 
 
-def _spread(points: int, seed: Sequence[int]) -> NDArray[np.float64]:
-    """Quantiles [points, 2] of rate and batch, each dimension's strata hit once (Latin hypercube, McKay 1979)."""
+def _latin_hypercube(points: int, seed: Sequence[int]) -> NDArray[np.float64]:
+    """Quantiles [points, 2] of learning rate and batch size, one per stratum of each dimension (McKay 1979)."""
     generator = np.random.default_rng(seed)
     return np.stack([(generator.permutation(points) + 0.5) / points for _ in range(2)], axis=1)

@@ -22,13 +22,13 @@ class Configuration:
     architecture: str
     learning_rate: float
     batch_size_exponent: int | None
-    """None where the batch policy leaves nothing to search."""
+    """None where the batch size is not searched."""
 
 
 def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[int, int]:
-    """Range of the exponent of two, fixed for the experiment: its top means the largest feasible batch.
+    """Range of batch_size_exponent, fixed for the experiment; its upper end means the largest feasible batch.
 
-    A range that depended on the other parameters would drop out of TPE's joint model.
+    TPE's joint model leaves out a parameter with a range that depends on other parameters.
     """
     search = experiment.search
     largest = max(2, min(search.max_batch_size, training_images // search.min_updates_per_epoch))
@@ -49,7 +49,7 @@ def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
 
 
 def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, int]) -> Configuration:
-    """Suggest all parameters at once: one trial that ends without some would empty TPE's joint search space."""
+    """Suggest all parameters at once: a trial that ends without some of them would empty TPE's joint search space."""
     search = experiment.search
     return Configuration(
         resolution=trial.suggest_categorical("resolution", search.resolutions),
@@ -89,6 +89,6 @@ def make_pruner(experiment: Experiment, *, running: int) -> BasePruner:
 
 
 def prunable_epochs(experiment: Experiment) -> range:
-    """Epochs, from 1, after which the pruner is asked; asking is half of a trial's cost in the storage."""
+    """Epochs, from 1, after which the pruner is asked. These calls are half of a trial's cost in the storage."""
     epochs = experiment.training.epochs
     return range(0) if experiment.search.pruner == "none" else range(math.ceil(0.2 * epochs) + 1, epochs)

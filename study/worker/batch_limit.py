@@ -1,10 +1,10 @@
-"""The largest batch that a worker's device can hold, shared by the fleet."""
+"""Find the largest batch that fits a device's memory, once for all workers of the fleet."""
 
 import torch
 
-from acuity.objectives.device.device import Device, held_by_others
+from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.batch_probe import probe_batch
-from acuity.objectives.training.prediction import is_channels_last
+from acuity.objectives.training.prediction import uses_channels_last
 from acuity.objectives.training.step_memory import StepMemory, estimate_step_memory, largest_batch
 from acuity.storage.database import Database
 from acuity.storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch
@@ -21,14 +21,14 @@ def memory_limit(
     def measure() -> int:
         if device.torch_device.type == "cuda":
             return _verified_limit(key, device, most=experiment.search.max_batch_size)
-        # A real step of this size costs a CPU as much as an epoch; a trial that runs out of memory retries at half.
+        # On a CPU a step of this size takes as long as an epoch. A trial that runs out of memory retries at half.
         return largest_batch(_step_memory(key, device), device.memory_budget_bytes)
 
     return find_or_measure(database, key, measure)
 
 
 def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
-    """Largest batch size whose real step fits; the estimate, if larger, where all that a trial may run fits."""
+    """Largest batch size of a step that ran; where the largest batch of any trial ran, the estimate, if larger."""
     _refuse_if_held(device)
     fit = probe_batch(
         key.architecture,
@@ -36,7 +36,7 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
         precision=key.precision,
         device=device.torch_device,
         budget_bytes=device.memory_budget_bytes,
-        most=most,
+        max_batch_size=most,
     )
     torch.cuda.empty_cache()
     _refuse_if_held(device)
@@ -46,8 +46,8 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
 
 
 def _refuse_if_held(device: Device) -> None:
-    """UsageError where other programs hold the share: the fleet would keep the smaller limit measured beside them."""
-    held = held_by_others(device)
+    """UsageError where other programs hold part of the share: the limit would be too small, and the fleet keeps it."""
+    held = memory_shortage(device)
     if held:
         raise UsageError(held)
 
@@ -73,6 +73,6 @@ def _key(device: Device, experiment: Experiment, architecture: str, resolution: 
         architecture=architecture,
         input_size=training.network_input or resolution,
         precision=training.precision,
-        channels_last=is_channels_last(device.torch_device, training.precision),
+        channels_last=uses_channels_last(device.torch_device, training.precision),
         torch_version=torch.__version__,
     )

@@ -1,4 +1,4 @@
-"""What a worker process holds from its start to its end."""
+"""State of a worker process, from its start to its end."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import optuna
 
 from acuity.objectives.device.device import Device
 from acuity.storage.checkpoints import Checkpoints
-from acuity.storage.database import Database, patiently
+from acuity.storage.database import Database, retry_outages
 from acuity.study.config.schema import Experiment
 from acuity.study.dataset.image_set import ImageSet
 from acuity.study.registry.record import Registered
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class WorkerContext:
-    """Everything that a worker's functions share: the database, the experiment, its images and the device."""
+    """The database, the experiment, its images and the device of a worker."""
 
     database: Database
     registered: Registered
@@ -37,13 +37,13 @@ class WorkerContext:
     def experiment(self) -> Experiment:
         return self.registered.experiment
 
-    def patiently(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def retry_outages(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a storage function; retry it through an outage for up to storage_patience_min."""
         patience_s = 60 * self.experiment.workers.storage_patience_min
 
         def call() -> T:
             return function(*args, **kwargs)
 
-        result = patiently(call, patience_s=patience_s, give_up=self.stop.is_set, on_outage=self.contact.lost)
+        result = retry_outages(call, patience_s=patience_s, give_up=self.stop.is_set, on_outage=self.contact.lost)
         self.contact.seen()
         return result

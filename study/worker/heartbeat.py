@@ -1,4 +1,4 @@
-"""The heartbeat of a running trial, recorded by a thread that survives outages of the database."""
+"""Record the heartbeat of a running trial in a thread, also after outages of the database."""
 
 import logging
 import threading
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class DatabaseContact:
-    """How long this process has reached the database without a break.
+    """Measures for how long this process has reached the database without a break.
 
-    longest_gap_s: time without a call after which the contact counts as broken. A process that was stopped (SIGSTOP)
+    longest_gap_s: time without a call after which the contact counts as broken: a process that was stopped (SIGSTOP)
     sees no error.
     """
 
@@ -25,6 +25,7 @@ class DatabaseContact:
         self._lock = threading.Lock()
 
     def seen(self) -> None:
+        """Record a call that succeeded."""
         with self._lock:
             now = time.monotonic()
             if now - self._last > self._longest_gap_s:
@@ -32,30 +33,33 @@ class DatabaseContact:
             self._last = now
 
     def lost(self) -> None:
-        """Start again from zero: other workers lost the database too, and need time for a new heartbeat."""
+        """Record a call that failed, and measure from zero: other workers need time for a new heartbeat too."""
         with self._lock:
             self._since = self._last = time.monotonic()
 
     def unbroken_s(self) -> float:
+        """Time from the first to the last successful call without a break."""
         with self._lock:
             return self._last - self._since
 
 
 @contextmanager
-def beating(database: Database, trial_id: int, *, interval_s: float, contact: DatabaseContact) -> Iterator[None]:
-    """Record a heartbeat for the trial every interval_s while the block runs; an outage does not end it."""
+def record_heartbeats(
+    database: Database, trial_id: int, *, interval_s: float, contact: DatabaseContact
+) -> Iterator[None]:
+    """Record a heartbeat for the trial every interval_s while the block runs; an outage does not end this."""
     done = threading.Event()
 
-    def beat() -> None:
+    def record() -> None:
         while not done.wait(interval_s):
             try:
                 database.heartbeats.record_heartbeat(trial_id)
                 contact.seen()
             except OUTAGES as error:
                 contact.lost()
-                logger.warning("no heartbeat recorded (%s); the next one is tried as usual", type(error).__name__)
+                logger.warning("no heartbeat recorded (%s); the next one follows as usual", type(error).__name__)
 
-    thread = threading.Thread(target=beat, name=f"heartbeat of trial {trial_id}", daemon=True)
+    thread = threading.Thread(target=record, name=f"heartbeat of trial {trial_id}", daemon=True)
     thread.start()
     try:
         yield

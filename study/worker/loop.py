@@ -1,4 +1,4 @@
-"""The main path of a worker: claim a trial of the label furthest from its budget, train it, report, tell."""
+"""The main path of a worker: claim a trial of the label furthest from its budget, train it, tell its value, repeat."""
 
 import logging
 import random
@@ -11,18 +11,19 @@ from typing import Any
 
 import optuna
 
-from acuity.objectives.device.device import limit_memory, open_device, resident_bytes
+from acuity.objectives.device.device import limit_memory, open_device
 from acuity.objectives.device.gpu_lock import choose_device
+from acuity.objectives.device.memory import resident_bytes
 from acuity.storage.database import open_storage
 from acuity.study.confirmation.trials import claim_confirm_trial, is_running_elsewhere, open_confirm_studies
-from acuity.study.dashboard.notes import show_quietly
+from acuity.study.dashboard.publishing import try_to_publish_label
 from acuity.study.dataset.image_set import open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.fleet.signals import stop_signals
-from acuity.study.registry.claims import claim_trial, open_studies
-from acuity.study.registry.progress import failed_trials, labels_that_fail, read_progress
-from acuity.study.registry.record import check_same_images, checkpoints_of, recall, with_budget_of_today
-from acuity.study.registry.recovery import reap
+from acuity.study.registry.claims import Claim, claim_trial, open_studies
+from acuity.study.registry.progress import find_failing_labels, list_failed_trials, read_progress
+from acuity.study.registry.record import check_same_images, checkpoints_of, read_registered, with_current_budget
+from acuity.study.registry.recovery import requeue_stale_trials
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.batch_limit import memory_limit
 from acuity.study.worker.context import WorkerContext
@@ -44,11 +45,11 @@ def run_worker(
 ) -> bool:
     """Run trials of the experiment until every label has its budget, or until SIGTERM.
 
-    folder: where the index's folder lies on this host, if elsewhere. workers: how many share the device.
-    Returns True where the process has grown so much that a fresh one should replace it.
+    folder: the index's folder on this host, if it is another one. workers: number of workers that share the device.
+    Returns True where the process has grown so much that a new process must replace it.
     """
     with stop_signals() as stop, open_storage(storage_url) as database:
-        registered = recall(database, name, folder=folder)
+        registered = read_registered(database, name, folder=folder)
         experiment = registered.experiment
         image_set = open_image_set(experiment)
         check_same_images(registered, image_set.identity)
@@ -69,36 +70,36 @@ def run_worker(
             contact=DatabaseContact(longest_gap_s=experiment.workers.grace_s / 2),
             stop=stop,
         )
-        return _work(context)
+        return run_trials(context)
 
 
-def _work(context: WorkerContext) -> bool:
-    failed_before = context.patiently(failed_trials, context.database, context.experiment)
+def run_trials(context: WorkerContext) -> bool:
+    """Run trials until the budgets are spent or the context's stop is set. Returns as `run_worker`."""
+    failed_before = context.retry_outages(list_failed_trials, context.database, context.experiment)
     failing: dict[str, str] = {}
     size_at_first: int | None = None
     notes = _Notes()
     while not context.stop.is_set():
-        budgeted = context.patiently(with_budget_of_today, context.database, context.registered)
+        budgeted = context.retry_outages(with_current_budget, context.database, context.registered)
         context = replace(context, registered=budgeted)
-        confirming = context.patiently(open_confirm_studies, context.database, context.experiment)
-        _reap(context, confirming)
-        failing |= context.patiently(labels_that_fail, context.database, context.experiment, except_for=failed_before)
+        confirming = context.retry_outages(open_confirm_studies, context.database, context.experiment)
+        _requeue_stale_trials(context, confirming)
+        failing |= context.retry_outages(
+            find_failing_labels, context.database, context.experiment, except_for=failed_before
+        )
         studies = {label: study for label, study in context.studies.items() if label not in failing}
-        can_hold = partial(_can_hold, context)
-        claim = context.patiently(
-            claim_trial, context.database, context.registered, studies, can_hold=can_hold
-        ) or context.patiently(claim_confirm_trial, context.database, context.registered, confirming, can_hold=can_hold)
+        claim = _claim(context, studies, confirming)
         if claim is not None:
             run_attempt(context, claim)
             notes.write(context, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
-                logger.info("this process has grown by more than 1 GiB; a fresh one replaces it")
+                logger.info("this process has grown by more than 1 GiB; a new process replaces it")
                 return True
-        elif _nothing_left(context, studies) and not context.patiently(is_running_elsewhere, confirming):
+        elif _budgets_are_spent(context, studies) and not context.retry_outages(is_running_elsewhere, confirming):
             break
         else:
-            # Others run the last trials; this worker waits, in case one of them dies.
+            # Other workers run the last trials. This worker waits, in case one of them dies.
             context.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
     if not context.stop.is_set():
         notes.write_all(context)
@@ -110,7 +111,7 @@ def _work(context: WorkerContext) -> bool:
 
 
 class _Notes:
-    """Writes the dashboard's notes and plots, in at most a hundredth of the worker's time until it exits."""
+    """Writes the dashboard's notes and plots, in at most a hundredth of the worker's time before it exits."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -119,24 +120,38 @@ class _Notes:
         if time.monotonic() < self._next:
             return
         began = time.monotonic()
-        show_quietly(context.database, context.registered, label, every_s=60)
+        try_to_publish_label(context.database, context.registered, label, every_s=60)
         self._next = time.monotonic() + 100 * (time.monotonic() - began)
 
     def write_all(self, context: WorkerContext) -> None:
         for label in context.experiment.labels:
-            show_quietly(context.database, context.registered, label, every_s=0)
+            try_to_publish_label(context.database, context.registered, label, every_s=0)
 
 
-def _reap(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
-    """Requeue dead trials; after an outage or a pause all heartbeats are old, so wait one grace period first."""
+def _requeue_stale_trials(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
+    """Requeue trials of dead workers, one grace period after an outage or a pause: before, all heartbeats are old."""
     grace_s = context.experiment.workers.grace_s
     context.contact.seen()
     if context.contact.unbroken_s() > grace_s:
         for studies in (context.studies, confirming):
-            context.patiently(reap, context.database, context.registered, studies, grace_s=grace_s)
+            context.retry_outages(requeue_stale_trials, context.database, context.registered, studies, grace_s=grace_s)
+
+
+def _claim(
+    context: WorkerContext, studies: Mapping[str, optuna.Study], confirming: Mapping[str, optuna.Study]
+) -> Claim | None:
+    """Claim a trial of the search, else one of a confirmation."""
+    for claim_next, candidates in ((claim_trial, studies), (claim_confirm_trial, confirming)):
+        claim = context.retry_outages(
+            claim_next, context.database, context.registered, candidates, can_hold=partial(_can_hold, context)
+        )
+        if claim is not None:
+            return claim
+    return None
 
 
 def _can_hold(context: WorkerContext, parameters: dict[str, Any], batch_size: int) -> bool:
+    """Whether the batch fits on this device; True for a trial with open parameters."""
     if not {"architecture", "resolution"} <= parameters.keys():
         return True
     limit = memory_limit(
@@ -149,7 +164,7 @@ def _can_hold(context: WorkerContext, parameters: dict[str, Any], batch_size: in
     return batch_size <= limit
 
 
-def _nothing_left(context: WorkerContext, labels: Container[str]) -> bool:
+def _budgets_are_spent(context: WorkerContext, labels: Container[str]) -> bool:
     budget = context.experiment.search.trials
-    progress = context.patiently(read_progress, context.database, context.experiment)
+    progress = context.retry_outages(read_progress, context.database, context.experiment)
     return all(entry.finished >= budget for entry in progress if entry.label in labels)

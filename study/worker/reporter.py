@@ -1,4 +1,4 @@
-"""Reports of a trial's AUC to its study after each epoch, kept during an outage, and the pruner's decision."""
+"""Report a trial's AUC to its study after each epoch, and ask the pruner."""
 
 import logging
 from collections.abc import Container
@@ -15,6 +15,7 @@ class Reporter:
     """The callable that training reports to: (epoch, AUC) -> whether to stop.
 
     prunable: epochs after which the pruner is asked. Initial trials and retrainings have none: they are never pruned.
+    Reports are kept during an outage and sent after it.
     """
 
     def __init__(self, context: WorkerContext, trial: optuna.Trial, *, prunable: Container[int]) -> None:
@@ -29,7 +30,7 @@ class Reporter:
             self._send()
             prune = epoch in self._prunable and bool(self._trial.should_prune())
         except OUTAGES as error:
-            # Training continues during an outage; the end of the trial waits for the storage.
+            # Training continues during an outage. The trial waits for the storage at its end.
             self._context.contact.lost()
             logger.warning("%d reports kept until the database is back: %s", len(self._unsent), type(error).__name__)
             return False
@@ -38,7 +39,7 @@ class Reporter:
 
     def send_rest(self) -> None:
         """Send the reports kept during an outage; wait for the storage for up to storage_patience_min."""
-        self._context.patiently(self._send)
+        self._context.retry_outages(self._send)
 
     def _send(self) -> None:
         while self._unsent:

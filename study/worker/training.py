@@ -1,4 +1,4 @@
-"""Train a claimed trial at a batch size that fits this worker's device."""
+"""Train a claimed trial at a batch size that fits the worker's device."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from acuity.objectives.device.device import held_by_others
+from acuity.objectives.device.device import memory_shortage
 from acuity.objectives.device.memory import is_out_of_memory
 from acuity.objectives.training.interface import Hyperparameters, LabelledImages, Outcome
 from acuity.objectives.training.step_memory import FeasibleBatch, cap_batch
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class InfeasibleError(Exception):
-    """The trial's batch size is not feasible: the trial ends PRUNED, so that the sampler learns of it."""
+    """The trial's batch size is not feasible. The trial ends PRUNED, so that the sampler learns from it."""
 
 
 class TooLargeError(Exception):
@@ -35,18 +35,19 @@ class TooLargeError(Exception):
 def train_claimed(
     context: WorkerContext, claim: Claim, configuration: Configuration, data: LabelledImages, reporter: Reporter
 ) -> Outcome:
-    """Train at the largest feasible batch size; where memory still runs out, record it and retry at half of it.
+    """Train at a feasible batch size; where memory still runs out, retry at half of it.
 
     A smaller batch that has run is written to the fleet's table, unless other programs hold the memory. Where they do
     and no smaller batch is allowed, UsageError is raised and neither the trial nor the table records a limit.
+    InfeasibleError or TooLargeError where the batch does not fit and must not be halved.
     """
-    batch = _feasible(context, configuration, data)
-    batch_size = _batch_size(context, claim, configuration, batch)
-    plan = _plan(context, claim, batch, batch_size)
+    batch = _feasible_batch(context, configuration, data)
+    batch_size = _choose_batch_size(context, claim, configuration, batch)
+    planned = _planned_attributes(context, claim, batch, batch_size)
     torch.set_num_threads(_threads(context, claim))
     out_of_memory, held = 0, None
     while True:
-        note(context, claim, _plan(context, claim, batch, batch_size))
+        write_trial_attributes(context, claim, _planned_attributes(context, claim, batch, batch_size))
         hyperparameters = make_hyperparameters(
             context.experiment,
             architecture=configuration.architecture,
@@ -60,28 +61,28 @@ def train_claimed(
                 _record_limit(context, configuration, limit=batch_size)
             return outcome
         # The except block has ended, so the failed step's tensors are freed.
-        held = held or held_by_others(context.device)
-        as_asked = isinstance(context.experiment.search.batch, int)
-        if held and (claim.confirms or as_asked or batch_size < 4):
-            note(context, claim, plan)  # the next attempt inherits these attributes
+        held = held or memory_shortage(context.device)
+        is_fixed = isinstance(context.experiment.search.batch, int)
+        if held and (claim.is_confirmation or is_fixed or batch_size < 4):
+            write_trial_attributes(context, claim, planned)  # the next attempt inherits these attributes
             raise UsageError(held)
         if batch_size < 4:
             raise InfeasibleError(f"out of memory with a batch of {batch_size} on {context.device.name}")
-        if claim.confirms or as_asked:
+        if claim.is_confirmation or is_fixed:
             _record_limit(context, configuration, limit=batch_size // 2)
-        if claim.confirms:
+        if claim.is_confirmation:
             raise TooLargeError(f"out of memory on {context.device.name} at the nominee's batch size")
-        if as_asked:
+        if is_fixed:
             raise InfeasibleError(f"out of memory with the batch of {batch_size} on {context.device.name}")
-        logger.warning("%s: out of memory with a batch of %d; retrying with half of it", name_of(claim), batch_size)
+        logger.warning("%s: out of memory with a batch of %d; retrying with half of it", trial_name(claim), batch_size)
         batch_size //= 2
         batch = FeasibleBatch(size=batch_size, cap="memory")
         out_of_memory += 1
-        note(context, claim, {"out_of_memory": out_of_memory})
+        write_trial_attributes(context, claim, {"out_of_memory": out_of_memory})
 
 
 def _record_limit(context: WorkerContext, configuration: Configuration, *, limit: int) -> None:
-    context.patiently(
+    context.retry_outages(
         lower_memory_limit,
         context.database,
         context.device,
@@ -116,9 +117,9 @@ def _train_unless_out_of_memory(
     return None
 
 
-def _feasible(context: WorkerContext, configuration: Configuration, data: LabelledImages) -> FeasibleBatch:
+def _feasible_batch(context: WorkerContext, configuration: Configuration, data: LabelledImages) -> FeasibleBatch:
     search = context.experiment.search
-    limit = context.patiently(
+    limit = context.retry_outages(
         memory_limit,
         context.database,
         context.device,
@@ -140,7 +141,7 @@ def _feasible(context: WorkerContext, configuration: Configuration, data: Labell
     return batch
 
 
-def _batch_size(context: WorkerContext, claim: Claim, configuration: Configuration, batch: FeasibleBatch) -> int:
+def _choose_batch_size(context: WorkerContext, claim: Claim, configuration: Configuration, batch: FeasibleBatch) -> int:
     inherited = claim.inherited.get("batch_size")
     if inherited is not None:
         return int(inherited)
@@ -157,12 +158,12 @@ def _seed(context: WorkerContext, claim: Claim) -> int:
 
 
 def _threads(context: WorkerContext, claim: Claim) -> int:
-    """The thread count of the first attempt: sums with another count differ in their last digits."""
+    """Number of threads of the first attempt: sums with another number of threads differ in their last digits."""
     return int(claim.inherited.get("threads", context.device.threads))
 
 
-def _plan(context: WorkerContext, claim: Claim, batch: FeasibleBatch, batch_size: int) -> dict[str, Any]:
-    """Attributes of the trial before it trains; a later attempt inherits those that decide its value."""
+def _planned_attributes(context: WorkerContext, claim: Claim, batch: FeasibleBatch, batch_size: int) -> dict[str, Any]:
+    """Attributes of the trial before it trains; a later attempt inherits those that determine its value."""
     return {
         "batch_size": batch_size,
         "feasible_batch_size": batch.size,
@@ -179,11 +180,11 @@ def _plan(context: WorkerContext, claim: Claim, batch: FeasibleBatch, batch_size
     }
 
 
-def note(context: WorkerContext, claim: Claim, attributes: dict[str, Any]) -> None:
-    """Write user attributes, always before `tell`: a finished trial accepts none."""
-    context.patiently(write_attributes, context.database, claim.trial_id, attributes)
+def write_trial_attributes(context: WorkerContext, claim: Claim, attributes: dict[str, Any]) -> None:
+    """Write user attributes of the trial, always before `tell`: a finished trial accepts none."""
+    context.retry_outages(write_attributes, context.database, claim.trial_id, attributes)
 
 
-def name_of(claim: Claim) -> str:
+def trial_name(claim: Claim) -> str:
     """The trial's name in logs."""
     return f"{claim.study.study_name} trial {claim.number}"

@@ -1,4 +1,4 @@
-"""A trial's checkpoint reaches whoever resumes it, and nobody spoils another's."""
+"""The next attempt reads a trial's checkpoint, and no attempt overwrites a later one."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ STUDY = "nih/Pleural Thickening"
 
 @pytest.fixture(params=["folder", "memory"])
 def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
-    """On a local disk, and on fsspec's memory as an example of a file system that is none."""
+    """Checkpoints on a local disk, and in fsspec's memory as an example of another file system."""
     at = {"folder": str(tmp_path / "checkpoints"), "memory": f"memory://{tmp_path.name}/checkpoints"}
     return open_checkpoints(at[request.param])
 
@@ -23,7 +23,7 @@ def on_disk(tmp_path: Path) -> Checkpoints:
     return open_checkpoints(str(tmp_path / "checkpoints"))
 
 
-def test_successor_reads_what_its_predecessor_wrote_last(checkpoints: Checkpoints) -> None:
+def test_next_attempt_reads_the_newest_checkpoint(checkpoints: Checkpoints) -> None:
     checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 1")
     checkpoints.write(STUDY, 7, attempt=1, data=b"epoch 2")
     assert checkpoints.read(STUDY, 7, attempt=2) == b"epoch 2"
@@ -35,14 +35,14 @@ def test_trial_without_checkpoint_reads_none(checkpoints: Checkpoints) -> None:
     assert checkpoints.read(STUDY, 77, attempt=9) is None
 
 
-def test_worker_woken_from_the_dead_does_not_overwrite_its_successors(checkpoints: Checkpoints) -> None:
+def test_worker_that_resumes_late_does_not_overwrite_its_successors_checkpoint(checkpoints: Checkpoints) -> None:
     checkpoints.write(STUDY, 7, attempt=2, data=b"the successor's epoch 5")
-    checkpoints.write(STUDY, 7, attempt=1, data=b"the dead one's epoch 3")
+    checkpoints.write(STUDY, 7, attempt=1, data=b"the late worker's epoch 3")
     assert checkpoints.read(STUDY, 7, attempt=2) == b"the successor's epoch 5"
     assert checkpoints.read(STUDY, 7, attempt=3) == b"the successor's epoch 5"
 
 
-def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
+def test_attempt_never_reads_a_later_attempts_checkpoint(checkpoints: Checkpoints) -> None:
     checkpoints.write(STUDY, 7, attempt=9, data=b"nine")
     checkpoints.write(STUDY, 7, attempt=10, data=b"ten")
     assert checkpoints.read(STUDY, 7, attempt=9) == b"nine"
@@ -50,7 +50,7 @@ def test_attempt_never_reads_a_later_ones(checkpoints: Checkpoints) -> None:
     assert checkpoints.read(STUDY, 7, attempt=8) is None
 
 
-def test_removal_takes_these_attempts_alone(checkpoints: Checkpoints) -> None:
+def test_removal_removes_these_attempts_alone(checkpoints: Checkpoints) -> None:
     for origin, attempt in ((7, 1), (7, 2), (70, 1)):
         checkpoints.write(STUDY, origin, attempt=attempt, data=b"data")
     assert checkpoints.attempts(STUDY) == {(7, 1), (7, 2), (70, 1)}
@@ -61,7 +61,7 @@ def test_removal_takes_these_attempts_alone(checkpoints: Checkpoints) -> None:
     assert checkpoints.attempts(STUDY) == {(70, 1)}
 
 
-def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Checkpoints) -> None:
+def test_removed_study_leaves_no_checkpoint_to_a_later_study_of_its_name(checkpoints: Checkpoints) -> None:
     checkpoints.write(STUDY, 7, attempt=1, data=b"data")
     checkpoints.write(f"{STUDY}/confirm", 7, attempt=1, data=b"data")
     checkpoints.remove_study(STUDY)
@@ -71,7 +71,7 @@ def test_removed_study_leaves_nothing_to_a_later_one_of_its_name(checkpoints: Ch
 
 
 @pytest.mark.parametrize("study", ["nih/" + "肺炎" * 60 + " 7", "nih/" + "Отёк лёгких " * 10 + "7"])
-def test_label_in_any_script_has_checkpoints_of_its_own(checkpoints: Checkpoints, study: str) -> None:
+def test_labels_in_any_script_have_separate_checkpoints(checkpoints: Checkpoints, study: str) -> None:
     checkpoints.write(study, 7, attempt=1, data=b"search")
     checkpoints.write(f"{study}/confirm", 7, attempt=1, data=b"confirmation")
     assert checkpoints.read(study, 7, attempt=1) == b"search"
@@ -89,7 +89,7 @@ def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -
     assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full, a disk that is always full")
 def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
     on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +107,7 @@ def test_full_disk_is_named_in_one_line_and_spares_the_earlier_checkpoint(
     assert on_disk.read(STUDY, 7, attempt=1) == b"earlier"
 
 
-def test_addresses_are_folders_or_what_fsspec_knows_or_refused_without_their_secrets(tmp_path: Path) -> None:
+def test_unknown_address_is_refused_without_its_secrets(tmp_path: Path) -> None:
     assert open_checkpoints(f"file://{tmp_path}/with%20space").folder == str(tmp_path / "with space")
     assert open_checkpoints("~/checkpoints").folder == str(Path.home() / "checkpoints")
     with pytest.raises(StorageError, match=r"wasabi://bucket/checkpoints cannot be used .*name a folder") as caught:
@@ -115,7 +115,7 @@ def test_addresses_are_folders_or_what_fsspec_knows_or_refused_without_their_sec
     assert "secret" not in str(caught.value)
 
 
-def test_trial_that_is_cleared_up_while_a_woken_worker_writes_is_no_error_of_the_disk(
+def test_removal_during_a_late_workers_write_raises_no_error(
     on_disk: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, cleared = os.fsync, []

@@ -1,4 +1,4 @@
-"""One worker at a time decides over a study, and none can keep the others from it for long."""
+"""One worker at a time holds the claim of a study, and none can hold it for long."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ from acuity.storage.trials import claim_study
 
 @pytest.fixture
 def few_connections(database: Database) -> Iterator[Database]:
-    """The same database by 5 connections, for whoever wants one."""
+    """The same database with 5 connections."""
     engine = create_engine(database.url, pool_size=5, max_overflow=0, pool_timeout=60)
     yield replace(database, engine=engine)
     engine.dispose()
 
 
-def test_claims_of_a_study_exclude_each_other_and_twelve_do_not_freeze_on_five_connections(
+def test_claims_of_a_study_exclude_each_other_and_twelve_do_not_deadlock_on_five_connections(
     few_connections: Database,
 ) -> None:
     with few_connections.engine.begin() as connection:
@@ -65,7 +65,7 @@ def test_error_within_a_claim_ends_it(database: Database, monkeypatch: pytest.Mo
         pass
 
 
-def test_claim_that_others_keep_is_given_up_with_a_reason(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim_that_others_keep_is_refused_with_a_reason(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_trials, "_LONGEST_WAIT_S", 0.2)
     refused = pytest.raises(StorageError, match=r"study 1 has been claimed by others for 0 s: see which")
     with claim_study(database, 1), refused, claim_study(database, 1):
@@ -90,9 +90,7 @@ with open_storage() as database, claim_study(database, 1):
         pass
 
 
-def test_stopped_workers_claim_is_taken_from_it_and_it_learns_so(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_worker_loses_its_claim_and_gets_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_trials, "_LONGEST_IDLE_S", 1)
     taken = threading.Event()
 
@@ -104,7 +102,7 @@ def test_stopped_workers_claim_is_taken_from_it_and_it_learns_so(
         stopped = pytest.raises(OUTAGES)
         with stopped, claim_study(database, 1):
             other.submit(take)
-            taken.wait(60)  # silent for as long, like a process that was stopped
+            taken.wait(60)  # no statement meanwhile, like a process that was stopped
     assert taken.is_set()
     with claim_study(database, 1):
         pass

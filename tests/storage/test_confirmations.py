@@ -1,4 +1,4 @@
-"""Frozen protocols, uses of test patients and scores: counted once, kept, and shown by the views."""
+"""Frozen protocols, uses of test patients, scores, and the views that show them."""
 
 import json
 from typing import Any
@@ -57,22 +57,22 @@ def results(auc: float) -> dict[str, Any]:
     return {"labels": [entry]}
 
 
-def test_every_other_protocol_is_a_use_of_the_split_whichever_experiment_asks(database: Database) -> None:
+def test_every_new_protocol_of_any_experiment_counts_as_a_use_of_the_split(database: Database) -> None:
     assert count_test_uses(database, "split") == 0
     first = freeze(database)
     assert freeze(database) == first
-    assert count_test_uses(database, "split") == 1, "the same question again is no further use"
+    assert count_test_uses(database, "split") == 1, "the same protocol counts once"
     freeze(database, margin=0.05)
     freeze(database, experiment="other")
     freeze(database, experiment="other", split="another split")
     assert count_test_uses(database, "split") == 3
     delete_experiment(database, "other")
-    assert count_test_uses(database, "split") == 3, "what was seen stays seen"
+    assert count_test_uses(database, "split") == 3, "uses of deleted experiments count"
 
 
-def test_the_confirmation_asked_for_last_is_the_answer(database: Database) -> None:
+def test_latest_confirmation_with_results_is_the_answer(database: Database) -> None:
     first, second = freeze(database), freeze(database, margin=0.05)
-    assert find_confirmation(database, "nih") is None, "nothing is known before the results"
+    assert find_confirmation(database, "nih") is None, "there are no results yet"
     save_results(database, first, results(0.8))
     save_results(database, second, results(0.7))
     assert find_confirmation(database, "nih").id == second  # type: ignore[union-attr]
@@ -80,7 +80,7 @@ def test_the_confirmation_asked_for_last_is_the_answer(database: Database) -> No
     assert find_confirmation(database, "nih").id == first  # type: ignore[union-attr]
 
 
-def test_the_first_scores_of_a_network_stay(database: Database) -> None:
+def test_first_scores_of_a_network_stay(database: Database) -> None:
     assert find_scores(database, trial_id=7, index_sha256="index") is None
     save_scores(database, "nih", trial_id=7, index_sha256="index", parquet=b"first")
     save_scores(database, "nih", trial_id=7, index_sha256="index", parquet=b"second")
@@ -90,15 +90,15 @@ def test_the_first_scores_of_a_network_stay(database: Database) -> None:
     assert find_scores(database, trial_id=7, index_sha256="index") is None
 
 
-def test_stale_scores_are_replaced_where_that_is_asked_for(database: Database) -> None:
+def test_scores_are_replaced_on_request(database: Database) -> None:
     for trial_id in (7, 8):
         save_scores(database, "nih", trial_id=trial_id, index_sha256="external", parquet=b"stale")
-    save_scores(database, "nih", trial_id=7, index_sha256="external", parquet=b"anew", replace=True)
-    assert find_scores(database, trial_id=7, index_sha256="external") == b"anew"
+    save_scores(database, "nih", trial_id=7, index_sha256="external", parquet=b"new", replace=True)
+    assert find_scores(database, trial_id=7, index_sha256="external") == b"new"
     assert find_scores(database, trial_id=8, index_sha256="external") == b"stale"
 
 
-def test_the_views_show_the_confirmed_numbers_of_the_answer(database: Database) -> None:
+def test_views_show_the_confirmed_numbers_of_the_answer(database: Database) -> None:
     save_results(database, freeze(database), results(0.8))
     with database.engine.connect() as connection:
         table = pd.read_sql(text("select * from acuity.best_resolution"), connection)

@@ -1,4 +1,4 @@
-"""The storage opens for many workers at once, says what is wrong with it, and is waited for while it is away."""
+"""The storage opens for many workers at once, names its errors, and calls are retried through outages."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL, create_engine, event, make_url, text
 
 from acuity.storage.connection import OUTAGES
-from acuity.storage.database import Database, open_storage, patiently
+from acuity.storage.database import Database, open_storage, retry_outages
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.experiments import save_experiment
@@ -32,7 +32,7 @@ _ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def administrator(server: URL) -> Iterator[Callable[[str], None]]:
-    """Runs a statement from outside of the test's own database."""
+    """Run a statement through another database than the test's."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
 
     def execute(statement: str) -> None:
@@ -47,7 +47,7 @@ def administrator(server: URL) -> Iterator[Callable[[str], None]]:
 def outage(
     database: Database, administrator: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """Two functions: take the test's database away, and bring it back."""
+    """Two functions: begin an outage of the test's database, and end it."""
     name = database.url.database
 
     def begin() -> None:
@@ -86,14 +86,14 @@ with open_storage() as database, database.engine.connect() as connection:
         assert _count(database, "acuity.version") == 1
 
 
-def test_embedded_server_is_opened_where_nothing_is_named(server: URL) -> None:
+def test_embedded_server_is_opened_without_a_url(server: URL) -> None:
     with open_storage() as database:
         assert database.url == server
         optuna.create_study(storage=database.storage, study_name="default/Mass")
         optuna.delete_study(storage=database.storage, study_name="default/Mass")
 
 
-def test_a_database_knows_the_url_that_the_user_named_and_does_not_show_it(database_url: str) -> None:
+def test_database_has_the_url_that_the_user_named_and_does_not_show_it(database_url: str) -> None:
     password = parse_url(database_url).password
     assert password
     with open_storage(database_url) as database:
@@ -103,7 +103,7 @@ def test_a_database_knows_the_url_that_the_user_named_and_does_not_show_it(datab
         assert database.environment() == {}
 
 
-def test_optunas_storage_is_cached_and_knows_when_a_heartbeat_is_stale(database_url: str) -> None:
+def test_optunas_storage_is_cached_and_has_a_heartbeat_interval(database_url: str) -> None:
     with open_storage(database_url) as database:
         assert isinstance(database.storage, _CachedStorage)
         assert database.heartbeats.get_heartbeat_interval() == 30
@@ -132,7 +132,7 @@ def test_workers_in_any_time_zone_see_a_fresh_heartbeat_as_fresh(
             assert 0 <= float(connection.scalars(text(age_s)).one()) < 300
 
 
-def test_braces_and_percent_signs_in_a_password_are_not_touched(
+def test_braces_and_percent_signs_in_a_password_are_unchanged(
     database_url: str, administrator: Callable[[str], None]
 ) -> None:
     password = "{0}%(x)s{SCHEMA_VERSION}%41"
@@ -148,8 +148,8 @@ def _with(url: str, **fields: str) -> str:
     return make_url(url).set(**fields).render_as_string(hide_password=False)  # type: ignore[arg-type]
 
 
-def test_user_called_acuity_does_not_take_our_view_for_optunas_table(database: Database) -> None:
-    """Such a user's default search path looks into a schema of its own name first."""
+def test_user_called_acuity_reads_optunas_table_and_not_the_view(database: Database) -> None:
+    """The default search path begins with the schema of the user's name."""
     with database.engine.connect() as connection:
         assert connection.scalar(text("select current_user")) == "acuity"
     with open_storage(database.url.render_as_string(hide_password=False)) as again:
@@ -188,14 +188,14 @@ def test_unreachable_storage_is_one_line_without_its_password(url: str, match: s
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_host_that_says_nothing_is_given_up_after_the_urls_own_timeout() -> None:
+def test_host_that_does_not_answer_is_an_error_after_the_urls_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://anna:secret@127.0.0.1:{silent.getsockname()[1]}/acuity?connect_timeout=2"
         with pytest.raises(StorageError, match=r"the host does not answer\. Check host"), open_storage(url):
             pass
 
 
-def test_user_without_rights_is_told_what_to_ask_for(
+def test_user_without_rights_gets_an_error_with_the_next_step(
     empty_database_url: str, administrator: Callable[[str], None]
 ) -> None:
     administrator("create role guest login password 'guest'")
@@ -208,7 +208,7 @@ def test_user_without_rights_is_told_what_to_ask_for(
 
 
 @pytest.mark.usefixtures("database")
-def test_storage_that_takes_no_changes_is_told_as_such(database_url: str) -> None:
+def test_read_only_storage_is_named_in_the_error(database_url: str) -> None:
     url = f"{database_url}&options=-c%20default_transaction_read_only=on"
     told = r"read-only transaction: a standby, or a user with.*Name the primary"
     with pytest.raises(StorageError, match=told) as caught, open_storage(url) as closed:
@@ -223,7 +223,7 @@ def test_tables_of_another_optuna_are_refused(database: Database, database_url: 
         pass
 
 
-def test_no_password_in_anything_a_log_or_traceback_would_show(
+def test_no_log_or_traceback_shows_the_password(
     database: Database, outage: tuple[Callable[[], None], Callable[[], None]]
 ) -> None:
     password = str(database.url.password)
@@ -236,7 +236,7 @@ def test_no_password_in_anything_a_log_or_traceback_would_show(
         database.storage.get_all_studies()
     assert password not in "".join(traceback.format_exception(wrapped.value))
     with pytest.raises(StorageError) as ended:
-        patiently(database.storage.get_all_studies, patience_s=0)
+        retry_outages(database.storage.get_all_studies, patience_s=0)
     assert password not in "".join(traceback.format_exception(ended.value))
 
 
@@ -247,12 +247,12 @@ def test_idle_connections_cut_by_the_server_are_replaced_unnoticed(
     begin, end = outage
     begin()
     end()
-    monkeypatch.setattr("acuity.storage.connection._TRUSTED_S", 0.0)  # as if they had lain idle since
+    monkeypatch.setattr("acuity.storage.connection._TRUSTED_S", 0.0)  # as if they had been idle since
     study.set_user_attr("after", 1)
 
 
 @pytest.mark.parametrize("step", ["acuity.storage.database._make_tables", "nothing"])
-def test_outage_at_any_step_of_opening_is_one(
+def test_outage_at_any_step_of_opening_is_an_outage_error(
     step: str,
     database_url: str,
     outage: tuple[Callable[[], None], Callable[[], None]],
@@ -261,12 +261,12 @@ def test_outage_at_any_step_of_opening_is_one(
     begin, _ = outage
     begin()
     if step != "nothing":
-        monkeypatch.setattr(step, lambda _: None)  # as if the database went away right after it
+        monkeypatch.setattr(step, lambda _: None)  # as if the outage began right after it
     with pytest.raises(OutageError, match="not currently accepting connections"), open_storage(database_url):
         pass
 
 
-def test_outage_is_waited_out_and_reported(
+def test_call_is_repeated_until_the_outage_ends(
     database: Database, outage: tuple[Callable[[], None], Callable[[], None]]
 ) -> None:
     study = optuna.create_study(storage=database.storage)
@@ -280,7 +280,7 @@ def test_outage_is_waited_out_and_reported(
         if len(outages) == 2:
             end()
 
-    patiently(
+    retry_outages(
         lambda: database.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [0.5]),
         patience_s=600,
         on_outage=back_at_the_second,
@@ -289,7 +289,7 @@ def test_outage_is_waited_out_and_reported(
     assert [(trial.number, trial.value) for trial in study.trials] == [(0, 0.5)]
 
 
-def test_connection_cut_between_two_statements_of_optunas_is_an_outage(
+def test_connection_lost_between_two_statements_of_optuna_is_an_outage(
     database: Database, administrator: Callable[[str], None]
 ) -> None:
     study = optuna.create_study(storage=database.storage, study_name="cut")
@@ -306,32 +306,34 @@ def test_connection_cut_between_two_statements_of_optunas_is_an_outage(
     event.listen(database.engine, "before_cursor_execute", cut)
     backend = database.storage._backend  # type: ignore[attr-defined]  # the cached storage has the trial already
     outages: list[None] = []
-    trials = patiently(
+    trials = retry_outages(
         lambda: backend.get_all_trials(study._study_id), patience_s=20, on_outage=lambda: outages.append(None)
     )
     assert [trial.value for trial in trials] == [0.5]
     assert len(outages) == 1
 
 
-def test_patience_ends_with_one_line(database: Database, outage: tuple[Callable[[], None], Callable[[], None]]) -> None:
+def test_outage_beyond_the_limit_is_one_line(
+    database: Database, outage: tuple[Callable[[], None], Callable[[], None]]
+) -> None:
     outage[0]()
     with pytest.raises(StorageError, match=r"the database is away \(.*not currently accepting.*waited 1 s") as caught:
-        patiently(lambda: _count(database, "studies"), patience_s=1)
+        retry_outages(lambda: _count(database, "studies"), patience_s=1)
     assert "\n" not in str(caught.value)
 
 
-def test_worker_told_to_stop_does_not_wait(
+def test_worker_that_has_to_stop_does_not_wait(
     database: Database, outage: tuple[Callable[[], None], Callable[[], None]]
 ) -> None:
     outage[0]()
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
-    with pytest.raises(StorageError, match="told to stop"):
-        patiently(lambda: _count(database, "studies"), patience_s=3600, give_up=stop.is_set)
+    with pytest.raises(StorageError, match="this worker has to stop"):
+        retry_outages(lambda: _count(database, "studies"), patience_s=3600, give_up=stop.is_set)
 
 
 @pytest.mark.parametrize("mistake", ["duplicate", "too long", "bug"])
-def test_what_time_does_not_mend_is_raised_at_once(database: Database, mistake: str) -> None:
+def test_error_that_is_no_outage_is_raised_at_once(database: Database, mistake: str) -> None:
     study = optuna.create_study(storage=database.storage, study_name="nih/Mass")
     calls: list[None] = []
 
@@ -345,18 +347,18 @@ def test_what_time_does_not_mend_is_raised_at_once(database: Database, mistake: 
             raise KeyError(mistake)
 
     with pytest.raises((optuna.exceptions.DuplicatedStudyError, StorageInternalError, KeyError)):
-        patiently(call, patience_s=600)
+        retry_outages(call, patience_s=600)
     assert len(calls) == 1
 
 
-def test_standby_after_a_failover_is_left(database: Database) -> None:
+def test_connections_to_a_standby_are_dropped_after_a_failover(database: Database) -> None:
     study = optuna.create_study(storage=database.storage)
     for connection in [database.engine.connect() for _ in range(3)]:  # the pool now leads to a standby alone
         connection.execute(text("set session characteristics as transaction read only"))
         connection.commit()
         connection.close()
     outages: list[None] = []
-    patiently(lambda: study.set_user_attr("after", 1), patience_s=600, on_outage=lambda: outages.append(None))
+    retry_outages(lambda: study.set_user_attr("after", 1), patience_s=600, on_outage=lambda: outages.append(None))
     assert study.user_attrs == {"after": 1}
     assert len(outages) == 1
 
@@ -376,6 +378,6 @@ def test_restarted_server_serves_the_storage_that_was_open(nothing_of_the_users:
                 stack.enter_context(embedded_server(folder / "server"))
             outages.append(None)
 
-        patiently(lambda: study.set_user_attr("after", 1), patience_s=600, on_outage=restart)
+        retry_outages(lambda: study.set_user_attr("after", 1), patience_s=600, on_outage=restart)
         assert outages
         assert study.user_attrs == {"after": 1}

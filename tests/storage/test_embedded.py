@@ -1,4 +1,4 @@
-"""The embedded Postgres lives exactly as long as somebody uses it, whatever happens to its users."""
+"""The embedded Postgres runs as long as it has users, also when users are killed."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 _ROOT = Path(__file__).parents[2]
 
-# A user of the server: says its URL, uses the server until its input ends, and says so when it is out.
+# A user of the server: it prints the URL, uses the server until its input ends, and prints "left".
 _USER = """
 import sys
 from pathlib import Path
@@ -43,19 +43,19 @@ print("left", flush=True)
 
 @pytest.fixture
 def empty_folder(nothing_of_the_users: Path) -> Iterator[Path]:
-    """A folder for a server of this test's own, yet to be made."""
+    """The path for a server of this test alone; it does not exist yet."""
     place = Path(tempfile.mkdtemp(prefix="own-", dir=nothing_of_the_users))
     place.chmod(0o711)
     yield place / "server"
     while _users:
-        _users.pop().kill()  # those of a test that failed
+        _users.pop().kill()  # users of a failed test
     wait_until(lambda: not _server_processes(place / "server"))
     shutil.rmtree(place)
 
 
 @pytest.fixture(scope="session")
 def stopped(nothing_of_the_users: Path) -> Path:
-    """A server's folder for copying, which is quicker than making one, and without waits for the disk."""
+    """A server's folder without fsync. A copy of it is faster than initdb."""
     with embedded_server(nothing_of_the_users / "stopped"):
         pass
     with (nothing_of_the_users / "stopped" / "data" / "postgresql.conf").open("a") as settings:
@@ -65,7 +65,7 @@ def stopped(nothing_of_the_users: Path) -> Path:
 
 @pytest.fixture
 def folder(stopped: Path, empty_folder: Path) -> Path:
-    """The folder of a server of this test's own, which does not run yet."""
+    """The folder of a server of this test alone, which does not run yet."""
     subprocess.run(["cp", "-a", stopped, empty_folder], check=True)
     return empty_folder
 
@@ -84,7 +84,7 @@ class User:
             stderr=subprocess.PIPE,
             text=True,
             cwd=_ROOT,
-            start_new_session=True,  # as in a terminal of its own
+            start_new_session=True,  # as in another terminal
         )
         _users.append(self)
 
@@ -109,12 +109,12 @@ class User:
 
 
 def _server_processes(folder: Path) -> list[int]:
-    """Process ids of everything that works in the data folder: the postmaster first, its children after it."""
+    """Ids of the processes in the data folder: the postmaster first, its children after it."""
     return sorted(find_processes(lambda process: (process / "cwd").readlink() == folder / "data"))
 
 
 def _server_owners(folder: Path) -> set[str]:
-    """Whose the server's processes are; a connection's own may end while we look."""
+    """Owners of the server's processes; the process of a connection may end meanwhile."""
     owners = set()
     for pid in _server_processes(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -147,7 +147,7 @@ def test_data_outlives_the_server(folder: Path) -> None:
         assert query(url, "select answer from kept") == [(42,)]
 
 
-def test_killed_user_holds_the_server_no_longer(folder: Path) -> None:
+def test_killed_user_no_longer_holds_the_server(folder: Path) -> None:
     killed, other = User(folder), User(folder)
     killed.url()
     other.url()
@@ -178,7 +178,7 @@ def test_crashed_server_recovers_at_the_next_start(folder: Path) -> None:
     user = User(folder)
     query(user.url(), "create table kept as select 42 as answer")
     keeper = _keeper(folder)
-    os.kill(keeper, signal.SIGSTOP)  # nobody reaps the dead: their process ids stay taken
+    os.kill(keeper, signal.SIGSTOP)  # the dead processes are not reaped: their ids stay taken
     for process in _server_processes(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -189,8 +189,8 @@ def test_crashed_server_recovers_at_the_next_start(folder: Path) -> None:
     assert "automatic recovery" in (folder / "server.log").read_text()
 
 
-def test_crashed_server_recovers_under_the_users_that_it_left(folder: Path) -> None:
-    """The next user starts it again, though others still hold on to the crashed one."""
+def test_crashed_server_recovers_while_its_old_users_live(folder: Path) -> None:
+    """The next user starts it again, although users of the crashed server still hold its lock."""
     old = User(folder)
     url = old.url()
     os.kill(_server_processes(folder)[0], signal.SIGKILL)
@@ -203,11 +203,11 @@ def test_crashed_server_recovers_under_the_users_that_it_left(folder: Path) -> N
     assert not _server_processes(folder)
 
 
-def test_recycled_process_id_fools_nobody(folder: Path) -> None:
+def test_recycled_process_id_does_not_prevent_a_start(folder: Path) -> None:
     lock_files = [folder / "data" / name for name in ("postmaster.pid", ".s.PGSQL.5432.lock")]
     with embedded_server(folder):
         contents = [lock_file.read_text() for lock_file in lock_files]
-    # A live process of the server's own account has the id by now: Postgres itself would take it for the server.
+    # A live process of the server's account has the id by now: Postgres would mistake it for the server.
     account = {"user": ACCOUNT} if os.geteuid() == 0 else {}
     with subprocess.Popen(["sleep", "600"], **account) as recycled:
         for lock_file, content in zip(lock_files, contents, strict=True):
@@ -215,7 +215,7 @@ def test_recycled_process_id_fools_nobody(folder: Path) -> None:
         try:
             with embedded_server(folder) as url:
                 assert query(url, "select 1") == [(1,)]
-            assert recycled.poll() is None, "an innocent process was stopped"
+            assert recycled.poll() is None, "another process was stopped"
         finally:
             recycled.kill()
 
@@ -226,7 +226,7 @@ def test_ten_users_at_once_make_one_server(empty_folder: Path) -> None:
     assert (empty_folder / "server.log").read_text().count("starting PostgreSQL") == 1
     for user in users:
         assert user.process.stdin is not None
-        user.process.stdin.close()  # all leave at once, too
+        user.process.stdin.close()  # all leave at once
         user.process.stdin = None
     for user in users:
         user.leave()
@@ -262,7 +262,7 @@ def test_other_users_of_the_host_cannot_enter(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become another user")
-def test_roots_server_runs_as_an_account_that_may_do_nothing_else(folder: Path) -> None:
+def test_roots_server_runs_as_an_unprivileged_account(folder: Path) -> None:
     before = [path.stat().st_mode for path in folder.parents]
     with embedded_server(folder):
         for pid in _server_processes(folder):
@@ -298,7 +298,7 @@ def test_roots_server_runs_from_a_copy_where_its_account_cannot_reach_the_instal
 def test_ordinary_users_server_runs_as_that_user(nothing_of_the_users: Path) -> None:
     home = Path(tempfile.mkdtemp(prefix="home-", dir=nothing_of_the_users))
     shutil.chown(home, "nobody")
-    # Reading root's files is left to it, since this environment may lie in root's home.
+    # It keeps the right to read root's files, since this environment may lie in root's home.
     drop = ["setpriv", "--reuid=nobody", "--clear-groups", "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all"]
     drop[-1] += ",+dac_read_search"
     user = User(home / "server", *drop)
@@ -309,7 +309,7 @@ def test_ordinary_users_server_runs_as_that_user(nothing_of_the_users: Path) -> 
     assert not _server_processes(home / "server")
 
 
-def test_failed_start_shows_the_logs_end(folder: Path) -> None:
+def test_error_of_a_failed_start_has_the_end_of_the_log(folder: Path) -> None:
     with (folder / "data" / "postgresql.conf").open("a") as settings:
         settings.write("max_connections = many\n")
     reason = r'did not start: .*invalid value for parameter "max_connections": "many"'
@@ -319,7 +319,7 @@ def test_failed_start_shows_the_logs_end(folder: Path) -> None:
     assert str(folder / "server.log") in str(caught.value)
 
 
-def test_server_that_hangs_is_reported_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_hangs_is_an_error_after_the_timeout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = User(folder)
     user.url()
     (postmaster, *_) = _server_processes(folder)
@@ -346,7 +346,7 @@ def test_data_of_another_postgres_is_refused(folder: Path) -> None:
         pass
 
 
-def test_network_file_system_is_refused_with_what_to_do_instead() -> None:
+def test_network_file_system_is_refused_with_the_next_step() -> None:
     mounts = "/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/anna/local\\040disk xfs rw 0 0\n"
     with pytest.raises(
         StorageError, match=r"network file system \(nfs4\).*ACUITY_EMBEDDED_DIR.*--storage postgresql://"

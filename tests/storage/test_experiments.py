@@ -1,4 +1,4 @@
-"""An experiment is stored with its studies, found again, and deleted whole."""
+"""An experiment is saved, read, and deleted with its studies."""
 
 import optuna
 import pytest
@@ -36,7 +36,7 @@ def test_saving_again_updates_and_keeps_the_date(database: Database) -> None:
     assert (stored.definition, stored.created) == ({"labels": []}, created)
 
 
-def test_unknown_name_is_answered_with_the_names_there_are(database: Database) -> None:
+def test_error_for_an_unknown_name_has_the_existing_names(database: Database) -> None:
     with pytest.raises(StorageError, match=r'no experiment named "nhi"\. There is none yet: acuity launch'):
         read_experiment(database, "nhi")
     save_experiment(database, "nih", DEFINITION)
@@ -47,7 +47,7 @@ def test_unknown_name_is_answered_with_the_names_there_are(database: Database) -
     assert list_experiments(database) == ["nih", "demo"]
 
 
-def test_deletion_takes_the_studies_and_every_row_of_them_but_nobody_elses(database: Database) -> None:
+def test_deletion_removes_the_experiments_studies_and_rows_and_no_others(database: Database) -> None:
     key = FeasibleBatchKey("CPU", 2**30, "resnet34", 64, "fp32", channels_last=False, torch_version="2")
     write_feasible_batch(database, key, 32)
     for name in ("nih", "nih-2"):
@@ -105,6 +105,6 @@ def test_interrupted_deletion_can_be_repeated(database: Database, monkeypatch: p
     assert database.storage.get_all_studies() == []
 
 
-def test_deleting_an_unknown_experiment_names_those_there_are(database: Database) -> None:
+def test_deletion_of_an_unknown_experiment_is_refused(database: Database) -> None:
     with pytest.raises(StorageError, match=r'no experiment named "nhi"'):
         delete_experiment(database, "nhi")

@@ -1,4 +1,4 @@
-"""What one worker has found out of a device's memory, the fleet knows; and only one finds it out."""
+"""One worker measures the largest batch of a device, and the fleet reads it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def test_size_is_read_as_written_and_a_later_one_replaces_it(database: Database)
     assert read_feasible_batch(database, KEY) == 0
 
 
-def test_running_out_of_memory_never_raises_what_is_known(database: Database) -> None:
+def test_running_out_of_memory_never_raises_the_stored_size(database: Database) -> None:
     lower_feasible_batch(database, KEY, 512)
     assert read_feasible_batch(database, KEY) == 512
     lower_feasible_batch(database, KEY, 128)
@@ -57,7 +57,7 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(FeasibleBatchKey)])
-def test_size_is_of_its_whole_key(database: Database, field: str) -> None:
+def test_every_field_of_the_key_separates_sizes(database: Database, field: str) -> None:
     write_feasible_batch(database, KEY, 512)
     other = replace(KEY, **{field: OTHER[field]})
     assert read_feasible_batch(database, other) is None
@@ -70,7 +70,7 @@ def test_known_size_is_not_measured_again(database: Database) -> None:
     assert find_or_measure(database, KEY, lambda: pytest.fail("measured")) == 512
 
 
-def test_of_workers_at_once_one_measures_and_the_others_wait_for_it(database: Database) -> None:
+def test_one_of_several_workers_measures_and_the_others_wait_for_it(database: Database) -> None:
     measured: list[None] = []
     measuring = threading.Event()
 
@@ -110,9 +110,7 @@ def test_worker_takes_over_from_one_whose_measurement_failed(database: Database)
             failed.result()
 
 
-def test_hung_measurement_is_waited_for_only_as_long_as_one_may_take(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wait_for_a_hung_measurement_is_limited(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acuity.storage.feasible_batches._LONGEST_MEASUREMENT_S", 0.5)
     measuring, woken = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The schema acuity is created once and refused at another version; its view shows every trial as it is."""
+"""The schema acuity is created once and refused at another version; its view shows every trial."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from sqlalchemy import text
 from acuity.storage.database import Database, open_storage
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import read_experiment, save_experiment
-from acuity.storage.schema import version as migrations
+from acuity.storage.schema.version import VERSION
 
 PARAMETERS = {"resolution": 64, "architecture": "densenet121", "batch_size_exponent": 7, "learning_rate": 3e-4}
 DISTRIBUTIONS = {
@@ -74,8 +74,8 @@ def test_every_choice_of_a_categorical_is_decoded(database: Database) -> None:
     ]
 
 
-def test_study_names_are_taken_apart(database: Database) -> None:
-    for name in ("nih/Mass", "nih/Mass/confirm", "nih/Pleural/Other", "nih-2/Mass", "somebody else's study"):
+def test_view_splits_study_names(database: Database) -> None:
+    for name in ("nih/Mass", "nih/Mass/confirm", "nih/Pleural/Other", "nih-2/Mass", "a study of another program"):
         _add(database, name)
     assert [(row["experiment"], row["label"], row["confirm"]) for row in _rows(database)] == [
         ("nih", "Mass", False),
@@ -106,7 +106,7 @@ def test_trials_without_parameters_or_value_are_shown_too(database: Database) ->
         ({"reason": {"not": "text"}}, (None, None, '{"not": "text"}')),
     ],
 )
-def test_no_odd_attribute_spoils_the_view_for_the_others(
+def test_unusual_attribute_does_not_break_the_view(
     database: Database, attributes: dict[str, Any], shown: tuple[Any, ...]
 ) -> None:
     _add(database, "nih/Mass", user_attrs=attributes)
@@ -122,21 +122,21 @@ def test_opening_again_keeps_every_row(database: Database, database_url: str) ->
         assert read_experiment(again, "nih").definition == {"labels": ["Mass"]}
 
 
-@pytest.mark.parametrize("other", [migrations.VERSION - 1, migrations.VERSION + 1])
-def test_another_version_of_the_schema_is_refused_and_left_alone(
+@pytest.mark.parametrize("other", [VERSION - 1, VERSION + 1])
+def test_another_version_of_the_schema_is_refused_and_unchanged(
     database: Database, database_url: str, other: int
 ) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("update acuity.version set version = :other"), {"other": other})
-    refusal = rf"version {other}, this program needs {migrations.VERSION}: run the acuity-hpo that made it"
+    refusal = rf"version {other}, this program needs {VERSION}: run the acuity-hpo that made it"
     with pytest.raises(StorageError, match=refusal), open_storage(database_url):
         pass
     with database.engine.connect() as connection:
         assert connection.scalar(text("select version from acuity.version")) == other
 
 
-def test_view_answers_for_one_experiment_without_reading_the_others(database: Database) -> None:
-    """What keeps it fast at 10,000 trials a label: a look-up by index a trial, and none for columns not asked for."""
+def test_query_of_one_experiment_does_not_read_the_others(database: Database) -> None:
+    """One index look-up per trial and named column keeps the view fast at 10,000 trials a label."""
     _insert_trials(database, experiments=14, trials=300)
     query = "select label, resolution, value, auc_se from acuity.trials where experiment = 'e3' and state = 'COMPLETE'"
     with database.engine.begin() as connection:
@@ -150,7 +150,7 @@ def test_view_answers_for_one_experiment_without_reading_the_others(database: Da
 
 
 def _insert_trials(database: Database, *, experiments: int, trials: int) -> None:
-    """Whole studies by SQL, with as many rows a trial as a worker writes."""
+    """Insert studies by SQL, with as many rows per trial as a worker writes."""
     distributions = {name: optuna.distributions.distribution_to_json(kind) for name, kind in DISTRIBUTIONS.items()}
     statements = [
         "insert into studies (study_name) select 'e' || e || '/Mass' from generate_series(1, :experiments) e",

@@ -1,4 +1,4 @@
-"""The storage URL is Postgres or refused, and its password is never shown."""
+"""A storage URL that is not Postgres is refused, and no message shows the password."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from acuity.storage.url import is_of_this_host, masked, parse_url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg", "POSTGRES"])
-def test_driver_is_written_out_for_every_spelling_of_postgres(scheme: str) -> None:
+def test_every_spelling_of_postgres_gets_the_driver(scheme: str) -> None:
     url = parse_url(f"{scheme}://anna:secret@db:5432/acuity?sslmode=require")
     assert url.drivername == "postgresql+psycopg2"
     assert (url.username, url.password, url.host, url.port, url.database) == ("anna", "secret", "db", 5432, "acuity")
@@ -40,7 +40,7 @@ def test_socket_needs_no_host() -> None:
         ("postgresql://anna@10.0.0.1/acuity", "", False),
     ],
 )
-def test_whether_a_storage_is_another_one_on_every_host(
+def test_url_of_a_loopback_address_or_socket_is_of_this_host(
     text: str, environment: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGHOST", environment)
@@ -80,7 +80,7 @@ def test_other_texts_are_refused_in_one_line_without_the_password(text: str, mat
 @pytest.mark.parametrize(
     "text", ["postgresql://anna:s%40crt@db/acuity", "postgresql://db/acuity?user=anna&password=s%40crt"]
 )
-def test_password_is_masked_wherever_the_url_has_it(text: str) -> None:
+def test_password_is_masked_in_every_part_of_the_url(text: str) -> None:
     url = parse_url(text)
     assert url.password == "s@crt"
     assert masked(url) == "postgresql://anna:***@db/acuity"
@@ -115,7 +115,7 @@ def test_password_comes_from_the_file_that_the_environment_names(
         assert masked(database.url) == masked(whole)
 
 
-def test_password_in_the_url_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_in_the_url_precedes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACUITY_STORAGE_PASSWORD_FILE", str(tmp_path / "none"))
     assert parse_url("postgresql://anna:secret@db/acuity").password == "secret"
 
@@ -128,7 +128,7 @@ def test_password_in_the_url_goes_before_the_file(tmp_path: Path, monkeypatch: p
         (b"\xff", r"cannot be read \(it is not UTF-8 text"),
     ],
 )
-def test_password_file_of_no_use_is_named_with_the_reason(
+def test_unusable_password_file_is_named_with_the_reason(
     content: bytes | None, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "password"

@@ -1,4 +1,4 @@
-"""Exact budgets and nothing lost: what many workers may and may not do to a study, on a real Postgres."""
+"""Claims of many workers on a real Postgres: budgets are exact, and no trial is lost."""
 
 import threading
 import time
@@ -19,10 +19,10 @@ from acuity.study.registry import register as register_module
 from acuity.study.registry import studies as studies_module
 from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.names import study_name
-from acuity.study.registry.progress import labels_that_fail, read_progress
-from acuity.study.registry.record import Registered, with_budget_of_today
-from acuity.study.registry.recovery import hand_back, reap
-from acuity.study.registry.studies import enqueue, make_studies
+from acuity.study.registry.progress import find_failing_labels, read_progress
+from acuity.study.registry.record import Registered, with_current_budget
+from acuity.study.registry.recovery import release_trial, requeue_stale_trials
+from acuity.study.registry.studies import enqueue_trial, make_studies
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
 
@@ -103,29 +103,29 @@ def test_raising_the_budget_adds_exactly_the_difference(database: Database, data
 def test_launch_that_was_interrupted_is_completed_by_the_next(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = [_first_trials(database, register(database))]
+    whole = [_initial_trials(database, register(database))]
     cut = EXPERIMENT.replace('"nih"', '"cut"')
     left = iter(range(14))
 
     def breaks_off(*args: Any, **kwargs: Any) -> int:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return enqueue(*args, **kwargs)
+        return enqueue_trial(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(studies_module, "enqueue", breaks_off)
+        patch.setattr(studies_module, "enqueue_trial", breaks_off)
         with pytest.raises(KeyboardInterrupt):
             register(database, cut)
     taken = claim(database, Registered(parse(tomllib.loads(cut), source="test"), (4, 6), unfiltered(), "mark"))
-    assert taken is not None, "a worker that was there already has begun"
-    whole.append(_first_trials(database, register(database, cut)))
+    assert taken is not None, "a worker can claim a trial before the launch is complete"
+    whole.append(_initial_trials(database, register(database, cut)))
     assert [len(trials) for trials in whole] == [3 * 6] * 2
     assert whole[0] == whole[1]
-    assert _first_trials(database, register(database, cut)) == whole[1], "and no more by another launch"
+    assert _initial_trials(database, register(database, cut)) == whole[1], "another launch adds none"
 
 
-def _first_trials(database: Database, registered: Registered) -> list[tuple[str, str, dict[str, Any]]]:
-    """Of every label: its part of the plan and its parameters."""
+def _initial_trials(database: Database, registered: Registered) -> list[tuple[str, str, dict[str, Any]]]:
+    """(label, part of the plan, parameters) of every initial trial."""
     return [
         (label, trial.user_attrs["first"], trial.system_attrs["fixed_params"])
         for label in registered.experiment.labels
@@ -135,16 +135,16 @@ def _first_trials(database: Database, registered: Registered) -> list[tuple[str,
     ]
 
 
-def test_budget_lowered_by_another_launch_holds_for_workers_that_run(database: Database) -> None:
+def test_running_workers_follow_the_budget_of_a_later_launch(database: Database) -> None:
     def launched(trials: int) -> Registered:
         toml = EXPERIMENT.replace("trials = 12", f"trials = {trials}")
         experiment = parse(tomllib.loads(toml), source="test")
         return register_module.register(database, experiment, unfiltered(), training_images=1280)
 
-    at_its_start = launched(12)
-    assert with_budget_of_today(database, at_its_start) == at_its_start
+    at_start = launched(12)
+    assert with_current_budget(database, at_start) == at_start
     launched(7)
-    assert with_budget_of_today(database, at_its_start).experiment == launched(7).experiment
+    assert with_current_budget(database, at_start).experiment == launched(7).experiment
 
 
 def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:
@@ -156,8 +156,8 @@ def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:
     assert running == {"Effusion": 1, "Mass": 1, "Nodule": 1}
 
 
-def silence(database: Database, trial_id: int) -> None:
-    """As if the trial's worker had died an hour ago."""
+def let_heartbeat_expire(database: Database, trial_id: int) -> None:
+    """Make the heartbeat an hour old, as if the worker had died."""
     with database.engine.begin() as connection:
         connection.execute(
             text("update trial_heartbeats set heartbeat = heartbeat - interval '1 hour' where trial_id = :trial_id"),
@@ -165,7 +165,7 @@ def silence(database: Database, trial_id: int) -> None:
         )
 
 
-def test_a_silent_trial_is_taken_up_with_its_parameters_seed_and_batch(database: Database) -> None:
+def test_stale_trial_is_resumed_with_its_parameters_seed_and_batch(database: Database) -> None:
     registered = register(database)
     studies = open_studies(database, registered, sampler_seed=0)
     lost = claim(database, registered)
@@ -173,11 +173,11 @@ def test_a_silent_trial_is_taken_up_with_its_parameters_seed_and_batch(database:
     first = suggest(optuna.Trial(lost.study, lost.trial_id), registered.experiment, registered.exponents)
     for key, value in {"seed": 77, "batch_size": 24, "threads": 1, "precision": "fp32"}.items():
         database.storage.set_trial_user_attr(lost.trial_id, key, value)
-    reap(database, registered, studies, grace_s=180)
-    assert database.storage.get_trial(lost.trial_id).state is TrialState.RUNNING, "it has just beaten"
-    silence(database, lost.trial_id)
-    reap(database, registered, studies, grace_s=180)
-    reap(database, registered, studies, grace_s=180)
+    requeue_stale_trials(database, registered, studies, grace_s=180)
+    assert database.storage.get_trial(lost.trial_id).state is TrialState.RUNNING, "its heartbeat is fresh"
+    let_heartbeat_expire(database, lost.trial_id)
+    requeue_stale_trials(database, registered, studies, grace_s=180)
+    requeue_stale_trials(database, registered, studies, grace_s=180)
     only = {label: study for label, study in studies.items() if label == lost.label}
     again = claim_trial(database, registered, only, can_hold=lambda *_: True)
     assert again is not None
@@ -195,57 +195,59 @@ def test_a_running_trial_without_any_heartbeat_is_an_orphan(database: Database) 
     studies = open_studies(database, registered, sampler_seed=0)
     study = studies["Mass"]
     orphan = database.storage.create_new_trial(study._study_id)
-    reap(database, registered, studies, grace_s=180)
+    requeue_stale_trials(database, registered, studies, grace_s=180)
     assert database.storage.get_trial(orphan).state is TrialState.FAIL
 
 
-def test_a_worker_back_from_the_dead_cannot_tell_its_trial(database: Database) -> None:
+def test_worker_that_resumes_after_its_trial_was_requeued_cannot_tell_it(database: Database) -> None:
     registered = register(database)
     lost = claim(database, registered)
     assert lost is not None
     trial = optuna.Trial(lost.study, lost.trial_id)
     suggest(trial, registered.experiment, registered.exponents)
-    silence(database, lost.trial_id)
-    reap(database, registered, open_studies(database, registered, sampler_seed=0), grace_s=180)
+    let_heartbeat_expire(database, lost.trial_id)
+    requeue_stale_trials(database, registered, open_studies(database, registered, sampler_seed=0), grace_s=180)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         trial.set_user_attr("auc_se", 0.1)
     lost.study.tell(trial, 0.9, skip_if_finished=True)
     assert database.storage.get_trial(lost.trial_id).state is TrialState.FAIL
 
 
-def test_a_trial_that_keeps_killing_its_worker_is_given_up_and_its_slot_filled(database: Database) -> None:
+def test_trial_that_keeps_killing_its_workers_fails_and_is_replaced(database: Database) -> None:
     registered = register(database)
     studies = {"Mass": open_studies(database, registered, sampler_seed=0)["Mass"]}
     for _ in range(3):
         taken = claim_trial(database, registered, studies, can_hold=lambda *_: True)
         assert taken is not None
         suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
-        silence(database, taken.trial_id)
-        reap(database, registered, studies, grace_s=180)
+        let_heartbeat_expire(database, taken.trial_id)
+        requeue_stale_trials(database, registered, studies, grace_s=180)
     last = database.storage.get_trial(taken.trial_id)
     assert "3 workers died on it" in last.user_attrs["reason"]
     [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == "Mass"]
-    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 6), "its resolution got another first trial"
+    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 6), (
+        "its resolution has another initial trial"
+    )
 
 
-def test_a_trial_handed_back_is_next_in_line_and_counts_no_retry(database: Database) -> None:
+def test_released_trial_is_claimed_next_and_counts_no_retry(database: Database) -> None:
     registered = register(database)
     taken = claim(database, registered)
     assert taken is not None
     suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
-    hand_back(database, taken, reason="told to stop")
+    release_trial(database, taken, reason="its worker had to stop")
     again = claim_trial(database, registered, {taken.label: taken.study}, can_hold=lambda *_: True)
     assert again is not None
     assert (again.origin, again.inherited["retries"]) == (taken.number, 0)
 
 
-def test_a_device_that_cannot_hold_the_batch_leaves_the_trial_to_others(database: Database) -> None:
+def test_device_that_cannot_hold_the_batch_leaves_the_trial_to_others(database: Database) -> None:
     registered = register(database)
     taken = claim(database, registered)
     assert taken is not None
     suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
     database.storage.set_trial_user_attr(taken.trial_id, "batch_size", 512)
-    hand_back(database, taken, reason="told to stop")
+    release_trial(database, taken, reason="its worker had to stop")
     small = claim_trial(
         database, registered, {taken.label: taken.study}, can_hold=lambda _, batch_size: batch_size <= 64
     )
@@ -256,15 +258,15 @@ def test_a_device_that_cannot_hold_the_batch_leaves_the_trial_to_others(database
     assert large.origin == taken.number
 
 
-def test_five_failures_in_a_row_are_noticed_but_not_those_of_earlier_launches(database: Database) -> None:
+def test_five_failures_in_a_row_are_found_except_those_of_earlier_launches(database: Database) -> None:
     registered = register(database)
     experiment = registered.experiment
     for number in range(5):
-        assert labels_that_fail(database, experiment, except_for=[]) == {}
+        assert find_failing_labels(database, experiment, except_for=[]) == {}
         trial_id = database.storage.create_new_trial(
             open_studies(database, registered, sampler_seed=0)["Mass"]._study_id
         )
         database.storage.set_trial_user_attr(trial_id, "reason", f"number {number}")
         database.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-    assert labels_that_fail(database, experiment, except_for=[]) == {"Mass": "number 4"}
-    assert labels_that_fail(database, experiment, except_for=[trial_id]) == {}
+    assert find_failing_labels(database, experiment, except_for=[]) == {"Mass": "number 4"}
+    assert find_failing_labels(database, experiment, except_for=[trial_id]) == {}

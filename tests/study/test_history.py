@@ -1,4 +1,4 @@
-"""What was tried before informs what comes: other experiments of the storage, and labels of this one."""
+"""Earlier trials inform a search: those of other experiments in the storage, and of other labels."""
 
 import dataclasses
 import tomllib
@@ -16,12 +16,12 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.claims import claim_trial, open_studies
 from acuity.study.registry.identity import ImageIdentity
 from acuity.study.registry.names import study_name
-from acuity.study.registry.record import Registered, recall
+from acuity.study.registry.record import Registered, read_registered
 from acuity.study.registry.register import register
 from acuity.study.report.methods import write_methods
 from acuity.study.results.answer import read_answer
 from acuity.study.results.summary import summarise_search
-from acuity.study.search.history import check_learn_from, count_learnt, read_tried
+from acuity.study.search.history import check_learn_from, count_learnt, read_history
 from acuity.study.search.recipes import Recipe, recipe_of
 from acuity.study.search.space import BELOW_THE_MEDIAN, suggest
 from support.image_identities import unfiltered
@@ -66,7 +66,7 @@ def registered(
 
 
 def has_run(database: Database, name: str, recipes: dict[Recipe, float | None], *, label: str = "Mass") -> None:
-    """Trials of that experiment, at 64 px; None was pruned by the median."""
+    """Add trials of that experiment at 64 px; an AUC of None means pruned by the median."""
     study = optuna.load_study(storage=database.storage, study_name=study_name(name, label))
     distributions = {
         "resolution": optuna.distributions.CategoricalDistribution([32, 64]),
@@ -82,7 +82,7 @@ def has_run(database: Database, name: str, recipes: dict[Recipe, float | None], 
 
 
 def starts(database: Database, registered: Registered, label: str) -> tuple[Recipe, int]:
-    """What the label's next trial trains with, and at which resolution; it ends with .6."""
+    """Run the label's next trial with an AUC of 0.6; return its recipe and resolution."""
     studies = {label: open_studies(database, registered, sampler_seed=0)[label]}
     claim = claim_trial(database, registered, studies, can_hold=lambda *_: True)
     assert claim is not None
@@ -94,7 +94,7 @@ def starts(database: Database, registered: Registered, label: str) -> tuple[Reci
 
 
 def search_paragraph(database: Database, registered: Registered, label: str) -> str:
-    """Of the methods text."""
+    """The methods text's paragraph on the search."""
     summaries = [summarise_search(database, registered, label)]
     told = write_methods(registered, read_answer(database, registered.experiment.name), summaries, None, None, None)
     (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
@@ -112,16 +112,16 @@ def test_experiment_begins_with_the_best_recipe_of_the_one_it_learns_from(databa
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert [starts(database, again, "Nodule") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
     own = [starts(database, again, "Nodule")[0] for _ in range(2)]
-    assert not {GOOD, FAIR, POOR} & set(own), "it still tries some of its own"
+    assert not {GOOD, FAIR, POOR} & set(own), "it still tries own recipes"
     turn = [starts(database, again, "Nodule") for _ in range(2)]
     assert {resolution for _, resolution in turn} == {32, 64}
     assert FAIR in {recipe for recipe, _ in turn}
 
 
 @pytest.mark.usefixtures("pilot")
-def test_without_learn_from_an_experiment_begins_with_its_own(database: Database) -> None:
+def test_without_learn_from_an_experiment_begins_with_its_own_recipes(database: Database) -> None:
     again = registered(database, "again", labels=["Nodule"])
-    assert read_tried(database, again.experiment, again.exponents) == []
+    assert read_history(database, again.experiment, again.exponents) == []
     assert starts(database, again, "Nodule")[0] not in {GOOD, FAIR, POOR}
 
 
@@ -130,7 +130,7 @@ def test_trials_of_other_spaces_and_trials_pruned_by_the_median_are_not_learnt_f
 ) -> None:
     has_run(database, pilot, {dataclasses.replace(GOOD, learning_rate=5e-4): None})
     again = experiment("again", ["Nodule"], [pilot])
-    tried = read_tried(database, again, EXPONENTS)
+    tried = read_history(database, again, EXPONENTS)
     assert {(each.label, each.resolution, each.recipe, each.auc) for each in tried} == {
         ("pilot/Mass", 64, GOOD, 0.8),
         ("pilot/Mass", 64, FAIR, 0.7),
@@ -143,24 +143,24 @@ def test_label_added_later_begins_with_the_best_recipe_of_the_others(database: D
     assert [starts(database, added, "Hernia") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
 
 
-def test_experiment_whose_teacher_is_deleted_goes_on(database: Database, pilot: str) -> None:
+def test_experiment_continues_after_the_one_it_learns_from_is_deleted(database: Database, pilot: str) -> None:
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert starts(database, again, "Nodule") == (GOOD, 32)
     delete_experiment(database, pilot)
     check_learn_from(database, again.experiment)
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
-    assert starts(database, again, "Nodule") == (GOOD, 64), "it has seen that itself"
+    assert starts(database, again, "Nodule") == (GOOD, 64), "its own trial has this result"
 
 
 @pytest.mark.usefixtures("pilot")
-def test_teacher_that_is_not_there_is_refused_with_those_that_are(database: Database) -> None:
+def test_unknown_experiment_in_learn_from_is_refused_with_the_known_ones(database: Database) -> None:
     with pytest.raises(UsageError, match=r'names "pilto".*there are: pilot'):
         check_learn_from(database, experiment("again", ["Nodule"], ["pilto"]))
     with pytest.raises(UsageError, match="this experiment's name"):
         experiment("pilot", ["Mass"], ["pilot"])
 
 
-def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pilot: str) -> None:
+def test_learn_from_without_a_trial_of_this_search_space_is_refused(database: Database, pilot: str) -> None:
     registered(database, "empty", labels=["Mass"])
     has_run(database, "empty", {ELSEWHERE: 0.9})
     with pytest.raises(UsageError, match=r'names "empty", which has no finished trial .* rate from 0.0001 to 0.01'):
@@ -171,7 +171,7 @@ def test_teacher_without_a_trial_of_this_space_is_refused(database: Database, pi
     assert count_learnt(database, again, (6, 7)) == {pilot: 0}, "no such batch is searched here"
 
 
-def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Database, pilot: str) -> None:
+def test_learn_from_with_another_split_of_the_same_images_is_refused(database: Database, pilot: str) -> None:
     with pytest.raises(
         UsageError, match=r"pilot.*splits the same images differently \(split SHA-256 split, here other"
     ):
@@ -179,7 +179,7 @@ def test_teacher_that_divides_the_same_images_otherwise_is_refused(database: Dat
     assert "again" not in list_experiments(database)
 
 
-def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database: Database, pilot: str) -> None:
+def test_filter_does_not_hide_another_split_of_the_same_images(database: Database, pilot: str) -> None:
     def filtered(*, index: str = "filtered index", whole_index: str = "index", whole_split: str) -> ImageIdentity:
         return ImageIdentity(
             index_sha256=index,
@@ -189,8 +189,8 @@ def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database
             unused_sha256="unused",
         )
 
-    def launch(teacher: str, identity: ImageIdentity) -> Registered:
-        return registered(database, "again", labels=["Nodule"], learn_from=[teacher], identity=identity)
+    def launch(learn_from: str, identity: ImageIdentity) -> Registered:
+        return registered(database, "again", labels=["Nodule"], learn_from=[learn_from], identity=identity)
 
     with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 split, here other"):
         launch(pilot, filtered(whole_split="other"))
@@ -199,11 +199,11 @@ def test_filter_hides_no_teacher_that_divides_the_same_images_otherwise(database
     with pytest.raises(UsageError, match=r"splits the same images differently \(split SHA-256 another, here what is"):
         launch("older", filtered(index="index", whole_index="whole", whole_split="whole"))
     again = launch(pilot, filtered(whole_split="split"))
-    assert recall(database, "again") == again
-    assert again.identity.whole_split_sha256 == recall(database, pilot).identity.whole_split_sha256 == "split"
+    assert read_registered(database, "again") == again
+    assert again.identity.whole_split_sha256 == read_registered(database, pilot).identity.whole_split_sha256 == "split"
 
 
-def test_methods_text_tells_trials_that_were_stopped_from_those_that_could_not_run(database: Database) -> None:
+def test_methods_text_counts_stopped_trials_and_trials_that_could_not_run_apart(database: Database) -> None:
     nih = registered(database, "nih", labels=["Mass"])
     starts(database, nih, "Mass")
     for reason in (BELOW_THE_MEDIAN, "the loss became NaN"):
@@ -217,7 +217,7 @@ def test_methods_text_tells_trials_that_were_stopped_from_those_that_could_not_r
     assert told in search_paragraph(database, nih, "Mass")
 
 
-def test_methods_text_names_the_teacher(database: Database, pilot: str) -> None:
+def test_methods_text_names_the_experiment_in_learn_from(database: Database, pilot: str) -> None:
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     search = search_paragraph(database, again, "Nodule")
     assert "that had done best in experiment pilot and for the other labels" in search
@@ -233,7 +233,7 @@ def test_methods_text_counts_the_own_recipes_that_were_tried_not_those_of_a_budg
     assert ", then 1 more at the smallest resolution" in search_paragraph(database, raised, "Mass")
 
 
-def test_teacher_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
+def test_learn_from_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:
     registered(database, "again", labels=["Nodule"])
     with pytest.raises(UsageError, match=r"search.learn_from: \[\] -> \[\"pilot\"\]"):
         registered(database, "again", labels=["Nodule"], learn_from=[pilot])

@@ -1,4 +1,4 @@
-"""What one label finds out, the others run next: first trials on a real Postgres."""
+"""Initial trials on a real Postgres: results of one label choose the recipes of the others."""
 
 import tomllib
 
@@ -11,8 +11,8 @@ from acuity.storage.trials import claim_study
 from acuity.study.config.loading import parse
 from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import fail, hand_back, reap
-from acuity.study.registry.studies import enqueue, make_studies
+from acuity.study.registry.recovery import fail_trial, release_trial, requeue_stale_trials
+from acuity.study.registry.studies import make_studies
 from acuity.study.search.recipes import Recipe, recipe_of
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
@@ -47,14 +47,14 @@ def start(database: Database, registered: Registered, label: str) -> tuple[Claim
     return claim, trial, Recipe(asked.architecture, asked.learning_rate, asked.batch_size_exponent), asked.resolution
 
 
-def test_own_recipes_run_where_the_finding_shows_and_the_best_of_all_labels_everywhere(
+def test_own_recipes_run_where_the_finding_is_detectable_and_the_best_of_all_labels_everywhere(
     database: Database, registered: Registered
 ) -> None:
     looked: dict[str, Recipe] = {}
     for label, aucs in {"Effusion": {32: 0.80, 64: 0.85}, "Mass": {32: 0.55, 64: 0.56}}.items():
         for resolution, auc in aucs.items():
             claim, trial, looked[label], at = start(database, registered, label)
-            assert (at, claim.first) == (resolution, True)
+            assert (at, claim.is_initial) == (resolution, True)
             claim.study.tell(trial, auc)
     own = {}
     for label, expected, aucs in (("Effusion", 32, (0.9, 0.7)), ("Mass", 64, (0.5, 0.5))):
@@ -63,14 +63,14 @@ def test_own_recipes_run_where_the_finding_shows_and_the_best_of_all_labels_ever
             assert (at, recipe == looked[label]) == (expected, False)
             own[label, auc] = recipe
             claim.study.tell(trial, auc)
-    for expected in (64, 32):  # from where its finding shows; new to this label at either
+    for expected in (64, 32):  # the turn begins where the finding is detectable
         claim, trial, recipe, at = start(database, registered, "Mass")
         assert (recipe, at) == (own["Effusion", 0.9], expected)
         claim.study.tell(trial, 0.5)
-    assert not start(database, registered, "Mass")[0].first, "eight trials were its first"
+    assert not start(database, registered, "Mass")[0].is_initial, "the label has eight initial trials"
 
 
-def test_recipe_that_diverged_counts_as_seeing_nothing(database: Database, registered: Registered) -> None:
+def test_recipe_that_diverged_counts_as_an_auc_of_one_half(database: Database, registered: Registered) -> None:
     tried = []
     for auc in (0.7, 0.7, None, 0.6):
         claim, trial, recipe, _ = start(database, registered, "Effusion")
@@ -87,10 +87,12 @@ def test_recipe_that_diverged_counts_as_seeing_nothing(database: Database, regis
     assert (recipe, resolution) == (learnt, 64), f"after {looked}, which 64 px has had, and before {diverged}"
 
 
-def test_resolution_whose_first_trial_failed_gets_another_recipe(database: Database, registered: Registered) -> None:
+def test_failed_initial_trial_is_replaced_by_another_recipe_at_its_resolution(
+    database: Database, registered: Registered
+) -> None:
     claim, _, failed, resolution = start(database, registered, "Effusion")
     with claim_study(database, claim.study._study_id):
-        fail(database, claim.study, database.storage.get_trial(claim.trial_id), reason="a test's")
+        fail_trial(database, claim.study, database.storage.get_trial(claim.trial_id), reason="a test's")
     assert resolution == 32
     at_32 = []
     for _ in range(6):
@@ -102,7 +104,7 @@ def test_resolution_whose_first_trial_failed_gets_another_recipe(database: Datab
     assert failed not in at_32
 
 
-def test_trial_whose_worker_died_before_it_knew_what_to_run_is_started_as_it_was_enqueued(
+def test_trial_of_a_worker_that_died_before_choosing_parameters_starts_as_it_was_enqueued(
     database: Database, registered: Registered
 ) -> None:
     for _ in range(2):
@@ -112,14 +114,14 @@ def test_trial_whose_worker_died_before_it_knew_what_to_run_is_started_as_it_was
     (third,) = (trial for trial in study.get_trials() if trial.number == 2)
     assert set(third.system_attrs["fixed_params"]) == {"architecture", "learning_rate", "batch_size_exponent"}
     database.storage.set_trial_state_values(third._trial_id, TrialState.RUNNING)
-    reap(database, registered, {"Effusion": study}, grace_s=0)
+    requeue_stale_trials(database, registered, {"Effusion": study}, grace_s=0)
     claim, _, recipe, resolution = start(database, registered, "Effusion")
     assert claim.attempt == 2
     assert (recipe, resolution) == (recipe_of(third.system_attrs["fixed_params"]), 32)
     assert recipe != looked
 
 
-def test_turn_whose_worker_died_before_it_was_settled_still_covers_every_resolution_once(
+def test_turn_of_a_worker_that_died_before_choosing_parameters_still_covers_every_resolution_once(
     database: Database, registered: Registered
 ) -> None:
     for _ in range(4):
@@ -128,7 +130,7 @@ def test_turn_whose_worker_died_before_it_was_settled_still_covers_every_resolut
     study = claim.study
     (turn,) = (trial for trial in study.get_trials() if trial.number == 4)
     database.storage.set_trial_state_values(turn._trial_id, TrialState.RUNNING)
-    reap(database, registered, {"Mass": study}, grace_s=0)
+    requeue_stale_trials(database, registered, {"Mass": study}, grace_s=0)
     places = []
     for _ in registered.experiment.search.resolutions:
         claim, trial, _, resolution = start(database, registered, "Mass")
@@ -143,29 +145,10 @@ def test_preempted_own_trial_does_not_push_the_next_one_to_the_largest_resolutio
     registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), unfiltered(), "mark")
     make_studies(database, registered)
     for _ in range(3):
-        start(database, registered, "Mass")  # looks that nobody ends
+        start(database, registered, "Mass")  # they never end
     claim, _, recipe, first = start(database, registered, "Mass")
-    hand_back(database, claim, reason="a test's")
+    release_trial(database, claim, reason="a test's")
     again, _, same, resolution = start(database, registered, "Mass")
     assert (again.attempt, same, first, resolution) == (2, recipe, 32, 32)
     assert start(database, registered, "Mass")[3] == 64
     assert start(database, registered, "Mass")[3] == 128
-
-
-def test_study_made_by_an_earlier_version_goes_on_with_its_own_first_trials(database: Database) -> None:
-    registered = Registered(parse(tomllib.loads(EXPERIMENT), source="test"), (4, 6), unfiltered(), "mark")
-    study = optuna.create_study(storage=database.storage, study_name="nih/Effusion", direction="maximize")
-    looked, other = (Recipe("test_resnet", rate, 5) for rate in (1e-3, 2e-3))
-    earlier = [looked.at(32), looked.at(64), other.parameters(), {"resolution": 64}, {"resolution": 32}]
-    with claim_study(database, study._study_id):
-        for parameters in earlier:
-            enqueue(database, study, parameters, attributes={"first": True})
-    make_studies(database, registered)
-    run = []
-    for auc in (0.8, 0.85, 0.7, 0.6, 0.6):
-        claim, trial, recipe, resolution = start(database, registered, "Effusion")
-        claim.study.tell(trial, auc)
-        run.append((recipe, resolution, claim.first))
-    assert run[:3] == [(looked, 32, True), (looked, 64, True), (other, 32, True)]
-    assert run[3] == (other, 64, True)
-    assert run[4][1:] == (32, True)

@@ -1,4 +1,4 @@
-"""Recipes: those that a label tries itself, and which of all has done best."""
+"""Own recipes of a label, and the ranking of all recipes."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from acuity.study.search.recipes import Recipe, Tried, choose_recipe, own_recipes, rank_recipes, searched_by
+from acuity.study.search.recipes import EndedTrial, Recipe, choose_recipe, is_in_search_space, own_recipes, rank_recipes
 from support.searched_experiment import EXPERIMENT, EXPONENTS, FAIR, GOOD, POOR
 
 
@@ -24,38 +24,40 @@ def test_recipes_of_all_labels_together_spread_over_rates_batches_and_networks()
         assert len({recipe.architecture for recipe in own_recipes(EXPERIMENT, EXPONENTS, label)}) == 2
 
 
-def test_own_recipes_are_others_than_those_of_the_experiment_that_is_learnt_from() -> None:
+def test_own_recipes_differ_from_those_of_the_experiment_in_learn_from() -> None:
     again = dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, learn_from=("pilot",)))
     for label in EXPERIMENT.labels:
         theirs = own_recipes(EXPERIMENT, EXPONENTS, label)
         assert not set(own_recipes(again, EXPONENTS, label)) & set(theirs)
 
 
-def test_recipe_is_ranked_by_the_labels_that_show_a_difference() -> None:
+def test_recipe_is_ranked_by_the_labels_with_a_difference() -> None:
     tried = [
-        Tried("Effusion", 128, GOOD, 0.80),
-        Tried("Effusion", 128, POOR, 0.60),
-        Tried("Mass", 128, GOOD, 0.49),  # a label that shows nothing yet
-        Tried("Mass", 128, POOR, 0.52),
+        EndedTrial("Effusion", 128, GOOD, 0.80),
+        EndedTrial("Effusion", 128, POOR, 0.60),
+        EndedTrial("Mass", 128, GOOD, 0.49),  # a label without a detectable finding
+        EndedTrial("Mass", 128, POOR, 0.52),
     ]
     assert rank_recipes(tried) == [GOOD, POOR]
 
 
 def test_recipe_of_a_hard_label_may_be_better_than_one_with_a_higher_auc_on_an_easy_one() -> None:
     tried = [
-        Tried("Effusion", 128, FAIR, 0.90),
-        Tried("Effusion", 128, POOR, 0.85),
-        Tried("Nodule", 128, FAIR, 0.60),
-        Tried("Nodule", 128, GOOD, 0.70),
+        EndedTrial("Effusion", 128, FAIR, 0.90),
+        EndedTrial("Effusion", 128, POOR, 0.85),
+        EndedTrial("Nodule", 128, FAIR, 0.60),
+        EndedTrial("Nodule", 128, GOOD, 0.70),
     ]
     assert rank_recipes(tried) == [GOOD, FAIR, POOR]
 
 
-def test_ranking_is_that_of_ridge_regression_written_out() -> None:
+def test_ranking_equals_an_explicit_ridge_regression() -> None:
     rng = np.random.default_rng(3)
     recipes = [recipe(rate) for rate in np.geomspace(1e-4, 1e-2, 9)]
     tried = [
-        Tried(str(rng.choice(["Effusion", "Mass"])), int(rng.choice([32, 64])), recipes[rng.integers(9)], rng.random())
+        EndedTrial(
+            str(rng.choice(["Effusion", "Mass"])), int(rng.choice([32, 64])), recipes[rng.integers(9)], rng.random()
+        )
         for _ in range(40)
     ]
     cells = sorted({(each.label, each.resolution) for each in tried})
@@ -79,22 +81,22 @@ def test_ranking_is_that_of_ridge_regression_written_out() -> None:
         ({"batch_size_exponent": None}, False),  # of an experiment whose batch was not searched
     ],
 )
-def test_recipe_of_another_space_is_told(change: dict, expected: bool) -> None:
+def test_recipe_outside_the_search_space_is_recognised(change: dict, expected: bool) -> None:
     changed = dataclasses.replace(recipe(1e-3), **change)
-    assert searched_by(changed, EXPERIMENT, EXPONENTS) is expected
+    assert is_in_search_space(changed, EXPERIMENT, EXPONENTS) is expected
     largest = dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, batch="largest"))
-    assert searched_by(changed, largest, EXPONENTS) is (changed.batch_size_exponent is None)
+    assert is_in_search_space(changed, largest, EXPONENTS) is (changed.batch_size_exponent is None)
 
 
 def test_best_recipe_of_any_label_is_taken_unless_the_resolution_has_had_it() -> None:
-    tried = [Tried("Effusion", 128, GOOD, 0.8), Tried("Effusion", 128, FAIR, 0.7)]
-    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", tried=tried, given=set()) == GOOD
-    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", tried=tried, given={GOOD}) == FAIR
+    tried = [EndedTrial("Effusion", 128, GOOD, 0.8), EndedTrial("Effusion", 128, FAIR, 0.7)]
+    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", history=tried, used=set()) == GOOD
+    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", history=tried, used={GOOD}) == FAIR
 
 
-def test_without_results_a_label_goes_on_with_its_own_recipes_then_with_others_then_again() -> None:
+def test_without_results_a_label_gets_own_recipes_then_those_of_others_then_the_first_again() -> None:
     own = own_recipes(EXPERIMENT, EXPONENTS, "Mass")
-    everybodys = {recipe for label in EXPERIMENT.labels for recipe in own_recipes(EXPERIMENT, EXPONENTS, label)}
-    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", tried=[], given={own[0]}) == own[1]
-    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", tried=[], given=set(own)) not in own
-    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", tried=[], given=everybodys) == own[0]
+    of_all = {recipe for label in EXPERIMENT.labels for recipe in own_recipes(EXPERIMENT, EXPONENTS, label)}
+    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", history=[], used={own[0]}) == own[1]
+    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", history=[], used=set(own)) not in own
+    assert choose_recipe(EXPERIMENT, EXPONENTS, label="Mass", history=[], used=of_all) == own[0]

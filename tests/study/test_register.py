@@ -1,4 +1,4 @@
-"""An experiment's entry in the database: true to its images, and gone with everything that belongs to it alone."""
+"""An experiment's row in the database: checked against its images, and deleted with its checkpoints."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from acuity.study.config.loading import parse
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
-from acuity.study.registry.record import Registered, checkpoint_name, checkpoints_of, forget, recall
+from acuity.study.registry.record import Registered, checkpoint_name, checkpoints_of, delete_registered, read_registered
 from acuity.study.registry.register import register
 from support.image_identities import unfiltered
 
@@ -34,27 +34,27 @@ def make(database: Database, name: str, folder: Path, *, index: str = "a", split
 
 
 @pytest.mark.parametrize(("what", "other"), [("index", {"index": "c"}), ("split", {"split": "c"})])
-def test_another_index_or_split_under_an_old_name_is_refused_and_nothing_changes(
+def test_another_index_or_split_under_an_existing_name_is_refused_and_nothing_changes(
     database: Database, tmp_path: Path, what: str, other: dict[str, str]
 ) -> None:
     before = make(database, "nih", tmp_path)
     with pytest.raises(UsageError, match=rf"the {what} here \(SHA-256 cccccccccccc\) is not the one of experiment nih"):
         make(database, "nih", tmp_path, **other)
-    assert recall(database, "nih") == before
+    assert read_registered(database, "nih") == before
 
 
-def test_checkpoints_are_no_other_databases_although_its_studies_have_the_same_ids(
+def test_checkpoints_of_two_databases_differ_although_the_studies_have_the_same_ids(
     database: Database, tmp_path: Path
 ) -> None:
     first = make(database, "nih", tmp_path)
-    assert checkpoint_name(recall(database, "nih"), "nih/Nodule", 1) == checkpoint_name(first, "nih/Nodule", 1)
+    assert checkpoint_name(read_registered(database, "nih"), "nih/Nodule", 1) == checkpoint_name(first, "nih/Nodule", 1)
     assert make(database, "nih", tmp_path) == first
-    forget(database, first)  # as good as another database: nothing is known of it
+    delete_registered(database, first)  # as in another database, which does not have the experiment
     second = make(database, "nih", tmp_path)
     assert checkpoint_name(first, "nih/Nodule", 1) != checkpoint_name(second, "nih/Nodule", 1)
 
 
-def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database: Database, tmp_path: Path) -> None:
+def test_deletion_removes_the_experiments_checkpoints_and_no_others(database: Database, tmp_path: Path) -> None:
     def with_checkpoint(name: str) -> tuple[Registered, int]:
         made = make(database, name, tmp_path)
         study_id = database.storage.get_study_id_from_name(study_name(name, "Nodule"))
@@ -63,7 +63,7 @@ def test_a_deleted_experiment_takes_its_checkpoints_along_and_no_others(database
 
     first, first_id = with_checkpoint("nih")
     second, second_id = with_checkpoint("nih2")
-    forget(database, first)
+    delete_registered(database, first)
     assert checkpoints_of(first).read(checkpoint_name(first, "nih/Nodule", first_id), 0, attempt=1) is None
     assert checkpoints_of(second).read(checkpoint_name(second, "nih2/Nodule", second_id), 0, attempt=1) == b"weights"
     assert len(list(tmp_path.iterdir())) == 1

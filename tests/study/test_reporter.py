@@ -1,4 +1,4 @@
-"""Reports reach the study and its pruner, also those that an outage has kept."""
+"""Reports reach the study and its pruner, also after an outage."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from acuity.study.worker.reporter import Reporter
 
 @pytest.fixture
 def trial(database: Database) -> optuna.Trial:
-    """A trial in a study of eight that ended well above it."""
+    """A trial in a study with eight complete trials of a higher AUC."""
     study = optuna.create_study(
         storage=database.storage,
         study_name="nih/Mass",
@@ -37,16 +37,16 @@ def trial(database: Database) -> optuna.Trial:
 
 def context(database: Database) -> Any:
     return SimpleNamespace(
-        database=database, contact=DatabaseContact(longest_gap_s=90), patiently=lambda function: function()
+        database=database, contact=DatabaseContact(longest_gap_s=90), retry_outages=lambda function: function()
     )
 
 
-def test_a_trial_below_the_median_is_told_to_stop_after_the_warm_up(database: Database, trial: optuna.Trial) -> None:
+def test_trial_below_the_median_stops_after_the_warm_up(database: Database, trial: optuna.Trial) -> None:
     reporter = Reporter(context(database), trial, prunable=range(2, 5))
     assert [reporter(epoch, 0.6) for epoch in (1, 2)] == [False, True]
 
 
-def test_a_first_trial_runs_to_its_end(database: Database, trial: optuna.Trial) -> None:
+def test_initial_trial_is_never_pruned(database: Database, trial: optuna.Trial) -> None:
     reporter = Reporter(context(database), trial, prunable=range(0))
     assert [reporter(epoch, 0.6) for epoch in (1, 2, 3)] == [False, False, False]
 

@@ -1,4 +1,4 @@
-"""The search space is static, and the pruner patient."""
+"""The search space, the sampler and the pruner."""
 
 import dataclasses
 import tomllib
@@ -38,7 +38,7 @@ EXPERIMENT = parse(
 
 
 @pytest.mark.parametrize(("batch", "most"), [(512, 400), (16, None), ("largest", None)])
-def test_fixed_batch_that_no_epoch_has_the_images_for_is_refused(batch: int | str, most: int | None) -> None:
+def test_fixed_batch_that_leaves_too_few_steps_an_epoch_is_refused(batch: int | str, most: int | None) -> None:
     if most is None:
         check_fixed_batch(with_search(batch=batch), 8_015)
         return
