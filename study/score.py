@@ -1,4 +1,4 @@
-"""`acuity score`: score an external image set with the confirmed networks. Nothing is chosen on it."""
+"""`acuity score`: score an external image set with the confirmed networks. No choice depends on this image set."""
 
 import logging
 from dataclasses import replace
@@ -18,7 +18,7 @@ from acuity.study.config.paths import cache_folder
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.protocol import LabelProtocol, Protocol, read_protocol
 from acuity.study.confirmation.scoring import Scorer, score_external, unpack
-from acuity.study.confirmation.verdict import Tables, conclude_label
+from acuity.study.confirmation.verdict import ScoreTables, conclude_label
 from acuity.study.dataset.selection import select_images
 from acuity.study.display.console import decoding_bar, scoring_bar
 from acuity.study.errors import UsageError
@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 def score_index(
     database: Database, registered: Registered, index_path: Path, *, images: Path | None, device: str, console: Console
 ) -> list[dict[str, Any]]:
-    """Score every image of an external index with each finalist's networks; returns conclude_label of each label.
+    """Score the images of an external index with each finalist's networks, and return the results of each label.
 
-    images: the folder of its files, by default `images` beside the index. The index is read and filtered as the
-    experiment's own. Reference, margin and thresholds are the frozen ones. Labels that are missing or have too few
-    patients are left out. UsageError where no label is left, or where images or patients are the experiment's own.
+    images: the folder of the image files, by default `images` beside the index. The filters of the experiment apply to
+    the external index. Reference, margin and thresholds are frozen. A label that is missing or has too few patients is
+    left out. UsageError where no label is left, or where the index shares images or patients with the experiment's
+    index.
     """
     stored = find_confirmation(database, registered.experiment.name)
     if stored is None:
@@ -43,11 +44,11 @@ def score_index(
             f"{registered.experiment.name} comes first"
         )
     protocol = read_protocol(stored.protocol)
-    theirs = _elsewhere(registered.experiment, index_path, images or index_path.parent / "images")
-    index = select_images(theirs).index
+    external = _with_index(registered.experiment, index_path, images or index_path.parent / "images")
+    index = select_images(external).index
     if index.sha256 == protocol.index_sha256:
         raise UsageError(f"{index_path} is the experiment's own index, whose test patients `acuity confirm` scores")
-    _refuse_own(registered, index)
+    _check_disjoint(registered, index)
     labels = [label for label in protocol.labels if label.label in index.labels]
     if not labels:
         raise UsageError(
@@ -57,10 +58,10 @@ def score_index(
     with decoding_bar(console) as progress:
         cache = build_cache(
             index,
-            folder=cache_folder(theirs, index.files_sha256),
+            folder=cache_folder(external, index.files_sha256),
             resolutions=sorted({finalist.resolution for label in labels for finalist in label.finalists}),
-            fit=theirs.data.fit,
-            on_bad_image=theirs.data.on_bad_image,
+            fit=external.data.fit,
+            on_bad_image=external.data.on_bad_image,
             progress=progress,
         )
     scorer = Scorer(database, registered.experiment, checkpoints_of(registered), open_device(device, workers=1))
@@ -84,16 +85,16 @@ def score_index(
     return results
 
 
-def _elsewhere(experiment: Experiment, index: Path, images: Path) -> Experiment:
-    """The experiment with its data settings applied to another index."""
+def _with_index(experiment: Experiment, index: Path, images: Path) -> Experiment:
+    """The experiment with another index and its images, and otherwise the same data settings."""
     data = replace(
         experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
     )
     return replace(experiment, data=data)
 
 
-def _refuse_own(registered: Registered, index: ImageIndex) -> None:
-    """UsageError where the index shares images or patients with the experiment's own index, before its filters."""
+def _check_disjoint(registered: Registered, index: ImageIndex) -> None:
+    """UsageError where the index shares images or patients with the unfiltered index of the experiment."""
     name = registered.experiment.name
     try:
         own = select_images(registered.experiment)
@@ -108,22 +109,22 @@ def _refuse_own(registered: Registered, index: ImageIndex) -> None:
             name,
             index.path,
         )
-    theirs = set(index.table["patient"])
+    new_patients = set(index.table["patient"])
     images = len(set(index.names) & set(own.whole.names))
-    patients = len(theirs & set(own.whole.table["patient"]))
+    patients = len(new_patients & set(own.whole.table["patient"]))
     if images or patients:
         raise UsageError(
-            f"{index.path}: {images:,} of its {len(index.names):,} images and {patients:,} of its {len(theirs):,} "
-            f"patients are in {name}'s own index, which its networks learnt from and whose test patients `acuity "
-            "confirm` alone scores. Leave them out; if they only happen to have the same names, give them others "
-            "(a prefix)"
+            f"{index.path}: {images:,} of its {len(index.names):,} images and {patients:,} of its "
+            f"{len(new_patients):,} patients are in {name}'s own index. Its networks were trained on it, and only "
+            "`acuity confirm` scores its test patients. Leave them out; if different images or patients have the same "
+            "names, rename them, for example with a prefix"
         )
 
 
-def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: Tables) -> Tables:
-    """Add each network's validation scores, which its thresholds are chosen on, to its new scores."""
+def _with_validation(database: Database, protocol: Protocol, label: LabelProtocol, tables: ScoreTables) -> ScoreTables:
+    """Add the validation scores of each network, on which its thresholds are chosen, to its external scores."""
 
-    def both(trial_id: int, table: pd.DataFrame) -> pd.DataFrame:
+    def add_validation(trial_id: int, table: pd.DataFrame) -> pd.DataFrame:
         own = find_scores(database, trial_id=trial_id, index_sha256=protocol.index_sha256)
         assert own is not None, "a confirmed network has scored its own index"
         own_table = unpack(own)
@@ -131,7 +132,8 @@ def _with_validation(database: Database, protocol: Protocol, label: LabelProtoco
 
     return {
         finalist.resolution: [
-            both(run.trial_id, table) for run, table in zip(finalist.runs, tables[finalist.resolution], strict=True)
+            add_validation(run.trial_id, table)
+            for run, table in zip(finalist.runs, tables[finalist.resolution], strict=True)
         ]
         for finalist in label.finalists
     }

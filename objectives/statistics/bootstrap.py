@@ -1,4 +1,4 @@
-"""Patient bootstrap of AUCs, a check of the formulas' standard errors."""
+"""Patient bootstrap of AUCs, which checks the standard errors of the formulas."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -6,22 +6,22 @@ from numpy.typing import ArrayLike, NDArray
 from acuity.objectives.errors import InputError
 
 Floats = NDArray[np.float64]
-_BATCH_ELEMENTS = 2_000_000  # 16 MB an intermediate array
+_BATCH_ELEMENTS = 2_000_000  # 16 MB per intermediate array
 
 
 def bootstrap_aucs(
     targets: ArrayLike, scores: ArrayLike, patients: ArrayLike, *, repetitions: int = 2000, seed: int = 0
 ) -> Floats:
-    """AUCs [repetitions, K] of K networks, each repetition drawing whole patients (Efron & Tibshirani 1993, ch. 8).
+    """AUCs [repetitions, K] of K networks on bootstrap samples of patients (Efron & Tibshirani 1993, ch. 8).
 
-    targets [N] of 1 and 0, scores [K, N], patients [N]. All networks are scored on the same drawn patients, so a
-    difference or a mean over seeds can be computed in each row. A drawing with one kind of images alone is repeated.
+    targets: [N] of 1 and 0. scores: [K, N]. patients: [N]. All networks share the sample of a repetition, so a
+    difference or a mean over seeds can be computed in each row. A sample whose targets are all equal is drawn again.
+    InputError where all targets are equal.
     """
     positive, values = np.asarray(targets) == 1, np.asarray(scores, dtype=np.float64)
     if positive.all() or not positive.any():
         raise InputError(
-            f"{int(positive.sum())} of {positive.size} images have the finding, an AUC needs both kinds: "
-            "choose another label"
+            f"{int(positive.sum())} of {positive.size} images have the finding, an AUC needs both: choose another label"
         )
     clusters, codes = np.unique(np.asarray(patients), return_inverse=True)
     generator = np.random.default_rng(seed)

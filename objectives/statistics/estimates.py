@@ -1,13 +1,14 @@
-"""AUC of each resolution and differences between two, with intervals over other test patients and other seeds.
+"""AUCs of resolutions, their differences and ratios, with intervals over samples of test patients and seeds.
 
-An AUC is a mean over seeds. It varies with the test patients and with the seeds, so its variance has two parts:
-patient-clustered DeLong on the components averaged over seeds, and s^2 / S, where s is the standard deviation over the
-S seeds. All resolutions share the test patients, which makes differences more precise; seeds are not paired.
+The AUC of a resolution is a mean over S seeds. Its variance has two parts. The first part is the variance over samples
+of test patients: clustered DeLong on the components averaged over seeds. The second part is the variance over seeds:
+s^2 / S, where s is the standard deviation over the seeds. All resolutions share the test patients, which makes
+differences more precise. Seeds are not paired.
 
-s^2 is estimated on finite test patients, so it includes the interaction of seed and patients, of which the first part
-already has 1/S. We keep that excess. Without it (Obuchowski & Rockette, Commun Stat Simul Comput 1995;24:285-308) a
-one-sided 5 % test was wrong in 6 to 7 % of cases with 34 positive patients, with it in 4 to 5 %
-(benchmarks/validity/coverage.py).
+s^2 is estimated on a finite number of test patients, so it includes the interaction of seed and patients. The first
+part contains 1/S of that interaction too. The excess is kept: with 34 positive patients the type I error of a one-sided
+5 % test is 4 to 5 % with it, and 6 to 7 % without it (Obuchowski & Rockette, Commun Stat Simul Comput 1995;24:285-308;
+benchmarks/validity/coverage.py).
 """
 
 import math
@@ -19,25 +20,32 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.statistics.delong import Components, auc_components, combine, covariance, degrees_of_freedom
-from acuity.objectives.statistics.difference import Contrast, difference_limits, difference_spread, t_statistic
-from acuity.objectives.statistics.intervals import auc_interval, satterthwaite
+from acuity.objectives.statistics.delong import (
+    DelongComponents,
+    combine,
+    covariance,
+    degrees_of_freedom,
+    delong_components,
+)
+from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
+from acuity.objectives.statistics.intervals import auc_interval, satterthwaite_degrees
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """AUCs and their covariance for several resolutions scored on the same test patients."""
+class ResolutionEstimates:
+    """AUCs of several resolutions on the same test patients, and their covariance."""
 
     resolutions: tuple[int, ...]
     """Ascending."""
     seed_aucs: tuple[tuple[float, ...], ...]
-    """For each resolution the AUC of each seed."""
+    """AUC of each seed, for each resolution."""
     patient_covariance: Floats
-    """[R, R], of the AUCs averaged over seeds, over draws of test patients."""
+    """[R, R], of the AUCs averaged over seeds, over samples of test patients."""
     patient_degrees: Floats
-    """[R, R], degrees of freedom of variances over draws of test patients: of the AUCs (diagonal) and differences."""
+    """[R, R], degrees of freedom of the variances over samples of test patients: of the AUCs on the diagonal, of the
+    differences elsewhere."""
     positive_patients: int
     negative_patients: int
 
@@ -46,7 +54,7 @@ class Measured:
         return float(np.mean(self.seed_aucs[self.position(resolution)]))
 
     def position(self, resolution: int) -> int:
-        """Index of the resolution; InputError if it was not measured."""
+        """Index of the resolution. InputError where it is missing."""
         if resolution not in self.resolutions:
             known = ", ".join(map(str, self.resolutions))
             raise InputError(f"{resolution} px was not confirmed. There are: {known}")
@@ -55,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class AucEstimate:
-    """The AUC of a resolution, averaged over seeds."""
+    """The AUC of a resolution, averaged over seeds, with its interval."""
 
     resolution: int
     auc: float
@@ -70,7 +78,7 @@ class AucEstimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """AUC of a resolution less the AUC of a reference."""
+    """AUC of a resolution minus the AUC of a reference."""
 
     resolution: int
     reference: int
@@ -80,12 +88,12 @@ class Difference:
     se: float
     degrees_of_freedom: float
     p_value: float
-    """Two-sided, of no difference; not corrected for multiple comparisons."""
+    """Of the two-sided test of no difference, not corrected for multiple comparisons."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """AUC of a resolution divided by that of a reference, with its standard deviation over seeds."""
+    """AUC of a resolution divided by the AUC of a reference, with its standard deviation over seeds."""
 
     resolution: int
     reference: int
@@ -93,11 +101,13 @@ class Ratio:
     seed_sd: float
 
 
-def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], patients: ArrayLike) -> Measured:
-    """Score resolutions on the same test images.
+def estimate_resolutions(
+    targets: ArrayLike, scores: Mapping[int, ArrayLike], patients: ArrayLike
+) -> ResolutionEstimates:
+    """AUCs of resolutions from the scores of each seed on the same test images.
 
-    scores: for each resolution [S, N], one row a seed, at least 2 seeds, not necessarily as many for each resolution.
-    targets [N] of 1 and 0, patients [N]. InputError with one seed or fewer than 2 patients of a kind.
+    targets: [N] of 1 and 0. scores: resolution -> [S, N], one row per seed, where S may differ between resolutions.
+    patients: [N]. InputError with fewer than 2 seeds, 2 positive patients or 2 negative patients.
     """
     resolutions = tuple(sorted(scores))
     networks = [np.asarray(scores[resolution], dtype=np.float64) for resolution in resolutions]
@@ -107,31 +117,31 @@ def measure_resolutions(targets: ArrayLike, scores: Mapping[int, ArrayLike], pat
                 f"{resolution} px has {len(rows)} seed, need at least 2 for the variance over seeds: raise --seeds"
             )
     owner = np.repeat(np.arange(len(networks)), [len(rows) for rows in networks])
-    each = auc_components(targets, np.concatenate(networks), patients)
+    components = delong_components(targets, np.concatenate(networks), patients)
     averaging = (owner == np.arange(len(networks))[:, None]).astype(np.float64)
     averaging /= averaging.sum(axis=1, keepdims=True)
-    averaged = combine(each, averaging)
-    return Measured(
+    averaged = combine(components, averaging)
+    return ResolutionEstimates(
         resolutions=resolutions,
-        seed_aucs=tuple(tuple(map(float, each.aucs[owner == position])) for position in range(len(networks))),
+        seed_aucs=tuple(tuple(map(float, components.aucs[owner == position])) for position in range(len(networks))),
         patient_covariance=covariance(averaged),
         patient_degrees=_patient_degrees(averaged),
-        positive_patients=each.positive_patients,
-        negative_patients=each.negative_patients,
+        positive_patients=components.positive_patients,
+        negative_patients=components.negative_patients,
     )
 
 
-def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) -> AucEstimate:
-    """The AUC of a resolution with its interval over other test patients and other seeds.
+def estimate_auc(estimates: ResolutionEstimates, resolution: int, *, level: float = 0.95) -> AucEstimate:
+    """The AUC of a resolution with its interval over samples of test patients and seeds.
 
-    The degrees of freedom are Satterthwaite's, with S - 1 for the seeds. The interval is symmetric on the logit scale.
+    Satterthwaite's degrees of freedom, with S - 1 for the seeds. The interval is symmetric on the logit scale.
     """
-    position = measured.position(resolution)
-    aucs = measured.seed_aucs[position]
-    auc = measured.auc(resolution)
-    patient_variance, seed_variance = float(measured.patient_covariance[position, position]), _seed_variance(aucs)
-    degrees = satterthwaite(
-        (patient_variance, float(measured.patient_degrees[position, position])),
+    position = estimates.position(resolution)
+    aucs = estimates.seed_aucs[position]
+    auc = estimates.auc(resolution)
+    patient_variance, seed_variance = float(estimates.patient_covariance[position, position]), _seed_variance(aucs)
+    degrees = satterthwaite_degrees(
+        (patient_variance, float(estimates.patient_degrees[position, position])),
         (seed_variance, len(aucs) - 1),
     )
     se = math.sqrt(patient_variance + seed_variance)
@@ -139,7 +149,7 @@ def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) ->
         auc,
         se,
         quantile=float(student.ppf((1 + level) / 2, degrees)),
-        patients=(measured.positive_patients, measured.negative_patients),
+        patients=(estimates.positive_patients, estimates.negative_patients),
     )
     return AucEstimate(
         resolution=resolution,
@@ -153,16 +163,18 @@ def estimate_auc(measured: Measured, resolution: int, *, level: float = 0.95) ->
     )
 
 
-def estimate_difference(measured: Measured, resolution: int, *, reference: int, level: float = 0.95) -> Difference:
-    """AUC of a resolution less the AUC of the reference on the same test patients, with its interval."""
-    contrast = contrast_of(measured, resolution, reference=reference)
-    se, degrees = difference_spread(contrast)
-    low, high = difference_limits(contrast, level=level)
-    statistic, logit_degrees = t_statistic(contrast, value=0.0)
+def estimate_difference(
+    estimates: ResolutionEstimates, resolution: int, *, reference: int, level: float = 0.95
+) -> Difference:
+    """AUC of a resolution minus the AUC of the reference on the same test patients, with its interval."""
+    pair = make_auc_pair(estimates, resolution, reference=reference)
+    se, degrees = difference_standard_error(pair)
+    low, high = difference_interval(pair, level=level)
+    statistic, logit_degrees = t_statistic(pair, value=0.0)
     return Difference(
         resolution=resolution,
         reference=reference,
-        difference=contrast.difference,
+        difference=pair.difference,
         difference_low=low,
         difference_high=high,
         se=se,
@@ -171,42 +183,44 @@ def estimate_difference(measured: Measured, resolution: int, *, reference: int, 
     )
 
 
-def auc_ratio(measured: Measured, resolution: int, *, reference: int) -> Ratio:
-    """The ratio that Sabottke & Spieler report (64 to 320 px), with its standard deviation by the delta method.
+def estimate_ratio(estimates: ResolutionEstimates, resolution: int, *, reference: int) -> Ratio:
+    """The ratio that Sabottke & Spieler report for 64 and 320 px, with its standard deviation by the delta method.
 
-    The standard deviation is that of one network of each resolution, as in their table, not of the mean. Seeds are
-    independent.
+    As in their table, the standard deviation is of the ratio of one network of each resolution, not of the ratio of the
+    means. The seeds are independent.
     """
-    ours, theirs = (measured.seed_aucs[measured.position(each)] for each in (resolution, reference))
-    ratio = float(np.mean(ours) / np.mean(theirs))
-    relative = math.hypot(np.std(ours, ddof=1) / np.mean(ours), np.std(theirs, ddof=1) / np.mean(theirs))
-    return Ratio(resolution=resolution, reference=reference, ratio=ratio, seed_sd=ratio * relative)
+    aucs, reference_aucs = (estimates.seed_aucs[estimates.position(each)] for each in (resolution, reference))
+    ratio = float(np.mean(aucs) / np.mean(reference_aucs))
+    relative_sd = math.hypot(
+        np.std(aucs, ddof=1) / np.mean(aucs), np.std(reference_aucs, ddof=1) / np.mean(reference_aucs)
+    )
+    return Ratio(resolution=resolution, reference=reference, ratio=ratio, seed_sd=ratio * relative_sd)
 
 
-def contrast_of(measured: Measured, resolution: int, *, reference: int) -> Contrast:
-    """The contrast of a resolution (first) and the reference (second)."""
-    ours, theirs = measured.position(resolution), measured.position(reference)
-    aucs = measured.seed_aucs[ours], measured.seed_aucs[theirs]
-    matrix = measured.patient_covariance
-    return Contrast(
-        aucs=(measured.auc(resolution), measured.auc(reference)),
-        patient_variances=(float(matrix[ours, ours]), float(matrix[theirs, theirs])),
-        patient_covariance=float(matrix[ours, theirs]),
-        patient_degrees=float(measured.patient_degrees[ours, theirs]),
+def make_auc_pair(estimates: ResolutionEstimates, resolution: int, *, reference: int) -> AucPair:
+    """The AUCs of a resolution (first) and of the reference (second), with their variances."""
+    first, second = estimates.position(resolution), estimates.position(reference)
+    aucs = estimates.seed_aucs[first], estimates.seed_aucs[second]
+    matrix = estimates.patient_covariance
+    return AucPair(
+        aucs=(estimates.auc(resolution), estimates.auc(reference)),
+        patient_variances=(float(matrix[first, first]), float(matrix[second, second])),
+        patient_covariance=float(matrix[first, second]),
+        patient_degrees=float(estimates.patient_degrees[first, second]),
         seed_variances=(_seed_variance(aucs[0]), _seed_variance(aucs[1])),
         seeds=(len(aucs[0]), len(aucs[1])),
-        positive_patients=measured.positive_patients,
-        negative_patients=measured.negative_patients,
+        positive_patients=estimates.positive_patients,
+        negative_patients=estimates.negative_patients,
     )
 
 
-def _patient_degrees(averaged: Components) -> Floats:
+def _patient_degrees(averaged: DelongComponents) -> Floats:
     count = len(averaged.aucs)
     rows, columns = np.triu_indices(count, 1)
     differences = np.eye(count)[rows] - np.eye(count)[columns]
-    table = np.diag(degrees_of_freedom(averaged))
-    table[rows, columns] = table[columns, rows] = degrees_of_freedom(combine(averaged, differences))
-    return table
+    degrees = np.diag(degrees_of_freedom(averaged))
+    degrees[rows, columns] = degrees[columns, rows] = degrees_of_freedom(combine(averaged, differences))
+    return degrees
 
 
 def _seed_variance(aucs: tuple[float, ...]) -> float:

@@ -4,18 +4,18 @@ import math
 from statistics import NormalDist
 
 NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
-"""Standard errors on each side of a two-sided 95 % interval."""
+"""Number of standard errors on each side of the estimate in a two-sided 95 % interval."""
 
 
 def auc_interval(
     auc: float, se: float, *, quantile: float = NORMAL_QUANTILE, patients: tuple[int, int] | None = None
 ) -> tuple[float, float]:
-    """Interval of `quantile` standard errors on each side, symmetric on the logit scale, so it stays within 0 and 1.
+    """Wald interval on the logit scale, which keeps both limits within 0 and 1.
 
-    patients: numbers with and without the finding. They give an interval to an AUC whose standard error is 0, for
-    instance a perfect one: from the lowest to the highest AUC that is at most `quantile` of *its* expected standard
-    errors away, one image a patient (Newcombe, Stat Med 2006;25:559-573, inverts Hanley & McNeil's variance in the same
-    way). Without them both ends are then the AUC.
+    quantile: number of standard errors on each side. patients: numbers of positive and negative patients. An AUC whose
+    standard error is 0, for instance a perfect AUC, needs them. Its interval contains each AUC that differs from it by
+    at most `quantile` of the expected standard errors of that other AUC, with one image per patient (Newcombe, Stat Med
+    2006;25:559-573, inverts Hanley & McNeil's variance in the same way). Without the numbers both limits are the AUC.
     """
     if se > 0 and 0 < auc < 1:
         centre, half_width = math.log(auc / (1 - auc)), quantile * se / (auc * (1 - auc))
@@ -23,28 +23,29 @@ def auc_interval(
     if patients is None:
         return auc, auc
     positive, negative = patients
-    low = _lowest_compatible(auc, quantile=quantile, positive_patients=positive, negative_patients=negative)
-    # With the two kinds of patients exchanged an AUC becomes 1 - AUC.
-    high = 1 - _lowest_compatible(1 - auc, quantile=quantile, positive_patients=negative, negative_patients=positive)
+    low = _score_limit(auc, quantile=quantile, positive_patients=positive, negative_patients=negative)
+    # Exchanging positive and negative patients changes an AUC to 1 - AUC.
+    high = 1 - _score_limit(1 - auc, quantile=quantile, positive_patients=negative, negative_patients=positive)
     return low, high
 
 
-def expected_auc_variance(auc: float, *, positive_patients: int, negative_patients: int) -> float:
-    """Variance of an AUC of this size, with one image a patient and exponential scores.
+def hanley_mcneil_variance(auc: float, *, positive_patients: int, negative_patients: int) -> float:
+    """Expected variance of an AUC, with one image per patient and exponentially distributed scores.
 
-    Hanley & McNeil, Radiology 1982;143:29-36. Where positives are rare it is above that of normal scores, by a fifth in
-    standard error at an AUC of .8, so it is conservative.
+    Hanley & McNeil, Radiology 1982;143:29-36. Where positives are rare, it is larger than the variance for normally
+    distributed scores (the standard error by a fifth at an AUC of .8), so it is conservative.
     """
-    of_positives = 2 * auc**2 / (1 + auc) - auc**2
-    of_negatives = auc / (2 - auc) - auc**2
-    total = auc * (1 - auc) + (negative_patients - 1) * of_positives + (positive_patients - 1) * of_negatives
+    q1 = auc / (2 - auc)  # probability that two positive images both score above a negative image
+    q2 = 2 * auc**2 / (1 + auc)  # probability that a positive image scores above two negative images
+    total = auc * (1 - auc) + (negative_patients - 1) * (q2 - auc**2) + (positive_patients - 1) * (q1 - auc**2)
     return max(total, 0.0) / (positive_patients * negative_patients)
 
 
-def satterthwaite(*parts: tuple[float, float]) -> float:
-    """Degrees of freedom of a sum of independent variance estimates, each given as (variance, degrees of freedom).
+def satterthwaite_degrees(*parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of independent variance estimates.
 
-    Satterthwaite, Biometrics Bulletin 1946;2:110-114. If all variances are 0, the degrees of freedom of the first part.
+    parts: (variance, degrees of freedom) of each estimate. If all variances are 0, the first part's degrees of freedom
+    are returned. Satterthwaite, Biometrics Bulletin 1946;2:110-114.
     """
     total = sum(variance for variance, _ in parts)
     if total == 0:
@@ -52,19 +53,20 @@ def satterthwaite(*parts: tuple[float, float]) -> float:
     return total**2 / sum(variance**2 / degrees for variance, degrees in parts)
 
 
-def _lowest_compatible(auc: float, *, quantile: float, positive_patients: int, negative_patients: int) -> float:
+def _score_limit(auc: float, *, quantile: float, positive_patients: int, negative_patients: int) -> float:
+    """The lowest AUC that is at most `quantile` of its expected standard errors below `auc`."""
     from scipy.optimize import brentq  # takes 0.2 s to import, and `acuity best` imports this module
 
     if auc <= 0 or quantile <= 0:
         return auc
 
     def distance(candidate: float) -> float:
-        variance = expected_auc_variance(
+        variance = hanley_mcneil_variance(
             candidate, positive_patients=positive_patients, negative_patients=negative_patients
         )
         return auc - candidate - quantile * math.sqrt(variance)
 
-    nearest = auc * (1 - 1e-12)  # a perfect AUC itself solves the equation: its expected variance is 0
+    nearest = auc * (1 - 1e-12)  # a perfect AUC solves the equation too, because its expected variance is 0
     return float(brentq(distance, 0.0, nearest)) if distance(nearest) < 0 else auc
 
 

@@ -1,4 +1,4 @@
-"""The smallest resolution that is non-inferior to the reference resolution."""
+"""Noninferiority tests of resolutions against a reference, and the smallest noninferior resolution."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,159 +8,163 @@ from scipy.special import stdtrit
 from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.statistics.difference import Contrast, difference_limits, difference_spread, t_statistic
-from acuity.objectives.statistics.estimates import Measured, contrast_of
-from acuity.objectives.statistics.power import FEWEST_POSITIVE_PATIENTS
+from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
+from acuity.objectives.statistics.estimates import ResolutionEstimates, make_auc_pair
+from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
 
-_MOST_PATIENTS = 10_000_000
+_MAX_ADDITIONAL_PATIENTS = 10_000_000
 
 
 @dataclass(frozen=True)
-class NonInferiority:
-    """The test that a resolution's AUC is less than a margin below the AUC of the reference."""
+class NoninferiorityTest:
+    """The test that a resolution's AUC is less than the margin below the AUC of the reference."""
 
     resolution: int
     reference: int
     difference: float
-    """AUC of the resolution less that of the reference."""
+    """AUC of the resolution minus the AUC of the reference."""
     difference_low: float
-    """One-sided lower limit. It is above -margin if and only if the outcome is "shown"."""
+    """One-sided lower limit. It is above -margin exactly if the outcome is "shown"."""
     margin: float
     se: float
     degrees_of_freedom: float
     p_value: float
-    """One-sided p value of a loss of the margin or more. That of a smaller loss is 1 - p_value."""
+    """One-sided, of the null hypothesis that the loss is the margin or more. 1 - p_value tests the opposite hypothesis.
+    """
     outcome: Literal["shown", "worse", "undecided"]
-    """"worse": shown to lose more than the margin."""
+    """"shown": noninferior. "worse": shown to lose more than the margin."""
     more_positive_patients: int | None
-    """How many would decide an undecided test at 80 % power, with negatives in proportion and the AUCs as estimated.
-
-    None if it is decided, or if only more seeds or another margin would help."""
+    """Number of additional positive patients that would decide the test at 80 % power, for the estimated AUCs and with
+    negative patients in proportion. None if the test is decided, or if more patients alone cannot decide it."""
 
 
 @dataclass(frozen=True)
-class SmallestAdequate:
-    """The answer for a label: the verdict and the tests behind it."""
+class NoninferiorityVerdict:
+    """The verdict on a label, and the tests behind it."""
 
     verdict: Literal["shown", "undecided", "not_estimable"]
     resolution: int | None
-    """None unless shown. The reference itself if the next smaller resolution is shown to be worse."""
+    """None unless shown. It is the reference if no smaller resolution is shown to be noninferior."""
     auc_difference: float | None
-    """AUC less the AUC of the reference: of `resolution`, or of the undecided resolution."""
+    """AUC of `resolution`, or of the undecided resolution, minus the AUC of the reference."""
     margin: float
     p_value: float | None
-    """p value of the non-inferiority test of `auc_difference`; None for the reference itself."""
+    """p value of the noninferiority test of `auc_difference`. None for the reference."""
     positive_patients: int
     more_positive_patients: int | None
-    """How many the last test lacks to decide the label, or to show a smaller resolution."""
-    steps: tuple[NonInferiority, ...]
-    """In descending order of resolution; the last is the first that failed, if one did."""
+    """Number of additional positive patients that would decide the last test."""
+    steps: tuple[NoninferiorityTest, ...]
+    """In descending order of resolution, up to the first failure."""
 
 
-def check_non_inferiority(
-    measured: Measured, resolution: int, *, reference: int, margin: float, level: float = 0.05
-) -> NonInferiority:
-    """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of the reference."""
+def check_noninferiority(
+    estimates: ResolutionEstimates, resolution: int, *, reference: int, margin: float, level: float = 0.05
+) -> NoninferiorityTest:
+    """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of the reference.
+
+    InputError for a margin that is not between 0 and 0.5.
+    """
     if not 0 < margin < 0.5:
         raise InputError(f"margin is {margin}, must be between 0 and 0.5 AUC: 0.02 is usual")
-    contrast = contrast_of(measured, resolution, reference=reference)
-    se, degrees = difference_spread(contrast)
-    p_value = float(student.sf(*t_statistic(contrast, value=-margin)))
+    pair = make_auc_pair(estimates, resolution, reference=reference)
+    se, degrees = difference_standard_error(pair)
+    p_value = float(student.sf(*t_statistic(pair, value=-margin)))
     undecided = level < p_value < 1 - level
-    return NonInferiority(
+    return NoninferiorityTest(
         resolution=resolution,
         reference=reference,
-        difference=contrast.difference,
-        difference_low=difference_limits(contrast, level=1 - 2 * level)[0],
+        difference=pair.difference,
+        difference_low=difference_interval(pair, level=1 - 2 * level)[0],
         margin=margin,
         se=se,
         degrees_of_freedom=degrees,
         p_value=p_value,
         outcome="undecided" if undecided else "shown" if p_value <= level else "worse",
-        more_positive_patients=_patients_lacking(contrast, margin=margin, level=level) if undecided else None,
+        more_positive_patients=_additional_patients(pair, margin=margin, level=level) if undecided else None,
     )
 
 
-def find_smallest_adequate(
-    measured: Measured, *, reference: int, margin: float, level: float = 0.05
-) -> SmallestAdequate:
+def find_smallest_noninferior(
+    estimates: ResolutionEstimates, *, reference: int, margin: float, level: float = 0.05
+) -> NoninferiorityVerdict:
     """Test each smaller resolution against the reference, in descending order, up to the first failure.
 
-    A fixed order needs no correction: each test has the full level, and the probability to name a resolution that loses
-    the margin or more is at most that level (Maurer, Hothorn & Lehmacher 1995; Bretz et al., Stat Med
-    2009;28:586-604). The order and the reference must not be chosen on these patients.
+    This fixed-sequence procedure needs no correction for multiple comparisons: each test has the full level, and the
+    probability of returning a resolution that loses the margin or more is at most that level (Maurer, Hothorn &
+    Lehmacher 1995; Bretz et al., Stat Med 2009;28:586-604). The order and the reference must not be chosen on these
+    patients.
     """
-    start = measured.position(reference)
-    if measured.positive_patients < FEWEST_POSITIVE_PATIENTS:
-        return _without_resolution(measured, verdict="not_estimable", margin=margin, steps=())
-    steps: list[NonInferiority] = []
-    for resolution in reversed(measured.resolutions[:start]):
-        steps.append(check_non_inferiority(measured, resolution, reference=reference, margin=margin, level=level))
+    start = estimates.position(reference)
+    if estimates.positive_patients < MIN_POSITIVE_PATIENTS:
+        return _without_resolution(estimates, verdict="not_estimable", margin=margin, steps=())
+    steps: list[NoninferiorityTest] = []
+    for resolution in reversed(estimates.resolutions[:start]):
+        steps.append(check_noninferiority(estimates, resolution, reference=reference, margin=margin, level=level))
         if steps[-1].outcome != "shown":
             break
     if steps and steps[0].outcome == "undecided":
-        return _without_resolution(measured, verdict="undecided", margin=margin, steps=tuple(steps))
+        return _without_resolution(estimates, verdict="undecided", margin=margin, steps=tuple(steps))
     smallest = next((step for step in reversed(steps) if step.outcome == "shown"), None)
-    return SmallestAdequate(
+    return NoninferiorityVerdict(
         verdict="shown",
         resolution=smallest.resolution if smallest else reference,
         auc_difference=smallest.difference if smallest else 0.0,
         margin=margin,
         p_value=smallest.p_value if smallest else None,
-        positive_patients=measured.positive_patients,
+        positive_patients=estimates.positive_patients,
         more_positive_patients=steps[-1].more_positive_patients if steps else None,
         steps=tuple(steps),
     )
 
 
 def _without_resolution(
-    measured: Measured,
+    estimates: ResolutionEstimates,
     *,
     verdict: Literal["undecided", "not_estimable"],
     margin: float,
-    steps: tuple[NonInferiority, ...],
-) -> SmallestAdequate:
-    lacking = FEWEST_POSITIVE_PATIENTS - measured.positive_patients
-    return SmallestAdequate(
+    steps: tuple[NoninferiorityTest, ...],
+) -> NoninferiorityVerdict:
+    missing = MIN_POSITIVE_PATIENTS - estimates.positive_patients
+    return NoninferiorityVerdict(
         verdict=verdict,
         resolution=None,
         auc_difference=steps[0].difference if steps else None,
         margin=margin,
         p_value=steps[0].p_value if steps else None,
-        positive_patients=measured.positive_patients,
-        more_positive_patients=steps[0].more_positive_patients if steps else lacking,
+        positive_patients=estimates.positive_patients,
+        more_positive_patients=steps[0].more_positive_patients if steps else missing,
         steps=steps,
     )
 
 
-def _patients_lacking(contrast: Contrast, *, margin: float, level: float, power: float = 0.8) -> int | None:
-    """The smallest number of additional positive patients that decides the test if the difference stays the same."""
+def _additional_patients(pair: AucPair, *, margin: float, level: float, power: float = 0.8) -> int | None:
+    """The smallest number of additional positive patients that decides the test, for the estimated difference."""
 
     def decided(more: int) -> bool:
-        statistic, degrees = t_statistic(_with_more_patients(contrast, more), value=-margin)
+        statistic, degrees = t_statistic(_with_more_patients(pair, more), value=-margin)
         return abs(statistic) >= float(stdtrit(degrees, 1 - level) + stdtrit(degrees, power))
 
     enough = 1
     while not decided(enough):
         enough *= 2
-        if enough > _MOST_PATIENTS:
+        if enough > _MAX_ADDITIONAL_PATIENTS:
             return None
-    lacking = enough // 2
-    while enough - lacking > 1:
-        middle = (lacking + enough) // 2
-        lacking, enough = (lacking, middle) if decided(middle) else (middle, enough)
+    too_few = enough // 2
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if decided(middle) else (middle, enough)
     return enough
 
 
-def _with_more_patients(contrast: Contrast, more: int) -> Contrast:
-    """The contrast with more patients of both kinds, in proportion; the variances over seeds stay the same."""
-    growth = 1 + more / contrast.positive_patients
-    first, second = contrast.patient_variances
+def _with_more_patients(pair: AucPair, more: int) -> AucPair:
+    """The pair with more positive patients and negative patients in proportion, and the same variances over seeds."""
+    growth = 1 + more / pair.positive_patients
+    first, second = pair.patient_variances
     return replace(
-        contrast,
+        pair,
         patient_variances=(first / growth, second / growth),
-        patient_covariance=contrast.patient_covariance / growth,
-        patient_degrees=contrast.patient_degrees * growth,
-        positive_patients=contrast.positive_patients + more,
-        negative_patients=math.floor(contrast.negative_patients * growth),
+        patient_covariance=pair.patient_covariance / growth,
+        patient_degrees=pair.patient_degrees * growth,
+        positive_patients=pair.positive_patients + more,
+        negative_patients=math.floor(pair.negative_patients * growth),
     )

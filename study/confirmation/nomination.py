@@ -1,4 +1,4 @@
-"""Which configurations of the search are retrained: a few of each resolution that may be the answer."""
+"""Nomination: the configurations of the search that the confirmation retrains."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,46 +13,49 @@ from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import read_progress
 from acuity.study.registry.record import Registered
 
-NEAR_THE_TOP = 0.05
-"""A resolution is confirmed if its best AUC is at most this far below the search's best AUC."""
-NOMINEES = 3
-"""Configurations of each resolution that are retrained."""
+MAX_AUC_GAP = 0.05
+"""A resolution is confirmed if its best AUC is at most this much below the best AUC of the search."""
+NOMINEES_PER_RESOLUTION = 3
+"""Number of configurations of each resolution that are retrained."""
 
 
 @dataclass(frozen=True)
 class Nominee:
-    """A configuration of the search that is retrained unchanged."""
+    """A configuration of the search that the confirmation retrains unchanged."""
 
     number: int
-    """Of its trial in the label's search."""
+    """Number of its trial in the label's search."""
     resolution: int
     auc: float
+    """Validation AUC of its trial."""
     parameters: dict[str, Any]
     batch_size: int
     feasible_batch_size: int
     seconds: float
-    """Duration of its training in the search."""
+    """Duration of its trial."""
 
 
 @dataclass(frozen=True)
 class Nomination:
-    """The nominees of a label's search."""
+    """The nominees of one label."""
 
     label: str
     nominees: tuple[Nominee, ...]
-    """By resolution, then the best first."""
+    """In ascending order of resolution, then in descending order of AUC."""
     trials: dict[int, int]
-    """Finished trials of the search behind each resolution's nominees."""
+    """Number of finished trials of the search at each confirmed resolution."""
 
     @property
     def resolutions(self) -> tuple[int, ...]:
+        """The confirmed resolutions, ascending."""
         return tuple(self.trials)
 
 
 def nominate(database: Database, registered: Registered) -> tuple[Nomination, ...]:
-    """For every label the resolutions to confirm and the best configurations of each, by validation AUC.
+    """Nominate the configurations with the highest validation AUC at each confirmed resolution of each label.
 
-    UsageError where the search is not finished, or a resolution of [confirm] has no complete trial.
+    UsageError where the search is not finished, where the experiment has no test patients, or where a resolution of
+    [confirm] has no complete trial.
     """
     experiment = registered.experiment
     if experiment.data.paper_split:
@@ -86,7 +89,11 @@ def nominate(database: Database, registered: Registered) -> tuple[Nomination, ..
 def nominate_label(
     label: str, trials: list[FrozenTrial], *, resolutions: tuple[int, ...], only: tuple[int, ...] | None
 ) -> Nomination:
-    """Nominees among finished trials. only: resolutions to confirm, by default those near the top and the smallest."""
+    """Nominate configurations of one label from its finished trials.
+
+    only: the resolutions to confirm. By default these are the resolutions within MAX_AUC_GAP of the best AUC and the
+    smallest resolution. UsageError where a resolution to confirm has no complete trial.
+    """
     complete: dict[int, list[FrozenTrial]] = {resolution: [] for resolution in sorted(resolutions)}
     for trial in trials:
         if trial.state is TrialState.COMPLETE:
@@ -94,10 +101,9 @@ def nominate_label(
     best = {resolution: max(map(_auc, runs)) for resolution, runs in complete.items() if runs}
     if not best:
         raise UsageError(f"label {label}: none of its {len(trials)} trials is complete; widen the search")
-    going_on = only or [resolution for resolution, auc in best.items() if auc >= max(best.values()) - NEAR_THE_TOP] + [
-        min(best)
-    ]
-    missing = [resolution for resolution in going_on if resolution not in best]
+    near_best = [resolution for resolution, auc in best.items() if auc >= max(best.values()) - MAX_AUC_GAP]
+    confirmed = sorted({*(only or (*near_best, min(best)))})
+    missing = [resolution for resolution in confirmed if resolution not in best]
     if missing:
         raise UsageError(
             f"label {label}: {missing[0]} px has no complete trial, nothing to confirm there: raise search.trials, or "
@@ -108,10 +114,12 @@ def nominate_label(
         label=label,
         nominees=tuple(
             _nominee(trial)
-            for resolution in sorted(set(going_on))
-            for trial in sorted(complete[resolution], key=lambda trial: (-_auc(trial), trial.number))[:NOMINEES]
+            for resolution in confirmed
+            for trial in sorted(complete[resolution], key=lambda trial: (-_auc(trial), trial.number))[
+                :NOMINEES_PER_RESOLUTION
+            ]
         ),
-        trials={resolution: finished[resolution] for resolution in sorted(set(going_on))},
+        trials={resolution: finished[resolution] for resolution in confirmed},
     )
 
 
@@ -121,13 +129,13 @@ def _auc(trial: FrozenTrial) -> float:
 
 
 def _nominee(trial: FrozenTrial) -> Nominee:
-    known = trial.user_attrs
+    attributes = trial.user_attrs
     return Nominee(
         number=trial.number,
         resolution=trial.params["resolution"],
         auc=_auc(trial),
         parameters=dict(trial.params),
-        batch_size=known["batch_size"],
-        feasible_batch_size=known["feasible_batch_size"],
-        seconds=known["seconds"],
+        batch_size=attributes["batch_size"],
+        feasible_batch_size=attributes["feasible_batch_size"],
+        seconds=attributes["seconds"],
     )

@@ -1,4 +1,4 @@
-"""The protocol, frozen before a test patient is read: finalists, seeds, reference, margin, SHA-256 of the split."""
+"""Protocol of a confirmation, frozen before any test patient is read: finalists, reference, margin and split."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,13 @@ from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
 from acuity.study.confirmation.nomination import Nomination
-from acuity.study.confirmation.plan import Chosen
+from acuity.study.confirmation.plan import TrainedFinalist
 from acuity.study.registry.record import Registered, checkpoint_name
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a finalist, with the location of its network."""
+    """One training of a finalist, and the key of its checkpoint."""
 
     trial_id: int
     checkpoint_study: str
@@ -25,7 +25,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A resolution's configuration, trained once a seed."""
+    """The configuration of a resolution, trained once per seed."""
 
     resolution: int
     architecture: str
@@ -33,31 +33,32 @@ class Finalist:
     feasible_batch_size: int
     learning_rate: float
     trials: int
-    """Number of finished trials of the search at this resolution, from which it was chosen."""
+    """Number of finished trials of the search at this resolution."""
     runs: tuple[Run, ...]
 
     @property
     def validation_auc(self) -> float:
-        """Mean over the seeds."""
+        """Mean over seeds."""
         return sum(run.validation_auc for run in self.runs) / len(self.runs)
 
 
 @dataclass(frozen=True)
 class LabelProtocol:
-    """The comparison to make on a label's test patients."""
+    """The finalists and the reference of one label."""
 
     label: str
     reference: int
-    """px; the highest mean validation AUC over the seeds, of equals the smaller."""
+    """Resolution (px) with the highest mean validation AUC over seeds. The smallest of equals."""
     finalists: tuple[Finalist, ...]
 
     def finalist(self, resolution: int) -> Finalist:
+        """The finalist of a resolution."""
         return next(each for each in self.finalists if each.resolution == resolution)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that determines a verdict, except the test patients themselves."""
+    """All that determines the verdicts, apart from the scores of test patients."""
 
     experiment: str
     index_sha256: str
@@ -67,7 +68,7 @@ class Protocol:
     labels: tuple[LabelProtocol, ...]
 
     def to_table(self) -> dict[str, Any]:
-        """As JSON types for the database. `read_protocol` is the inverse."""
+        """Convert to JSON types for the database. `read_protocol` is the inverse."""
         table: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return table
 
@@ -76,19 +77,22 @@ _ADAPTER = TypeAdapter(Protocol)
 
 
 def read_protocol(table: dict[str, Any]) -> Protocol:
-    """The protocol in its stored form."""
+    """The protocol from its stored form."""
     return _ADAPTER.validate_python(table)
 
 
-def write_protocol(
+def build_protocol(
     registered: Registered,
     nominations: tuple[Nomination, ...],
-    chosen: dict[str, dict[int, Chosen]],
+    finalists: dict[str, dict[int, TrainedFinalist]],
     study_ids: dict[str, tuple[str, int]],
     *,
     seeds: int,
 ) -> Protocol:
-    """From finished trainings; chosen: each label's finalists by resolution, study_ids: its study's name and id."""
+    """Build the protocol from complete trainings.
+
+    finalists: by label and resolution. study_ids: name and id of each label's confirm study.
+    """
     return Protocol(
         experiment=registered.experiment.name,
         index_sha256=registered.identity.index_sha256,
@@ -97,24 +101,26 @@ def write_protocol(
         seeds=seeds,
         labels=tuple(
             _label_protocol(
-                nomination, chosen[nomination.label], checkpoint_name(registered, *study_ids[nomination.label])
+                nomination, finalists[nomination.label], checkpoint_name(registered, *study_ids[nomination.label])
             )
             for nomination in nominations
         ),
     )
 
 
-def _label_protocol(nomination: Nomination, chosen: dict[int, Chosen], checkpoint_study: str) -> LabelProtocol:
+def _label_protocol(
+    nomination: Nomination, trained: dict[int, TrainedFinalist], checkpoint_study: str
+) -> LabelProtocol:
     finalists = tuple(
         _finalist(each, checkpoint_study, trials=nomination.trials[resolution])
-        for resolution, each in sorted(chosen.items())
+        for resolution, each in sorted(trained.items())
     )
     reference = max(finalists, key=lambda each: (each.validation_auc, -each.resolution))
     return LabelProtocol(label=nomination.label, reference=reference.resolution, finalists=finalists)
 
 
-def _finalist(chosen: Chosen, checkpoint_study: str, *, trials: int) -> Finalist:
-    nominee = chosen.nominee
+def _finalist(trained: TrainedFinalist, checkpoint_study: str, *, trials: int) -> Finalist:
+    nominee = trained.nominee
     return Finalist(
         resolution=nominee.resolution,
         architecture=nominee.parameters["architecture"],
@@ -122,18 +128,18 @@ def _finalist(chosen: Chosen, checkpoint_study: str, *, trials: int) -> Finalist
         feasible_batch_size=nominee.feasible_batch_size,
         learning_rate=nominee.parameters["learning_rate"],
         trials=trials,
-        runs=tuple(_run(run, checkpoint_study) for run in chosen.runs),
+        runs=tuple(_run(run, checkpoint_study) for run in trained.runs),
     )
 
 
 def _run(trial: FrozenTrial, checkpoint_study: str) -> Run:
     assert trial.value is not None
-    known = trial.user_attrs
+    attributes = trial.user_attrs
     return Run(
         trial_id=trial._trial_id,
         checkpoint_study=checkpoint_study,
-        origin=known.get("origin", trial.number),
-        attempt=known.get("attempt", 1),
-        seed=known["seed"],
+        origin=attributes.get("origin", trial.number),
+        attempt=attributes.get("attempt", 1),
+        seed=attributes["seed"],
         validation_auc=trial.value,
     )

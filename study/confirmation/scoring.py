@@ -1,7 +1,7 @@
-"""Score images with the networks of finalists; the scores are stored as Parquet without identifiers.
+"""Scores of images by the networks of finalists, stored as Parquet without identifiers.
 
-Patients and images are named by an HMAC whose key is derived from the filtered index: only a holder of the index can
-link a pseudonym to its patient. The metadata of a table identify the pixels and rows that it was computed from.
+The pseudonyms of patients and images are HMACs. Their key is derived from the filtered index, so only a holder of the
+index can link a pseudonym to a patient. The metadata of a table identify the pixels and rows that were scored.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ from acuity.study.dataset.image_set import ImageSet
 from acuity.study.errors import UsageError
 from acuity.study.search.hyperparameters import make_hyperparameters
 
-_SAME_AUC = 0.01
-"""Devices round differently; a network whose validation AUC differs by more is not the one that was trained."""
+_AUC_TOLERANCE = 0.01
+"""Devices round differently. A network whose validation AUC differs by more is not the trained network."""
 _AGE_BANDS = (20, 40, 60, 80)
 COLUMNS = ("image", "patient", "part", "target", "view", "sex", "age_band", "score")
-"""Columns of a table of scores: image and patient are pseudonyms, part is validation, test or external."""
+"""Columns of a table of scores. image and patient are pseudonyms; part is validation, test or external."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What scoring needs: the database, the experiment, the checkpoints and a device."""
+    """The database, experiment, checkpoints and device with which images are scored."""
 
     database: Database
     experiment: Experiment
@@ -51,8 +51,8 @@ def score_label(
 ) -> dict[int, list[pd.DataFrame]]:
     """Scores of a label's validation and test images by resolution: one table (COLUMNS) per seed.
 
-    Each network scores the test patients once: stored scores are read back. UsageError where they are of other pixels
-    or rows than those of today. done is called after each network.
+    Each network scores the test patients once. Later calls read the stored scores. UsageError where the stored scores
+    are of other pixels or rows. done is called after each network.
     """
     known = np.flatnonzero(np.isfinite(image_set.index.target(protocol.label)))
     parts = {part: np.intersect1d(image_set.split.rows(part), known) for part in ("validation", "test")}
@@ -62,10 +62,35 @@ def score_label(
 def score_external(
     scorer: Scorer, index: ImageIndex, cache: ImageCache, protocol: LabelProtocol, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """Scores of all images of an external set with a known label, part "external"; stale scores are replaced."""
+    """Scores of all external images with a known label, as part "external". Stale scores are replaced."""
     known = np.isfinite(index.target(protocol.label))
     known[[image.row for image in cache.bad]] = False
     return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, once=False, done=done)
+
+
+def read_checkpoint(checkpoints: Checkpoints, run: Run, *, resolution: int) -> bytes:
+    """The packed checkpoint of a finalist's network. UsageError where it is missing."""
+    checkpoint = checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
+    if checkpoint is None:
+        raise UsageError(
+            f"the network of {_name(run, resolution)} is not in {checkpoints.folder}: run this where the fleet's "
+            "checkpoints are, or put it back"
+        )
+    return checkpoint
+
+
+def check_validation_auc(validation_auc: float, run: Run, *, resolution: int) -> None:
+    """UsageError where a stored network does not reproduce the validation AUC of its training."""
+    if abs(validation_auc - run.validation_auc) > _AUC_TOLERANCE:
+        raise UsageError(
+            f"the kept network of {_name(run, resolution)} has a validation AUC of {validation_auc:.3f}, its training "
+            f"had {run.validation_auc:.3f}: it is not the one that was trained; put back that checkpoint"
+        )
+
+
+def unpack(parquet: bytes) -> pd.DataFrame:
+    """A stored table of scores. Its attrs identify the pixels and rows that were scored."""
+    return pd.read_parquet(io.BytesIO(parquet))
 
 
 def _score_finalists(
@@ -81,13 +106,13 @@ def _score_finalists(
     images = _image_table(index, protocol.label, parts)
     images.attrs = {"pixels": cache.key, "rows": _rows_sha256(parts)}  # Parquet keeps them
     for finalist in protocol.finalists:
-        for run in finalist.runs:  # check every table before any test patient is read
-            _find_kept(scorer.database, index, images, finalist, run, once=once)
+        for run in finalist.runs:  # every stored table is checked before any test patient is scored
+            _read_scores(scorer.database, index, images, finalist, run, once=once)
     tables: dict[int, list[pd.DataFrame]] = {}
     for finalist in protocol.finalists:
         tables[finalist.resolution] = []
         for run in finalist.runs:
-            table = _find_kept(scorer.database, index, images, finalist, run, once=once)
+            table = _read_scores(scorer.database, index, images, finalist, run, once=once)
             if table is None:
                 pixels, target = cache.open(finalist.resolution), index.target(protocol.label)
                 table = images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts))
@@ -104,46 +129,62 @@ def _score_finalists(
     return tables
 
 
-def read_checkpoint(checkpoints: Checkpoints, run: Run, *, resolution: int) -> bytes:
-    """The packed checkpoint of a kept network; UsageError where it is missing."""
-    checkpoint = checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
-    if checkpoint is None:
-        raise UsageError(
-            f"the network of {_name(run, resolution)} is not in {checkpoints.folder}: run this where the fleet's "
-            "checkpoints are, or put it back"
-        )
-    return checkpoint
+def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
+    rows = np.concatenate(list(parts.values()))
+    table = index.table.iloc[rows]
+    key = _pseudonym_key(index)
+    return pd.DataFrame(
+        {
+            "image": _pseudonyms([index.names[row] for row in rows], key),
+            "patient": _pseudonyms(table["patient"].tolist(), key),
+            "part": np.repeat(list(parts), [len(of_part) for of_part in parts.values()]),
+            "target": index.target(label)[rows].astype(np.int8),
+            "view": table["view"].to_numpy(dtype=object),
+            "sex": table["sex"].to_numpy(dtype=object),
+            "age_band": [_age_band(age) for age in table["age"]],
+        }
+    )
 
 
-def check_validation_auc(validation_auc: float, run: Run, *, resolution: int) -> None:
-    """UsageError where a kept network does not reproduce the validation AUC of its training."""
-    if abs(validation_auc - run.validation_auc) > _SAME_AUC:
-        raise UsageError(
-            f"the kept network of {_name(run, resolution)} has a validation AUC of {validation_auc:.3f}, its training "
-            f"had {run.validation_auc:.3f}: it is not the one that was trained; put back that checkpoint"
-        )
+def _pseudonym_key(index: ImageIndex) -> bytes:
+    """A secret derived from the content of the index. It differs from the stored SHA-256."""
+    digest = hashlib.sha256(b"acuity pseudonyms")
+    for column in (index.table["patient"], index.names):
+        digest.update("\0".join(column).encode())
+    return digest.digest()
 
 
-def unpack(parquet: bytes) -> pd.DataFrame:
-    """A table of scores as it is stored; its attrs identify the pixels and rows that were scored."""
-    return pd.read_parquet(io.BytesIO(parquet))
+def _pseudonyms(names: Sequence[str], key: bytes) -> list[str]:
+    known = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:16] for name in set(names)}
+    return [known[name] for name in names]
+
+
+def _age_band(age: float) -> str:
+    if not np.isfinite(age):
+        return ""
+    lowest = max((edge for edge in (0, *_AGE_BANDS) if edge <= age), default=0)
+    highest = next((edge for edge in _AGE_BANDS if edge > lowest), None)
+    return f"{lowest}-{highest - 1}" if highest else f"{lowest}+"
 
 
 def _rows_sha256(parts: dict[str, NDArray[np.int64]]) -> str:
     return hashlib.sha256(json.dumps({part: rows.tolist() for part, rows in parts.items()}).encode()).hexdigest()
 
 
-def _find_kept(
+def _read_scores(
     database: Database, index: ImageIndex, images: pd.DataFrame, finalist: Finalist, run: Run, *, once: bool
 ) -> pd.DataFrame | None:
-    """The images with their stored scores; None where there are none. Stale ones: None too, with once UsageError."""
+    """The images with their stored scores. None where no scores are stored.
+
+    Stale scores are a UsageError where images are scored once; otherwise None is returned for them.
+    """
     parquet = find_scores(database, trial_id=run.trial_id, index_sha256=index.sha256)
     if parquet is None:
         return None
-    kept = unpack(parquet)
-    change = _change(kept, images)
+    stored = unpack(parquet)
+    change = _explain_mismatch(stored, images)
     if change is None:
-        return images.assign(score=kept["score"].to_numpy())
+        return images.assign(score=stored["score"].to_numpy())
     if once:
         raise UsageError(
             f"the network of {_name(run, finalist.resolution)} has scored its test patients, which is done once, but "
@@ -153,14 +194,14 @@ def _find_kept(
     return None
 
 
-def _change(kept: pd.DataFrame, images: pd.DataFrame) -> str | None:
-    """Why stored scores are not of these images; None if they are."""
-    if len(kept) != len(images):
-        return f"it scored {len(kept):,} images then and would score {len(images):,} now"
-    same = all((kept[column].to_numpy() == images[column].to_numpy()).all() for column in ("part", "target"))
-    if not same or kept.attrs["rows"] != images.attrs["rows"]:
+def _explain_mismatch(stored: pd.DataFrame, images: pd.DataFrame) -> str | None:
+    """Why the stored scores are not of these images. None if they are."""
+    if len(stored) != len(images):
+        return f"it scored {len(stored):,} images then and would score {len(images):,} now"
+    same = all((stored[column].to_numpy() == images[column].to_numpy()).all() for column in ("part", "target"))
+    if not same or stored.attrs["rows"] != images.attrs["rows"]:
         return "other images are left out now (as bad, or as repeats of an earlier part's) than then"
-    if kept.attrs["pixels"] != images.attrs["pixels"]:
+    if stored.attrs["pixels"] != images.attrs["pixels"]:
         return "the images' files have changed since"
     return None
 
@@ -191,44 +232,6 @@ def _score_run(
 
 def _name(run: Run, resolution: int) -> str:
     return f"{run.checkpoint_study} at {resolution} px, seed {run.seed}"
-
-
-def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
-    rows = np.concatenate(list(parts.values()))
-    table = index.table.iloc[rows]
-    key = _key(index)
-    return pd.DataFrame(
-        {
-            "image": _pseudonyms([index.names[row] for row in rows], key),
-            "patient": _pseudonyms(table["patient"].tolist(), key),
-            "part": np.repeat(list(parts), [len(of_part) for of_part in parts.values()]),
-            "target": index.target(label)[rows].astype(np.int8),
-            "view": table["view"].to_numpy(dtype=object),
-            "sex": table["sex"].to_numpy(dtype=object),
-            "age_band": [_age_band(age) for age in table["age"]],
-        }
-    )
-
-
-def _key(index: ImageIndex) -> bytes:
-    """A secret derived from the index alone, whatever the folders of its files; not the SHA-256 that is stored."""
-    digest = hashlib.sha256(b"acuity pseudonyms")
-    for column in (index.table["patient"], index.names):
-        digest.update("\0".join(column).encode())
-    return digest.digest()
-
-
-def _pseudonyms(names: Sequence[str], key: bytes) -> list[str]:
-    known = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:16] for name in set(names)}
-    return [known[name] for name in names]
-
-
-def _age_band(age: float) -> str:
-    if not np.isfinite(age):
-        return ""
-    lowest = max((edge for edge in (0, *_AGE_BANDS) if edge <= age), default=0)
-    highest = next((edge for edge in _AGE_BANDS if edge > lowest), None)
-    return f"{lowest}-{highest - 1}" if highest else f"{lowest}+"
 
 
 def _pack(table: pd.DataFrame) -> bytes:

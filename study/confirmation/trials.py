@@ -1,7 +1,7 @@
-"""Trials of the studies `<experiment>/<label>/confirm`: nominees are retrained, then each resolution's finalist.
+"""Trials of the confirm studies `<experiment>/<label>/confirm`: workers enqueue missing trainings and claim them.
 
-A worker that finds no waiting trial computes which trainings are missing and enqueues them under the study's claim
-lock. So workers on many hosts need no coordinator.
+A worker computes which trainings are missing and enqueues them under the study's claim lock, so workers on many hosts
+need no coordinator.
 """
 
 import hashlib
@@ -18,25 +18,27 @@ from acuity.storage.database import Database
 from acuity.storage.trials import claim_study
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import Nomination, Nominee
-from acuity.study.confirmation.plan import Plan, missing_runs, plan_from_table, unwanted_runs
-from acuity.study.registry.claims import CanHold, Claim, start_waiting
+from acuity.study.confirmation.plan import ConfirmationPlan, missing_trainings, parse_plan, surplus_trainings
+from acuity.study.registry.claims import CanHold, Claim, claim_waiting_trial
 from acuity.study.registry.names import confirm_study_name
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import drop
-from acuity.study.registry.studies import enqueue
+from acuity.study.registry.recovery import cancel_trial
+from acuity.study.registry.studies import enqueue_trial
 
 
 @dataclass(frozen=True)
-class Confirming:
-    """A label during its confirmation: its nominees and its plan."""
+class LabelConfirmation:
+    """The nominees of a label and the plan of its confirmation."""
 
     nomination: Nomination
-    plan: Plan
+    plan: ConfirmationPlan
 
 
-def plan_label(database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int) -> Confirming:
-    """Create a label's confirm study and store its plan. Existing trainings count."""
-    plan = Plan(seeds=seeds, nominees=nomination.nominees)
+def create_confirm_study(
+    database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int
+) -> LabelConfirmation:
+    """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept."""
+    plan = ConfirmationPlan(seeds=seeds, nominees=nomination.nominees)
     study = optuna.create_study(
         storage=database.storage,
         study_name=confirm_study_name(experiment.name, nomination.label),
@@ -47,72 +49,72 @@ def plan_label(database: Database, experiment: Experiment, nomination: Nominatio
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
         study.set_metric_names(["validation AUC"])
     study.set_user_attr("plan", asdict(plan) | {"trainings": plan.trainings()})
-    return Confirming(nomination, plan)
+    return LabelConfirmation(nomination, plan)
 
 
 def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str, optuna.Study]:
-    """The existing confirm studies, by label."""
+    """The existing confirm studies by label."""
     names = {confirm_study_name(experiment.name, label): label for label in experiment.labels}
     query = text(
         "select s.study_name from studies s join study_user_attributes a on a.study_id = s.study_id "
         "where s.study_name = any(:names) and a.key = 'plan' order by s.study_id"
     )
     with database.engine.connect() as connection:
-        there = connection.scalars(query, {"names": list(names)}).all()
-    return {names[name]: optuna.load_study(storage=database.storage, study_name=name) for name in there}
+        existing = connection.scalars(query, {"names": list(names)}).all()
+    return {names[name]: optuna.load_study(storage=database.storage, study_name=name) for name in existing}
 
 
 def claim_confirm_trial(
     database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, can_hold: CanHold
 ) -> Claim | None:
-    """Enqueue missing trainings, then take one that fits on this device; None where there is none."""
+    """Enqueue missing trainings, then claim a training that fits on this device. None where no training fits."""
     for label, study in studies.items():
-        if not _is_there_work(study):  # read without the lock: this fills Optuna's cache
+        if not _has_waiting_or_missing_trainings(study):  # without the lock, which also fills Optuna's cache
             continue
         with claim_study(database, study._study_id):
             plan, trials = read_plan(study), study.get_trials(deepcopy=False)
-            for trial in unwanted_runs(plan, trials):
-                drop(database, trial, reason="no longer asked for")
-            for nominee, repeat in missing_runs(plan, trials):
+            for trial in surplus_trainings(plan, trials):
+                cancel_trial(database, trial, reason="no longer asked for")
+            for nominee, repeat in missing_trainings(plan, trials):
                 _enqueue_run(database, registered, study, nominee, repeat)
-            claim = start_waiting(database, registered, label, study, can_hold)
+            claim = claim_waiting_trial(database, registered, label, study, can_hold=can_hold)
         if claim is not None:
             return claim
     return None
 
 
-def is_anything_left(studies: Mapping[str, optuna.Study]) -> bool:
-    """Whether trainings run, wait or are to be enqueued."""
+def has_unfinished_trainings(studies: Mapping[str, optuna.Study]) -> bool:
+    """Whether a training runs, waits or is missing."""
     return any(
-        study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or _is_there_work(study)
+        study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or _has_waiting_or_missing_trainings(study)
         for study in studies.values()
     )
 
 
 def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
-    """Whether another worker trains for a confirmation. It may die, or its result may require more trainings."""
+    """Whether another worker trains for the confirmation. It may die, or its result may require more trainings."""
     return any(
         study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        or next(missing_runs(read_plan(study), study.get_trials(deepcopy=False)), None)
+        or next(missing_trainings(read_plan(study), study.get_trials(deepcopy=False)), None)
         for study in studies.values()
     )
 
 
-def read_plan(study: optuna.Study) -> Plan:
-    """The study's plan."""
-    return plan_from_table(study.user_attrs["plan"])
+def read_plan(study: optuna.Study) -> ConfirmationPlan:
+    """The stored plan of a confirm study."""
+    return parse_plan(study.user_attrs["plan"])
 
 
-def _is_there_work(study: optuna.Study) -> bool:
+def _has_waiting_or_missing_trainings(study: optuna.Study) -> bool:
     trials = study.get_trials(deepcopy=False)
     waiting = any(trial.state is TrialState.WAITING for trial in trials)
-    return waiting or bool(next(missing_runs(read_plan(study), trials), None))
+    return waiting or bool(next(missing_trainings(read_plan(study), trials), None))
 
 
 def _enqueue_run(
     database: Database, registered: Registered, study: optuna.Study, nominee: Nominee, repeat: int
 ) -> None:
-    """Enqueue with the nominee's batch size: a device where it does not fit leaves the training to others."""
+    """Enqueue a training with the nominee's batch size. A device that cannot hold this batch does not claim it."""
     identity = f"{registered.experiment.search.seed}/{study.study_name}/{nominee.number}/{repeat}"
     attributes: dict[str, Any] = {
         "nominee": nominee.number,
@@ -120,4 +122,4 @@ def _enqueue_run(
         "seed": int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]),
         "batch_size": nominee.batch_size,
     }
-    enqueue(database, study, nominee.parameters, attributes=attributes)
+    enqueue_trial(database, study, nominee.parameters, attributes=attributes)

@@ -1,6 +1,6 @@
-"""Conclusions on a label from the scores of all seeds: verdict, intervals, subgroups, the paper's table.
+"""Results of a label from the scores of all seeds: verdict, intervals, subgroups, the metrics of the paper.
 
-The results have JSON types; they are stored with the confirmation and shown unchanged.
+The results have JSON types. They are stored with the confirmation and displayed unchanged.
 """
 
 import math
@@ -16,39 +16,46 @@ from sklearn.metrics import brier_score_loss
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.bootstrap import bootstrap_aucs
 from acuity.objectives.statistics.calibration import reliability_bins
-from acuity.objectives.statistics.estimates import Measured, auc_ratio, estimate_auc, measure_resolutions
+from acuity.objectives.statistics.estimates import (
+    ResolutionEstimates,
+    estimate_auc,
+    estimate_ratio,
+    estimate_resolutions,
+)
 from acuity.objectives.statistics.metrics import (
     accuracy,
     average_precision,
     sensitivity_at_specificity,
     youden_threshold,
 )
-from acuity.objectives.statistics.multiple_comparisons import compare_all, find_not_worse
-from acuity.objectives.statistics.noninferiority import SmallestAdequate, find_smallest_adequate
+from acuity.objectives.statistics.multiple_comparisons import compare_pairs, find_not_worse
+from acuity.objectives.statistics.noninferiority import NoninferiorityVerdict, find_smallest_noninferior
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol
 from acuity.study.confirmation.verdict_text import verdict_sentence
 
 SUBGROUPS = ("view", "sex", "age_band")
-_PAPERS_PAIR = (64, 320)
-"""Resolutions (px) whose ratio of AUCs Sabottke & Spieler report."""
+_PAPER_RESOLUTIONS = (64, 320)
+"""Resolutions (px) of the ratio of AUCs in Sabottke & Spieler."""
 _BOOTSTRAP_REPETITIONS = 500
-Tables = Mapping[int, Sequence[pd.DataFrame]]
-"""One table of scores (columns scoring.COLUMNS) per resolution and seed, of the same images in the same order."""
+ScoreTables = Mapping[int, Sequence[pd.DataFrame]]
+"""Resolution -> one table of scores (scoring.COLUMNS) per seed, all with the same images in the same order."""
 
 
-def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, part: str = "test") -> dict[str, Any]:
-    """Conclusions on a label from the images of a part, with the frozen reference and margin.
+def conclude_label(
+    protocol: LabelProtocol, tables: ScoreTables, *, margin: float, part: str = "test"
+) -> dict[str, Any]:
+    """Results of a label on the images of a part, with the frozen reference and margin.
 
-    tables also hold validation images; thresholds and calibration are computed from their scores. InputError with
-    fewer than 2 positive or 2 negative patients.
+    tables: scores of the part and of validation images. Thresholds and calibration are computed on the validation
+    images. InputError with fewer than 2 positive or 2 negative patients.
     """
     evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
     images = next(iter(evaluated.values()))[0]
-    measured = _measure(images, evaluated)
-    verdict = find_smallest_adequate(measured, reference=protocol.reference, margin=margin)
-    comparisons = compare_all(measured)
+    estimates = _estimate(images, evaluated)
+    verdict = find_smallest_noninferior(estimates, reference=protocol.reference, margin=margin)
+    comparisons = compare_pairs(estimates)
     by_resolution = [
-        _resolution_entry(measured, finalist, tables[finalist.resolution], evaluated[finalist.resolution])
+        _resolution_entry(estimates, finalist, tables[finalist.resolution], evaluated[finalist.resolution])
         for finalist in protocol.finalists
     ]
     reference = next(entry for entry in by_resolution if entry["resolution"] == protocol.reference)
@@ -62,21 +69,23 @@ def conclude_label(protocol: LabelProtocol, tables: Tables, *, margin: float, pa
         "steps": [asdict(step) for step in verdict.steps],
         "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],
         "not_worse": list(find_not_worse(comparisons)) or [protocol.reference],
-        "ratio": _ratio(measured, protocol.reference),
+        "ratio": _ratio(estimates, protocol.reference),
         "subgroups": _subgroups(images, evaluated),
-        "check": _bootstrap_check(measured, protocol.reference, images, evaluated),
+        "check": _bootstrap_check(estimates, protocol.reference, images, evaluated),
         "images": len(images),
         "patients": int(images["patient"].nunique()),
-        "positive_patients": measured.positive_patients,
-        "negative_patients": measured.negative_patients,
+        "positive_patients": estimates.positive_patients,
+        "negative_patients": estimates.negative_patients,
     }
-    plain: dict[str, Any] = _plain(result)
-    return plain
+    converted: dict[str, Any] = _to_json_types(result)
+    return converted
 
 
-def _measure(images: pd.DataFrame, evaluated: Tables, chosen: NDArray[np.bool_] | None = None) -> Measured:
+def _estimate(
+    images: pd.DataFrame, evaluated: ScoreTables, chosen: NDArray[np.bool_] | None = None
+) -> ResolutionEstimates:
     kept = np.ones(len(images), dtype=bool) if chosen is None else chosen
-    return measure_resolutions(
+    return estimate_resolutions(
         images["target"].to_numpy()[kept],
         {
             resolution: np.stack([table["score"].to_numpy()[kept] for table in seeds])
@@ -87,7 +96,7 @@ def _measure(images: pd.DataFrame, evaluated: Tables, chosen: NDArray[np.bool_] 
 
 
 def _best(finalist: Finalist, reference: dict[str, Any], *, part: str) -> dict[str, Any]:
-    """The reference as `best`, with the keys of acuity best's JSON."""
+    """The reference with the keys of `best` in the JSON of `acuity best`."""
     return {
         "resolution": finalist.resolution,
         "architecture": finalist.architecture,
@@ -102,26 +111,29 @@ def _best(finalist: Finalist, reference: dict[str, Any], *, part: str) -> dict[s
     }
 
 
-def _verdict_entry(verdict: SmallestAdequate) -> dict[str, Any]:
+def _verdict_entry(verdict: NoninferiorityVerdict) -> dict[str, Any]:
     entry = asdict(verdict)
     del entry["steps"]
     return entry
 
 
 def _resolution_entry(
-    measured: Measured, finalist: Finalist, tables: Sequence[pd.DataFrame], evaluated: Sequence[pd.DataFrame]
+    estimates: ResolutionEstimates,
+    finalist: Finalist,
+    tables: Sequence[pd.DataFrame],
+    evaluated: Sequence[pd.DataFrame],
 ) -> dict[str, Any]:
-    """AUC of a resolution with its interval, and the paper's other metrics as mean and SD over seeds."""
+    """AUC of a resolution with its interval, and the other metrics of the paper as mean and SD over seeds."""
     validation = [table[table["part"] == "validation"] for table in tables]
 
     def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
-        values = [value(chosen_on, judged) for chosen_on, judged in zip(validation, evaluated, strict=True)]
+        values = [value(own, other) for own, other in zip(validation, evaluated, strict=True)]
         return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
 
-    return asdict(estimate_auc(measured, finalist.resolution)) | {
+    return asdict(estimate_auc(estimates, finalist.resolution)) | {
         "validation_auc": finalist.validation_auc,
         "trials": finalist.trials,
-        "seed_aucs": list(measured.seed_aucs[measured.position(finalist.resolution)]),
+        "seed_aucs": list(estimates.seed_aucs[estimates.position(finalist.resolution)]),
         # The threshold is chosen on validation patients and applied to other patients.
         "accuracy": over_seeds(
             lambda own, other: accuracy(
@@ -139,14 +151,18 @@ def _resolution_entry(
     }
 
 
-def _ratio(measured: Measured, reference: int) -> dict[str, Any] | None:
-    """Ratio of 64 px to 320 px, as in the paper, where both were confirmed; else of the smallest to the reference."""
-    pair = _PAPERS_PAIR if set(_PAPERS_PAIR) <= set(measured.resolutions) else (measured.resolutions[0], reference)
-    return None if pair[0] == pair[1] else asdict(auc_ratio(measured, pair[0], reference=pair[1]))
+def _ratio(estimates: ResolutionEstimates, reference: int) -> dict[str, Any] | None:
+    """Ratio of 64 px to 320 px as in the paper if both were confirmed, else of the smallest to the reference."""
+    pair = (
+        _PAPER_RESOLUTIONS
+        if set(_PAPER_RESOLUTIONS) <= set(estimates.resolutions)
+        else (estimates.resolutions[0], reference)
+    )
+    return None if pair[0] == pair[1] else asdict(estimate_ratio(estimates, pair[0], reference=pair[1]))
 
 
-def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
-    """AUC of each resolution in each view, sex and age band; null with too few patients."""
+def _subgroups(images: pd.DataFrame, evaluated: ScoreTables) -> list[dict[str, Any]]:
+    """AUC of each resolution in each view, sex and age band. None with too few patients."""
     entries = []
     for column in SUBGROUPS:
         groups = images[column].to_numpy(dtype=object)
@@ -161,38 +177,38 @@ def _subgroups(images: pd.DataFrame, evaluated: Tables) -> list[dict[str, Any]]:
                 "positive_patients": int(of_group.loc[of_group["target"] == 1, "patient"].nunique()),
             }
             try:
-                measured = _measure(images, evaluated, chosen)
+                estimates = _estimate(images, evaluated, chosen)
             except InputError:
                 entries += [counts | {"resolution": each, "auc": None} for each in sorted(evaluated)]
                 continue
-            entries += [counts | asdict(estimate_auc(measured, each)) for each in measured.resolutions]
+            entries += [counts | asdict(estimate_auc(estimates, each)) for each in estimates.resolutions]
     return entries
 
 
 def _bootstrap_check(
-    measured: Measured, reference: int, images: pd.DataFrame, evaluated: Tables
+    estimates: ResolutionEstimates, reference: int, images: pd.DataFrame, evaluated: ScoreTables
 ) -> dict[str, float | int]:
-    """Standard error of the reference's AUC over patients, by formula and by bootstrap."""
+    """Standard error of the reference's AUC over samples of patients, by formula and by bootstrap."""
     drawn = bootstrap_aucs(
         images["target"].to_numpy(),
         np.stack([table["score"].to_numpy() for table in evaluated[reference]]),
         images["patient"].to_numpy(dtype=object).astype(str),
         repetitions=_BOOTSTRAP_REPETITIONS,
     )
-    position = measured.position(reference)
+    position = estimates.position(reference)
     return {
-        "patient_se": math.sqrt(measured.patient_covariance[position, position]),
+        "patient_se": math.sqrt(estimates.patient_covariance[position, position]),
         "patient_se_bootstrap": float(drawn.mean(axis=1).std(ddof=1)),
         "repetitions": _BOOTSTRAP_REPETITIONS,
     }
 
 
-def _plain(value: Any) -> Any:
-    """Convert to JSON types: NaN and infinity become null, tuples become lists."""
+def _to_json_types(value: Any) -> Any:
+    """Convert to JSON types: NaN and infinity to None, tuples to lists."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _to_json_types(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_to_json_types(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

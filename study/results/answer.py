@@ -1,4 +1,4 @@
-"""The answer of an experiment, read from the database: the best resolution of each label, with its interval."""
+"""Answer of an experiment from the database: the best resolution of each label with its interval, and the verdict."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from acuity.study.config.schema import Experiment, caveats
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import LabelProgress, read_progress
-from acuity.study.registry.record import recall
+from acuity.study.registry.record import read_registered
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 @dataclass(frozen=True)
-class Best:
+class BestConfiguration:
     """The configuration with the highest AUC of a label."""
 
     resolution: int
@@ -31,14 +31,14 @@ class Best:
     auc_low: float
     auc_high: float
     split: str
-    """The patients of the AUC: validation until the experiment is confirmed, then test."""
+    """The patients behind the AUC: validation until the experiment is confirmed, then test."""
     seeds: int
-    """Confirmation seeds behind the AUC; 0 for a single trial of the search."""
+    """Number of seeds that the AUC averages. 0 for a single trial of the search."""
 
 
 @dataclass(frozen=True)
-class AtResolution:
-    """The best complete trial of a label at one resolution, and how many trials it was chosen from."""
+class ResolutionAnswer:
+    """The best AUC of a label at one resolution, and the number of trials from which it was chosen."""
 
     resolution: int
     auc: float | None
@@ -55,15 +55,16 @@ class LabelAnswer:
     """The answer for one label."""
 
     label: str
-    best: Best | None
+    best: BestConfiguration | None
     reference: dict[str, Any] | None
-    """Resolution and AUC of the reference; None until confirmed."""
+    """Resolution and AUC of the reference. None until confirmed."""
     smallest_adequate: dict[str, Any] | None
-    """verdict, resolution, auc_difference, margin, p_value, patients, and a sentence; None until confirmed."""
-    by_resolution: tuple[AtResolution, ...]
+    """verdict, resolution, auc_difference, margin, p_value, patients and sentence. None until confirmed."""
+    by_resolution: tuple[ResolutionAnswer, ...]
     trials: dict[str, int]
+    """Number of trials of the search by state."""
     confirmation: dict[str, Any] | None
-    """The results of acuity.study.confirmation.verdict.conclude_label; None until confirmed."""
+    """All results from acuity.study.confirmation.verdict.conclude_label. None until confirmed."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,20 @@ class Answer:
     experiment: str
     labels: tuple[LabelAnswer, ...]
     test_uses: int
-    """Number of uses of the split's test patients, over all experiments."""
+    """Number of uses of the split's test patients by all experiments."""
     trials: int = 0
-    """Budget of each label's search."""
+    """Budget of trials of each label's search."""
     warnings: tuple[str, ...] = ()
-    """Caveats to show beside every number; empty for a split by patient with a test part."""
+    """Caveats to show with the results. Empty for a split by patient with a test part."""
 
     def to_json(self) -> dict[str, Any]:
-        """The documented JSON of `acuity best --format json`."""
+        """The JSON of `acuity best --format json`."""
         table = asdict(self)
         return table | {"labels": list(table["labels"]), "warnings": list(self.warnings)}
 
 
-# Winners first, on Optuna's own tables and by the parameter's stored number; the view spells out those few alone: over
-# 14 labels of 10,000 trials 0.5 s, where the view for all of them took 2.
+# The winners are found in Optuna's tables; the view decodes the parameters of the winners only. For 14 labels of 10,000
+# trials this takes 0.5 s; the view over all trials takes 2 s.
 _BY_RESOLUTION = text(
     """
     with finished as (
@@ -113,24 +114,26 @@ _BY_RESOLUTION = text(
 
 
 def best_resolution(name: str, *, storage: str | None = None, label: str | None = None) -> "DataFrame":
-    """The answer as a table, a row a label, for notebooks: the view acuity.best_resolution.
+    """The answer as a table with one row per label: the view acuity.best_resolution.
 
-    Columns: experiment, label; resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
-    auc_low, auc_high, split and seeds of the best configuration (the reference once confirmed); reference (px), verdict
-    (shown, undecided, not_estimable), smallest_adequate (px), auc_difference, margin, p_value, sentence: missing until
-    the experiment is confirmed; warning where the split is by image or has no test part. storage: as --storage.
-    StorageError where there is no such experiment.
+    The columns experiment, label, resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
+    auc_low, auc_high, split and seeds describe the best configuration, which is the reference once the experiment is
+    confirmed. The columns reference (px), verdict (shown, undecided or not_estimable), smallest_adequate (px),
+    auc_difference, margin, p_value and sentence are missing until then. The column warning exists where the split is by
+    image or has no test part.
+
+    storage: as for --storage. StorageError where no such experiment exists.
     """
     with open_storage(storage) as database:
         return read_best_resolution(database, name, label=label)
 
 
 def read_best_resolution(database: Database, name: str, *, label: str | None = None) -> "DataFrame":
-    """best_resolution from an open storage."""
+    """`best_resolution` from an open storage."""
     import pandas as pd
 
-    experiment = recall(database, name).experiment
-    labels = _chosen_labels(experiment, label)
+    experiment = read_registered(database, name).experiment
+    labels = _select_labels(experiment, label)
     query = text(
         "select * from acuity.best_resolution where experiment = :name and label = any(:labels) "
         "order by array_position(cast(:labels as text[]), label)"
@@ -142,24 +145,24 @@ def read_best_resolution(database: Database, name: str, *, label: str | None = N
 
 
 def read_answer(database: Database, name: str, *, label: str | None = None) -> Answer:
-    """Read the best configuration of each label and resolution, confirmed where it is.
+    """The best configuration of each label and resolution, from the confirmation where one exists.
 
-    label: of this one alone. StorageError where there is no such experiment, UsageError for a label it does not have.
+    label: read this label only. StorageError where no such experiment exists. UsageError for an unknown label.
     """
-    registered = recall(database, name)
+    registered = read_registered(database, name)
     experiment = registered.experiment
-    labels = _chosen_labels(experiment, label)
+    labels = _select_labels(experiment, label)
     stored = find_confirmation(database, name)
     confirmed = {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
     with database.engine.connect() as connection:
         names = [study_name(name, label) for label in labels]
         rows = connection.execute(_BY_RESOLUTION, {"names": names}).all()
-    counts_at = {(row.label, row.resolution): row for row in rows}
-    best_at = {key: row for key, row in counts_at.items() if row.winner is not None}
+    rows_at = {(row.label, row.resolution): row for row in rows}
+    winners = {key: row for key, row in rows_at.items() if row.winner is not None}
     return Answer(
         experiment=name,
         labels=tuple(
-            _label_answer(experiment, progress, best_at, counts_at, confirmed.get(progress.label))
+            _label_answer(experiment, progress, winners, rows_at, confirmed.get(progress.label))
             for progress in read_progress(database, experiment)
             if progress.label in labels
         ),
@@ -169,7 +172,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
     )
 
 
-def _chosen_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
+def _select_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
     if label is None:
         return experiment.labels
     if label not in experiment.labels:
@@ -183,13 +186,13 @@ _Rows = dict[tuple[str, int], Row[Any]]
 def _label_answer(
     experiment: Experiment,
     progress: LabelProgress,
-    best_at: _Rows,
-    counts_at: _Rows,
+    winners: _Rows,
+    rows_at: _Rows,
     confirmed: dict[str, Any] | None,
 ) -> LabelAnswer:
     keys = [(progress.label, resolution) for resolution in experiment.search.resolutions]
-    top = max((best_at[key] for key in keys if key in best_at), key=lambda row: float(row.auc), default=None)
-    searched = tuple(_at_resolution(key[1], best_at.get(key), counts_at.get(key)) for key in keys)
+    top = max((winners[key] for key in keys if key in winners), key=lambda row: float(row.auc), default=None)
+    searched = tuple(_at_resolution(key[1], winners.get(key), rows_at.get(key)) for key in keys)
     answer = LabelAnswer(
         label=progress.label,
         best=None if top is None else _best(top),
@@ -209,16 +212,16 @@ def _label_answer(
 
 
 def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
-    """The answer with the test patients' results where there are any."""
+    """The answer with the results on test patients in place of those on validation patients."""
     tested = {each["resolution"]: each for each in confirmed["by_resolution"]}
-    numbers = ("auc", "auc_low", "auc_high", "seeds")
+    keys = ("auc", "auc_low", "auc_high", "seeds")
     return replace(
         answer,
-        best=Best(**confirmed["best"]),
+        best=BestConfiguration(**confirmed["best"]),
         reference=confirmed["reference"],
         smallest_adequate=confirmed["smallest_adequate"],
         by_resolution=tuple(
-            replace(at, split="test", **{key: tested[at.resolution][key] for key in numbers})
+            replace(at, split="test", **{key: tested[at.resolution][key] for key in keys})
             if at.resolution in tested
             else at
             for at in answer.by_resolution
@@ -226,9 +229,9 @@ def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
     )
 
 
-def _best(row: Row[Any]) -> Best:
+def _best(row: Row[Any]) -> BestConfiguration:
     low, high = auc_interval(row.auc, row.auc_se)
-    return Best(
+    return BestConfiguration(
         resolution=row.resolution,
         architecture=row.architecture,
         batch_size=row.batch_size,
@@ -242,9 +245,9 @@ def _best(row: Row[Any]) -> Best:
     )
 
 
-def _at_resolution(resolution: int, row: Row[Any] | None, counts: Row[Any] | None) -> AtResolution:
+def _at_resolution(resolution: int, row: Row[Any] | None, counts: Row[Any] | None) -> ResolutionAnswer:
     low, high = (None, None) if row is None else auc_interval(row.auc, row.auc_se)
-    return AtResolution(
+    return ResolutionAnswer(
         resolution=resolution,
         auc=None if row is None else row.auc,
         auc_low=low,

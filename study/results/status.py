@@ -1,4 +1,4 @@
-"""Status of an experiment: finished trials, running trials on all hosts, and trainings of a confirmation."""
+"""Status of an experiment: trials by state, running trials on all hosts, and the progress of the confirmation."""
 
 import json
 import time
@@ -13,42 +13,72 @@ from acuity.study.registry.names import confirm_study_name
 from acuity.study.registry.progress import LabelProgress, read_progress
 
 
-class EpochClock:
-    """Measures the epochs per second of running trials over repeated reads."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[str, int], tuple[int, float]] = {}
-        self._latest: dict[tuple[str, int], tuple[int, float]] = {}
-
-    def epochs_per_second(self, trial: "Running") -> float | None:
-        """Rate since the first epoch whose end was observed; None until another epoch has ended."""
-        key, now = (trial.label, trial.number), (trial.epoch, time.monotonic())
-        known = self._latest.setdefault(key, now)
-        if known[0] != trial.epoch:
-            self._latest[key] = now
-            self._first.setdefault(key, now)
-        if key not in self._first or self._latest[key] == self._first[key]:
-            return None
-        (epoch, began), (latest, ended) = self._first[key], self._latest[key]
-        return (latest - epoch) / (ended - began)
-
-
 @dataclass(frozen=True)
-class Running:
-    """A running trial and its reports so far."""
+class RunningTrial:
+    """A running trial with its latest report."""
 
     label: str
     number: int
     resolution: int | None
     architecture: str | None
     epoch: int
-    """Finished epochs; 0 before the first."""
+    """Number of finished epochs."""
     auc: float | None
+    """Validation AUC after the last finished epoch."""
     device: str | None
     heartbeat_age_s: float | None
 
 
-_RUNNING = text(
+@dataclass(frozen=True)
+class ConfirmationProgress:
+    """Number of trainings of one label's confirmation by state."""
+
+    label: str
+    complete: int
+    running: int
+    planned: int
+    """Number of trainings if none diverges or fails."""
+    seeds: int
+
+
+@dataclass(frozen=True)
+class ExperimentStatus:
+    """Progress of the search and of the confirmation, and the running trials of both."""
+
+    experiment: Experiment
+    progress: list[LabelProgress]
+    running: list[RunningTrial]
+    confirmation: list[ConfirmationProgress]
+    """One entry for each label whose confirmation has begun."""
+    confirmed: bool
+    """Whether a protocol is frozen with at least the planned seeds."""
+
+    @property
+    def finished(self) -> int:
+        """Number of finished trials and complete trainings."""
+        return sum(entry.finished for entry in self.progress) + sum(entry.complete for entry in self.confirmation)
+
+    @property
+    def remaining(self) -> int:
+        """Number of trials that the budget lacks, plus trainings that a begun confirmation lacks."""
+        search = sum(max(0, self.experiment.search.trials - entry.finished) for entry in self.progress)
+        return search if self.confirmed else search + sum(entry.planned - entry.complete for entry in self.confirmation)
+
+
+def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
+    """Read the status. This takes 0.1 s at 100,000 trials."""
+    confirmation = read_confirmation_progress(database, experiment)
+    stored = find_confirmation(database, experiment.name) if confirmation else None
+    return ExperimentStatus(
+        experiment=experiment,
+        progress=read_progress(database, experiment),
+        running=read_running_trials(database, experiment),
+        confirmation=confirmation,
+        confirmed=stored is not None and all(entry.seeds <= stored.protocol["seeds"] for entry in confirmation),
+    )
+
+
+_RUNNING_TRIALS = text(
     """
     select t.label || case when t.confirm then ' (confirm)' else '' end, t.number, t.resolution, t.architecture,
         coalesce(last.step, 0), last.intermediate_value,
@@ -66,24 +96,13 @@ _RUNNING = text(
 )
 
 
-def read_running(database: Database, experiment: Experiment) -> list[Running]:
-    """The running trials of the experiment and of its confirmation, oldest first."""
+def read_running_trials(database: Database, experiment: Experiment) -> list[RunningTrial]:
+    """The running trials of the search and of the confirmation, oldest first."""
     with database.engine.connect() as connection:
-        return [Running(*row) for row in connection.execute(_RUNNING, {"name": experiment.name})]
+        return [RunningTrial(*row) for row in connection.execute(_RUNNING_TRIALS, {"name": experiment.name})]
 
 
-@dataclass(frozen=True)
-class Retraining:
-    """The trainings of one label's confirmation; planned: their number if none diverges or fails."""
-
-    label: str
-    complete: int
-    running: int
-    planned: int
-    seeds: int
-
-
-_RETRAINING = text(
+_CONFIRMATIONS = text(
     """
     select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE'),
         count(*) filter (where t.state = 'RUNNING')
@@ -96,13 +115,13 @@ _RETRAINING = text(
 )
 
 
-def read_retraining(database: Database, experiment: Experiment) -> list[Retraining]:
-    """One entry for each label whose confirmation has begun, in the experiment's order."""
+def read_confirmation_progress(database: Database, experiment: Experiment) -> list[ConfirmationProgress]:
+    """The confirmation of each label for which it has begun, in the order of the experiment's labels."""
     names = {confirm_study_name(experiment.name, label): label for label in experiment.labels}
     with database.engine.connect() as connection:
-        rows = {name: rest for name, *rest in connection.execute(_RETRAINING, {"names": list(names)})}
+        rows = {name: rest for name, *rest in connection.execute(_CONFIRMATIONS, {"names": list(names)})}
     return [
-        Retraining(
+        ConfirmationProgress(
             label,
             complete=complete,
             running=running,
@@ -116,37 +135,21 @@ def read_retraining(database: Database, experiment: Experiment) -> list[Retraini
     ]
 
 
-@dataclass(frozen=True)
-class ExperimentStatus:
-    """An experiment's trials by state, its running trials, and its confirmation's trainings, if that has begun."""
+class EpochRates:
+    """Epochs per second of running trials, measured over repeated reads of the status."""
 
-    experiment: Experiment
-    progress: list[LabelProgress]
-    running: list[Running]
-    retraining: list[Retraining]
-    confirmed: bool
-    """Whether the confirmation has its results."""
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, int], tuple[int, float]] = {}
+        self._latest: dict[tuple[str, int], tuple[int, float]] = {}
 
-    @property
-    def finished(self) -> int:
-        """Number of finished trials and complete trainings."""
-        return sum(entry.finished for entry in self.progress) + sum(entry.complete for entry in self.retraining)
-
-    @property
-    def remaining(self) -> int:
-        """Number of trials and trainings that the budgets, and a confirmation that has begun, still need."""
-        search = sum(max(0, self.experiment.search.trials - entry.finished) for entry in self.progress)
-        return search if self.confirmed else search + sum(entry.planned - entry.complete for entry in self.retraining)
-
-
-def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
-    """A few statements over all trials: a tenth of a second at 100,000 of them."""
-    retraining = read_retraining(database, experiment)
-    stored = find_confirmation(database, experiment.name) if retraining else None
-    return ExperimentStatus(
-        experiment=experiment,
-        progress=read_progress(database, experiment),
-        running=read_running(database, experiment),
-        retraining=retraining,
-        confirmed=stored is not None and all(entry.seeds <= stored.protocol["seeds"] for entry in retraining),
-    )
+    def epochs_per_second(self, trial: RunningTrial) -> float | None:
+        """Rate since the first observed end of an epoch. None until the end of another epoch is observed."""
+        key, now = (trial.label, trial.number), (trial.epoch, time.monotonic())
+        known = self._latest.setdefault(key, now)
+        if known[0] != trial.epoch:
+            self._latest[key] = now
+            self._first.setdefault(key, now)
+        if key not in self._first or self._latest[key] == self._first[key]:
+            return None
+        (epoch, began), (latest, ended) = self._first[key], self._latest[key]
+        return (latest - epoch) / (ended - began)

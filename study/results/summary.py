@@ -22,11 +22,12 @@ PARAMETERS = {
     "batch_size_exponent": "batch size",
     "learning_rate": "learning rate",
 }
-"""Searched parameters and their names in texts."""
+"""Searched parameters, and their names in reports."""
 
-FEWEST_FOR_IMPORTANCE = 20
-ENOUGH_FOR_IMPORTANCE = 50
-"""Number of complete trials from which PED-ANOVA's shares are reliable."""
+MIN_IMPORTANCE_TRIALS = 20
+"""Number of complete trials from which the importance is computed."""
+RELIABLE_IMPORTANCE_TRIALS = 50
+"""Number of complete trials from which the shares of PED-ANOVA are reliable."""
 _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
@@ -41,40 +42,47 @@ _TRIALS = text(
 
 @dataclass(frozen=True, eq=False)
 class SearchSummary:
-    """Summary of one label; each table has one row per group."""
+    """Summary of one label's search. Each table has one row per group."""
 
     label: str
     trials: int
+    """Number of finished trials."""
     own: int
-    """Of them, first trials that tried a recipe of the label's own where its finding shows."""
+    """Number of initial trials with one of the label's other recipes (the part "own" of the initial design)."""
     cells: pd.DataFrame
-    """By architecture and resolution: feasible, cap, complete, and of these seconds (median), seconds_low, _high."""
+    """By architecture and resolution: feasible, cap, complete, and the median and quartiles of the complete trials'
+    durations (seconds, seconds_low, seconds_high)."""
     batches: pd.DataFrame
-    """By architecture, resolution and batch (power of two): trials, and of the best of them auc and seconds."""
+    """By architecture, resolution and batch (nearest power of two): trials, and auc and seconds of the best trial."""
     resolutions: pd.DataFrame
     """By resolution: complete, pruned."""
     front: pd.DataFrame
-    """Complete trials that no other beats in both auc and seconds, the cheapest first."""
+    """Pareto front of complete trials in auc and seconds, in ascending order of seconds."""
     importance: dict[str, float] | None
-    """Share of each parameter in the difference of the best tenth from the rest; None with too few complete trials."""
+    """Share of each parameter in the difference between the best tenth and the other trials. None with too few trials.
+    """
     complete: int
+    """Number of complete trials."""
     stopped: int
-    """Trials stopped by the pruner. Other pruned trials have no AUC: they diverged, or their batch did not fit."""
+    """Number of trials that the pruner stopped. Other pruned trials diverged, or their batch did not fit."""
     epochs_run: int
     epochs_saved: int
-    """Epochs that stopped trials did not run."""
+    """Number of epochs that the stopped trials did not run."""
     training_s: float
+    """Sum of the durations of all finished trials."""
     devices: tuple[str, ...]
 
 
 def summarise_search(
     database: Database, registered: Registered, label: str, *, importance: bool = True
 ) -> SearchSummary:
-    """Read and summarise the label's finished trials; importance takes most of the time."""
+    """Summarise the finished trials of a label. The importance takes most of the time."""
     name = registered.experiment.name
     with database.engine.connect() as connection:
         trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label, "own": json.dumps(OWN)})
-    trials = trials.astype({"value": float, "seconds": float, "epochs": float, "batch_size": float})  # where none has
+    trials = trials.astype(
+        {"value": float, "seconds": float, "epochs": float, "batch_size": float}
+    )  # an empty column has the type object
     complete = trials[trials["state"] == "COMPLETE"]
     epochs = registered.experiment.training.epochs
     run = trials["epochs"].fillna(0)
@@ -136,12 +144,12 @@ def _front(complete: pd.DataFrame) -> pd.DataFrame:
 
 
 def _importance(complete: pd.DataFrame, registered: Registered) -> dict[str, float] | None:
-    """Importance by Optuna's evaluator, on an in-memory study with parameters and values only.
+    """Importance of each parameter by PED-ANOVA, on an in-memory study with parameters and values only.
 
-    Loading the stored study with its attributes and reports takes ten times as long at 10,000 trials.
+    With 10,000 trials, the stored study with its attributes and reports takes ten times as long to load.
     """
     space = {name: each for name, each in _space(registered).items() if complete[name].notna().all()}
-    if len(complete) < FEWEST_FOR_IMPORTANCE:
+    if len(complete) < MIN_IMPORTANCE_TRIALS:
         return None
     varied = {name: each for name, each in space.items() if complete[name].nunique() > 1}
     verbosity = optuna.logging.get_verbosity()

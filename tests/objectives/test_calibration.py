@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from acuity.objectives.statistics.calibration import fit_recalibration, reliability_bins
+from acuity.objectives.statistics.calibration import fit_platt_scaling, reliability_bins
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_equal_probabilities_share_a_bin() -> None:
 def test_mean_calibrated_probability_is_the_mean_of_platts_smoothed_targets() -> None:
     targets, scores = np.array([0, 0, 0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.7, 0.6, 0.3])
     smoothed = np.where(targets == 1, 3 / 4, 1 / 6)
-    calibrated = fit_recalibration(targets, scores)(scores)
+    calibrated = fit_platt_scaling(targets, scores)(scores)
     # At the optimum both of the logistic regression's gradients are 0.
     assert calibrated.mean() == pytest.approx(smoothed.mean(), abs=1e-4)
     logits = np.log(scores / (1 - scores))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.bootstrap import bootstrap_aucs
 from acuity.objectives.statistics.delong import (
-    auc_components,
     auc_standard_error,
     combine,
     covariance,
     degrees_of_freedom,
+    delong_components,
 )
 from acuity.objectives.statistics.intervals import auc_interval
 from acuity.objectives.statistics.metrics import auc
@@ -82,7 +82,7 @@ def textbook(
 
 def test_agrees_with_r_proc() -> None:
     # R 4.2.2, pROC 1.18.0, direction = "<": auc(), var(method = "delong"), cov(), on the images above.
-    components = auc_components(TARGETS, SCORES, range(30))
+    components = delong_components(TARGETS, SCORES, range(30))
     assert components.aucs == pytest.approx([0.74641148325358853, 0.83492822966507174], abs=1e-15)
     expected = [[0.0081106964889387442, 0.0043722289630121411], [0.0043722289630121411, 0.0054652544075863146]]
     assert covariance(components) == pytest.approx(np.array(expected), abs=1e-16)
@@ -91,7 +91,7 @@ def test_agrees_with_r_proc() -> None:
 @pytest.mark.parametrize("levels", [None, 6])
 def test_agrees_with_mlstatkit(levels: int | None) -> None:
     targets, scores, _ = images(patients=120, seed=2, networks=2, levels=levels)
-    components = auc_components(targets, scores, np.arange(targets.size))
+    components = delong_components(targets, scores, np.arange(targets.size))
     ours = combine(components, [[-1, 1]])
     z, _, _, _, first, second, info = Delong_test(targets, *scores)
     assert info["method"] == "delong"
@@ -106,7 +106,7 @@ def test_agrees_with_the_textbook_formula_for_patients_with_several_images(
     seed: int, patients: int, levels: int | None
 ) -> None:
     drawn = images(patients=patients, seed=seed, levels=levels)
-    components = auc_components(*drawn)
+    components = delong_components(*drawn)
     aucs, matrix = textbook(*drawn)
     assert components.aucs == pytest.approx(aucs, abs=1e-12)
     assert covariance(components) == pytest.approx(matrix, abs=1e-12)
@@ -115,7 +115,7 @@ def test_agrees_with_the_textbook_formula_for_patients_with_several_images(
 
 def test_agrees_with_the_auc_of_each_network_alone() -> None:
     targets, scores, patients = images(patients=200, seed=3, levels=20)
-    assert auc_components(targets, scores, patients).aucs == pytest.approx(
+    assert delong_components(targets, scores, patients).aucs == pytest.approx(
         [auc(targets, row) for row in scores], abs=1e-12
     )
 
@@ -165,7 +165,7 @@ def test_interval_covers_the_true_auc_at_its_nominal_rate() -> None:
 def test_agrees_with_the_patient_bootstrap() -> None:
     targets, scores, patients = images(patients=400, seed=4, networks=4)
     averages = [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0.5, 0.5, -0.5, -0.5]]
-    components = combine(auc_components(targets, scores, patients), averages)
+    components = combine(delong_components(targets, scores, patients), averages)
     drawn = bootstrap_aucs(targets, scores, patients, repetitions=2000) @ np.array(averages).T
     assert drawn.mean(axis=0) == pytest.approx(components.aucs, abs=0.003)
     # 2,000 drawings know an SD to 1.6 %; three times that.
@@ -182,10 +182,12 @@ def test_bootstrap_counts_ties_as_half() -> None:
 
 def test_images_of_one_patient_are_no_independent_witnesses() -> None:
     targets, scores, patients = images(patients=100, seed=7, networks=1)
-    once = covariance(auc_components(targets, scores, patients))[0, 0]
+    once = covariance(delong_components(targets, scores, patients))[0, 0]
     # Each image four times over tells nothing new if it is the same patient's.
-    again = covariance(auc_components(np.tile(targets, 4), np.tile(scores, 4), np.tile(patients, 4)))[0, 0]
-    as_if_new = covariance(auc_components(np.tile(targets, 4), np.tile(scores, 4), np.arange(4 * targets.size)))[0, 0]
+    again = covariance(delong_components(np.tile(targets, 4), np.tile(scores, 4), np.tile(patients, 4)))[0, 0]
+    as_if_new = covariance(delong_components(np.tile(targets, 4), np.tile(scores, 4), np.arange(4 * targets.size)))[
+        0, 0
+    ]
     assert again == pytest.approx(once, rel=1e-9)
     assert as_if_new < once / 3
 
@@ -194,30 +196,30 @@ def test_order_and_names_of_patients_do_not_matter() -> None:
     targets, scores, patients = images(patients=50, seed=8)
     shuffled = np.random.default_rng(9).permutation(targets.size)
     names = np.array([f"patient {number * 7919 % 1000:03d}" for number in patients])
-    expected = covariance(auc_components(targets, scores, patients))
-    found = covariance(auc_components(targets[shuffled], scores[:, shuffled], names[shuffled]))
+    expected = covariance(delong_components(targets, scores, patients))
+    found = covariance(delong_components(targets[shuffled], scores[:, shuffled], names[shuffled]))
     assert found == pytest.approx(expected, abs=1e-14)
 
 
 def test_few_patients_who_make_up_a_variance_leave_few_degrees_of_freedom() -> None:
     targets, scores, _ = images(patients=300, seed=10, networks=1)
-    spread_out = auc_components(targets, scores, np.arange(targets.size))
+    spread_out = delong_components(targets, scores, np.arange(targets.size))
     outliers = scores.copy()
     outliers[0] += 12 * targets
     outliers[0, np.flatnonzero(targets)[:3]] = -20
     assert degrees_of_freedom(spread_out)[0] > 50
     # Three patients make up all of it, as if there were no more: 2 V^2 / (sum of squares less the mean's) is 2 * 3.
-    assert degrees_of_freedom(auc_components(targets, outliers, np.arange(targets.size)))[0] == pytest.approx(
+    assert degrees_of_freedom(delong_components(targets, outliers, np.arange(targets.size)))[0] == pytest.approx(
         6, abs=0.2
     )
 
 
 def test_a_perfect_network_has_no_variance_and_the_patients_degrees_of_freedom() -> None:
-    components = auc_components([1, 1, 1, 0, 0, 0, 0], [[5, 6, 7, 1, 2, 3, 4]], range(7))
+    components = delong_components([1, 1, 1, 0, 0, 0, 0], [[5, 6, 7, 1, 2, 3, 4]], range(7))
     assert covariance(components)[0, 0] == 0
     assert degrees_of_freedom(components)[0] == 2
 
 
 def test_one_positive_patient_is_refused() -> None:
     with pytest.raises(InputError, match="1 patients with the finding and 2 without, need at least 2"):
-        auc_components([1, 1, 0, 0], [[1, 2, 3, 4]], [1, 1, 2, 3])
+        delong_components([1, 1, 0, 0], [[1, 2, 3, 4]], [1, 1, 2, 3])

@@ -17,18 +17,18 @@ from scipy.stats import multivariate_normal, norm
 from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.statistics.difference import difference_limits, t_statistic
+from acuity.objectives.statistics.difference import difference_interval, t_statistic
 from acuity.objectives.statistics.estimates import (
-    Measured,
-    auc_ratio,
-    contrast_of,
+    ResolutionEstimates,
     estimate_auc,
     estimate_difference,
-    measure_resolutions,
+    estimate_ratio,
+    estimate_resolutions,
+    make_auc_pair,
 )
-from acuity.objectives.statistics.intervals import auc_interval, expected_auc_variance, satterthwaite
-from acuity.objectives.statistics.multiple_comparisons import adjust_holm, compare_all, find_not_worse
-from acuity.objectives.statistics.noninferiority import check_non_inferiority, find_smallest_adequate
+from acuity.objectives.statistics.intervals import auc_interval, hanley_mcneil_variance, satterthwaite_degrees
+from acuity.objectives.statistics.multiple_comparisons import adjust_holm, compare_pairs, find_not_worse
+from acuity.objectives.statistics.noninferiority import check_noninferiority, find_smallest_noninferior
 from acuity.objectives.statistics.power import estimate_power
 
 
@@ -48,12 +48,12 @@ def simulation() -> Iterator[ModuleType]:
 
 def measured(
     aucs: dict[int, float], *, se: float = 0.02, correlation: float = 0.95, seed_sd: float = 0.004, patients: int = 400
-) -> Measured:
+) -> ResolutionEstimates:
     """Three seeds a resolution, spread evenly around its AUC."""
     count = len(aucs)
     matrix = np.full((count, count), correlation * se**2)
     np.fill_diagonal(matrix, se**2)
-    return Measured(
+    return ResolutionEstimates(
         resolutions=tuple(sorted(aucs)),
         seed_aucs=tuple((aucs[each] - seed_sd, aucs[each], aucs[each] + seed_sd) for each in sorted(aucs)),
         patient_covariance=matrix,
@@ -98,12 +98,12 @@ def test_measured_from_scores_averages_seeds_before_patients() -> None:
     generator = np.random.default_rng(1)
     targets = np.repeat([1, 0], [40, 160])
     scores = {64: generator.standard_normal((2, 200)) + targets, 128: generator.standard_normal((3, 200)) + targets}
-    found = measure_resolutions(targets, scores, np.arange(200))
+    found = estimate_resolutions(targets, scores, np.arange(200))
     assert found.resolutions == (64, 128)
     assert [len(aucs) for aucs in found.seed_aucs] == [2, 3]
     assert found.positive_patients == 40
     # Independent scores: three seeds' mean varies with the patients a third as much as one seed's.
-    single = measure_resolutions(targets, {128: scores[128][[0, 0, 0]]}, np.arange(200))
+    single = estimate_resolutions(targets, {128: scores[128][[0, 0, 0]]}, np.arange(200))
     assert found.patient_covariance[1, 1] < 0.5 * single.patient_covariance[0, 0]
 
 
@@ -115,15 +115,15 @@ def test_a_perfect_auc_is_not_certain() -> None:
         assert estimate.auc_high == 1
     # Beyond the limit, an AUC as high as 1 is as far off as the quantile says.
     low, _ = auc_interval(1.0, 0.0, quantile=2.0, patients=(40, 100))
-    se = math.sqrt(expected_auc_variance(low, positive_patients=40, negative_patients=100))
+    se = math.sqrt(hanley_mcneil_variance(low, positive_patients=40, negative_patients=100))
     assert (1 - low) / se == pytest.approx(2.0)
 
 
 def test_perfect_networks_on_few_patients_show_nothing() -> None:
     perfect = measured({64: 1.0, 128: 1.0}, se=0, seed_sd=0, patients=40)
-    assert find_smallest_adequate(perfect, reference=128, margin=0.02).verdict == "undecided"
+    assert find_smallest_noninferior(perfect, reference=128, margin=0.02).verdict == "undecided"
     more = replace(perfect, positive_patients=150)
-    assert find_smallest_adequate(more, reference=128, margin=0.02).resolution == 64
+    assert find_smallest_noninferior(more, reference=128, margin=0.02).resolution == 64
 
 
 def test_expected_variance_agrees_with_the_binormal_model() -> None:
@@ -131,7 +131,7 @@ def test_expected_variance_agrees_with_the_binormal_model() -> None:
     shift = norm.ppf(auc)
     q = multivariate_normal(cov=[[1, 0.5], [0.5, 1]]).cdf([shift, shift])
     exact = (auc * (1 - auc) + (positives + negatives - 2) * (q - auc**2)) / (positives * negatives)
-    found = expected_auc_variance(auc, positive_patients=positives, negative_patients=negatives)
+    found = hanley_mcneil_variance(auc, positive_patients=positives, negative_patients=negatives)
     assert found == pytest.approx(exact, rel=0.05)  # exponential scores, not normal ones
 
 
@@ -139,7 +139,7 @@ def test_difference_of_aucs_far_from_1_is_the_plain_t_interval() -> None:
     found = estimate_difference(measured({64: 0.51, 128: 0.50}, se=0.01), 64, reference=128)
     assert found.se == pytest.approx(math.sqrt(2 * 0.05 * 0.01**2 + 2 * 0.004**2 / 3))
     parts = ((2 * 0.05 * 0.01**2, 399.0), (0.004**2 / 3, 2.0), (0.004**2 / 3, 2.0))
-    assert found.degrees_of_freedom == pytest.approx(satterthwaite(*parts))
+    assert found.degrees_of_freedom == pytest.approx(satterthwaite_degrees(*parts))
     half = student.ppf(0.975, found.degrees_of_freedom) * found.se
     assert (found.difference_low, found.difference_high) == pytest.approx((0.01 - half, 0.01 + half), abs=2e-4)
     assert found.p_value == pytest.approx(2 * student.sf(0.01 / found.se, found.degrees_of_freedom), rel=0.01)
@@ -154,22 +154,22 @@ def test_difference_near_1_has_more_room_below() -> None:
 
 
 def test_limits_are_where_the_statistic_reaches_its_quantile() -> None:
-    contrast = contrast_of(measured({64: 0.93, 128: 0.95}), 64, reference=128)
-    for limit, sign in zip(difference_limits(contrast, level=0.9), (1, -1), strict=True):
-        statistic, degrees = t_statistic(contrast, value=limit)
+    pair = make_auc_pair(measured({64: 0.93, 128: 0.95}), 64, reference=128)
+    for limit, sign in zip(difference_interval(pair, level=0.9), (1, -1), strict=True):
+        statistic, degrees = t_statistic(pair, value=limit)
         assert statistic == pytest.approx(sign * student.ppf(0.95, degrees))
     # By hand, at the lower limit: the second AUC moved there, both on the logit scale.
-    moved = 0.95 + difference_limits(contrast, level=0.9)[0]
+    moved = 0.95 + difference_interval(pair, level=0.9)[0]
     weights = np.array([1 / (0.93 * 0.07), -1 / (moved * (1 - moved))])
     patients = 0.02**2 * np.array([[1, 0.95], [0.95, 1]])
     se = math.sqrt(weights @ (patients + 0.004**2 / 3 * np.eye(2)) @ weights)
     by_hand = (math.log(0.93 / 0.07) - math.log(moved / (1 - moved))) / se
-    assert t_statistic(contrast, value=moved - 0.95)[0] == pytest.approx(by_hand)
+    assert t_statistic(pair, value=moved - 0.95)[0] == pytest.approx(by_hand)
 
 
 def test_a_limit_that_no_auc_reaches_is_the_end_of_the_scale() -> None:
-    low, high = difference_limits(
-        contrast_of(measured({64: 0.8, 128: 0.8}, se=0.6, correlation=0, patients=5), 64, reference=128), level=0.95
+    low, high = difference_interval(
+        make_auc_pair(measured({64: 0.8, 128: 0.8}, se=0.6, correlation=0, patients=5), 64, reference=128), level=0.95
     )
     assert (low, high) == pytest.approx((-0.8, 0.8))
 
@@ -191,7 +191,7 @@ def test_differences_are_the_same_seen_from_either_side() -> None:
 @pytest.mark.parametrize("auc", [0.6, 0.8, 0.96])
 @pytest.mark.parametrize("loss", [-0.02, 0.0, 0.015, 0.03, 0.06])
 def test_the_test_and_its_limit_never_disagree(auc: float, loss: float) -> None:
-    step = check_non_inferiority(measured({64: auc - loss, 128: auc}), 64, reference=128, margin=0.02)
+    step = check_noninferiority(measured({64: auc - loss, 128: auc}), 64, reference=128, margin=0.02)
     assert (step.outcome == "shown") == (step.difference_low > -0.02) == (step.p_value < 0.05)
     assert (step.p_value > 0.5) == (step.difference < -0.02)
     two_sided = estimate_difference(measured({64: auc - loss, 128: auc}), 64, reference=128)
@@ -199,13 +199,13 @@ def test_the_test_and_its_limit_never_disagree(auc: float, loss: float) -> None:
 
 
 def test_p_value_is_that_of_the_t_distribution() -> None:
-    step = check_non_inferiority(measured({64: 0.5, 128: 0.5}, se=0.01), 64, reference=128, margin=0.01)
+    step = check_noninferiority(measured({64: 0.5, 128: 0.5}, se=0.01), 64, reference=128, margin=0.01)
     assert step.p_value == pytest.approx(student.sf(0.01 / step.se, step.degrees_of_freedom), rel=0.01)
 
 
 def test_steps_down_to_the_smallest_adequate_resolution_and_stops_at_the_first_failure() -> None:
     # 32 px would pass, but 64 px did not.
-    answer = find_smallest_adequate(
+    answer = find_smallest_noninferior(
         measured({32: 0.80, 64: 0.785, 96: 0.80, 128: 0.80, 256: 0.81}), reference=128, margin=0.02
     )
     assert answer.verdict == "shown"
@@ -219,42 +219,44 @@ def test_steps_down_to_the_smallest_adequate_resolution_and_stops_at_the_first_f
 
 
 def test_the_reference_is_smallest_where_the_next_resolution_is_shown_to_be_worse() -> None:
-    answer = find_smallest_adequate(measured({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
+    answer = find_smallest_noninferior(measured({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution, answer.auc_difference, answer.p_value) == ("shown", 128, 0.0, None)
     assert answer.steps[0].outcome == "worse"
     assert answer.more_positive_patients is None
-    alone = find_smallest_adequate(measured({64: 0.72, 128: 0.80}), reference=64, margin=0.02)
+    alone = find_smallest_noninferior(measured({64: 0.72, 128: 0.80}), reference=64, margin=0.02)
     assert (alone.verdict, alone.resolution, alone.steps) == ("shown", 64, ())
 
 
 def test_undecided_says_how_many_more_positive_patients_would_decide_it() -> None:
-    def at(patients: int) -> Measured:
+    def at(patients: int) -> ResolutionEstimates:
         return measured({64: 0.795, 128: 0.80}, se=0.3 / math.sqrt(patients), seed_sd=0.002, patients=patients)
 
-    answer = find_smallest_adequate(at(100), reference=128, margin=0.02)
+    answer = find_smallest_noninferior(at(100), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution) == ("undecided", None)
     assert answer.auc_difference == pytest.approx(-0.005)
     assert answer.more_positive_patients is not None
     # By hand and on the AUC's own scale: the gap of .015 must be t(.95) + t(.8) standard errors.
     patients = 100 + answer.more_positive_patients
     parts = ((2 * 0.05 * 0.3**2 / patients, patients - 1.0), (0.002**2 / 3, 2.0), (0.002**2 / 3, 2.0))
-    degrees = satterthwaite(*parts)
+    degrees = satterthwaite_degrees(*parts)
     needed = (student.ppf(0.95, degrees) + student.ppf(0.8, degrees)) * math.sqrt(sum(part for part, _ in parts))
     assert needed == pytest.approx(0.015, rel=0.04)
-    assert find_smallest_adequate(at(patients), reference=128, margin=0.02).verdict == "shown"
+    assert find_smallest_noninferior(at(patients), reference=128, margin=0.02).verdict == "shown"
 
 
 def test_no_number_of_patients_makes_up_for_seeds_that_differ() -> None:
-    answer = find_smallest_adequate(measured({64: 0.80, 128: 0.80}, seed_sd=0.03), reference=128, margin=0.02)
+    answer = find_smallest_noninferior(measured({64: 0.80, 128: 0.80}, seed_sd=0.03), reference=128, margin=0.02)
     assert answer.verdict == "undecided"
     assert answer.more_positive_patients is None
 
 
 def test_fewer_than_30_positive_patients_are_not_estimable() -> None:
-    answer = find_smallest_adequate(measured({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02)
+    answer = find_smallest_noninferior(
+        measured({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02
+    )
     assert (answer.verdict, answer.resolution, answer.p_value) == ("not_estimable", None, None)
     assert (answer.positive_patients, answer.more_positive_patients) == (29, 1)
-    enough = find_smallest_adequate(measured({64: 0.8, 128: 0.8}, patients=30), reference=128, margin=0.02)
+    enough = find_smallest_noninferior(measured({64: 0.8, 128: 0.8}, patients=30), reference=128, margin=0.02)
     assert enough.verdict != "not_estimable"
 
 
@@ -263,9 +265,9 @@ def test_bad_questions_are_refused_with_the_next_step() -> None:
     with pytest.raises(InputError, match=r"96 px was not confirmed. There are: 64, 128"):
         estimate_difference(one, 96, reference=128)
     with pytest.raises(InputError, match=r"margin is 0, must be between 0 and 0.5 AUC"):
-        check_non_inferiority(one, 64, reference=128, margin=0)
+        check_noninferiority(one, 64, reference=128, margin=0)
     with pytest.raises(InputError, match=r"64 px has 1 seed, need at least 2"):
-        measure_resolutions([1, 0], {64: [[0.3, 0.2]]}, [1, 2])
+        estimate_resolutions([1, 0], {64: [[0.3, 0.2]]}, [1, 2])
 
 
 def test_holm_by_hand() -> None:
@@ -275,16 +277,16 @@ def test_holm_by_hand() -> None:
 
 
 def test_resolutions_not_shown_worse_than_any_other() -> None:
-    comparisons = compare_all(measured({32: 0.65, 64: 0.79, 128: 0.80, 256: 0.805}))
+    comparisons = compare_pairs(measured({32: 0.65, 64: 0.79, 128: 0.80, 256: 0.805}))
     assert len(comparisons) == 6
     assert find_not_worse(comparisons) == (64, 128, 256)
     assert all(comparison.p_value_holm >= comparison.difference.p_value for comparison in comparisons)
     by_chance = measured({32: 0.80, 64: 0.80, 128: 0.80})
-    assert find_not_worse(compare_all(by_chance)) == (32, 64, 128)
+    assert find_not_worse(compare_pairs(by_chance)) == (32, 64, 128)
 
 
 def test_ratio_of_the_paper() -> None:
-    ratio = auc_ratio(measured({64: 0.689, 320: 0.854}, seed_sd=0.01), 64, reference=320)
+    ratio = estimate_ratio(measured({64: 0.689, 320: 0.854}, seed_sd=0.01), 64, reference=320)
     assert ratio.ratio == pytest.approx(0.807, abs=5e-4)
     generator = np.random.default_rng(0)
     drawn = generator.normal(0.689, 0.01, 200_000) / generator.normal(0.854, 0.01, 200_000)
@@ -306,8 +308,8 @@ def test_planned_margin_is_the_one_that_the_test_detects() -> None:
         own = math.sqrt(0.1) * generator.standard_normal((2, 1100))
         skill = shift + 0.006 / (norm.pdf(norm.ppf(0.8)) / math.sqrt(2)) * generator.standard_normal((2, 5, 1))
         scores = (common + own)[:, None] + skill * targets
-        found = measure_resolutions(targets, {64: scores[0], 128: scores[1]}, np.arange(1100))
-        step = check_non_inferiority(found, 64, reference=128, margin=plan.margin)
+        found = estimate_resolutions(targets, {64: scores[0], 128: scores[1]}, np.arange(1100))
+        step = check_noninferiority(found, 64, reference=128, margin=plan.margin)
         shown += step.outcome == "shown"
     assert shown / 400 == pytest.approx(0.8, abs=0.08)
 

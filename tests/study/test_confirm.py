@@ -22,7 +22,7 @@ from acuity.objectives.device.device import open_device
 from acuity.objectives.images.cache import ImageCache, build_cache
 from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.phantoms.generator import write_phantoms
-from acuity.objectives.split.split import leave_out
+from acuity.objectives.split.split import exclude_rows
 from acuity.objectives.statistics.metrics import auc
 from acuity.storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
 from acuity.storage.database import Database
@@ -36,13 +36,13 @@ from acuity.study.confirmation.scoring import Scorer, score_external, score_labe
 from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
 from acuity.study.display.answer_table import answer_table, details_table, markdown_table
 from acuity.study.errors import UsageError
-from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.fleet.placement import FleetOptions
 from acuity.study.registry.names import study_name
-from acuity.study.registry.record import Registered, checkpoints_of, recall
+from acuity.study.registry.record import Registered, checkpoints_of, read_registered
 from acuity.study.registry.register import register
 from acuity.study.results.answer import read_answer, read_best_resolution
 from acuity.study.score import score_index
-from acuity.study.worker.loop import _work
+from acuity.study.worker.loop import run_trials
 from support.confirmed_experiment import make_context
 from support.threads import one_thread
 
@@ -138,7 +138,7 @@ def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None)
 
     def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
         context = make_context(database, registered, stop=StopAfter(questions))
-        _work(context)
+        run_trials(context)
         if context.stop.is_set():
             raise KeyboardInterrupt
 
@@ -353,7 +353,9 @@ def test_before_confirmation_the_views_and_best_show_the_search(database: Databa
     assert best["verdict"] is None
     assert "optimistic" in as_text(answer_table(read_answer(database, "tiny")))
     with pytest.raises(UsageError, match="tiny is not confirmed"):
-        score_index(database, recall(database, "tiny"), Path("x.csv"), images=None, device="cpu", console=Console())
+        score_index(
+            database, read_registered(database, "tiny"), Path("x.csv"), images=None, device="cpu", console=Console()
+        )
 
 
 def runs_of(px: int) -> tuple[Run, ...]:
@@ -438,12 +440,12 @@ def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pix
     def score(images: ImageSet, label: LabelProtocol = LABEL) -> dict[int, list[pd.DataFrame]]:
         return score_label(scorer, images, label, done=lambda: None)
 
-    without_one = replace(image_set, split=leave_out(image_set.split, test[:1]))
+    without_one = replace(image_set, split=exclude_rows(image_set.split, test[:1]))
     with pytest.raises(KeyboardInterrupt):
         score(without_one)
     networks.most = None
     count = len(unpack(kept_scores(scorer.database)[0]))
-    whole, another = image_set, replace(image_set, split=leave_out(image_set.split, test[1:2]))
+    whole, another = image_set, replace(image_set, split=exclude_rows(image_set.split, test[1:2]))
     repaired = replace(without_one, cache=replace(image_set.cache, key="of other files"))
     for changed, said in (
         (whole, f"it scored {count} images then and would score {count + 1} now. Put the images back"),

@@ -14,21 +14,21 @@ from optuna.trial import TrialState
 from acuity.storage.database import Database, open_storage
 from acuity.study.config.loading import parse
 from acuity.study.confirmation.nomination import Nomination, Nominee
-from acuity.study.confirmation.plan import check_retrainable, finalists, missing_runs
+from acuity.study.confirmation.plan import check_retrainable, find_finalists, missing_trainings
 from acuity.study.confirmation.trials import (
     claim_confirm_trial,
-    is_anything_left,
+    create_confirm_study,
+    has_unfinished_trainings,
     is_running_elsewhere,
     open_confirm_studies,
-    plan_label,
     read_plan,
 )
 from acuity.study.errors import UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import hand_back
+from acuity.study.registry.recovery import release_trial
 from acuity.study.registry.studies import make_studies
-from acuity.study.results.status import Retraining, read_retraining, read_running
+from acuity.study.results.status import ConfirmationProgress, read_confirmation_progress, read_running_trials
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
 
@@ -65,7 +65,7 @@ def registered(database: Database) -> Registered:
 
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
-    plan_label(database, registered.experiment, Nomination("Mass", nominees, {32: 3, 64: 2}), seeds=seeds)
+    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, {32: 3, 64: 2}), seeds=seeds)
 
 
 def take(database: Database, registered: Registered, *, largest: int = 999) -> Claim | None:
@@ -116,7 +116,7 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
     assert runs(database, registered) == EXPECTED
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     assert read_plan(study).trainings() == len(EXPECTED) == len(study.trials)
-    chosen = finalists(read_plan(study), study.trials)
+    chosen = find_finalists(read_plan(study), study.trials)
     assert {resolution: each.nominee.number for resolution, each in chosen.items()} == {32: 1, 64: 5}
     assert [run.user_attrs["repeat"] for run in chosen[32].runs] == [1, 2, 3, 4]
     seeds = Counter(trial.user_attrs["seed"] for trial in study.trials)
@@ -124,16 +124,16 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
 
 
 def test_status_tells_how_far_the_trainings_are(database: Database, database_url: str, registered: Registered) -> None:
-    planned = Retraining("Mass", complete=0, running=0, planned=11, seeds=4)
-    assert read_retraining(database, registered.experiment) == [planned]
+    planned = ConfirmationProgress("Mass", complete=0, running=0, planned=11, seeds=4)
+    assert read_confirmation_progress(database, registered.experiment) == [planned]
     claim = take(database, registered)
     assert claim is not None
-    assert read_retraining(database, registered.experiment) == [replace(planned, running=1)]
-    (running,) = read_running(database, registered.experiment)
+    assert read_confirmation_progress(database, registered.experiment) == [replace(planned, running=1)]
+    (running,) = read_running_trials(database, registered.experiment)
     assert running.label == "Mass (confirm)"
     tell(database, claim, optuna.Trial(claim.study, claim.trial_id))
     work(database_url, registered, tell)
-    assert read_retraining(database, registered.experiment) == [replace(planned, complete=11)]
+    assert read_confirmation_progress(database, registered.experiment) == [replace(planned, complete=11)]
 
 
 def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
@@ -145,7 +145,7 @@ def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
     assert runs(database, registered) == sorted([*EXPECTED, (1, 5), (1, 6), (5, 5), (5, 6)])
     plan(database, registered, seeds=3)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    chosen = finalists(read_plan(study), study.trials)
+    chosen = find_finalists(read_plan(study), study.trials)
     assert [run.user_attrs["repeat"] for run in chosen[64].runs] == [1, 2, 3]
 
 
@@ -157,7 +157,7 @@ def test_the_searchs_own_auc_counts_as_much_as_the_retraining(
     plan(database, registered, seeds=3, nominees=nominees)
     work(database_url, registered, tell)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    chosen = finalists(read_plan(study), study.trials)
+    chosen = find_finalists(read_plan(study), study.trials)
     # Means of .73, .725 and .72 at 32 px, where the best retraining alone was number 1's; .75 and .745 at 64 px.
     assert {resolution: each.nominee.number for resolution, each in chosen.items()} == {32: 3, 64: 7}
 
@@ -178,7 +178,7 @@ def test_a_training_that_diverges_is_replaced_and_a_nominee_that_keeps_diverging
     assert [repeat for number, repeat in done if number == 1] == [1, 3, 4, 5]
     assert [repeat for number, repeat in done if number == 7] == [1, 2, 3, 4], "it takes the place of number 5"
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    assert finalists(read_plan(study), study.trials)[64].nominee.number == 7
+    assert find_finalists(read_plan(study), study.trials)[64].nominee.number == 7
     assert len(study.get_trials(states=(TrialState.PRUNED,))) == 3 + 1, "number 5 is tried three times"
 
 
@@ -194,8 +194,10 @@ def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_re
 
     work(database_url, registered, run)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    assert list(finalists(read_plan(study), study.trials)) == [64]
-    assert not is_anything_left(open_confirm_studies(database, registered.experiment)), "no worker would be of use"
+    assert list(find_finalists(read_plan(study), study.trials)) == [64]
+    assert not has_unfinished_trainings(open_confirm_studies(database, registered.experiment)), (
+        "no worker would be of use"
+    )
     with pytest.raises(UsageError, match=r"no nominee at 32 px could be retrained \(the loss became NaN\)"):
         check_retrainable(read_plan(study), study.trials)
 
@@ -228,15 +230,15 @@ def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
 def test_an_interrupted_training_keeps_its_place_seed_and_batch(database: Database, registered: Registered) -> None:
     first = take(database, registered)
     assert first is not None
-    hand_back(database, first, reason="told to stop")
+    release_trial(database, first, reason="told to stop")
     second = take(database, registered)
     assert second is not None
-    assert second.confirms
+    assert second.is_confirmation
     for key in ("nominee", "repeat", "seed", "batch_size"):
         assert second.inherited[key] == first.inherited[key], key
     assert (second.origin, second.attempt) == (first.number, 2)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    assert next(missing_runs(read_plan(study), study.trials), None) is None, "its successor counts for it"
+    assert next(missing_trainings(read_plan(study), study.trials), None) is None, "its successor counts for it"
 
 
 def test_a_device_that_cannot_hold_the_nominees_own_batch_declines(database: Database, registered: Registered) -> None:

@@ -8,7 +8,7 @@ from optuna.trial import create_trial
 from acuity.storage.database import Database
 from acuity.study.config.loading import parse
 from acuity.study.registry.register import register
-from acuity.study.results.forecast import predict_cost
+from acuity.study.results.forecast import forecast_cost
 from support.image_identities import unfiltered
 
 RESOLUTIONS = CategoricalDistribution((32, 64))
@@ -37,14 +37,14 @@ def test_hours_are_those_of_the_missing_trials_once_every_resolution_was_timed(d
         },
         source="nih",
     )
-    before = predict_cost(database, experiment)
+    before = forecast_cost(database, experiment)
     assert (before.trials, before.worker_hours) == (40, None)
     register(database, experiment, unfiltered(), training_images=1000)
     add(database, "Nodule", 32, 10.0)
     add(database, "Mass", 32, 20.0)
-    assert predict_cost(database, experiment).worker_hours is None
+    assert forecast_cost(database, experiment).worker_hours is None
     add(database, "Mass", 64, 45.0)
-    cost = predict_cost(database, experiment)
+    cost = forecast_cost(database, experiment)
     assert cost.trials == 37
     assert cost.seconds_by_resolution == {32: 15.0, 64: 45.0}
     assert cost.worker_hours == pytest.approx(37 * 30 / 3600)

@@ -5,11 +5,11 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from acuity.study.confirmation.nomination import Nomination, Nominee
-from acuity.study.confirmation.plan import Chosen
+from acuity.study.confirmation.plan import TrainedFinalist
 from acuity.study.confirmation.protocol import _label_protocol
 
 
-def chosen(resolution: int, aucs: list[float]) -> Chosen:
+def chosen(resolution: int, aucs: list[float]) -> TrainedFinalist:
     def run(auc: float, seed: int) -> FrozenTrial:
         trial = optuna.trial.create_trial(value=auc, user_attrs={"seed": seed})
         trial._trial_id = seed
@@ -25,7 +25,7 @@ def chosen(resolution: int, aucs: list[float]) -> Chosen:
         feasible_batch_size=64,
         seconds=1.0,
     )
-    return Chosen(nominee, tuple(run(auc, seed) for seed, auc in enumerate(aucs)))
+    return TrainedFinalist(nominee, tuple(run(auc, seed) for seed, auc in enumerate(aucs)))
 
 
 @pytest.mark.parametrize(
