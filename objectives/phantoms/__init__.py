@@ -1,1 +1,1 @@
-"""Synthetic radiographs whose findings need a known resolution."""
+"""Synthetic radiographs with findings that need a known resolution."""

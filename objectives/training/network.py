@@ -94,11 +94,11 @@ def _download_weights(architecture: str, input_size: int | None) -> torch.nn.Mod
         )
     try:
         return _build(architecture, input_size, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:  # raised by the hub's client without a connection or file
+    except (OSError, RuntimeError, ValueError) as error:  # the hub's client raises these without a connection or file
         if is_out_of_memory(error):
             raise
         raise InputError(
-            f"pretrained weights of {architecture} cannot be had ({first_line(error)}): "
+            f"pretrained weights of {architecture} cannot be downloaded ({first_line(error)}): "
             "set pretrained = false, or weights = PATH to a file of them"
         ) from error
 

@@ -9,7 +9,7 @@ from acuity.objectives.training.augmentation import NUM_PARAMETERS, augment, dra
 
 @pytest.fixture
 def smooth_images():
-    """Images without detail finer than 1/8 of the side, so that 64 px hold what 32 px hold."""
+    """Images without detail finer than 1/8 of the side, so that 32 px show the same as 64 px."""
     coarse = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return F.interpolate(coarse, size=(64, 64), mode="bicubic", align_corners=False).clamp(0, 1)
 

@@ -146,16 +146,16 @@ def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(architecture,
 def test_training_killed_after_its_last_epoch_is_not_trained_again(uninterrupted):
     saved = []
     run(save_checkpoint=saved.append)
-    again, own = [], []
+    again, saved_again = [], []
     resumed = run(
         load_checkpoint=lambda: saved[-1],
-        save_checkpoint=own.append,
+        save_checkpoint=saved_again.append,
         report=lambda epoch, area: again.append((epoch, area)),
         should_stop=Stop(99),
     )
     assert np.array_equal(resumed.scores, uninterrupted[0].scores)
     # The new attempt has a checkpoint, since that of the earlier attempt is removed.
-    assert np.array_equal(run(load_checkpoint=lambda: own[-1]).scores, resumed.scores)
+    assert np.array_equal(run(load_checkpoint=lambda: saved_again[-1]).scores, resumed.scores)
     assert again == uninterrupted[1]
     assert resumed.images_per_second == 0
     assert not resumed.stopped
