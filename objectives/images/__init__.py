@@ -1,1 +1,1 @@
-"""Decoding of image files and the cache of arrays."""
+"""Decoding and resizing of image files, and the cache of arrays."""

@@ -1,6 +1,7 @@
-"""The cache's files, and the processes that decode images into them.
+"""The cache's array files, and the processes that decode images into them.
 
-A resolution's array is a .npy file. While it is built it has another name, and each process writes its own rows of it.
+The array of a resolution is a .npy file. While it is built it is a draft under another name, and each process writes
+other rows of the draft.
 """
 
 import contextlib
@@ -18,14 +19,15 @@ import cv2
 import numpy as np
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import Fit, area_average, fit_square, read_grey, usable_side
+from acuity.objectives.images.decoding import read_grey
+from acuity.objectives.images.resizing import Fit, area_average, fit_square, max_resolution
 
 _HEADER_BYTES = 128
 
 
 @dataclass(frozen=True)
 class CacheArray:
-    """One resolution of an image set: uint8 [count, resolution, resolution] in one file."""
+    """The array of an image set at one resolution: uint8 [count, resolution, resolution]."""
 
     folder: Path
     key: str
@@ -46,17 +48,17 @@ class CacheArray:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Bytes of the complete file."""
         return self.offset(self.count)
 
     def offset(self, row: int) -> int:
-        """Where in the file an image starts."""
+        """Position of an image in the file, in bytes."""
         return _HEADER_BYTES + row * self.resolution**2
 
 
 @dataclass(frozen=True)
-class Job:
-    """Images for one process to decode, and the arrays it writes them to, each in the file given with it."""
+class DecodingJob:
+    """Images that one process decodes, and the arrays and files that it writes them to."""
 
     rows: tuple[int, ...]
     files: tuple[str, ...]
@@ -66,34 +68,43 @@ class Job:
 
 @dataclass(frozen=True)
 class Faults:
-    """By row: why an image cannot be read; the largest resolution of one that is smaller than an array."""
+    """Images that a job could not write, by row."""
 
     unreadable: dict[int, str] = field(default_factory=dict)
+    """Row -> reason."""
     small: dict[int, int] = field(default_factory=dict)
+    """Row of an image that is smaller than an array -> the largest resolution that does not enlarge it."""
 
 
-def open_whole(array: CacheArray) -> np.ndarray | None:
-    """The array mapped into memory, read-only, if all of it is there, else None. OSError if it may not be read."""
+def open_complete(array: CacheArray) -> np.ndarray | None:
+    """The array, mapped into memory, read-only. None if it is missing or incomplete. OSError if it cannot be read."""
     try:
         pixels = np.lib.format.open_memmap(array.path, mode="r")
-    except (FileNotFoundError, ValueError):  # none, no header, or fewer bytes than the header says
+    except (FileNotFoundError, ValueError):  # missing, without header, or truncated
         return None
-    alike = pixels.shape == array.shape and pixels.dtype == np.uint8
-    return pixels if alike and array.path.stat().st_size == array.size else None
+    matches = pixels.shape == array.shape and pixels.dtype == np.uint8
+    return pixels if matches and array.path.stat().st_size == array.size else None
 
 
-def begin(array: CacheArray) -> None:
-    """Make an empty draft of the array's full size."""
+def create_draft(array: CacheArray) -> None:
+    """Make a draft of the array's size: the header, then zeros."""
     with array.draft.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
         assert file.tell() == _HEADER_BYTES
         file.truncate(array.size)
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int) -> Iterator[tuple[Job, Faults]]:
-    """Decode each job's files and write their rows; yields the jobs as they are finished.
+def publish(array: CacheArray) -> None:
+    """Flush a finished draft to the disk, then rename it to the array's file."""
+    with array.draft.open("rb") as file:
+        os.fsync(file.fileno())
+    array.draft.replace(array.path)
 
-    In processes of their own, since a damaged file may crash a decoder. OSError if the disk has no room.
+
+def run_jobs(jobs: Sequence[DecodingJob], *, processes: int) -> Iterator[tuple[DecodingJob, Faults]]:
+    """Decode the images of the jobs in separate processes, since a damaged file may crash a decoder.
+
+    Yields each job when it is finished. InputError if a process was killed. OSError if the disk is full.
     """
     if not jobs:
         return
@@ -102,26 +113,43 @@ def run_jobs(jobs: Sequence[Job], *, processes: int) -> Iterator[tuple[Job, Faul
         min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
     )
     try:
-        futures = {pool.submit(_decode, job): job for job in jobs}
+        futures = {pool.submit(decode_job, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise InputError(
-            "a process that decodes images was killed, most likely for lack of memory: free some, and start again"
+            "a process that decodes images was killed, most likely for lack of memory: free memory, then start again"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def publish(array: CacheArray) -> None:
-    """Move a finished draft into place, once the disk has all of it."""
-    with array.draft.open("rb") as file:
-        os.fsync(file.fileno())
-    array.draft.replace(array.path)
+def decode_job(job: DecodingJob) -> Faults:
+    """Decode the images of a job and write each to its row of every target."""
+    faults = Faults()
+    largest = max(array.resolution for array, _ in job.targets)
+    with contextlib.ExitStack() as stack:
+        # On a full disk a write raises OSError; a memory-mapped page would end the process by SIGBUS.
+        files = [(array, stack.enter_context(path.open("r+b"))) for array, path in job.targets]
+        for row, path in zip(job.rows, job.files, strict=True):
+            try:
+                image = read_grey(Path(path))
+            except UnreadableImageError as error:
+                faults.unreadable[row] = str(error)
+                continue
+            limit = max_resolution((image.shape[0], image.shape[1]), job.fit)
+            if limit < largest:
+                faults.small[row] = limit
+                continue
+            square = fit_square(image, job.fit)
+            for array, file in files:
+                file.seek(array.offset(row))
+                file.write(area_average(square, array.resolution).data)
+    return faults
 
 
 def _start_process() -> None:
-    """Leave Ctrl-C to the parent, end with it even if it is killed, and use one core."""
+    """Ignore Ctrl-C, which the parent handles; end when the parent ends, even by SIGKILL; use one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
@@ -132,27 +160,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _decode(job: Job) -> Faults:
-    """Decode a job's images and write each to its place in every target."""
-    faults = Faults()
-    largest = max(array.resolution for array, _ in job.targets)
-    with contextlib.ExitStack() as stack:
-        # Written, not mapped: on a full disk a mapped page ends the process, a write says so.
-        files = [(array, stack.enter_context(path.open("r+b"))) for array, path in job.targets]
-        for row, path in zip(job.rows, job.files, strict=True):
-            try:
-                image = read_grey(Path(path))
-            except UnreadableImageError as error:
-                faults.unreadable[row] = str(error)
-                continue
-            side = usable_side((image.shape[0], image.shape[1]), job.fit)
-            if side < largest:
-                faults.small[row] = side
-                continue
-            square = fit_square(image, job.fit)
-            for array, file in files:
-                file.seek(array.offset(row))
-                file.write(area_average(square, array.resolution).data)
-    return faults

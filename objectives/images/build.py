@@ -1,4 +1,4 @@
-"""A build of the cache: what there is left to decode, and how it goes on after it was killed."""
+"""Build the arrays of a cache that are missing. A build that was interrupted resumes at its record."""
 
 import errno
 import logging
@@ -12,25 +12,25 @@ from typing import Literal
 import numpy as np
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.images.arrays import CacheArray, Job, begin, open_whole, publish, run_jobs
-from acuity.objectives.images.decoding import Fit
+from acuity.objectives.images.arrays import CacheArray, DecodingJob, create_draft, open_complete, publish, run_jobs
 from acuity.objectives.images.faults import too_small, unreadable
 from acuity.objectives.images.record import CacheRecord, read_record
+from acuity.objectives.images.resizing import Fit
 from acuity.objectives.index.image_index import ImageIndex
 
 logger = logging.getLogger(__name__)
 OnBadImage = Literal["refuse", "drop"]
-"""What becomes of an image that cannot be read: the whole set is refused, or that image is left out of everything."""
-WAY_OUT = 'name another folder with [data] cache = "PATH"'
+"""An image that cannot be read makes the build fail ("refuse") or is used in no part of the experiment ("drop")."""
+OTHER_FOLDER = 'name another folder with [data] cache = "PATH"'
 _CHUNK = 32
-"""Images a job: what a killed build has to do again, and the step of the progress bar."""
-_SAVE_S = 5.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Images per job. A resumed build repeats the unfinished jobs; progress is reported per job."""
+_SAVE_INTERVAL_S = 5.0
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, eq=False)
 class CacheBuild:
-    """What was asked for."""
+    """The arguments of a build."""
 
     index: ImageIndex
     arrays: list[CacheArray]
@@ -42,31 +42,33 @@ class CacheBuild:
         return self.arrays[0].folder / f"{self.arrays[0].key}.json"
 
 
-def settled(build: CacheBuild) -> CacheRecord | None:
-    """The record, if nothing is left to do."""
+def finished_record(build: CacheBuild) -> CacheRecord | None:
+    """The record if the build is finished, else None."""
     record = _read_record(build)
-    if record is None or _not_whole(build.arrays) or (record.bad and build.on_bad_image == "refuse"):
+    if record is None or _incomplete(build.arrays) or (record.bad and build.on_bad_image == "refuse"):
         return None
     return record
 
 
-def finish(build: CacheBuild, processes: int, progress: Callable[[int, int], None] | None) -> tuple[CacheRecord, int]:
-    """Finish what is not whole, and try bad images again if they are to be refused; also returns the bytes finished.
+def finish_build(
+    build: CacheBuild, *, processes: int, progress: Callable[[int, int], None] | None
+) -> tuple[CacheRecord, int]:
+    """Build the missing arrays. Returns the record and the bytes of these arrays.
 
-    For a process that holds the image set's lock.
+    on_bad_image "refuse" also decodes bad images again. The caller must hold the image set's lock.
     """
     record = _read_record(build)
-    if record is None:  # without it no array says which of its rows are images
+    if record is None:  # without a record the bad rows of the arrays are unknown
         record = CacheRecord(build.record_path)
-        for array in _all_whole(build):
+        for array in _complete_arrays(build):
             array.path.unlink()
-    missing = _not_whole(build.arrays)
+    missing = _incomplete(build.arrays)
     try:
-        _check_room(build, missing)
+        _check_free_space(build, missing)
         if build.on_bad_image == "refuse":
-            _retry_bad(build, record, processes)
-        _take_up_drafts(record, missing)
-        _decode_rest(build, record, missing, processes, progress)
+            _retry_bad_images(build, record, processes)
+        _resume_drafts(record, missing)
+        _decode_missing(build, record, missing, processes, progress)
         if record.bad and (build.on_bad_image == "refuse" or len(record.bad) == len(build.index.table)):
             raise unreadable(build.index, record.bad)
         for array in missing:
@@ -74,9 +76,9 @@ def finish(build: CacheBuild, processes: int, progress: Callable[[int, int], Non
             del record.done[array.resolution]
         record.save([])
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_FULL_ERRORS:
             raise
-        refusal = _no_room(build, missing)
+        refusal = _disk_full(build, missing)
         for array in missing:
             array.draft.unlink(missing_ok=True)
         raise refusal from None
@@ -84,22 +86,22 @@ def finish(build: CacheBuild, processes: int, progress: Callable[[int, int], Non
 
 
 def open_array(array: CacheArray) -> np.ndarray | None:
-    """The array, None if it is not whole. InputError if it cannot be read."""
+    """The array, None if it is missing or incomplete. InputError if it cannot be read."""
     try:
-        return open_whole(array)
+        return open_complete(array)
     except OSError as error:
-        raise InputError(f"{array.path}: cannot be read ({error.strerror}); {WAY_OUT}") from None
+        raise InputError(f"{array.path}: cannot be read ({error.strerror}); {OTHER_FOLDER}") from None
 
 
-def _not_whole(arrays: Sequence[CacheArray]) -> list[CacheArray]:
+def _incomplete(arrays: Sequence[CacheArray]) -> list[CacheArray]:
     return [array for array in arrays if open_array(array) is None]
 
 
-def _all_whole(build: CacheBuild) -> list[CacheArray]:
-    """The whole arrays of the set, at whatever resolution an experiment asked for."""
+def _complete_arrays(build: CacheBuild) -> list[CacheArray]:
+    """The complete arrays of the image set in the folder, also those of other experiments."""
     folder, key, count = build.arrays[0].folder, build.arrays[0].key, build.arrays[0].count
-    sides = [int(path.stem.split("-")[-1].removesuffix("px")) for path in folder.glob(f"{key}-*px.npy")]
-    arrays = [CacheArray(folder, key, count, side) for side in sides]
+    resolutions = [int(path.stem.split("-")[-1].removesuffix("px")) for path in folder.glob(f"{key}-*px.npy")]
+    arrays = [CacheArray(folder, key, count, resolution) for resolution in resolutions]
     return [array for array in arrays if open_array(array) is not None]
 
 
@@ -107,50 +109,50 @@ def _read_record(build: CacheBuild) -> CacheRecord | None:
     try:
         return read_record(build.record_path)
     except OSError as error:
-        raise InputError(f"{build.record_path}: cannot be read ({error.strerror}); {WAY_OUT}") from None
+        raise InputError(f"{build.record_path}: cannot be read ({error.strerror}); {OTHER_FOLDER}") from None
 
 
-def _retry_bad(build: CacheBuild, record: CacheRecord, processes: int) -> None:
-    """Whole files may have been put in the place of bad ones: unfinished arrays get theirs with the rest."""
+def _retry_bad_images(build: CacheBuild, record: CacheRecord, processes: int) -> None:
+    """Decode the bad images again into the complete arrays. Unfinished arrays get them with their missing chunks."""
     for chunks in record.done.values():
         chunks -= {row // _CHUNK for row in record.bad}
-    whole = [(array, array.path) for array in _all_whole(build)]
-    rows, record.bad = sorted(record.bad), record.bad if whole else {}
-    jobs = [_job(build, rows[i : i + _CHUNK], whole) for i in range(0, len(rows), _CHUNK)] if whole else []
+    complete = [(array, array.path) for array in _complete_arrays(build)]
+    rows, record.bad = sorted(record.bad), record.bad if complete else {}
+    jobs = [_job(build, rows[i : i + _CHUNK], complete) for i in range(0, len(rows), _CHUNK)] if complete else []
     for job, faults in run_jobs(jobs, processes=processes):
         for row in job.rows:
             del record.bad[row]
-        record.bad |= faults.unreadable | {row: f"only {side} px" for row, side in faults.small.items()}
+        record.bad |= faults.unreadable | {row: f"only {limit} px" for row, limit in faults.small.items()}
 
 
-def _take_up_drafts(record: CacheRecord, missing: list[CacheArray]) -> None:
-    """Keep what the record says of whole drafts; begin the others."""
+def _resume_drafts(record: CacheRecord, missing: list[CacheArray]) -> None:
+    """Keep the drafts that the record lists; create the others."""
     new = []
     for array in missing:
         if array.path.exists():
-            logger.warning("%s is not whole: building it again", array.path)
+            logger.warning("%s is incomplete: building it again", array.path)
         if not (array.draft.exists() and array.draft.stat().st_size == array.size and array.resolution in record.done):
             record.done[array.resolution] = set()
             new.append(array)
-    record.save([])  # before a draft is made, so that no crash leaves an empty one with a record of a full one
+    record.save([])  # before the drafts: a crash must not leave a new draft with the old record
     for array in new:
-        begin(array)
+        create_draft(array)
 
 
-def _decode_rest(
+def _decode_missing(
     build: CacheBuild,
     record: CacheRecord,
     missing: list[CacheArray],
     processes: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Decode each chunk of images that an array lacks, saving the record every few seconds and when interrupted."""
+    """Decode the chunks that an array lacks. Saves the record every 5 s and when the build ends or is interrupted."""
     count, jobs = len(build.index.table), []
     for first in range(0, count, _CHUNK):
-        lacking = [(array, array.draft) for array in missing if first // _CHUNK not in record.done[array.resolution]]
-        if lacking:
-            jobs.append(_job(build, range(first, min(first + _CHUNK, count)), lacking))
-    done, saved, small = count - sum(len(job.rows) for job in jobs), -_SAVE_S, dict[int, int]()
+        targets = [(array, array.draft) for array in missing if first // _CHUNK not in record.done[array.resolution]]
+        if targets:
+            jobs.append(_job(build, range(first, min(first + _CHUNK, count)), targets))
+    done, saved, small = count - sum(len(job.rows) for job in jobs), -_SAVE_INTERVAL_S, dict[int, int]()
     try:
         for job, faults in run_jobs(jobs, processes=processes):
             small |= faults.small
@@ -158,7 +160,7 @@ def _decode_rest(
             if not faults.small:
                 for array, _ in job.targets:
                     record.done[array.resolution].add(job.rows[0] // _CHUNK)
-            if time.perf_counter() - saved > _SAVE_S:
+            if time.perf_counter() - saved > _SAVE_INTERVAL_S:
                 record.save(missing)
                 saved = time.perf_counter()
             done += len(job.rows)
@@ -170,33 +172,33 @@ def _decode_rest(
         raise too_small(build.index, small, max(array.resolution for array in build.arrays))
 
 
-def _job(build: CacheBuild, rows: Sequence[int], targets: list[tuple[CacheArray, Path]]) -> Job:
+def _job(build: CacheBuild, rows: Sequence[int], targets: list[tuple[CacheArray, Path]]) -> DecodingJob:
     files = tuple(str(build.index.image_path(row)) for row in rows)
-    return Job(tuple(rows), files, tuple(targets), build.fit)
+    return DecodingJob(tuple(rows), files, tuple(targets), build.fit)
 
 
-def _check_room(build: CacheBuild, missing: list[CacheArray]) -> None:
-    if shutil.disk_usage(build.arrays[0].folder).free < sum(array.size - _drafted(array) for array in missing):
-        raise _no_room(build, missing)
+def _check_free_space(build: CacheBuild, missing: list[CacheArray]) -> None:
+    if shutil.disk_usage(build.arrays[0].folder).free < sum(array.size - _draft_bytes(array) for array in missing):
+        raise _disk_full(build, missing)
 
 
-def _drafted(array: CacheArray) -> int:
-    """Bytes of the disk that an interrupted build already filled."""
+def _draft_bytes(array: CacheArray) -> int:
+    """Bytes of the disk that the draft already takes."""
     try:
         return min(array.draft.stat().st_blocks * 512, array.size)
     except FileNotFoundError:
         return 0
 
 
-def _no_room(build: CacheBuild, missing: list[CacheArray]) -> InputError:
+def _disk_full(build: CacheBuild, missing: list[CacheArray]) -> InputError:
     folder, count = build.arrays[0].folder, build.arrays[0].count
-    sides = ", ".join(str(array.resolution) for array in missing)
+    resolutions = ", ".join(str(array.resolution) for array in missing)
     needed, free = sum(array.size for array in missing), shutil.disk_usage(folder).free
     return InputError(
-        f"{folder}: no room for the image cache: {count:,} images at {sides} px take {_gib(needed)}, and "
-        f"{_gib(free)} are free; free some, or {WAY_OUT}"
+        f"{folder}: no room for the image cache: {count:,} images at {resolutions} px take "
+        f"{_format_bytes(needed)}, and {_format_bytes(free)} are free; free space, or {OTHER_FOLDER}"
     )
 
 
-def _gib(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,7 +1,7 @@
-"""Decode each image once and keep every resolution as one array that all processes of a host map into memory.
+"""The image cache: each image is decoded once, and all processes of a host map the arrays into memory.
 
-An array is moved into place when it is whole, so what lies there is read without a lock. Beside the arrays lies a
-record of the images that are bad and of how far a build has come.
+There is one array per resolution. An array gets its name when it is complete, so readers need no lock. A record beside
+the arrays lists the bad images and the progress of an unfinished build.
 """
 
 import contextlib
@@ -19,40 +19,53 @@ import numpy as np
 
 from acuity.objectives.errors import InputError, UnreadableImageError
 from acuity.objectives.images.arrays import CacheArray
-from acuity.objectives.images.build import WAY_OUT, CacheBuild, OnBadImage, finish, open_array, settled
-from acuity.objectives.images.decoding import Fit, image_side
+from acuity.objectives.images.build import (
+    OTHER_FOLDER,
+    CacheBuild,
+    OnBadImage,
+    finish_build,
+    finished_record,
+    open_array,
+)
+from acuity.objectives.images.decoding import max_resolution_of_file
 from acuity.objectives.images.dicom import is_dicom
 from acuity.objectives.images.faults import BadImage, bad_images, too_small
-from acuity.objectives.index.image_index import ImageIndex, check_images_present
+from acuity.objectives.images.resizing import Fit
+from acuity.objectives.index.image_index import ImageIndex
+from acuity.objectives.index.missing_images import check_folder_present, check_images_present
 
 logger = logging.getLogger(__name__)
-_LAYOUT = 2
-"""Counted up when the same image would give other pixels or another file: older arrays are then not used."""
-_DICOM_LAYOUT = 2
-"""The same, of DICOM files alone."""
+_VERSION = 2
+"""Increment it when the same image gives other pixels or another file. Older arrays are then not used."""
+_DICOM_VERSION = 2
+"""The same for DICOM files alone."""
 _SAMPLED_IMAGES = 64
 _HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """The arrays of an image set, every one whole when this was made."""
+    """The complete arrays of an image set."""
 
     folder: Path
     key: str
     count: int
     bad: tuple[BadImage, ...]
-    """Ascending; these rows of every array are black and must not be used."""
+    """Images that cannot be read, in the order of the index. Their rows are black and must not be used."""
     written_bytes: int
-    """Of the arrays that this call finished: 0 if all were there."""
+    """Bytes of the arrays that `build_cache` built: 0 if all existed."""
     seconds: float
+    """Duration of `build_cache`."""
 
     def open(self, resolution: int) -> np.ndarray:
-        """One resolution, mapped into memory, read-only: uint8 [count, R, R] in the index's order."""
+        """The array of a resolution, mapped into memory, read-only: uint8 [count, R, R] in the index's order.
+
+        InputError if there is none.
+        """
         pixels = open_array(CacheArray(self.folder, self.key, self.count, resolution))
         if pixels is None:
             raise InputError(
-                f"{self.folder} has no whole array of these {self.count:,} images at {resolution} px: prepare or "
+                f"{self.folder} has no complete array of these {self.count:,} images at {resolution} px: prepare or "
                 "launch the experiment again, which builds it"
             )
         return pixels
@@ -68,88 +81,92 @@ def build_cache(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageCache:
-    """Make the arrays that are missing or not whole, decoding each image once for all of them.
+    """Build the arrays that are missing or incomplete. Each image is decoded once for all of them.
 
-    A build that was killed is taken up where it stood, and a process that builds the same arrays is waited for.
-    on_bad_image: "refuse" (all bad images are named together, and tried again by the next build) or "drop" (a missing
-    file is a bad image too). processes: by default one a core. progress is called with (images done, images in all).
-    InputError if images are missing, bad, or smaller than a resolution, or if the disk has no room.
+    An interrupted build resumes. If another process builds the same arrays, this one waits. on_bad_image: "refuse"
+    names all bad images in one error, and the next build decodes them again; "drop" accepts bad and missing images.
+    processes: one per core by default. progress: called with (images done, images in all). InputError if images are
+    missing, bad or smaller than a resolution, or if the disk is full.
     """
     began = time.perf_counter()
     key = _key(index, fit)
     arrays = [CacheArray(folder, key, len(index.table), resolution) for resolution in sorted(set(resolutions))]
     build = CacheBuild(index, arrays, fit, on_bad_image)
-    record, written = settled(build), 0
+    record, written = finished_record(build), 0
     if record is None:
         if on_bad_image == "refuse":
             check_images_present(index)
         _check_sizes(build)
-        with _sole_builder(folder, key):
-            record = settled(build)
-            if record is None:  # no other process built them meanwhile
-                record, written = finish(build, processes or len(os.sched_getaffinity(0)), progress)
+        with _build_lock(folder, key):
+            record = finished_record(build)
+            if record is None:  # no other process has built them
+                record, written = finish_build(
+                    build, processes=processes or len(os.sched_getaffinity(0)), progress=progress
+                )
     bad = bad_images(index, record.bad)
     return ImageCache(folder, key, len(index.table), bad, written, time.perf_counter() - began)
 
 
 def cache_bytes(index: ImageIndex, resolutions: Sequence[int]) -> int:
-    """Disk that the arrays of these resolutions take."""
+    """Bytes of the arrays of these resolutions."""
     return sum(CacheArray(Path(), "", len(index.table), resolution).size for resolution in set(resolutions))
 
 
 def _key(index: ImageIndex, fit: Fit) -> str:
-    """What tells image sets apart: the file names and, since a smaller copy has the same ones, the look of some files.
+    """The identity of an image set: its file names, and the size and first bytes of 64 files.
 
-    Labels have no part in it: another reading of them needs no other pixels.
+    Smaller copies of an image set have the same file names. Labels do not matter: they change no pixels.
     """
-    if not index.images.is_dir():
-        raise InputError(f"{index.images}: no such folder; [data] images names where the index's files lie")
-    looks: list[list[object]] = []
+    check_folder_present(index)
+    fingerprints: list[list[object]] = []
     for row in _sample(index):
         try:
             with index.image_path(row).open("rb") as file:
                 head = file.read(_HEAD_BYTES)
-                looks.append([os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest()])
+                fingerprints.append([os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest()])
                 if is_dicom(head):
-                    looks[-1].append(_DICOM_LAYOUT)
+                    fingerprints[-1].append(_DICOM_VERSION)
         except OSError:  # missing or damaged
-            looks.append([])
-    return hashlib.sha256(json.dumps([_LAYOUT, index.files_sha256, fit, looks]).encode()).hexdigest()[:16]
+            fingerprints.append([])
+    return hashlib.sha256(json.dumps([_VERSION, index.files_sha256, fit, fingerprints]).encode()).hexdigest()[:16]
 
 
 def _sample(index: ImageIndex) -> list[int]:
-    """Some rows, evenly over the index."""
+    """Up to 64 rows at equal distances in the index."""
     return sorted({int(row) for row in np.linspace(0, len(index.table) - 1, _SAMPLED_IMAGES)})
 
 
 def _check_sizes(build: CacheBuild) -> None:
-    """Refuse a resolution above the images' own before anything is decoded: seen from some, then counted over all."""
+    """InputError if an image is smaller than a resolution, by the files' headers.
+
+    A sample is checked first. If it has a small image, all images are checked, to count them.
+    """
     resolution = max(array.resolution for array in build.arrays)
     for rows in (_sample(build.index), range(len(build.index.table))):
         small = {}
         for row in rows:
-            with contextlib.suppress(UnreadableImageError):  # named with all others of its kind when it is decoded
-                side = image_side(build.index.image_path(row), build.fit)
-                if side < resolution:
-                    small[row] = side
+            with contextlib.suppress(UnreadableImageError):  # the build reports all unreadable images
+                limit = max_resolution_of_file(build.index.image_path(row), build.fit)
+                if limit < resolution:
+                    small[row] = limit
         if not small:
             return
     raise too_small(build.index, small, resolution)
 
 
 @contextlib.contextmanager
-def _sole_builder(folder: Path, key: str) -> Iterator[None]:
-    """Hold this image set's lock, which a killed process gives back."""
+def _build_lock(folder: Path, key: str) -> Iterator[None]:
+    """Hold the lock of the image set. The kernel frees it when the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"{folder}: the image cache cannot be written ({error.strerror}); {WAY_OUT}") from None
+        raise InputError(f"{folder}: the image cache cannot be written ({error.strerror}); {OTHER_FOLDER}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("another process builds the image cache: waiting for it")
+            logger.info("another process builds the image cache: waiting until it has finished")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

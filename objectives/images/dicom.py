@@ -1,7 +1,8 @@
-"""One radiograph in a DICOM file -> grey as a viewer shows it: stored values -> modality -> window -> black to white.
+"""Decode a DICOM radiograph to the grey values that a viewer shows.
 
-pydicom reads it and its plugins decompress it; both are the optional extra `acuity-hpo[dicom]`. The transformations are
-those of DICOM PS3.3 (C.11.1 modality, C.11.2 VOI), applied to a table of all stored values rather than to each pixel.
+Stored values pass the modality transformation (DICOM PS3.3 C.11.1), then the VOI LUT or window (C.11.2). Both are
+applied to a table of all stored values, not to each pixel. pydicom reads the file and its plugins decompress it. They
+are the optional extra `acuity-hpo[dicom]`.
 """
 
 import contextlib
@@ -21,26 +22,26 @@ if TYPE_CHECKING:
 
 _INSTALL = "pip install 'acuity-hpo[dicom]'"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MOST_INFLATED_BYTES = 1 << 30
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
+_MAX_INFLATED_BYTES = 1 << 30
+BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file that starts like this (132 bytes or more) is a DICOM file."""
+    """True for a DICOM file. data: the first 132 bytes of the file, or more."""
     return data[128:132] == b"DICM"
 
 
 def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
-    """Read a file that is_dicom; header_only: leave the pixels in the file.
+    """Read a DICOM file. header_only: without the pixels.
 
-    InputError without pydicom. UnreadableImageError, by the object's name, for what is not one single image.
+    InputError if pydicom is not installed. UnreadableImageError with the object's kind if it is not a single image.
     """
     try:
         pydicom = importlib.import_module("pydicom")
     except ImportError:
         raise InputError(f"these images are DICOM files, which need pydicom to be read: {_INSTALL}") from None
     _check_inflated(file)
-    with _damage_named():
+    with _errors_as_unreadable():
         dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=header_only)
         kind = str(dataset.get("SOPClassUID", pydicom.uid.UID("")).name) or "DICOM of no class"
         frames = int(dataset.get("NumberOfFrames") or 1)
@@ -59,14 +60,15 @@ def dicom_size(dataset: "Dataset") -> tuple[int, int]:
 
 
 def dicom_grey(dataset: "Dataset") -> np.ndarray:
-    """Decompress and bring to grey: float32 [H, W] from 0 (black) to 255 (white), whatever the file's own way round.
+    """Decompress to grey: float32 [H, W] from 0 (black) to 255 (white).
 
-    Rescale or modality LUT, then the first VOI LUT or else the first window, then MONOCHROME1 is inverted. Without a
-    LUT or window the whole range of the bits stored is shown; where those are 16, of the least depth (8, 10, 12, 14,
-    16) that holds the image, signed only if a value is below 0. Colour becomes luminance.
+    Applies rescale or modality LUT, then the first VOI LUT or else the first window, and inverts MONOCHROME1. Without
+    VOI LUT and window, the range of the stored bits goes from black to white. If 16 bits are stored, the range is that
+    of the smallest depth (8, 10, 12, 14, 16) that holds the image, signed only if a value is below 0. Colour becomes
+    luminance.
     """
     _check_decoder(dataset)
-    with _damage_named():
+    with _errors_as_unreadable():
         bits = int(dataset.BitsStored)
         photometric = str(dataset.PhotometricInterpretation)
     monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
@@ -74,7 +76,7 @@ def dicom_grey(dataset: "Dataset") -> np.ndarray:
         raise UnreadableImageError(f"a DICOM in {photometric}, must be MONOCHROME1, MONOCHROME2 or RGB")
     if bits > 16:
         raise UnreadableImageError(f"a DICOM of {bits} bits a pixel, must be 16 at most")
-    with _damage_named():
+    with _errors_as_unreadable():
         _check_coded_size(dataset)
         stored: np.ndarray = dataset.pixel_array
         if not monochrome:
@@ -84,16 +86,16 @@ def dicom_grey(dataset: "Dataset") -> np.ndarray:
 
 
 def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> np.ndarray:
-    """Look each stored value up in a table of what it is shown as."""
-    has_view = bool(dataset.get("VOILUTSequence")) or _window(dataset) is not None
+    """Map stored values to grey through a table: float32 [H, W]."""
+    has_voi = bool(dataset.get("VOILUTSequence")) or _window(dataset) is not None
     signed = dataset.PixelRepresentation == 1
-    lowest, largest = _range_of(bits, signed=signed)
-    if bits == 16 and not has_view:
+    lowest, largest = _stored_range(bits, signed=signed)
+    if bits == 16 and not has_voi:
         least, most = int(stored.min()), int(stored.max())
-        ranges = (_range_of(depth, signed=least < 0) for depth in _BIT_DEPTHS)
+        ranges = (_stored_range(depth, signed=least < 0) for depth in BIT_DEPTHS)
         low, high = next((low, high) for low, high in ranges if low <= least and most <= high)
         lowest, largest = low, min(high, largest)
-    # Within the bits stored, pydicom has taken away what older files keep in those above: overlays.
+    # pydicom has cleared the bits above the stored ones, where older files keep overlays.
     positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest if signed else stored
     shown = _to_unit(dataset, np.arange(lowest, largest + 1))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -102,12 +104,12 @@ def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> np.ndarray:
     return image
 
 
-def _range_of(bits: int, *, signed: bool) -> tuple[int, int]:
+def _stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
 def _to_unit(dataset: "Dataset", values: np.ndarray) -> np.ndarray:
-    """Stored values, all there can be in ascending order -> 0 (least) to 1."""
+    """Grey in [0, 1] of each stored value. values: every possible stored value, ascending."""
     if dataset.get("ModalityLUTSequence"):
         output, most = _look_up(dataset, dataset.ModalityLUTSequence[0], values)
         least = 0.0
@@ -131,7 +133,7 @@ def _to_unit(dataset: "Dataset", values: np.ndarray) -> np.ndarray:
 
 
 def _window(dataset: "Dataset") -> tuple[float, float] | None:
-    """The first window's centre and width; None if there is none that can be used."""
+    """Centre and width of the first window. None if there is no usable window."""
     values = []
     for name in ("WindowCenter", "WindowWidth"):
         value: Any = dataset.get(name)
@@ -143,7 +145,10 @@ def _window(dataset: "Dataset") -> tuple[float, float] | None:
 
 
 def _look_up(dataset: "Dataset", table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float]:
-    """A LUT's output for each value (beyond its ends the first and last entry: C.11.1.1), and the most it can be."""
+    """The LUT's output for each value, and its largest possible output.
+
+    Values beyond the LUT map to its first or last entry (C.11.1.1).
+    """
     entries, first, bits = (int(value) for value in table.LUTDescriptor)
     data = table.LUTData
     if isinstance(data, bytes):
@@ -156,7 +161,7 @@ def _look_up(dataset: "Dataset", table: "Dataset", values: np.ndarray) -> tuple[
 def _check_decoder(dataset: "Dataset") -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    with _damage_named():
+    with _errors_as_unreadable():
         syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
@@ -167,7 +172,7 @@ def _check_decoder(dataset: "Dataset") -> None:
 
 
 def _check_coded_size(dataset: "Dataset") -> None:
-    """ValueError if the compressed picture is cut, or says another size than the file: it could unpack to gigabytes."""
+    """ValueError if the codestream is truncated or declares another size than the file, which may be gigabytes."""
     from pydicom.encaps import get_frame
 
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -176,13 +181,13 @@ def _check_coded_size(dataset: "Dataset") -> None:
     size = _coded_size(frame)
     if size is not None and size != dicom_size(dataset):
         raise ValueError("another size")
-    # Decoders fill what is missing with grey.
+    # Decoders fill missing pixels with grey.
     if size is not None and not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise ValueError("truncated")
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Height and width that a JPEG or JPEG-LS (frame header) or JPEG 2000 (SIZ) codestream declares, else None."""
+    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 codestream, else None."""
     if frame.startswith(b"\xff\x4f\xff\x51"):
         right, bottom, left, top = (int.from_bytes(frame[i : i + 4]) for i in (8, 12, 16, 20))
         return bottom - top, right - left
@@ -197,25 +202,24 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _check_inflated(file: IO[bytes]) -> None:
-    """UnreadableImageError if a deflated file unpacks to more than a radiograph: pydicom unpacks all of it at once."""
+    """UnreadableImageError if a deflated file unpacks to more than 1 GiB. pydicom unpacks the whole file at once."""
     head = file.read(1 << 12)
     if _DEFLATED in head:
-        file.seek(
-            144 + int.from_bytes(head[140:144], "little")
-        )  # preamble, then the meta group, which tells its length
+        # The deflated part follows 144 bytes (preamble and group length element) and the meta group of that length.
+        file.seek(144 + int.from_bytes(head[140:144], "little"))
         inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
-        with _damage_named():
+        with _errors_as_unreadable():
             while rest:
                 size += len(inflater.decompress(rest, 1 << 20))
-                if size > _MOST_INFLATED_BYTES:
+                if size > _MAX_INFLATED_BYTES:
                     raise UnreadableImageError("a deflated DICOM of more than 1 GiB")
                 rest = inflater.unconsumed_tail
     file.seek(0)
 
 
 @contextlib.contextmanager
-def _damage_named() -> Iterator[None]:
-    """Whatever pydicom and its plugins raise or warn of over a damaged file becomes one reason without its data."""
+def _errors_as_unreadable() -> Iterator[None]:
+    """Turn any error of pydicom or its plugins into an UnreadableImageError without the file's data. Mute warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

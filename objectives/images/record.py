@@ -1,4 +1,4 @@
-"""What is known of a cache beside its arrays: which images are bad, and how far an interrupted build had come."""
+"""Read and write the record of a cache: bad images, and the progress of an unfinished build."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from acuity.objectives.images.arrays import CacheArray
 
 @dataclass
 class CacheRecord:
-    """One file for all resolutions of a set; arrays without it are not trusted, since it names their bad rows."""
+    """The record of all arrays of an image set. Arrays without a record are built again, since bad rows are unknown."""
 
     path: Path
     bad: dict[int, str] = field(default_factory=dict)
-    """Row -> why its image cannot be read; that row of every array is black."""
+    """Row -> the reason why its image cannot be read. The row is black in every array."""
     done: dict[int, set[int]] = field(default_factory=dict)
-    """Resolution of an unfinished array -> the chunks of images that its draft holds."""
+    """Resolution of an unfinished array -> chunks of images that its draft contains."""
 
     def save(self, arrays: Sequence[CacheArray]) -> None:
-        """Bring the drafts of these arrays to the disk, then say so: after a crash the record tells the truth."""
+        """Flush the drafts of these arrays, then write the record: after a crash it lists no chunk that is lost."""
         for array in arrays:
             with array.draft.open("rb") as file:
                 os.fsync(file.fileno())
@@ -37,7 +37,7 @@ class CacheRecord:
 
 
 def read_record(path: Path) -> CacheRecord | None:
-    """The record at path; None if there is none or it is damaged."""
+    """The record at path. None if it does not exist or is damaged."""
     try:
         table = json.loads(path.read_text())
         return CacheRecord(

@@ -1,1 +1,1 @@
-"""The table of images: file, patient, labels, view."""
+"""The index of an image set: file, patient, labels and view of each image."""

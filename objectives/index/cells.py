@@ -1,4 +1,4 @@
-"""What is in a table's cells, brought to one form whoever published the table."""
+"""Normalize the cells of an index file, whatever its publisher's format."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,30 +9,30 @@ import numpy as np
 import pandas as pd
 
 OLDEST_AGE_YEARS = 120.0
-"""NIH's table has ages up to 414; what is above this is not known."""
+"""A larger age is unknown: NIH's table has ages up to 414."""
 Uncertain = Literal["positive", "negative", "leave_out"]
 Blank = Literal["negative", "leave_out"]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How cells that are neither yes nor no count, in formats that have a column for each label."""
+class LabelPolicy:
+    """The targets of uncertain and blank cells, in formats with one column per label."""
 
     uncertain: Uncertain = "leave_out"
-    """What -1 means."""
+    """Target of -1."""
     blank: Blank = "leave_out"
-    """What an empty cell means."""
+    """Target of an empty cell."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """A file as read: text by column name, and the line on which each row ends."""
+    """A file's text by column name, and the line on which each row ends."""
 
     lines: Sequence[int]
     text: Mapping[str, Sequence[str]]
 
-    def any_of(self, *names: str) -> Sequence[str]:
-        """The first of these columns that is there, else a column of nothing."""
+    def first_of(self, *names: str) -> Sequence[str]:
+        """The first of these columns that exists, else empty cells."""
         found = [self.text[name] for name in names if name in self.text]
         return found[0] if found else [""] * len(self.lines)
 
@@ -42,15 +42,17 @@ class IndexContent:
     """The content of an index file, the same for every format."""
 
     table: pd.DataFrame
+    """The columns that `ImageIndex` describes."""
     labels: tuple[str, ...]
     targets: np.ndarray
-    set_aside: Mapping[str, str] = field(default_factory=dict)
-    """Columns that are no label, and why not."""
+    """float32 [N, len(labels)]."""
+    rejected_columns: Mapping[str, str] = field(default_factory=dict)
+    """Name of each column that is not a label -> the reason."""
     folder: str = ""
-    """What the publisher's paths start with: the image set's own folder, which may be [data] images itself."""
+    """The release's folder, with which the publisher's paths start. [data] images may be this folder or its parent."""
 
 
-def content_table(
+def image_table(
     columns: Columns,
     *,
     file: Sequence[str],
@@ -62,38 +64,38 @@ def content_table(
     site: Sequence[str] = (),
     split: Sequence[str] | np.ndarray = (),
 ) -> pd.DataFrame:
-    """The table that `ImageIndex` describes; a column that a format does not have is empty."""
-    nothing = [""] * len(columns.lines)
+    """The table that `ImageIndex` describes. A column that the format does not have is empty."""
+    blank = [""] * len(columns.lines)
     return pd.DataFrame(
         {
             "line": np.asarray(columns.lines, dtype=np.int64),
             "file": np.asarray(file, dtype=object),
             "patient": np.asarray(patient, dtype=object),
-            "view": np.asarray(view if len(view) else nothing, dtype=object),
-            "age": np.full(len(nothing), np.nan) if age is None else age.astype(np.float64),
-            "sex": by_value(sex if len(sex) else nothing, _sex),
-            "site": np.asarray(site if len(site) else nothing, dtype=object),
-            "split": np.asarray(split if len(split) else nothing, dtype=object),
+            "view": np.asarray(view if len(view) else blank, dtype=object),
+            "age": np.full(len(blank), np.nan) if age is None else age.astype(np.float64),
+            "sex": map_distinct(sex if len(sex) else blank, _sex),
+            "site": np.asarray(site if len(site) else blank, dtype=object),
+            "split": np.asarray(split if len(split) else blank, dtype=object),
             "no_finding": no_finding.astype(bool),
         }
     )
 
 
+def map_distinct(cells: Sequence[str] | np.ndarray, convert: Callable[[str], object]) -> np.ndarray:
+    """convert(cell) for every cell: object [N]. convert is called once for each distinct cell."""
+    codes, distinct = factorize(cells)
+    values: np.ndarray = np.array([convert(cell) for cell in distinct], dtype=object)[codes]
+    return values
+
+
 def factorize(cells: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int64 [N] and the distinct cells, in the order of their first occurrence."""
+    """Codes int64 [N], and the distinct cells in the order of their first occurrence."""
     codes, distinct = pd.factorize(np.asarray(cells, dtype=object))
     return codes, np.asarray(distinct, dtype=object)
 
 
-def by_value(cells: Sequence[str] | np.ndarray, read: Callable[[str], object]) -> np.ndarray:
-    """read(cell) for every cell, called once for each distinct one."""
-    codes, distinct = factorize(cells)
-    values: np.ndarray = np.array([read(cell) for cell in distinct], dtype=object)[codes]
-    return values
-
-
 def age_years(cell: str) -> float:
-    """`58`, and NIH's first release's `058Y`, `011M` (months), `013D` (days)."""
+    """Years of `58`, or of `058Y`, `011M` (months), `013D` (days) as in NIH's first release. NaN if unknown."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", cell.upper())
     if found is None:
         return float("nan")

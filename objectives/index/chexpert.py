@@ -1,34 +1,36 @@
-"""CheXpert: train.csv and valid.csv, one column a label with 1, 0, -1 (uncertain) or nothing (not mentioned)."""
+"""Read CheXpert's train.csv and valid.csv: one column per label with 1, 0, -1 (uncertain) or blank (not mentioned)."""
 
 import re
 
-from acuity.objectives.index.cells import Columns, IndexContent, Reading, age_years, by_value, content_table
-from acuity.objectives.index.labels import NO_FINDING, apply_no_finding, label_columns
+from acuity.objectives.index.cells import Columns, IndexContent, LabelPolicy, age_years, image_table, map_distinct
+from acuity.objectives.index.labels import NO_FINDING, apply_no_finding, labels_from_columns
 
-NEEDS = ("Path",)
-_NO_LABEL = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING)
+REQUIRED_COLUMNS = ("Path",)
+_NOT_LABELS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", NO_FINDING)
 
 
-def read_chexpert(columns: Columns, reading: Reading) -> IndexContent:
-    """The patient is in the path, which starts with the release's folder; laterals have the view `L`. Its patients are
-    adults: an age of 0 is not known."""
+def read_chexpert(columns: Columns, policy: LabelPolicy) -> IndexContent:
+    """Content of a CheXpert index. The path holds the release's folder and the patient. Lateral images have view `L`.
+
+    CheXpert's patients are adults, so an age of 0 is unknown.
+    """
     paths = columns.text["Path"]
     folder = re.match(r"CheXpert[^/]*", paths[0])
     prefix = f"{folder[0]}/" if folder else ""
-    names = [name for name in columns.text if name and name not in _NO_LABEL]
-    labels, targets, set_aside = label_columns(columns, names, reading)
-    frontal, position = columns.any_of("Frontal/Lateral"), columns.any_of("AP/PA")
+    names = [name for name in columns.text if name and name not in _NOT_LABELS]
+    labels, targets, rejected_columns = labels_from_columns(columns, names, policy)
+    frontal, position = columns.first_of("Frontal/Lateral"), columns.first_of("AP/PA")
     no_finding = apply_no_finding(columns, labels, targets)
-    table = content_table(
+    table = image_table(
         columns,
         file=[path.removeprefix(prefix) for path in paths],
         patient=[_patient(path) for path in paths],
         view=["L" if side == "Lateral" else view for side, view in zip(frontal, position, strict=True)],
-        age=by_value(columns.any_of("Age"), lambda cell: age_years(cell) or float("nan")),
-        sex=columns.any_of("Sex"),
+        age=map_distinct(columns.first_of("Age"), lambda cell: age_years(cell) or float("nan")),
+        sex=columns.first_of("Sex"),
         no_finding=no_finding,
     )
-    return IndexContent(table, labels, targets, set_aside, folder=prefix.rstrip("/"))
+    return IndexContent(table, labels, targets, rejected_columns, folder=prefix.rstrip("/"))
 
 
 def _patient(path: str) -> str:

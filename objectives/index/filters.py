@@ -1,4 +1,4 @@
-"""Which images of an index an experiment uses. The split is made before, and knows nothing of it."""
+"""Select the images of an index that an experiment uses. Filters run after the split and do not change it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.formats import nearest
+from acuity.objectives.index.formats import suggest_name
 from acuity.objectives.index.image_index import ImageIndex, take_rows
 
 NoFinding = Literal["keep", "leave_out", "only_negatives"]
@@ -15,43 +15,43 @@ NoFinding = Literal["keep", "leave_out", "only_negatives"]
 
 @dataclass(frozen=True)
 class Filters:
-    """What an image must be, in the order in which it is looked at."""
+    """Conditions that an image must meet, in the order in which they are checked."""
 
     views: tuple[str, ...] | None = None
-    """As the index writes them; None: any."""
+    """View positions as the index writes them. None: any."""
     ages: tuple[float, float] | None = None
-    """Years, both ends included; an image of unknown age is then left out."""
+    """Years, both ends included. Excludes images of unknown age."""
     no_finding: NoFinding = "keep"
-    """Images known to show nothing: negatives like others, none at all, or the only negatives that there are."""
+    """Images known to have no finding: keep them, leave them out, or use no other image as a negative."""
     one_image_per_patient: bool = False
-    """The first of those that are left, in the index's order."""
+    """Keep the first image of a patient that passes the other filters, in the index's order."""
 
 
 @dataclass(frozen=True, eq=False)
-class Filtered:
-    """What is left of an index."""
+class FilteredIndex:
+    """The images of an index that pass the filters."""
 
     index: ImageIndex
     rows: np.ndarray
-    """int64: positions in the whole index."""
+    """int64 [M]: rows of the whole index."""
     left_out: Mapping[str, int]
-    """Images by the first reason that they were left out for; reasons that met none are not named."""
+    """Number of images by the first filter that they fail. Filters that every image passes are absent."""
 
 
-def apply_filters(index: ImageIndex, filters: Filters) -> Filtered:
-    """Leave out images, and with `only_negatives` those labels of an image that are negative beside another finding.
+def apply_filters(index: ImageIndex, filters: Filters) -> FilteredIndex:
+    """Leave out images that fail a filter. `only_negatives` also unsets the negatives of images with another finding.
 
-    InputError for a view that the index does not have, and if nothing is left.
+    InputError for a view that the index does not have, and if no image remains.
     """
     table = index.table
     keep = np.ones(len(table), dtype=bool)
     left_out: dict[str, int] = {}
 
-    def drop(reason: str, faulty: np.ndarray) -> None:
-        count = int((keep & faulty).sum())
+    def drop(reason: str, failed: np.ndarray) -> None:
+        count = int((keep & failed).sum())
         if count:
             left_out[reason] = count
-        keep[faulty] = False
+        keep[failed] = False
 
     if filters.views is not None:
         _check_views(index, filters.views)
@@ -60,25 +60,28 @@ def apply_filters(index: ImageIndex, filters: Filters) -> Filtered:
         age = table["age"].to_numpy(np.float64)
         drop("age not known", np.isnan(age))
         drop("other age", ~((age >= filters.ages[0]) & (age <= filters.ages[1])))
-    healthy = table["no_finding"].to_numpy(bool)
+    no_finding = table["no_finding"].to_numpy(bool)
     if filters.no_finding == "leave_out":
-        drop("no finding", healthy)
+        drop("no finding", no_finding)
     if filters.one_image_per_patient:
         drop("further image of a patient", table["patient"].where(keep).duplicated().to_numpy(bool))
     if not keep.any():
-        told = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
-        raise InputError(f"{index.path}: [data]'s filters leave no image ({told}); widen them")
+        counts = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
+        raise InputError(f"{index.path}: [data]'s filters leave no image ({counts}); widen them")
     rows = np.flatnonzero(keep)
     if len(rows) < len(table):
         index = take_rows(index, rows)
     if filters.no_finding == "only_negatives":
-        ill = ~healthy[rows, np.newaxis]
-        index = replace(index, targets=np.where((index.targets == 0) & ill, np.float32(np.nan), index.targets))
-    return Filtered(index, rows, left_out)
+        other_finding = ~no_finding[rows, np.newaxis]
+        targets = np.where((index.targets == 0) & other_finding, np.float32(np.nan), index.targets)
+        index = replace(index, targets=targets)
+    return FilteredIndex(index, rows, left_out)
 
 
 def _check_views(index: ImageIndex, views: tuple[str, ...]) -> None:
-    there = sorted(set(index.table["view"]) - {""})
+    known = sorted(set(index.table["view"]) - {""})
     for view in views:
-        if view not in there:
-            raise InputError(f'[data] views has "{view}", which no image of {index.path} has. {nearest(view, there)}')
+        if view not in known:
+            raise InputError(
+                f'[data] views has "{view}", which no image of {index.path} has. {suggest_name(view, known)}'
+            )

@@ -1,6 +1,6 @@
-"""Which publisher's format a table has, and what is lacking where it has none of them.
+"""Detect a table's format and read its content.
 
-A new format is one module that turns columns into findings, and its line in FORMATS.
+A new format is one module that turns columns into `IndexContent`, and one entry in FORMATS.
 """
 
 import difflib
@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index import chexpert as index_chexpert
-from acuity.objectives.index import nih as index_nih
-from acuity.objectives.index import padchest as index_padchest
-from acuity.objectives.index import plain_table as index_table
-from acuity.objectives.index.cells import Columns, IndexContent, Reading
+from acuity.objectives.index import chexpert, nih, padchest, plain_table
+from acuity.objectives.index.cells import Columns, IndexContent, LabelPolicy
 from acuity.objectives.index.reader import read_columns
 
 FormatName = Literal["nih", "chexpert", "padchest", "table"]
@@ -22,74 +19,76 @@ FormatName = Literal["nih", "chexpert", "padchest", "table"]
 
 @dataclass(frozen=True)
 class Format:
-    """How one publisher writes its table."""
+    """The columns of a publisher's table, and the function that reads them."""
 
-    called: str
-    needs: tuple[str, ...]
-    read: Callable[[Columns, Reading], IndexContent]
-    also_reads: tuple[str, ...] | None = None
-    """Columns that may be absent; None: every column, since any may be a label."""
+    description: str
+    required: tuple[str, ...]
+    read: Callable[[Columns, LabelPolicy], IndexContent]
+    optional: tuple[str, ...] | None = None
+    """Columns that are read if present. None: every column, since any may be a label."""
 
 
 FORMATS: dict[FormatName, Format] = {
-    "nih": Format("an NIH index", index_nih.NEEDS, index_nih.read_nih, index_nih.ALSO_READS),
+    "nih": Format("an NIH index", nih.REQUIRED_COLUMNS, nih.read_nih, nih.OPTIONAL_COLUMNS),
     "padchest": Format(
-        "a PadChest index", index_padchest.NEEDS, index_padchest.read_padchest, index_padchest.ALSO_READS
+        "a PadChest index", padchest.REQUIRED_COLUMNS, padchest.read_padchest, padchest.OPTIONAL_COLUMNS
     ),
-    "table": Format("a plain table", index_table.NEEDS, index_table.read_table),
-    "chexpert": Format("a CheXpert index", index_chexpert.NEEDS, index_chexpert.read_chexpert),
+    "table": Format("a plain table", plain_table.REQUIRED_COLUMNS, plain_table.read_table),
+    "chexpert": Format("a CheXpert index", chexpert.REQUIRED_COLUMNS, chexpert.read_chexpert),
 }
 
 
-def read_content(path: Path, *, format_name: FormatName | None = None, reading: Reading | None = None) -> IndexContent:
-    """Read a table (.csv, also gzipped, or Parquet) whose format is named, or told by its columns."""
-    found: list[Format] = []
+def read_content(
+    path: Path, *, format_name: FormatName | None = None, policy: LabelPolicy | None = None
+) -> IndexContent:
+    """Read a table (.csv, also gzipped, or Parquet). format_name None: the columns decide."""
+    used: list[Format] = []
 
-    def wanted(header: list[str]) -> Sequence[str]:
-        form = _format_of(path, header) if format_name is None else FORMATS[format_name]
+    def select(header: list[str]) -> Sequence[str]:
+        form = _detect_format(path, header) if format_name is None else FORMATS[format_name]
         _check_columns(path, header, form)
-        found.append(form)
-        return header if form.also_reads is None else form.needs + form.also_reads
+        used.append(form)
+        return header if form.optional is None else form.required + form.optional
 
-    columns = read_columns(path, wanted)
-    return found[0].read(columns, reading or Reading())
+    columns = read_columns(path, select)
+    return used[0].read(columns, policy or LabelPolicy())
 
 
-def nearest(wrong: str, there: Sequence[str]) -> str:
-    """The end of a message about a name that is not there: the one that was probably meant, or all of them."""
-    by_lower = {name.lower(): name for name in there}
+def suggest_name(wrong: str, known: Sequence[str]) -> str:
+    """The last sentence of a message about an unknown name: the most similar known name, or all of them."""
+    by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(wrong.lower(), by_lower, n=1)
     if near:
         return f'The nearest there is "{by_lower[near[0]]}"'
-    return f"There are: {', '.join(there)}" if there else "There are none"
+    return f"There are: {', '.join(known)}" if known else "There are none"
 
 
-def _format_of(path: Path, header: list[str]) -> Format:
-    """The format that has all its columns there, or else most of them; of two, the one that needs more."""
+def _detect_format(path: Path, header: list[str]) -> Format:
+    """The format with all its required columns in the header, else with most of them. Of two, the one with more."""
 
-    def fit(form: Format) -> tuple[bool, int]:
-        there = sum(column in header for column in form.needs)
-        return there == len(form.needs), there
+    def match(form: Format) -> tuple[bool, int]:
+        present = sum(column in header for column in form.required)
+        return present == len(form.required), present
 
-    likeliest = max(FORMATS.values(), key=fit)
-    if fit(likeliest) == (False, 0):
+    best = max(FORMATS.values(), key=match)
+    if match(best) == (False, 0):
         raise _no_header(path, FORMATS.values())
-    return likeliest
+    return best
 
 
 def _check_columns(path: Path, header: list[str], form: Format) -> None:
-    missing = [column for column in form.needs if column not in header]
-    if len(missing) == len(form.needs):
+    missing = [column for column in form.required if column not in header]
+    if len(missing) == len(form.required):
         raise _no_header(path, [form])
     if missing:
         raise InputError(
-            f'{path}: has no column "{missing[0]}", which {form.called} needs. {nearest(missing[0], header)}'
+            f'{path}: has no column "{missing[0]}", which {form.description} needs. {suggest_name(missing[0], header)}'
         )
 
 
 def _no_header(path: Path, forms: Iterable[Format]) -> InputError:
-    """The first line may be a patient's, so it is not repeated here."""
-    known = "; ".join(f"{form.called}: {', '.join(form.needs)}" for form in forms)
+    """The error for a first line that is not a header. It does not quote the line, which may name a patient."""
+    known = "; ".join(f"{form.description}: {', '.join(form.required)}" for form in forms)
     return InputError(
         f"{path}: its first line has none of the columns of an index ({known}): it must be the header, with commas "
         "between the names"

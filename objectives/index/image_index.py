@@ -1,10 +1,9 @@
-"""The table of an image set: which file shows which patient, with which content.
+"""The index of an image set: each image's file, patient, labels and view.
 
-Patient identifiers stay here: what is said about an image anywhere else is its place in the table, `index line 4,071`.
+File names and patient identifiers stay in the index. Messages and logs name an image by its line: `index line 4,071`.
 """
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,32 +14,33 @@ import numpy as np
 import pandas as pd
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import Reading
-from acuity.objectives.index.folders import place_files
-from acuity.objectives.index.formats import FormatName, nearest, read_content
+from acuity.objectives.index.cells import LabelPolicy
+from acuity.objectives.index.folders import locate_files
+from acuity.objectives.index.formats import FormatName, read_content, suggest_name
 
 
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
-    """One row an image, in the file's order, whatever format the file had."""
+    """One row per image, in the order of the index file."""
 
     path: Path
     images: Path
     table: pd.DataFrame
-    """line (in the file; the header is line 1), file (relative to images), patient, view, age (years), sex (M, F),
-    site, split (the part that the index itself names), no_finding (bool: known to show nothing). "" and NaN: not known.
+    """line (of the file; the header is line 1), file (relative to images), patient, view, age (years), sex (M or F),
+    site, split (the part that the index itself names), no_finding (bool: known to have no finding). "" and NaN are
+    unknown.
     """
     labels: tuple[str, ...]
     targets: np.ndarray
-    """float32 [N, len(labels)]: 1 present, 0 absent, NaN not known."""
+    """float32 [N, len(labels)]: 1 present, 0 absent, NaN unknown."""
     names: Sequence[str]
-    """The files as the index names them, wherever they lie below images."""
-    set_aside: Mapping[str, str] = field(default_factory=dict)
-    """Columns that are no label, and why not."""
+    """File names as the index writes them, without the folders that `locate_files` adds."""
+    rejected_columns: Mapping[str, str] = field(default_factory=dict)
+    """Name of each column that is not a label -> the reason."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of file names, patients, labels and targets, in order; the same wherever the folder lies."""
+        """SHA-256 of file names, patients, labels and targets, in order. Independent of the folder of images."""
         known = np.isfinite(self.targets)
         digest = _digest(self.labels, self.names, self.table["patient"])
         digest.update(np.where(known, self.targets, -1).astype(np.int8).tobytes())
@@ -48,26 +48,26 @@ class ImageIndex:
 
     @cached_property
     def files_sha256(self) -> str:
-        """Of file names alone, in order: the same pixels, whatever is said about them."""
+        """SHA-256 of the file names, in order. Independent of labels and patients."""
         return _digest(self.names).hexdigest()
 
     def target(self, label: str) -> np.ndarray:
-        """float32 [N] of one label. InputError for one that the index does not have."""
-        if label in self.set_aside:
+        """float32 [N] of one label. InputError for a label that the index does not have."""
+        if label in self.rejected_columns:
             raise InputError(
-                f'"{label}" is a column of {self.path} but no label: {self.set_aside[label]}. A label\'s column has 1 '
-                "(present), 0 (absent), -1 (uncertain) or nothing in each line"
+                f'"{label}" is a column of {self.path} but no label: {self.rejected_columns[label]}. A label\'s column '
+                "has 1 (present), 0 (absent), -1 (uncertain) or nothing in each line"
             )
         if label not in self.labels:
-            raise InputError(f'"{label}" is not a label of {self.path}. {nearest(label, self.labels)}')
+            raise InputError(f'"{label}" is not a label of {self.path}. {suggest_name(label, self.labels)}')
         return np.ascontiguousarray(self.targets[:, self.labels.index(label)])
 
     def image_path(self, row: int) -> Path:
-        """Where an image lies; for opening it only, since the name may tell the patient."""
+        """The path of an image, to open it only: a file name may identify the patient."""
         return self.images / str(self.table["file"].iat[row])
 
-    def place(self, row: int) -> str:
-        """How messages and logs name an image: file names and patients do not leave the index."""
+    def row_name(self, row: int) -> str:
+        """The name of an image in messages and logs, without file name and patient: `index line 4,071`."""
         return f"index line {self.table['line'].iat[row]:,}"
 
 
@@ -76,20 +76,20 @@ def read_index(
     *,
     images: Path,
     format_name: FormatName | None = None,
-    reading: Reading | None = None,
+    policy: LabelPolicy | None = None,
 ) -> ImageIndex:
-    """Read and check the table of an image set (.csv, also gzipped, or Parquet); no image is opened.
+    """Read and check the table of an image set (.csv, also gzipped, or Parquet). Opens no image.
 
-    format_name: told by the columns if None. InputError names the line and the rule where a row has no patient, repeats
-    a file or leaves the folder.
+    format_name None: the columns decide. InputError names the line and the rule if a row has no patient, repeats a file
+    or has a path outside the folder of images.
     """
-    content = read_content(path, format_name=format_name, reading=reading)
+    content = read_content(path, format_name=format_name, policy=policy)
     table = content.table
     _check_rows(path, table)
-    table["file"] = [_normal(file) for file in table["file"]]
-    _check_repeats(path, table)
+    table["file"] = [_normalize(file) for file in table["file"]]
+    _check_repeated_files(path, table)
     names = tuple(table["file"])
-    root, table["file"] = place_files(images, names, folder=content.folder)
+    root, table["file"] = locate_files(images, names, folder=content.folder)
     return ImageIndex(
         path=path,
         images=root,
@@ -97,12 +97,12 @@ def read_index(
         labels=content.labels,
         targets=content.targets,
         names=names,
-        set_aside=content.set_aside,
+        rejected_columns=content.rejected_columns,
     )
 
 
 def take_rows(index: ImageIndex, rows: np.ndarray) -> ImageIndex:
-    """The index with these rows alone: int [M], positions."""
+    """The index of these rows alone. rows: int [M]."""
     return replace(
         index,
         table=index.table.iloc[rows].reset_index(drop=True),
@@ -111,34 +111,8 @@ def take_rows(index: ImageIndex, rows: np.ndarray) -> ImageIndex:
     )
 
 
-def find_missing_images(index: ImageIndex) -> list[int]:
-    """Rows whose file is not there: each folder is listed once, since a stat an image is slow on a network disk."""
-    if not index.images.is_dir():
-        raise InputError(f"{index.images}: no such folder; [data] images names where the index's files lie")
-    there: dict[str, set[str]] = {}
-    missing = []
-    for row, file in enumerate(index.table["file"]):
-        folder, name = posixpath.split(file)
-        if folder not in there:
-            there[folder] = _names_in(index.images / folder)
-        if name not in there[folder]:
-            missing.append(row)
-    return missing
-
-
-def check_images_present(index: ImageIndex) -> None:
-    """InputError with the count and the first line if any image is missing."""
-    missing = find_missing_images(index)
-    if missing:
-        raise InputError(
-            f"{index.place(missing[0])}: its file is not in {index.images} ({len(missing):,} of {len(index.table):,} "
-            f"files missing in all): complete the folder, take these lines out of {index.path}, or leave such images "
-            'out with [data] on_bad_image = "drop"'
-        )
-
-
 def _check_rows(path: Path, table: pd.DataFrame) -> None:
-    """InputError for rows without file or patient, or with a path that leaves the folder."""
+    """InputError for a row without file or patient, or with a path outside the folder of images."""
     file, patient = table["file"].astype(object), table["patient"]
     _refuse(path, table, file == "", "names no file", "give it its image's name, or take the line out")
     _refuse(path, table, patient == "", "has no patient id", "training and test are kept apart by patient: fill it in")
@@ -148,35 +122,26 @@ def _check_rows(path: Path, table: pd.DataFrame) -> None:
     _refuse(path, table, upward, "has a path with `..` or a control character in it", "images lie below [data] images")
 
 
-def _check_repeats(path: Path, table: pd.DataFrame) -> None:
+def _normalize(file: str) -> str:
+    return posixpath.normpath(file) if "/" in file else file
+
+
+def _check_repeated_files(path: Path, table: pd.DataFrame) -> None:
     file = table["file"].astype(object)
     repeated = file.duplicated()
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
         first = table["line"].iat[int((file == file.iat[row]).to_numpy().argmax())]
-        what = f"names the same file as line {first:,}"
-        _refuse(path, table, repeated, what, "one line an image: take the repeats out")
+        fault = f"names the same file as line {first:,}"
+        _refuse(path, table, repeated, fault, "an index has one line per image: take the repeats out")
 
 
-def _refuse(path: Path, table: pd.DataFrame, faulty: "pd.Series[bool]", what: str, rule: str) -> None:
+def _refuse(path: Path, table: pd.DataFrame, faulty: "pd.Series[bool]", fault: str, rule: str) -> None:
+    """InputError with the first faulty line and the count, if there is one."""
     rows = np.flatnonzero(faulty.to_numpy())
     if len(rows):
         more = f" ({len(rows):,} such lines in all)" if len(rows) > 1 else ""
-        raise InputError(f"{path}: index line {table['line'].iat[rows[0]]:,} {what}{more}; {rule}")
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror}); the images must be readable here") from None
-
-
-def _normal(file: str) -> str:
-    return posixpath.normpath(file) if "/" in file else file
+        raise InputError(f"{path}: index line {table['line'].iat[rows[0]]:,} {fault}{more}; {rule}")
 
 
 def _digest(*columns: Iterable[str]) -> "hashlib._Hash":

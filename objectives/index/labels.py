@@ -1,89 +1,90 @@
-"""From what is in the cells to labels and targets: lists of findings, or a column for each."""
+"""Labels and targets of an index: from cells that list findings, or from one column per label."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from acuity.objectives.index.cells import Columns, Reading, by_value, factorize
+from acuity.objectives.index.cells import Columns, LabelPolicy, factorize, map_distinct
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
-_NOTHING = ("", "nan", "na", "n/a", "none", "null", "<na>")
+_BLANK = ("", "nan", "na", "n/a", "none", "null", "<na>")
 
 
-def listed_findings(
-    cells: Sequence[str], names_in: Callable[[str], set[str]], *, normal: str, silent: frozenset[str] = frozenset()
+def labels_from_lists(
+    cells: Sequence[str], names_in: Callable[[str], set[str]], *, normal: str, ignored: frozenset[str] = frozenset()
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Labels and targets of cells that list findings: what a cell does not name is absent.
+    """Labels, and targets float32 [N, labels], of cells that list findings. A finding that is not listed is absent.
 
-    normal: the word for no finding. silent: words that say nothing about findings; a cell without any other word leaves
-    every label unknown.
+    normal: the word for no finding. ignored: words that are not findings. In a cell without any other word every target
+    is NaN.
     """
     codes, distinct = factorize(cells)
-    told = [names_in(cell) - silent - {""} for cell in distinct]
-    labels = tuple(sorted(set().union(*told) - {normal}))
+    listed = [names_in(cell) - ignored - {""} for cell in distinct]
+    labels = tuple(sorted(set().union(*listed) - {normal}))
     column = {label: position for position, label in enumerate(labels)}
-    targets = np.zeros((len(told), len(labels)), dtype=np.float32)
-    for row, names in enumerate(told):
+    targets = np.zeros((len(listed), len(labels)), dtype=np.float32)
+    for row, names in enumerate(listed):
         if not names:
             targets[row] = np.nan
         targets[row, [column[name] for name in names - {normal}]] = 1
     return labels, targets[codes]
 
 
-def label_columns(
-    columns: Columns, names: Sequence[str], reading: Reading
+def labels_from_columns(
+    columns: Columns, names: Sequence[str], policy: LabelPolicy
 ) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
-    """Labels, targets and what was set aside, of columns with 1, 0, -1 (uncertain) or nothing in each cell.
+    """Labels, targets float32 [N, labels], and rejected columns with the reason.
 
-    A column with anything else in it is no label; so is one without any 1 or 0.
+    A label's column has 1, 0, -1 (uncertain) or blank in each cell. A column with another value is rejected, and so is
+    a blank column.
     """
-    labels, targets, set_aside = [], [], {}
+    labels, targets, rejected = [], [], {}
     values = {"positive": 1.0, "negative": 0.0, "leave_out": np.nan}
 
     def value(cell: str) -> float:
         lower = cell.lower()
         if _is_blank(cell):
-            return values[reading.blank]
+            return values[policy.blank]
         if lower in ("true", "false"):
             return float(lower == "true")
         try:
             number = float(cell)
         except ValueError:
             return np.inf
-        return {1.0: 1.0, 0.0: 0.0, -1.0: values[reading.uncertain]}.get(number, np.inf)
+        return {1.0: 1.0, 0.0: 0.0, -1.0: values[policy.uncertain]}.get(number, np.inf)
 
     for name in names:
-        column = by_value(columns.text[name], value).astype(np.float32)
+        column = map_distinct(columns.text[name], value).astype(np.float32)
         if np.isinf(column).any():
             line = columns.lines[int(np.isinf(column).argmax())]
-            set_aside[name] = f"index line {line:,} has something else than 1, 0, -1 or nothing in it"
+            rejected[name] = f"index line {line:,} has something else than 1, 0, -1 or nothing in it"
         elif all(map(_is_blank, set(columns.text[name]))):
-            set_aside[name] = "there is nothing in it"
+            rejected[name] = "there is nothing in it"
         else:
             labels.append(name)
             targets.append(column)
     stacked = np.stack(targets, axis=1) if targets else np.zeros((len(columns.lines), 0), dtype=np.float32)
-    return tuple(labels), stacked, set_aside
+    return tuple(labels), stacked, rejected
 
 
 def apply_no_finding(columns: Columns, labels: tuple[str, ...], targets: np.ndarray) -> np.ndarray:
-    """bool [N]: the images whose `No Finding` is 1, whose blank labels are set to 0 in targets: that is what it says.
+    """bool [N]: images whose `No Finding` is 1. Sets the targets of their blank cells to 0, in place.
 
-    It says nothing of support devices (Irvin et al. 2019, arXiv 1901.07031). Without such a column: the images of which
-    every label is known to be absent.
+    Blank `Support Devices` cells keep their target, since `No Finding` does not cover devices (Irvin et al. 2019, arXiv
+    1901.07031). Without a `No Finding` column: the images on which every label is known to be absent.
     """
     if NO_FINDING not in columns.text:
         absent: np.ndarray = (targets == 0).all(axis=1) & bool(labels)
         return absent
-    (_, flags, _) = label_columns(columns, [NO_FINDING], Reading())
-    healthy: np.ndarray = (flags == 1).any(axis=1)
+    (_, flags, _) = labels_from_columns(columns, [NO_FINDING], LabelPolicy())
+    no_finding: np.ndarray = (flags == 1).any(axis=1)
     for position, label in enumerate(labels):
         if label != SUPPORT_DEVICES:
-            blank = by_value(columns.text[label], _is_blank).astype(bool)
-            targets[healthy & blank, position] = 0
-    return healthy
+            blank = map_distinct(columns.text[label], _is_blank).astype(bool)
+            targets[no_finding & blank, position] = 0
+    return no_finding
 
 
 def _is_blank(cell: str) -> bool:
-    return cell.lower() in _NOTHING
+    return cell.lower() in _BLANK

@@ -1,40 +1,48 @@
-"""PadChest: PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv."""
+"""Read PadChest's PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv."""
 
 import ast
 
 import numpy as np
 
-from acuity.objectives.index.cells import OLDEST_AGE_YEARS, Columns, IndexContent, Reading, by_value, content_table
-from acuity.objectives.index.labels import listed_findings
+from acuity.objectives.index.cells import (
+    OLDEST_AGE_YEARS,
+    Columns,
+    IndexContent,
+    LabelPolicy,
+    image_table,
+    map_distinct,
+)
+from acuity.objectives.index.labels import labels_from_lists
 
-NEEDS = ("ImageID", "PatientID", "Labels")
-ALSO_READS = ("Projection", "PatientBirth", "StudyDate_DICOM", "PatientSex_DICOM")
-NORMAL = "normal"
-SILENT = frozenset({"unchanged", "exclude", "suboptimal study"})
-"""These say something about the report or the film, nothing about findings."""
+REQUIRED_COLUMNS = ("ImageID", "PatientID", "Labels")
+OPTIONAL_COLUMNS = ("Projection", "PatientBirth", "StudyDate_DICOM", "PatientSex_DICOM")
+_NORMAL = "normal"
+_IGNORED = frozenset({"unchanged", "exclude", "suboptimal study"})
+"""Words about the report or the image, not about findings."""
 
 
-def read_padchest(columns: Columns, _: Reading) -> IndexContent:
-    """One row an image, its findings as a Python list of names, taken as they are: `pneumonia` is not `atypical
-    pneumonia`. Age is the study's year less the year of birth."""
-    labels, targets = listed_findings(columns.text["Labels"], _names, normal=NORMAL, silent=SILENT)
-    born = by_value(columns.any_of("PatientBirth"), _year)
-    studied = by_value(columns.any_of("StudyDate_DICOM"), lambda cell: _year(cell[:4]))
-    age = (studied - born).astype(np.float64)
-    table = content_table(
+def read_padchest(columns: Columns, _: LabelPolicy) -> IndexContent:
+    """Content of a PadChest index. Findings are a Python list of names, each a label: `pneumonia` does not include
+    `atypical pneumonia`. The age is the year of the study minus the year of birth.
+    """
+    labels, targets = labels_from_lists(columns.text["Labels"], _names, normal=_NORMAL, ignored=_IGNORED)
+    birth_year = map_distinct(columns.first_of("PatientBirth"), _year)
+    study_year = map_distinct(columns.first_of("StudyDate_DICOM"), lambda cell: _year(cell[:4]))
+    age = (study_year - birth_year).astype(np.float64)
+    table = image_table(
         columns,
         file=columns.text["ImageID"],
         patient=columns.text["PatientID"],
-        view=by_value(columns.any_of("Projection"), lambda cell: "" if cell == "UNK" else cell),
+        view=map_distinct(columns.first_of("Projection"), lambda cell: "" if cell == "UNK" else cell),
         age=np.where((age >= 0) & (age <= OLDEST_AGE_YEARS), age, np.nan),
-        sex=columns.any_of("PatientSex_DICOM"),
+        sex=columns.first_of("PatientSex_DICOM"),
         no_finding=(targets == 0).all(axis=1),
     )
     return IndexContent(table, labels, targets)
 
 
 def _names(cell: str) -> set[str]:
-    """The names of `['cardiomegaly', ' pleural effusion']`; none if it is `nan` or no list."""
+    """The names of `['cardiomegaly', ' pleural effusion']`. Empty if the cell is `nan` or not a list."""
     try:
         listed = ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

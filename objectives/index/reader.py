@@ -1,4 +1,4 @@
-"""Read an index file, CSV (also gzipped) or Parquet, as text by column, with a line number for every row."""
+"""Read an index file, CSV (also gzipped) or Parquet, into text by column with a line number per row."""
 
 import csv
 import gzip
@@ -13,33 +13,33 @@ from pathlib import Path
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.cells import Columns
 
-Wanted = Callable[[list[str]], Sequence[str]]
-"""From the header to the columns to keep: tables have dozens, and an image set's rows many."""
+SelectColumns = Callable[[list[str]], Sequence[str]]
+"""Chooses the columns to keep from the header. The other columns are not stored."""
 _TWO_FIELDS = re.compile(r"OriginalImage\w*\[\w+, ?\w+\]")
-"""NIH's `OriginalImage[Width,Height]` is one name over two fields. Unquoted it falls apart into two, as its values do;
-some copies quote the name alone."""
+"""NIH's `OriginalImage[Width,Height]` is one name for two fields. Without quotes it is two names in CSV. Some copies
+quote the name but not the values."""
 
 
-def read_columns(path: Path, wanted: Wanted) -> Columns:
-    """The columns that wanted chooses of the header. InputError for a file that is missing, damaged or no table.
+def read_columns(path: Path, select: SelectColumns) -> Columns:
+    """The columns that select chooses. InputError for a file that is missing, damaged or not a table.
 
-    In Parquet, which has no lines, a row is counted as if the names stood on line 1 above it.
+    The first row of a Parquet file has line number 2, as below a header.
     """
     try:
         with path.open("rb") as file:
             start = file.read(4)
             if start == b"PAR1":
-                return _parquet_columns(path, wanted)
+                return _parquet_columns(path, select)
             file.seek(0)
             binary = gzip.GzipFile(fileobj=file) if start.startswith(b"\x1f\x8b") else file
             with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
-                return _csv_columns(path, text, wanted)
+                return _csv_columns(path, text, select)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; [data] index names the image set's table (NIH's Data_Entry CSV)"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"{path}: the gzip file is damaged; fetch it again") from None
+        raise InputError(f"{path}: the gzip file is damaged; download it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); an index is a CSV or Parquet file") from None
     except UnicodeDecodeError:
@@ -48,29 +48,29 @@ def read_columns(path: Path, wanted: Wanted) -> Columns:
         ) from None
 
 
-def _csv_columns(path: Path, text: io.TextIOWrapper, wanted: Wanted) -> Columns:
+def _csv_columns(path: Path, text: io.TextIOWrapper, select: SelectColumns) -> Columns:
     rows = _rows(path, text)
     header = [name.strip() for name in next(rows, (1, []))[1]]
     while header and not header[-1]:
         header.pop()
     if not header:
-        raise InputError(f"{path}: is empty; an index has a header line and one line an image")
+        raise InputError(f"{path}: is empty; an index has a header line and one line per image")
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{path}: has a header but no rows; an index has one line an image")
+        raise InputError(f"{path}: has a header but no rows; an index has one line per image")
     header = _split_names(header, len(first[1]))
     places = {name: place for place, name in enumerate(header)}
-    kept = [name for name in wanted(header) if name in places]
+    kept = [name for name in select(header) if name in places]
     _check_names(path, header, kept)
-    pick = itemgetter(*(places[name] for name in kept), 0)  # one more, so that a single one comes as a tuple too
+    pick = itemgetter(*(places[name] for name in kept), 0)  # with field 0 even one name gives a tuple
     lines, records = [], []
     for line, row in chain([first], rows):
-        # Some copies end every line in a comma. One line with a field too many has had all behind it shifted.
+        # Some copies end every line in a comma. A surplus field in one line alone means that its fields are shifted.
         if len(row) != len(first[1]) or len(row) < len(header) or any(field.strip() for field in row[len(header) :]):
             faulty, count = (line, len(row)) if len(row) != len(header) else (first[0], len(first[1]))
             raise InputError(
-                f"{path}: index line {faulty:,} has {count} fields and the header {len(header)}: mend that line (a "
-                "field with a comma in it needs quotes around it)"
+                f"{path}: index line {faulty:,} has {count} fields and the header {len(header)}: correct that line "
+                "(a field with a comma in it needs quotes around it)"
             )
         lines.append(line)
         records.append(pick(row))
@@ -78,20 +78,20 @@ def _csv_columns(path: Path, text: io.TextIOWrapper, wanted: Wanted) -> Columns:
 
 
 def _split_names(header: list[str], fields: int) -> list[str]:
-    """The header with a name for each field, if lines have as many as its names would have unquoted."""
+    """The header with one name per field, if the lines have as many fields as the unquoted header has names."""
     unquoted = [part for name in header for part in (name.split(",") if _TWO_FIELDS.fullmatch(name) else [name])]
     return unquoted if fields >= len(unquoted) else header
 
 
 def _rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
-    """Each row that is not blank, with its line number."""
+    """(line number, fields) of each row that is not blank."""
     reader = csv.reader(text)
     try:
         for row in reader:
             if any(row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}: index line {reader.line_num:,} is not CSV ({error}): mend that line") from None
+        raise InputError(f"{path}: index line {reader.line_num:,} is not CSV ({error}): correct that line") from None
 
 
 def _check_names(path: Path, header: list[str], kept: list[str]) -> None:
@@ -100,24 +100,24 @@ def _check_names(path: Path, header: list[str], kept: list[str]) -> None:
             raise InputError(f'{path}: has more than one column "{name}": keep one of them, or rename the other')
 
 
-def _parquet_columns(path: Path, wanted: Wanted) -> Columns:
-    from pyarrow import ArrowException, parquet  # half a second to import, and few indices need it
+def _parquet_columns(path: Path, select: SelectColumns) -> Columns:
+    from pyarrow import ArrowException, parquet  # the import takes 0.5 s, and few indices need it
 
     try:
         header = parquet.read_schema(path).names
-        kept = [name for name in wanted(header) if name in header]
+        kept = [name for name in select(header) if name in header]
         _check_names(path, header, kept)
         table = parquet.read_table(path, columns=kept)
     except ArrowException:
         raise InputError(f"{path}: the Parquet file is damaged; write it again") from None
     if not len(table):
-        raise InputError(f"{path}: has columns but no rows; an index has one row an image")
+        raise InputError(f"{path}: has columns but no rows; an index has one row per image")
     return Columns(
         range(2, len(table) + 2), {name: [_text(value) for value in table[name].to_pylist()] for name in kept}
     )
 
 
 def _text(value: object) -> str:
-    """A cell as CSV would have it; NaN is nothing, too."""
-    missing = value is None or value != value
-    return "" if missing else str(value).strip()
+    """The text of a cell. None and NaN are empty."""
+    is_missing = value is None or value != value
+    return "" if is_missing else str(value).strip()

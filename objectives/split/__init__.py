@@ -1,1 +1,1 @@
-"""The split by patient, and duplicate pictures."""
+"""The split of an image set into training, validation and test, and duplicate pictures."""

@@ -1,4 +1,4 @@
-"""The table patient -> part on disk: one writer at a time, and no half of it is ever seen."""
+"""Read and write the split file, a table of patients and parts. Writers take a lock and replace the file at once."""
 
 import contextlib
 import csv
@@ -14,27 +14,28 @@ from pathlib import Path
 from acuity.objectives.errors import InputError
 
 PARTS = ("training", "validation", "test")
-_FIRST_WORDS = "# acuity split 1"
+_TITLE = "# acuity split 1"
 _FIRST_LINE = re.compile(
-    rf"{_FIRST_WORDS}: .*seed (?P<seed>\d+); "
+    rf"{_TITLE}: .*seed (?P<seed>\d+); "
     r"fractions (?P<fractions>\d\.\d+ \d\.\d+ \d\.\d+); sha256 (?P<sha256>[0-9a-f]{64})"
 )
 
-_WAY_OUT = 'Name another file with [data] split = "PATH" (a folder that you may write to)'
-_DAMAGED = "Put back the file as it was: with another split, earlier results do not compare"
+_OTHER_FILE = 'Name another file with [data] split = "PATH" (a folder that you may write to)'
+_RESTORE = "Put back the file as it was: with another split, earlier results do not compare"
 
 
 @dataclass(frozen=True)
 class SplitFile:
-    """What stands in the file. Seed and fractions are kept, since patients appended later need the same ones."""
+    """Content of the split file. Patients that are appended later use the same seed and fractions."""
 
     seed: int
     fractions: tuple[float, ...]
     parts: dict[str, int]
+    """Patient -> position in PARTS."""
 
 
 def read_split_file(path: Path) -> SplitFile | None:
-    """The file's content, None if there is no file. InputError for one that is damaged or something else."""
+    """The content of the file, None if it does not exist. InputError if it is damaged or not a split."""
     try:
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
     except FileNotFoundError:
@@ -42,11 +43,11 @@ def read_split_file(path: Path) -> SplitFile | None:
     except (UnicodeDecodeError, csv.Error):
         rows = []
     except OSError as error:
-        raise InputError(f"{path}: the split cannot be read ({error.strerror}). {_WAY_OUT}") from None
+        raise InputError(f"{path}: the split cannot be read ({error.strerror}). {_OTHER_FILE}") from None
     first = _FIRST_LINE.fullmatch(",".join(rows[0])) if rows else None
     if first is None:
         raise InputError(
-            f'{path}: is not a split that this version of Acuity wrote (first line "{_FIRST_WORDS}: ..."). {_WAY_OUT}'
+            f'{path}: is not a split that this version of Acuity wrote (first line "{_TITLE}: ..."). {_OTHER_FILE}'
         )
     parts: dict[str, int] = {}
     for number, row in enumerate(rows[2:], start=3):
@@ -55,19 +56,19 @@ def read_split_file(path: Path) -> SplitFile | None:
         if len(row) != 2 or row[1] not in PARTS or row[0] in parts:
             raise InputError(
                 f"{path}: line {number:,} must be a patient not named before, a comma, and one of {', '.join(PARTS)}. "
-                f"{_DAMAGED}"
+                f"{_RESTORE}"
             )
         parts[row[0]] = PARTS.index(row[1])
     if parts_digest(parts) != first["sha256"]:
-        raise InputError(f"{path}: its patients are not those that were written (SHA-256 differs). {_DAMAGED}")
+        raise InputError(f"{path}: its patients are not those that were written (SHA-256 differs). {_RESTORE}")
     return SplitFile(int(first["seed"]), tuple(float(share) for share in first["fractions"].split()), parts)
 
 
 def write_split_file(path: Path, split: SplitFile) -> None:
-    """Write the whole file under another name, then move it: a reader sees the old one or the new one."""
+    """Write a temporary file, then rename it: a reader sees the old split or the new one."""
     text = io.StringIO()
     fractions = " ".join(f"{fraction}" for fraction in split.fractions)
-    text.write(f"{_FIRST_WORDS}: each patient's part; do not edit; seed {split.seed}; fractions {fractions}; ")
+    text.write(f"{_TITLE}: each patient's part; do not edit; seed {split.seed}; fractions {fractions}; ")
     text.write(f"sha256 {parts_digest(split.parts)}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "part"))
@@ -80,20 +81,20 @@ def write_split_file(path: Path, split: SplitFile) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_WAY_OUT}") from None
+        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_OTHER_FILE}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """Hold the file's lock, which a killed process gives back: workers that start together make one split."""
+def write_lock(path: Path) -> Iterator[None]:
+    """Hold the split's lock, so that workers that start at once make one split. A killed process frees it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_WAY_OUT}") from None
+        raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_OTHER_FILE}") from None
     try:
         yield
     finally:
@@ -101,5 +102,6 @@ def sole_writer(path: Path) -> Iterator[None]:
 
 
 def parts_digest(parts: dict[str, int]) -> str:
+    """SHA-256 of patients and parts, sorted by patient."""
     text = "".join(f"{patient}\0{PARTS[part]}\n" for patient, part in sorted(parts.items()))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Share patients out so that every label, and the images, come close to each part's share."""
+"""Multi-label stratification of patients: each part gets its share of every label's patients and images."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,16 @@ def stratify(
 ) -> np.ndarray:
     """The part of each patient: int64 [P], positions in fractions.
 
-    images: float [P, L + 1], each patient's positive images for each label, and last all of the patient's images.
-    known: int [P], the part of patients who have one already and keep it, -1 for the others.
+    images: float [P, L + 1], the positive images of each patient for each label; the last column has all images of the
+    patient. known: int [P], the part of patients that already have one, -1 for the others.
 
-    Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, doi 10.1007/978-3-642-23808-6_10): the label with
-    the fewest patients left is shared out first, while there is still a choice. It differs in what is balanced, since
-    patients bring one image or a hundred: of each label both the patients (they decide how well an AUC is known) and
-    their images (they decide what is learnt). A patient goes where the sum of squared distances from the parts' shares,
-    over all of the patient's labels and both counts, grows least; for one count this is Sainte-Laguë's rule. Patients
-    with many images come first; the paper's largest remaining demand would put all of those into the largest part.
+    Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, doi 10.1007/978-3-642-23808-6_10) distributes the
+    label with the fewest unassigned patients first. Two things differ from the paper, since patients have 1 to 100
+    images. First, both the patients of a label (they determine the precision of an AUC) and their images (they
+    determine the training) are balanced: a patient joins the part where the sum of squared distances from the parts'
+    shares, over all labels of the patient and both counts, grows least. For a single count this is Sainte-Laguë's rule.
+    Second, patients with many images come first: the paper's rule of the largest remaining demand would put all of them
+    into the largest part.
     """
     random = np.random.default_rng(seed)
     has = images > 0
@@ -29,9 +30,9 @@ def stratify(
     weights = 1.0 / np.asarray(fractions, dtype=np.float64)
     order = _many_images_first(images[:, -1], random)
     order = order[parts[order] < 0]
-    left = has[order].sum(axis=0)
-    while left.any():
-        rarest = int(np.where(left > 0, left, len(parts) + 1).argmin())
+    unassigned = has[order].sum(axis=0)
+    while unassigned.any():
+        rarest = int(np.where(unassigned > 0, unassigned, len(parts) + 1).argmin())
         for patient in order[(parts[order] < 0) & has[order, rarest]]:
             share = shares[patient]
             # Share in label c grows from a to a + s: (a + s)^2 - a^2 = 2 s (a + s/2), over the part's fraction.
@@ -39,11 +40,11 @@ def stratify(
             part = random.choice(np.flatnonzero(growth <= growth.min() * (1 + 1e-9)))
             parts[patient] = part
             filled[part] += share
-            left -= has[patient]
+            unassigned -= has[patient]
     return parts
 
 
 def _many_images_first(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Patients by doublings of their number of images, in random order within one."""
+    """Patients sorted by floor(log2(number of images)), descending, in random order within each value."""
     shuffled = random.permutation(len(images))
     return shuffled[np.argsort(-np.floor(np.log2(images[shuffled])), kind="stable")]

@@ -1,4 +1,4 @@
-"""An image file gives all of its pixels, averaged over true areas, or a reason why not."""
+"""An image file is decoded completely and averaged over areas, or refused with a reason."""
 
 import errno
 import io
@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import Fit, area_average, fit_square, image_side, read_grey
+from acuity.objectives.images.decoding import max_resolution_of_file, read_grey
+from acuity.objectives.images.resizing import Fit, area_average, fit_square
 
 Damage = Callable[[bytes], bytes]
 
 
 def exact_average(image: np.ndarray, resolution: int) -> np.ndarray:
-    """Mean of the area each pixel covers, in float64: rows and columns weighted by how much of them lies in it."""
+    """Mean of the area that each pixel covers, in float64: rows and columns are weighted by their covered length."""
 
     def weights(side: int) -> np.ndarray:
         edges = np.linspace(0, side, resolution + 1)
@@ -30,7 +31,7 @@ def exact_average(image: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def radiograph(side: int, seed: int = 0) -> np.ndarray:
-    """Smooth with sharp edges and noise: what an average that is not one gets wrong."""
+    """A smooth image with sharp edges and noise, on which an inexact average differs."""
     random = np.random.default_rng(seed)
     smooth = cv2.resize(random.integers(0, 256, (5, 5), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
     noisy = np.where(random.random((side, side)) < 0.2, random.integers(0, 256, (side, side)), smooth)
@@ -59,7 +60,7 @@ def test_average_is_the_true_area_average(side: int, resolution: int) -> None:
     assert np.abs(averaged - exact_average(square, resolution)).max() <= 1
 
 
-def test_average_at_the_own_side_is_the_image() -> None:
+def test_average_at_the_images_resolution_is_the_image() -> None:
     square = radiograph(96)
     np.testing.assert_array_equal(area_average(square, 96), square)
 
@@ -75,7 +76,7 @@ def test_deep_images_are_averaged_before_they_are_rounded(tmp_path: Path, bits: 
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_grey_comes_out_of_every_mode_unchanged(tmp_path: Path, mode: str) -> None:
+def test_grey_is_unchanged_in_every_mode(tmp_path: Path, mode: str) -> None:
     grey = radiograph(64)
     path = write(tmp_path, encoded(Image.fromarray(grey).convert(mode), "PNG"))
     np.testing.assert_array_equal(read_grey(path), grey)
@@ -94,7 +95,7 @@ def test_palette_and_colour_become_luminance(tmp_path: Path) -> None:
         assert np.abs(read.astype(int) - np.asarray(image.convert("RGB").convert("L"))).max() <= 1
 
 
-def test_jpeg_is_what_another_decoder_says(tmp_path: Path) -> None:
+def test_jpeg_agrees_with_another_decoder(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(radiograph(101)), "JPEG", quality=85)
     assert np.abs(read_grey(write(tmp_path, data)).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 1
 
@@ -106,12 +107,12 @@ def test_images_that_are_not_square_get_black_bands_or_are_stretched(tmp_path: P
     side = max(height, width)
     square = fit_square(read_grey(path), "pad")
     assert square.shape == (side, side)
-    assert image_side(path, "pad") == side
+    assert max_resolution_of_file(path, "pad") == side
     top, left = (side - height) // 2, (side - width) // 2
     np.testing.assert_array_equal(square[top : top + height, left : left + width], image)
     assert (square == 0).sum() == side * side - height * width
 
-    assert image_side(path, "stretch") == min(height, width)
+    assert max_resolution_of_file(path, "stretch") == min(height, width)
     for resolution in (16, 60 if min(height, width) == 60 else 64):
         stretched = area_average(fit_square(read_grey(path), "stretch"), resolution)
         assert np.abs(stretched - exact_average(image, resolution)).max() <= 1
@@ -126,13 +127,13 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
-def test_turned_image_has_the_side_that_its_header_says(tmp_path: Path, fit: Fit) -> None:
+def test_max_resolution_of_a_rotated_image_is_that_of_its_header(tmp_path: Path, fit: Fit) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     path = write(tmp_path, encoded(Image.fromarray(radiograph(64)[:40]), "JPEG", exif=exif))
     turned = read_grey(path)
     assert turned.shape == (64, 40)
-    assert image_side(path, fit) == (64 if fit == "pad" else 40)
+    assert max_resolution_of_file(path, fit) == (64 if fit == "pad" else 40)
 
 
 def hole(data: bytes) -> bytes:
@@ -172,7 +173,7 @@ def test_truncated_jpeg_with_an_end_mark_is_refused(tmp_path: Path) -> None:
 
 
 def test_whole_jpeg_with_a_thumbnail_and_a_truncated_one(tmp_path: Path) -> None:
-    """The thumbnail has an end mark of its own, which must not pass for the image's."""
+    """The thumbnail has an end mark, which must not count as the image's."""
     thumbnail = encoded(Image.fromarray(radiograph(32)), "JPEG")
     exif = b"Exif\0\0" + thumbnail
     data = encoded(Image.fromarray(radiograph(256)), "JPEG", exif=exif)
@@ -192,20 +193,20 @@ def test_whole_jpeg_with_a_thumbnail_and_a_truncated_one(tmp_path: Path) -> None
         (encoded(Image.new("1", (16_000, 16_000)), "PNG"), "more than 134,217,728 pixels"),
     ],
 )
-def test_files_that_are_no_radiographs_say_why(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_files_that_are_not_images_are_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImageError, match=reason):
         read_grey(write(tmp_path, data))
 
 
 def test_missing_file_and_folder_give_the_systems_reason(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "00000007_001.png", "no such file"), (tmp_path, "is a directory")):
-        for read in (read_grey, lambda path: image_side(path, "pad")):
+        for read in (read_grey, lambda path: max_resolution_of_file(path, "pad")):
             with pytest.raises(UnreadableImageError, match=reason) as caught:
                 read(path)
             assert str(tmp_path) not in str(caught.value)
 
 
-def test_disk_that_is_away_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_disk_is_not_reported_as_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stale(_: Path) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -214,7 +215,7 @@ def test_disk_that_is_away_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: 
         read_grey(tmp_path / "a.png")
 
 
-def test_standard_error_is_given_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_standard_error_is_restored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = encoded(Image.fromarray(radiograph(64)), "PNG")
     with pytest.raises(UnreadableImageError):
         read_grey(write(tmp_path, hole(data)))
@@ -223,8 +224,8 @@ def test_standard_error_is_given_back(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["nih-cxr-1024", "nih-cxr-128"])
-def test_real_radiographs_are_averaged_truly(name: str) -> None:
-    """Against the exact average at every resolution, and against Pillow's reduction at whole ratios."""
+def test_average_of_real_radiographs_is_the_area_average(name: str) -> None:
+    """Compared with the exact average at every resolution and with Pillow's reduction at whole ratios."""
     folder = Path(os.environ.get("ACUITY_NIH_DIR", "../shared/data")) / name / "images"
     if not folder.exists():
         pytest.skip(f"needs NIH's images: {folder} is not there")

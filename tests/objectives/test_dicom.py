@@ -1,4 +1,4 @@
-"""A DICOM file gives the picture that a viewer shows, or a reason by name why it is none."""
+"""A DICOM file is decoded to the picture that a viewer shows, or refused with the kind of object."""
 
 import io
 import sys
@@ -33,13 +33,14 @@ from pydicom.uid import (
 )
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import area_average, image_side, read_grey
+from acuity.objectives.images.decoding import max_resolution_of_file, read_grey
+from acuity.objectives.images.resizing import area_average
 
 PATIENT = "Mustermann^Erika"
 
 
 def picture(bits: int, *, height: int = 48, width: int = 40) -> np.ndarray:
-    """Every stored value from none to all bits, and structure in both directions."""
+    """Stored values over the whole range of the bits, with structure in both directions."""
     values = np.linspace(0, (1 << bits) - 1, height * width).astype(np.uint16).reshape(height, width)
     values[::3] = values[::3, ::-1]
     return values if bits > 8 else values.astype(np.uint8)
@@ -103,8 +104,8 @@ def test_whole_range_of_the_bits_goes_from_black_to_white(tmp_path: Path, syntax
     grey = read_grey(path)
     assert grey.dtype == np.float32
     np.testing.assert_allclose(grey, values * (255 / ((1 << bits) - 1)), atol=1e-4)
-    assert image_side(path, "pad") == 48
-    assert image_side(path, "stretch") == 40
+    assert max_resolution_of_file(path, "pad") == 48
+    assert max_resolution_of_file(path, "stretch") == 40
 
 
 def test_eight_bits_are_the_pixels_of_the_png(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_the_whole_range_of_signed_sixteen_bits_goes_from_black_to_white(tmp_pat
     values = picture(16).astype(np.int32) - 32768
     grey = read_grey(write(tmp_path, radiograph(values.astype(np.int16), bits=16)))
     np.testing.assert_allclose(grey, (values + 32768) * (255 / 65535), atol=1e-3)
-    positive = picture(16).astype(np.int32) // 2  # all that is not below zero
+    positive = picture(16).astype(np.int32) // 2  # no value below 0
     grey = read_grey(write(tmp_path, radiograph(positive.astype(np.int16), bits=16)))
     np.testing.assert_allclose(grey, positive * (255 / 32767), atol=1e-3)
 
@@ -147,7 +148,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
 
 
 def as_pydicom_shows(dataset: Dataset) -> np.ndarray:
-    """What pydicom's own functions, which work pixel by pixel and in stored units, make of it, from 0 to 255."""
+    """Grey in [0, 255] by pydicom's functions, which transform each pixel in stored units."""
     dataset = pydicom.dcmread(io.BytesIO(saved(dataset)))
     rescaled = apply_modality_lut(dataset.pixel_array, dataset)
     if "VOILUTSequence" in dataset:
@@ -196,7 +197,7 @@ def saved(dataset: Dataset) -> bytes:
         ),
     ],
 )
-def test_window_and_luts_are_as_the_standard_says(tmp_path: Path, elements: dict[str, object]) -> None:
+def test_window_and_luts_agree_with_pydicoms_functions(tmp_path: Path, elements: dict[str, object]) -> None:
     if "VOILUTSequence" in elements:
         elements["VOILUTSequence"][0]["LUTDescriptor"].VR = "SS" if "RescaleSlope" in elements else "US"  # type: ignore[index]
     dataset = radiograph(picture(12), bits=12, **elements)
@@ -227,7 +228,7 @@ def test_eight_bit_lut_of_many_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [("", ""), (None, None), (100, 0), ("", 100)])
-def test_window_that_says_nothing_is_none(tmp_path: Path, window: tuple[object, object]) -> None:
+def test_unusable_window_is_ignored(tmp_path: Path, window: tuple[object, object]) -> None:
     dataset = radiograph(picture(12), bits=12, WindowCenter=window[0], WindowWidth=window[1])
     np.testing.assert_allclose(read_grey(write(tmp_path, dataset)), picture(12) * (255 / 4095), atol=1e-4)
 
@@ -255,7 +256,7 @@ def jpeg(values: np.ndarray, **elements: object) -> Dataset:
     return dataset
 
 
-def test_jpeg_in_dicom_is_the_jpeg(tmp_path: Path) -> None:
+def test_jpeg_in_dicom_equals_the_jpeg(tmp_path: Path) -> None:
     values = cv2.GaussianBlur(picture(8), (5, 5), 0)
     same = cv2.imdecode(cv2.imencode(".jpg", values)[1], cv2.IMREAD_GRAYSCALE)
     assert np.abs(read_grey(write(tmp_path, jpeg(values))) - same).max() <= 1
@@ -287,7 +288,7 @@ def lossless_jpeg(values: np.ndarray, bits: int) -> bytes:
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_lossless_jpeg_changes_nothing(tmp_path: Path, bits: int) -> None:
-    """The syntax that most radiography devices send; nothing installed here writes it."""
+    """Most radiography devices send this syntax. No installed package writes it."""
     values = picture(bits)
     coded = encapsulate([lossless_jpeg(values, bits)])
     dataset = radiograph(values, bits=bits, syntax=JPEGLosslessSV1, PixelData=coded)
@@ -300,7 +301,7 @@ def test_lossless_jpeg_changes_nothing(tmp_path: Path, bits: int) -> None:
     ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm"],
 )
 def test_other_programs_files_show_what_the_uncompressed_one_shows(name: str) -> None:
-    """pydicom's own samples, among them JPEG-LS, which nothing here writes."""
+    """pydicom's samples, among them JPEG-LS, which no installed package writes."""
     paths = [get_testdata_file(sample) for sample in ("MR_small.dcm", name)]
     shown = [read_grey(Path(str(path))) for path in paths]
     np.testing.assert_array_equal(shown[0], shown[1])
@@ -332,7 +333,7 @@ def test_frames_and_objects_without_an_image_are_refused_by_name(tmp_path: Path)
         assert refusal(path).endswith(": a DICOM object without an image")
         assert name in refusal(path)
         with pytest.raises(UnreadableImageError, match="without an image"):
-            image_side(path, "pad")
+            max_resolution_of_file(path, "pad")
     without = radiograph(picture(8), bits=8)
     del without.PixelData
     assert "without an image" in refusal(write(tmp_path, without))
@@ -371,26 +372,30 @@ def test_truncated_codestream_in_a_whole_file_is_refused(tmp_path: Path) -> None
 def test_bombs_are_refused_before_they_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = radiograph(picture(8), bits=8, Rows=60_000, Columns=60_000)
     assert "more than 134,217,728 pixels" in refusal(write(tmp_path, dataset))
-    # The file says 48 x 40, its codestream 65,000 x 65,000.
+    # The file declares 48 x 40 pixels, its codestream 65,000 x 65,000.
     coded = cv2.imencode(".jpg", picture(8))[1].tobytes()
     frame = coded.index(b"\xff\xc0")
     huge = coded[: frame + 5] + (65_000).to_bytes(2) * 2 + coded[frame + 9 :]
     assert "damaged" in refusal(write(tmp_path, jpeg(picture(8), PixelData=encapsulate([huge]))))
-    monkeypatch.setattr("acuity.objectives.images.dicom._MOST_INFLATED_BYTES", 1 << 24)
+    monkeypatch.setattr("acuity.objectives.images.dicom._MAX_INFLATED_BYTES", 1 << 24)
     deflated = radiograph(picture(8), bits=8, syntax=DeflatedExplicitVRLittleEndian, PixelData=bytes(1 << 25))
     path = write(tmp_path, deflated)
     assert path.stat().st_size < 1 << 18
     assert "a deflated DICOM of more than 1 GiB" in refusal(path)
 
 
-def test_without_pydicom_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pydicom_the_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, radiograph(picture(8), bits=8))
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(InputError, match=r"need pydicom to be read: pip install 'acuity-hpo\[dicom\]'"):
         read_grey(path)
 
 
-def test_without_a_decoder_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_decoder_the_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = Path(str(get_testdata_file("MR_small_jpeg_ls_lossless.dcm")))
     decoder = pydicom.pixels.decoders.base.get_decoder(JPEGLSLossless)
     monkeypatch.setattr(decoder, "_available", {})

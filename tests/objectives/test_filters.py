@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.filters import Filters, apply_filters
-from acuity.objectives.index.image_index import ImageIndex, read_index
+from acuity.objectives.index.image_index import ImageIndex
 from acuity.objectives.split.file import PARTS
 from acuity.objectives.split.split import read_or_make_split, take_split
+from support.index_files import read_lines
 
 HEADER = "file,patient,view,age,No Finding,Mass,Edema"
 ROWS = (
@@ -26,13 +27,7 @@ ROWS = (
 
 @pytest.fixture
 def index(tmp_path: Path) -> ImageIndex:
-    return read(tmp_path, ROWS)
-
-
-def read(folder: Path, rows: tuple[str, ...] | list[str]) -> ImageIndex:
-    path = folder / "index.csv"
-    path.write_text("\n".join([HEADER, *rows]) + "\n")
-    return read_index(path, images=folder)
+    return read_lines(tmp_path, HEADER, *ROWS)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +57,7 @@ def test_images_are_left_out_for_the_first_reason_and_counted(
     assert len(left) + sum(left_out.values()) == len(ROWS)
 
 
-def test_only_negatives_takes_the_ill_out_of_the_negatives_of_other_labels(index: ImageIndex) -> None:
+def test_only_negatives_unsets_the_negatives_of_images_with_another_finding(index: ImageIndex) -> None:
     filtered = apply_filters(index, Filters(no_finding="only_negatives")).index
     nan = np.nan
     np.testing.assert_array_equal(filtered.target("Mass"), [0, 1, nan, 1, 0, nan])
@@ -98,7 +93,7 @@ def test_no_filter_moves_a_patient(
         f"{i}.png,p{patient},{view},{age},{healthy},{0 if healthy == '1' else 1},0"
         for i, (patient, (view, age, healthy)) in enumerate(zip(patients, drawn, strict=True))
     ]
-    whole = read(folder, rows)
+    whole = read_lines(folder, HEADER, *rows)
     split = read_or_make_split(whole, path=folder / "split.csv")
     assert split.whole_sha256 == split.sha256
     filters = Filters(views=views, ages=ages, no_finding=no_finding, one_image_per_patient=one)
@@ -109,7 +104,7 @@ def test_no_filter_moves_a_patient(
     mine = take_split(split, filtered.index, filtered.rows)
     np.testing.assert_array_equal(mine.part, split.part[filtered.rows])
     assert mine.whole_sha256 == split.sha256, "the same test patients, whatever the filter"
-    # The other way round: a split made for what is left, out of the same file, is the same.
+    # The split of the filtered index, from the same file, is the same.
     alone = read_or_make_split(filtered.index, path=folder / "split.csv")
     assert alone.sha256 == mine.sha256
     np.testing.assert_array_equal(alone.part, mine.part)

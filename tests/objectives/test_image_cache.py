@@ -1,4 +1,4 @@
-"""The cache holds each image's own pixels, whole, or says by line which images it cannot hold."""
+"""The cache has the pixels of every image, or an error names the images that it cannot hold by line."""
 
 import csv
 import multiprocessing
@@ -23,18 +23,19 @@ from PIL import Image
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.cache import build_cache, cache_bytes
-from acuity.objectives.images.decoding import area_average, fit_square, read_grey
+from acuity.objectives.images.decoding import read_grey
 from acuity.objectives.images.faults import BadImage
+from acuity.objectives.images.resizing import area_average, fit_square
 from acuity.objectives.index.image_index import ImageIndex, read_index, take_rows
 from acuity.objectives.training.interface import Hyperparameters, LabelledImages
-from acuity.objectives.training.loader import Feed, open_feeds
+from acuity.objectives.training.loader import BatchLoader, open_loaders
 from acuity.objectives.training.train import train
 from support.processes import find_processes
 from support.waiting import wait_until
 
 
 def write_set(folder: Path, images: list[Image.Image | bytes], kind: str = "png") -> ImageIndex:
-    """An image set in NIH's form: file names tell the patient, as NIH's do."""
+    """An image set in NIH's format. A file name contains the patient, as in NIH's."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with (folder / "index.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -67,7 +68,7 @@ def refusal(index: ImageIndex, folder: Path, resolutions: list[int]) -> InputErr
         build_cache(index, folder=folder, resolutions=resolutions, processes=1)
     message = str(caught.value)
     assert "\n" not in message
-    assert "77000" not in message, "an error tells a patient"
+    assert "77000" not in message, "the message names a patient"
     assert caught.value.__cause__ is None
     assert not list(folder.glob("*.npy")), "a refused build left an array"
     return caught.value
@@ -99,7 +100,7 @@ def test_every_resolution_holds_the_images_in_the_indexs_order(tmp_path: Path) -
     assert cache.bad == ()
 
 
-def test_sets_of_many_kinds_of_files_are_read_alike(tmp_path: Path) -> None:
+def test_all_kinds_of_image_files_give_the_same_pixels(tmp_path: Path) -> None:
     grey = noise(64, 0)
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
     wide = np.zeros((64, 64), np.uint8)
@@ -135,7 +136,7 @@ def test_second_build_adds_only_what_is_missing(tmp_path: Path) -> None:
     before = old.stat()
     calls: list[tuple[int, int]] = []
     build_cache(index, folder=folder, resolutions=[16, 32], processes=1)
-    cache = build_cache(index, folder=folder, resolutions=[16, 32], progress=lambda *told: calls.append(told))
+    cache = build_cache(index, folder=folder, resolutions=[16, 32], progress=lambda *reported: calls.append(reported))
     assert calls == [], "a complete cache was built again"
     assert cache.written_bytes == 0
     assert (old.stat().st_ino, old.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -145,9 +146,7 @@ def test_second_build_adds_only_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: data[:60], lambda _: b"", lambda data: data + b"x"]
 )
-def test_array_that_is_not_whole_is_built_again_and_never_read(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
-) -> None:
+def test_incomplete_array_is_built_again_and_never_read(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     index = write_set(tmp_path, noises(3))
     folder = tmp_path / "cache"
     cache = build_cache(index, folder=folder, resolutions=[16], processes=1)
@@ -155,7 +154,7 @@ def test_array_that_is_not_whole_is_built_again_and_never_read(
     whole = path.read_bytes()
 
     path.write_bytes(damage(whole))
-    with pytest.raises(InputError, match="no whole array of these 3 images at 16 px"):
+    with pytest.raises(InputError, match="no complete array of these 3 images at 16 px"):
         cache.open(16)
     build_cache(index, folder=folder, resolutions=[16], processes=1)
     assert path.read_bytes() == whole
@@ -174,7 +173,7 @@ def test_unreadable_images_are_named_together_by_line(tmp_path: Path) -> None:
         "12 of 100 images cannot be read: index line 5 (not a PNG, JPEG or DICOM image), index line 72 (truncated), "
         "index line 73 (truncated), "
     )
-    assert "index line 80 (truncated), and 2 more. Put" in str(error)
+    assert "index line 80 (truncated), and 2 more. Replace" in str(error)
 
 
 def test_truncated_jpeg_is_not_filled_with_grey(tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_resolution_above_the_images_is_refused_with_the_largest_allowed(tmp_pat
 
 def test_one_small_image_among_many_is_found(tmp_path: Path) -> None:
     images = noises(130)
-    images[1] = Image.fromarray(noise(24, 0))  # not among the evenly spaced ones that are looked at first
+    images[1] = Image.fromarray(noise(24, 0))  # not in the sample that is checked first
     index = write_set(tmp_path, images)
     message = str(refusal(index, tmp_path / "cache", [32]))
     assert "1 of 130 images are smaller than 32 px (the first: index line 3)" in message
@@ -228,7 +227,7 @@ def test_other_images_of_the_same_names_and_sizes_get_their_own_arrays(tmp_path:
     assert len(keys) == 2
 
 
-def test_labels_that_are_read_otherwise_need_no_other_pixels(tmp_path: Path) -> None:
+def test_other_labels_use_the_same_arrays(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(3))
     build_cache(index, folder=tmp_path / "cache", resolutions=[16], processes=1)
     table = tmp_path / "index.csv"
@@ -276,7 +275,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     index = read_index(folder / "index.csv", images=folder / "images")
     real = shutil.disk_usage
-    # Somebody else fills the disk after it was looked at.
+    # Another process fills the disk after the check.
     answers = [shutil._ntuple_diskusage(10**9, 0, 10**9)]
     shutil.disk_usage = lambda path: answers.pop() if answers else real(path)
     try:
@@ -294,7 +293,7 @@ def test_disk_that_fills_up_while_building_gives_the_same_error(tmp_path: Path) 
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", in_a_small_disk, "sh"]
     probe = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "full")]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("needs a kernel that lets users mount a small disk of their own")
+        pytest.skip("needs a kernel that lets users mount a small disk")
     done = subprocess.run(
         [*command, str(tmp_path), sys.executable], capture_output=True, text=True, check=True, env=with_this_tree()
     )
@@ -302,7 +301,7 @@ def test_disk_that_fills_up_while_building_gives_the_same_error(tmp_path: Path) 
     assert done.stdout.endswith("[]\n"), "files were left on the full disk"
 
 
-def test_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_refused_with_the_option_to_change(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(2))
     for folder in (Path("/proc/cache"), tmp_path / "index.csv" / "cache"):  # neither can be made, not even by root
         with pytest.raises(InputError, match=r'\[data\] cache = "PATH"'):
@@ -320,9 +319,9 @@ from acuity.objectives.index.image_index import read_index
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     index = read_index(folder / "index.csv", images=folder / "images")
-    told = []
-    build_cache(index, folder=folder / "cache", resolutions=[16, 64], progress=lambda done, total: told.append(done))
-    print(bool(told))
+    reported = []
+    build_cache(index, folder=folder / "cache", resolutions=[16, 64], progress=lambda done, _: reported.append(done))
+    print(bool(reported))
 """
 
 
@@ -339,7 +338,7 @@ def start_build(folder: Path) -> subprocess.Popen[str]:
 
 
 def processes_of_session(session: int) -> list[int]:
-    """Processes that a build started, and itself, as the kernel lists them; zombies are over."""
+    """The running processes of a build, itself included. Zombies do not count."""
 
     def belongs(process: Path) -> bool:
         fields = (process / "stat").read_text().rpartition(")")[2].split()
@@ -349,9 +348,7 @@ def processes_of_session(session: int) -> list[int]:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
-    tmp_path: Path, ending: signal.Signals
-) -> None:
+def test_interrupted_build_leaves_no_process_and_no_array(tmp_path: Path, ending: signal.Signals) -> None:
     smooth = cv2.resize(noise(4, 0), (800, 800), interpolation=cv2.INTER_CUBIC)
     index = write_set(tmp_path, [cv2.imencode(".png", smooth)[1].tobytes()] * 320)
     cache = tmp_path / "cache"
@@ -363,16 +360,16 @@ def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
         os.killpg(build.pid, ending)  # Ctrl-C reaches every process of the terminal
     else:
         build.send_signal(ending)
-    said = build.communicate(timeout=60)[1]
-    assert "_decode(job" not in said, "a decoding process took Ctrl-C for its own"
+    errors = build.communicate(timeout=60)[1]
+    assert "decode_job" not in errors, "a decoding process handled Ctrl-C"
     assert build.returncode != 0
     wait_until(lambda: not processes_of_session(build.pid), 20)  # no decoding process outlives its parent
     assert not list(cache.glob("*.npy"))
     index.image_path(int(done[0]) * 32 + 2).write_bytes(b"never read again")
-    told: list[int] = []
-    built = build_cache(index, folder=cache, resolutions=[16, 64], progress=lambda done, _: told.append(done))
-    assert told[0] > 32, "the build began anew"
-    assert told[-1] == 320
+    reported: list[int] = []
+    built = build_cache(index, folder=cache, resolutions=[16, 64], progress=lambda done, _: reported.append(done))
+    assert reported[0] > 32, "the build started again at 0"
+    assert reported[-1] == 320
     assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock", ".json"}
     for resolution in (16, 64):
         assert (built.open(resolution) == built.open(resolution)[0]).all(), "a row was lost"
@@ -382,9 +379,9 @@ def test_interrupted_build_leaves_no_process_and_nothing_taken_for_whole(
 def test_two_builders_at_once_decode_once(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(60, side=64))
     builds = [start_build(tmp_path) for _ in range(2)]
-    told = [build.communicate(timeout=60)[0].strip() for build in builds]
+    reported = [build.communicate(timeout=60)[0].strip() for build in builds]
     assert [build.returncode for build in builds] == [0, 0]
-    assert sorted(told) == ["False", "True"], "both built, or none"
+    assert sorted(reported) == ["False", "True"], "both processes built the cache, or none"
     pixels = build_cache(index, folder=tmp_path / "cache", resolutions=[64]).open(64)
     np.testing.assert_array_equal(pixels[59], noise(64, 59))
 
@@ -393,7 +390,7 @@ def test_decoding_processes_that_die_end_the_build(tmp_path: Path) -> None:
     index = write_set(tmp_path, noises(400))
 
     def kill_both() -> None:
-        """While they start, which takes so long that no image is decoded yet."""
+        """Kill both while they start, before an image is decoded."""
         deadline = time.monotonic() + 20
         while len(children := multiprocessing.active_children()) < 2:
             assert time.monotonic() < deadline, "no processes were started"
@@ -449,7 +446,7 @@ def test_arrays_without_their_record_are_not_trusted(tmp_path: Path) -> None:
         assert cache.written_bytes
 
 
-def test_refused_build_goes_on_where_the_images_were_repaired(tmp_path: Path) -> None:
+def test_refused_build_resumes_after_the_images_are_repaired(tmp_path: Path) -> None:
     index = broken_set(tmp_path, count=200, broken=(4, 40))
     assert "2 of 200" in str(refusal(index, tmp_path / "cache", [16, 32]))
     Image.fromarray(noise(32, 4)).save(index.image_path(4))
@@ -461,9 +458,9 @@ def test_refused_build_goes_on_where_the_images_were_repaired(tmp_path: Path) ->
         np.testing.assert_array_equal(cache.open(32)[row], noise(32, row))
 
 
-def test_repaired_images_are_taken_up_and_the_others_not_decoded_again(tmp_path: Path) -> None:
-    """After a refusal, and after they had been dropped: in every array, also those of other experiments."""
-    index = broken_set(tmp_path, count=200, broken=(4, 40))  # neither is among those that tell sets apart
+def test_repaired_images_are_decoded_and_the_others_are_not_decoded_again(tmp_path: Path) -> None:
+    """After a refused build and after a build that dropped them, in the arrays of all experiments."""
+    index = broken_set(tmp_path, count=200, broken=(4, 40))  # neither is in the sample that identifies the image set
     folder = tmp_path / "cache"
     refusal(index, folder, [16])
     dropped = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop", processes=1)
@@ -529,7 +526,7 @@ def test_nihs_folders_are_found(tmp_path: Path) -> None:
 def test_training_sees_the_same_from_the_cache_and_from_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """Batch for batch, bit for bit, for the same seed: what is cached is what decoding each file at need would give."""
+    """For the same seed every batch is equal bit for bit, whether from the cache or decoded from the files."""
     if source == "drawn":
         index = write_set(tmp_path, noises(24, side=64))
     else:
@@ -551,29 +548,29 @@ def test_training_sees_the_same_from_the_cache_and_from_the_files(
     def decode(row: int) -> np.ndarray:
         return area_average(fit_square(read_grey(index.image_path(row)), "pad"), 32)
 
-    def from_files(_: np.ndarray, *parts: np.ndarray, **__: object) -> list[Feed]:
+    def from_files(_: np.ndarray, *parts: np.ndarray, **__: object) -> list[BatchLoader]:
         def gather(rows: np.ndarray, positions: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(np.stack([decode(row) for row in rows[positions]])).unsqueeze(1)
 
         return [partial(map, partial(gather, rows)) for rows in parts]
 
-    def run(feeds: Callable[..., list[Feed]]) -> tuple[list[torch.Tensor], np.ndarray]:
+    def run(feeds: Callable[..., list[BatchLoader]]) -> tuple[list[torch.Tensor], np.ndarray]:
         batches: list[torch.Tensor] = []
 
-        def open_and_watch(*arguments: Any, **options: Any) -> list[Feed]:
-            def watched(inner: Feed, positions: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        def open_and_watch(*arguments: Any, **options: Any) -> list[BatchLoader]:
+            def watched(inner: BatchLoader, positions: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
                 for batch in inner(positions):
                     batches.append(batch.clone())
                     yield batch
 
             return [partial(watched, feed) for feed in feeds(*arguments, **options)]
 
-        monkeypatch.setattr("acuity.objectives.training.train.open_feeds", open_and_watch)
+        monkeypatch.setattr("acuity.objectives.training.train.open_loaders", open_and_watch)
         task = Hyperparameters("test_resnet", resolution=32, batch_size=4, learning_rate=1e-3, epochs=2)
         outcome = train(task, data, seed=7, device=torch.device("cpu"), report=lambda *_: False)
         return batches, outcome.scores
 
-    cached, decoded = run(open_feeds), run(from_files)
+    cached, decoded = run(open_loaders), run(from_files)
     assert len(cached[0]) == len(decoded[0]) >= 8
     assert all(torch.equal(*pair) for pair in zip(cached[0], decoded[0], strict=True))
     np.testing.assert_array_equal(cached[1], decoded[1])

@@ -1,4 +1,4 @@
-"""NIH's table as it really is, and what is said when it is not."""
+"""NIH's index is read in every published spelling, and faulty rows are refused by line."""
 
 import csv
 import gzip
@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.formats import read_content
-from acuity.objectives.index.image_index import ImageIndex, check_images_present, find_missing_images, read_index
+from acuity.objectives.index.image_index import read_index
+from acuity.objectives.index.missing_images import check_images_present, find_missing_images
+from support.index_files import read_lines, refusal
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -26,23 +28,8 @@ ROWS = (
 SECRETS = ("00000001", "00000002")
 
 
-def read(folder: Path, *lines: str, end: str = "\n") -> ImageIndex:
-    path = folder / "index.csv"
-    path.write_text(end.join(lines) + end, newline="")
-    return read_index(path, images=folder / "images")
-
-
-def refusal(folder: Path, *lines: str) -> str:
-    with pytest.raises(InputError) as caught:
-        read(folder, *lines)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert not any(secret in message for secret in SECRETS), "an error tells a file name"
-    return message
-
-
 def test_nih_rows_become_common_columns(tmp_path: Path) -> None:
-    index = read(tmp_path, HEADER, *ROWS)
+    index = read_lines(tmp_path, HEADER, *ROWS)
     assert index.labels == ("Cardiomegaly", "Emphysema", "Hernia")
     np.testing.assert_array_equal(index.targets, np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]], np.float32))
     assert index.targets.dtype == np.float32
@@ -53,7 +40,7 @@ def test_nih_rows_become_common_columns(tmp_path: Path) -> None:
     assert index.table["age"].tolist() == [58, 58, 81]
     assert index.table["sex"].tolist() == ["M", "M", "F"]
     np.testing.assert_array_equal(index.target("Hernia"), [0, 0, 1])
-    assert index.place(2) == "index line 4"
+    assert index.row_name(2) == "index line 4"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +83,8 @@ def test_nih_rows_become_common_columns(tmp_path: Path) -> None:
     ],
 )
 def test_every_spelling_of_the_file_reads_the_same(tmp_path: Path, lines: tuple[str, ...]) -> None:
-    reference = read(tmp_path, HEADER, *ROWS)
-    other = read(tmp_path, *lines)
+    reference = read_lines(tmp_path, HEADER, *ROWS)
+    other = read_lines(tmp_path, *lines)
     assert other.table.equals(reference.table)
     assert other.sha256 == reference.sha256
 
@@ -112,24 +99,24 @@ def test_windows_line_ends_blank_lines_and_gzip_keep_the_line_numbers(tmp_path: 
 def test_ages_of_the_first_release_and_impossible_ones(tmp_path: Path) -> None:
     ages = ("058Y", "006M", "414", "", "?")
     rows = [f"{i}.png,No Finding,0,{i},{age},M,PA,1,1,1,1" for i, age in enumerate(ages)]
-    index = read(tmp_path, HEADER, *rows)
+    index = read_lines(tmp_path, HEADER, *rows)
     np.testing.assert_array_equal(index.table["age"], [58, 0.5, np.nan, np.nan, np.nan])
 
 
 def test_columns_that_are_not_needed_may_be_absent(tmp_path: Path) -> None:
-    index = read(tmp_path, "Patient ID,Image Index,Finding Labels", "7,a/b.png,Mass", "8,a/c.png,")
+    index = read_lines(tmp_path, "Patient ID,Image Index,Finding Labels", "7,a/b.png,Mass", "8,a/c.png,")
     assert index.table["file"].tolist() == ["a/b.png", "a/c.png"]
     assert index.table["view"].tolist() == ["", ""]
     assert index.table["sex"].tolist() == ["", ""]
     assert index.table["age"].isna().all()
-    np.testing.assert_array_equal(index.target("Mass"), [1, np.nan])  # an empty cell says nothing
+    np.testing.assert_array_equal(index.target("Mass"), [1, np.nan])  # in an empty cell every label is unknown
 
 
-def test_hash_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+def test_hash_depends_on_the_content_and_not_on_the_folder(tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    index = read(tmp_path / "here", HEADER, *ROWS)
-    assert read(tmp_path / "there", HEADER, *ROWS).sha256 == index.sha256
+    index = read_lines(tmp_path / "here", HEADER, *ROWS)
+    assert read_lines(tmp_path / "there", HEADER, *ROWS).sha256 == index.sha256
     for changed in (
         (ROWS[1], ROWS[0], ROWS[2]),
         (*ROWS[:2], ROWS[2].replace("Hernia", "Emphysema")),
@@ -138,7 +125,7 @@ def test_hash_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
         (*ROWS[:2], ROWS[2].replace("_000", "_009")),
         (*ROWS[:2], ROWS[2].replace("Hernia", "")),
     ):
-        assert read(tmp_path / "there", HEADER, *changed).sha256 != index.sha256
+        assert read_lines(tmp_path / "there", HEADER, *changed).sha256 != index.sha256
 
 
 def test_missing_empty_or_unreadable_file(tmp_path: Path) -> None:
@@ -157,22 +144,22 @@ def test_missing_empty_or_unreadable_file(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(InputError, match=why):
             read_index(path, images=tmp_path)
-    assert "has a header but no rows" in refusal(tmp_path, HEADER)
+    assert "has a header but no rows" in refusal(tmp_path, HEADER, secrets=SECRETS)
 
 
 def test_missing_column_names_it_and_the_nearest(tmp_path: Path) -> None:
-    message = refusal(tmp_path, HEADER.replace("Finding Labels", "finding_labels"), *ROWS)
+    message = refusal(tmp_path, HEADER.replace("Finding Labels", "finding_labels"), *ROWS, secrets=SECRETS)
     assert 'no column "Finding Labels"' in message
     assert 'nearest there is "finding_labels"' in message
 
 
 def test_file_without_header_does_not_leak_its_first_row(tmp_path: Path) -> None:
-    assert "must be the header" in refusal(tmp_path, *ROWS)
-    assert "must be the header" in refusal(tmp_path, HEADER.replace(",", ";"), ROWS[0])
+    assert "must be the header" in refusal(tmp_path, *ROWS, secrets=SECRETS)
+    assert "must be the header" in refusal(tmp_path, HEADER.replace(",", ";"), ROWS[0], secrets=SECRETS)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (ROWS[0], "index line 5 names the same file as line 2; "),
         ("x.png,Mass,0,,58,M,PA,1,1,1,1", "index line 5 has no patient id; "),
@@ -186,21 +173,22 @@ def test_file_without_header_does_not_leak_its_first_row(tmp_path: Path) -> None
         ("x.png,Mass,Nodule,0,7,58,M,PA,1,1,1,1", "index line 5 has 12 fields and the header 11"),
     ],
 )
-def test_faulty_row_is_named_by_its_line(tmp_path: Path, row: str, told: str) -> None:
-    assert told in refusal(tmp_path, HEADER, *ROWS, row)
+def test_faulty_row_is_named_by_its_line(tmp_path: Path, row: str, message: str) -> None:
+    assert message in refusal(tmp_path, HEADER, *ROWS, row, secrets=SECRETS)
 
 
 def test_many_faulty_rows_are_counted(tmp_path: Path) -> None:
-    assert "index line 5 names the same file as line 2 (3 such lines in all)" in refusal(tmp_path, HEADER, *ROWS, *ROWS)
+    message = refusal(tmp_path, HEADER, *ROWS, *ROWS, secrets=SECRETS)
+    assert "index line 5 names the same file as line 2 (3 such lines in all)" in message
 
 
 def test_the_same_file_by_another_path_is_a_repeat(tmp_path: Path) -> None:
     rows = ("a/x.png,Mass,0,7,58,M,PA,1,1,1,1", "./a//x.png,Mass,0,7,58,M,PA,1,1,1,1")
-    assert "names the same file" in refusal(tmp_path, HEADER, *rows)
+    assert "names the same file" in refusal(tmp_path, HEADER, *rows, secrets=SECRETS)
 
 
 def test_unknown_label_names_the_nearest(tmp_path: Path) -> None:
-    index = read(tmp_path, HEADER, *ROWS)
+    index = read_lines(tmp_path, HEADER, *ROWS)
     with pytest.raises(InputError, match=r'"hernia" is not a label .* The nearest there is "Hernia"'):
         index.target("hernia")
     with pytest.raises(InputError, match="There are: Cardiomegaly, Emphysema, Hernia"):
@@ -208,7 +196,8 @@ def test_unknown_label_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_missing_images_are_counted_and_the_first_is_named_by_its_line(tmp_path: Path) -> None:
-    index = read(tmp_path, HEADER, *ROWS, "sub/x.png,Mass,0,7,58,M,PA,1,1,1,1", "no/x.png,Mass,0,7,58,M,PA,1,1,1,1")
+    rows = ("sub/x.png,Mass,0,7,58,M,PA,1,1,1,1", "no/x.png,Mass,0,7,58,M,PA,1,1,1,1")
+    index = read_lines(tmp_path, HEADER, *ROWS, *rows)
     with pytest.raises(InputError, match="no such folder"):
         find_missing_images(index)
     (tmp_path / "images" / "sub").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""CheXpert, PadChest and plain tables: detected, read as published, and refused with the line that is wrong."""
+"""CheXpert, PadChest and plain tables are detected and read as published; a faulty line is refused by its number."""
 
 import csv
 import gzip
@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import Reading
-from acuity.objectives.index.image_index import ImageIndex, check_images_present, read_index, take_rows
+from acuity.objectives.index.cells import LabelPolicy
+from acuity.objectives.index.image_index import read_index, take_rows
+from acuity.objectives.index.missing_images import check_images_present
+from support.index_files import read_lines, refusal
 
 CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Support Devices"
 CHEXPERT_ROWS = (
@@ -32,21 +34,8 @@ PADCHEST_ROWS = (
 )
 
 
-def read(folder: Path, *lines: str, reading: Reading | None = None) -> ImageIndex:
-    path = folder / "index.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return read_index(path, images=folder / "images", reading=reading)
-
-
-def refusal(folder: Path, *lines: str) -> str:
-    with pytest.raises(InputError) as caught:
-        read(folder, *lines)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def published(name: str) -> Path:
-    """A table as published, out of a package that ships it."""
+    """A published table, from a package that contains it."""
     package = find_spec("torchxrayvision")
     if package is None or package.origin is None:
         pytest.skip("needs the published tables in torchxrayvision (pip install '.[dev]')")
@@ -54,9 +43,9 @@ def published(name: str) -> Path:
 
 
 def test_chexpert_blank_and_uncertain_are_left_out_of_that_label_alone(tmp_path: Path) -> None:
-    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    index = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
     assert index.labels == ("Edema", "Support Devices")
-    # No finding says that Edema is absent, and nothing of support devices.
+    # No Finding means that Edema is absent. It does not cover support devices.
     np.testing.assert_array_equal(index.target("Edema"), [0, np.nan, 1, 0])
     np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, np.nan])
     assert index.table["no_finding"].tolist() == [True, False, False, False]
@@ -67,20 +56,20 @@ def test_chexpert_blank_and_uncertain_are_left_out_of_that_label_alone(tmp_path:
 
 
 @pytest.mark.parametrize(("uncertain", "means"), [("positive", 1), ("negative", 0), ("leave_out", np.nan)])
-def test_uncertain_cells_count_as_the_experiment_says(tmp_path: Path, uncertain: str, means: float) -> None:
-    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(uncertain=uncertain))
+def test_uncertain_cells_get_the_target_of_the_policy(tmp_path: Path, uncertain: str, means: float) -> None:
+    index = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS, policy=LabelPolicy(uncertain=uncertain))
     np.testing.assert_array_equal(index.target("Edema"), [0, means, 1, 0])
     np.testing.assert_array_equal(index.target("Support Devices"), [np.nan, np.nan, 0, means])
 
 
-def test_no_finding_says_nothing_of_a_cell_that_is_uncertain(tmp_path: Path) -> None:
-    index = read(tmp_path, CHEXPERT, CHEXPERT_ROWS[0].removesuffix(",,") + ",-1.0,", *CHEXPERT_ROWS[1:])
+def test_no_finding_does_not_change_an_uncertain_cell(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, CHEXPERT, CHEXPERT_ROWS[0].removesuffix(",,") + ",-1.0,", *CHEXPERT_ROWS[1:])
     assert index.table["no_finding"].iat[0]
     np.testing.assert_array_equal(index.target("Edema"), [np.nan, np.nan, 1, 0])
 
 
-def test_blank_cells_count_as_negatives_where_the_experiment_says_so(tmp_path: Path) -> None:
-    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(blank="negative"))
+def test_blank_cells_are_negative_with_that_policy(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS, policy=LabelPolicy(blank="negative"))
     np.testing.assert_array_equal(index.target("Support Devices"), [0, 0, 0, np.nan])
 
 
@@ -91,13 +80,13 @@ def test_chexpert_files_are_found_from_the_releases_folder_or_the_one_above(tmp_
         file = release / row.split(",")[0].removeprefix("CheXpert-v1.0-small/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    index = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
     check_images_present(index)
     assert index.image_path(0).is_file()
 
 
 def test_padchest_lists_become_labels(tmp_path: Path) -> None:
-    index = read(tmp_path, PADCHEST, *PADCHEST_ROWS)
+    index = read_lines(tmp_path, PADCHEST, *PADCHEST_ROWS)
     assert index.labels == ("cardiomegaly", "pleural effusion")
     unknown = [np.nan, np.nan]
     np.testing.assert_array_equal(index.targets, [[0, 0], [1, 1], unknown, unknown, [1, 0]])
@@ -106,8 +95,8 @@ def test_padchest_lists_become_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.table["age"], [84, 84, 84, np.nan, np.nan])
 
 
-def test_a_table_of_ones_own_keeps_what_is_known_of_an_image(tmp_path: Path) -> None:
-    index = read(
+def test_a_plain_table_keeps_site_age_sex_and_view(tmp_path: Path) -> None:
+    index = read_lines(
         tmp_path,
         "patient,file,site,age,sex,view,Mass,remark,Edema,never",
         "p1,a.png,Bonn,7,female,PA,1,seen twice,,",
@@ -154,7 +143,7 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ((CHEXPERT, CHEXPERT_ROWS[0], "train/nobody/x.jpg,Male,87,Frontal,PA,,,"), "index line 3 has no patient id"),
         ((CHEXPERT, "/data/patient1/x.jpg,Male,87,Frontal,PA,,,"), "index line 2 has an absolute path"),
@@ -184,8 +173,8 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
         (("a.png;p1;1", "b.png;p2;1"), "it must be the header"),
     ],
 )
-def test_faulty_tables_are_refused_with_line_and_rule(tmp_path: Path, lines: tuple[str, ...], told: str) -> None:
-    assert told in refusal(tmp_path, *lines)
+def test_faulty_tables_are_refused_with_line_and_rule(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
+    assert message in refusal(tmp_path, *lines)
 
 
 def test_bare_names_are_found_in_the_publishers_folders(tmp_path: Path) -> None:
@@ -193,27 +182,27 @@ def test_bare_names_are_found_in_the_publishers_folders(tmp_path: Path) -> None:
     for name, folder in (("1.png", "images_001/images"), ("2.png", "images_002/images")):
         (tmp_path / "images" / folder).mkdir(parents=True)
         (tmp_path / "images" / folder / name).touch()
-    index = read(tmp_path, *lines)
+    index = read_lines(tmp_path, *lines)
     check_images_present(index)
     assert index.table["file"].tolist() == ["images_001/images/1.png", "images_002/images/2.png"]
     flat = tmp_path / "flat"
     flat.mkdir()
-    assert read(flat, *lines).sha256 == index.sha256, "the hash depends on the folders"
+    assert read_lines(flat, *lines).sha256 == index.sha256, "the hash depends on the folders"
     (tmp_path / "images" / "thumbnails").mkdir()
     (tmp_path / "images" / "thumbnails" / "1.png").touch()
     with pytest.raises(InputError, match="an image of the same name in images_001/images and in thumbnails"):
-        read(tmp_path, *lines)
-    (tmp_path / "images" / "2.png").touch()  # the folder itself has images: what is missing there is missing
-    assert read(tmp_path, *lines).table["file"].tolist() == ["1.png", "2.png"]
+        read_lines(tmp_path, *lines)
+    (tmp_path / "images" / "2.png").touch()  # images in the folder itself: subfolders are not searched
+    assert read_lines(tmp_path, *lines).table["file"].tolist() == ["1.png", "2.png"]
 
 
 def test_rows_that_are_taken_keep_their_lines_and_have_their_own_hash(tmp_path: Path) -> None:
-    index = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
+    index = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS)
     some = take_rows(index, np.array([1, 3]))
-    assert some.place(1) == "index line 5"
+    assert some.row_name(1) == "index line 5"
     np.testing.assert_array_equal(some.targets, index.targets[[1, 3]])
     assert some.sha256 != index.sha256
-    alike = read(tmp_path, CHEXPERT, *CHEXPERT_ROWS, reading=Reading(uncertain="positive"))
+    alike = read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS, policy=LabelPolicy(uncertain="positive"))
     assert alike.files_sha256 == index.files_sha256, "the same files"
     assert alike.sha256 != index.sha256
 
@@ -221,7 +210,7 @@ def test_rows_that_are_taken_keep_their_lines_and_have_their_own_hash(tmp_path: 
 def test_published_chexpert_table_is_read_as_counted() -> None:
     path = published("chexpert_train.csv.gz")
     index = read_index(path, images=path.parent)
-    # Independently: what pandas sees in the same file.
+    # Independent count: pandas reads the same file.
     raw = pd.read_csv(path)
     assert len(index.table) == len(raw) == 223_414
     assert index.table["patient"].nunique() == 64_540
@@ -243,15 +232,15 @@ def test_published_padchest_table_is_read_as_counted() -> None:
     assert index.table["patient"].nunique() == 67_625
     assert len(index.labels) == 189
     assert not {"normal", "unchanged", "exclude", "suboptimal study", "", "nan"} & set(index.labels)
-    # Independently: quoted in the cell, with or without the space that some have in front.
+    # Independent count: the quoted name in the cell, with or without a leading space.
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         cells = [row["Labels"] for row in csv.DictReader(file)]
     for label in ("cardiomegaly", "COPD signs", "pleural effusion", "pneumonia"):
         named = sum(f"'{label}'" in cell or f"' {label}'" in cell for cell in cells)
         assert index.target(label).sum(where=np.isfinite(index.target(label))) == named
-    silent = {"", "unchanged", "exclude", "suboptimal study", "nan"}
+    ignored = {"", "unchanged", "exclude", "suboptimal study", "nan"}
     words = [{word.strip(" '") for word in cell.strip("[]").split(",")} for cell in cells]
-    assert np.isnan(index.targets).all(axis=1).sum() == sum(said <= silent for said in words)
+    assert np.isnan(index.targets).all(axis=1).sum() == sum(listed <= ignored for listed in words)
     assert index.table["age"].max() == 105
 
 

@@ -1,4 +1,4 @@
-"""A split that a publisher decided is taken as it is; only what it leaves open is cut, by patient."""
+"""A published split is used unchanged. Training and validation are divided by patient if it leaves them open."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.split.file import PARTS
 from acuity.objectives.split.published import TRAIN_VAL, published_parts
 from acuity.objectives.split.split import Split, read_or_make_split
+from support.index_files import read_lines
 
 
 def nih(folder: Path, patients: int = 50, images: int = 2) -> ImageIndex:
@@ -18,13 +19,7 @@ def nih(folder: Path, patients: int = 50, images: int = 2) -> ImageIndex:
         for patient in range(patients)
         for image in range(images)
     ]
-    return read(folder, "Image Index,Finding Labels,Patient ID", *lines)
-
-
-def read(folder: Path, *lines: str) -> ImageIndex:
-    path = folder / "index.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return read_index(path, images=folder)
+    return read_lines(folder, "Image Index,Finding Labels,Patient ID", *lines)
 
 
 def write_lists(folder: Path, index: ImageIndex, test: set[str]) -> dict[str, Path]:
@@ -40,7 +35,7 @@ def patients_in(index: ImageIndex, split: Split, part: str) -> set[str]:
     return set(index.table["patient"].iloc[split.rows(part)])
 
 
-def test_lists_decide_the_test_patients_and_validation_is_cut_from_the_others(tmp_path: Path) -> None:
+def test_lists_decide_the_test_patients_and_validation_is_drawn_from_the_others(tmp_path: Path) -> None:
     index = nih(tmp_path)
     test = {str(patient) for patient in range(7)}
     lists = write_lists(tmp_path, index, test)
@@ -52,7 +47,7 @@ def test_lists_decide_the_test_patients_and_validation_is_cut_from_the_others(tm
     assert abs(counts[1] - 43 * 0.2) <= 2
     again = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
     assert again.sha256 == split.sha256
-    for name in lists:  # what one list does not name is in the other
+    for name in lists:  # images that one list does not name are in the other
         assert published_parts(index, **{name: lists[name]}) == published
 
 
@@ -76,9 +71,9 @@ def test_lists_match_images_that_were_converted_and_moved(tmp_path: Path) -> Non
     assert published_parts(moved, **lists) == published_parts(index, **lists)
 
 
-def test_lists_tell_names_with_dots_of_their_own_apart(tmp_path: Path) -> None:
+def test_lists_distinguish_names_with_dots(tmp_path: Path) -> None:
     lines = [f"1.2.826.0.{i}.DCM,{'Mass' if i % 2 else 'No Finding'},{i}" for i in range(40)]
-    index = read(tmp_path, "Image Index,Finding Labels,Patient ID", *lines)
+    index = read_lines(tmp_path, "Image Index,Finding Labels,Patient ID", *lines)
     test_list = tmp_path / "test_list.txt"
     for ending in ("", ".dcm", ".dicom.gz", ".dcm.png", ".JPEG"):  # as published, packed, converted
         test_list.write_text("\n".join(f"series/1.2.826.0.{i}{ending}" for i in (3, 4)))
@@ -86,7 +81,7 @@ def test_lists_tell_names_with_dots_of_their_own_apart(tmp_path: Path) -> None:
         assert {patient for patient, part in parts.items() if part == "test"} == {"3", "4"}
 
 
-def test_a_split_made_otherwise_moves_nobody(tmp_path: Path) -> None:
+def test_an_existing_split_with_other_parts_is_refused_and_kept(tmp_path: Path) -> None:
     index = nih(tmp_path)
     path = tmp_path / "split.csv"
     read_or_make_split(index, path=path)
@@ -114,7 +109,7 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names no test image of the index"):
         published_parts(index, test_list=test_list)
     test_list.write_text("\n")
-    with pytest.raises(InputError, match="is empty; a list has one image name a line"):
+    with pytest.raises(InputError, match="is empty; a list has one image name per line"):
         published_parts(index, test_list=test_list)
     with pytest.raises(InputError, match="cannot be read"):
         published_parts(index, test_list=tmp_path / "none.txt")
@@ -123,17 +118,17 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 COLUMN = ("file,patient,Mass,split", "a.png,p1,1,train", "b.png,p2,0,Valid", "c.png,p3,1,test", "d.png,p1,0,training")
 
 
-def test_a_split_column_is_taken_as_it_is(tmp_path: Path) -> None:
-    index = read(tmp_path, *COLUMN)
+def test_a_split_column_is_used_unchanged(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, *COLUMN)
     published = published_parts(index)
     assert published == {"p1": "training", "p2": "validation", "p3": "test"}
     split = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
     np.testing.assert_array_equal(split.part, [0, 1, 2, 0])
 
 
-def test_a_column_without_validation_leaves_it_to_be_cut_from_training(tmp_path: Path) -> None:
+def test_validation_is_drawn_from_training_if_the_column_has_none(tmp_path: Path) -> None:
     lines = [f"{i}.png,p{i},{i % 2},{'test' if i < 10 else 'train'}" for i in range(60)]
-    index = read(tmp_path, "file,patient,Mass,split", *lines)
+    index = read_lines(tmp_path, "file,patient,Mass,split", *lines)
     published = published_parts(index)
     assert set(published.values()) == {"test", TRAIN_VAL}
     split = read_or_make_split(index, path=tmp_path / "split.csv", published=published)
@@ -142,26 +137,26 @@ def test_a_column_without_validation_leaves_it_to_be_cut_from_training(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("e.png,p2,0,test", "index line 3 is in validation and index line 6, of the same patient, in test"),
         ("e.png,p9,0,exam", "index line 6 has another word than training, validation, test or train_val"),
         ("e.png,p9,0,", "index line 6 has another word than training"),
     ],
 )
-def test_a_column_that_contradicts_itself_is_refused(tmp_path: Path, row: str, told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
-        published_parts(read(tmp_path, *COLUMN, row))
-    assert "p2" not in str(caught.value), "an error tells a patient"
+def test_a_column_that_contradicts_itself_is_refused(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        published_parts(read_lines(tmp_path, *COLUMN, row))
+    assert "p2" not in str(caught.value), "the message names a patient"
 
 
 def test_a_column_without_test_images_or_beside_lists_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names no test image"):
-        published_parts(read(tmp_path, *COLUMN[:3]))
+        published_parts(read_lines(tmp_path, *COLUMN[:3]))
     with pytest.raises(InputError, match=r"has a split column, and .* lists as well"):
-        published_parts(read(tmp_path, *COLUMN), test_list=tmp_path / "test_list.txt")
+        published_parts(read_lines(tmp_path, *COLUMN), test_list=tmp_path / "test_list.txt")
 
 
 def test_an_index_without_parts_has_none_published(tmp_path: Path) -> None:
     assert published_parts(nih(tmp_path)) == {}
-    assert published_parts(read(tmp_path, "file,patient,Mass,split", "a.png,p1,1,")) == {}
+    assert published_parts(read_lines(tmp_path, "file,patient,Mass,split", "a.png,p1,1,")) == {}

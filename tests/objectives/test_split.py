@@ -1,4 +1,4 @@
-"""Patients are shared out once: nobody in two parts, every label near its share, nobody moves afterwards."""
+"""Each patient is in one part and keeps it; each part has about its share of every label."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ def write_index(folder: Path, rows: Rows, name: str = "index.csv") -> ImageIndex
 
 
 def random_rows(seed: int, patients: int) -> Rows:
-    """A set like NIH's: few patients with many images, findings that come together and with the many."""
+    """An image set like NIH's: few patients have many images, and findings are correlated."""
     random = np.random.default_rng(seed)
     rows = []
     for patient in range(patients):
@@ -73,7 +73,7 @@ def test_patients_and_images_of_every_label_are_near_their_shares(tmp_path: Path
             assert abs(of_images - fraction) < 0.04
 
 
-def test_no_part_gets_the_patients_with_many_images(tmp_path: Path) -> None:
+def test_patients_with_many_images_are_spread_over_the_parts(tmp_path: Path) -> None:
     index = write_index(tmp_path, random_rows(5, 3000))
     split = read_or_make_split(index, path=tmp_path / "split.csv")
     images = index.table["patient"].value_counts()
@@ -113,14 +113,14 @@ def test_no_patient_is_in_two_parts_and_every_image_is_in_one(
         st.tuples(st.integers(0, 60).map(str), st.sampled_from(["", "Mass", "Hernia", "Hernia|Mass"])), max_size=60
     ),
 )
-def test_labels_and_patients_added_later_move_nobody(
+def test_labels_and_patients_that_are_added_later_move_no_patient(
     tmp_path_factory: pytest.TempPathFactory, first: Rows, later: Rows
 ) -> None:
     folder = tmp_path_factory.mktemp("split")
     path = folder / "split.csv"
     before = write_index(folder, first)
     old = read_or_make_split(before, path=path)
-    # The old images with a label that was not there before, new images of old patients, and new patients.
+    # The old images with a new label, new images of old patients, and new patients.
     relabelled = [(patient, "Fibrosis" if i % 2 else findings) for i, (patient, findings) in enumerate(first)]
     after = write_index(folder, later + relabelled)
     new = read_or_make_split(after, path=path, seed=9, fractions=(0.2, 0.2, 0.6))
@@ -128,11 +128,11 @@ def test_labels_and_patients_added_later_move_nobody(
     assert all(moved[patient] == parts for patient, parts in parts_by_patient(before, old.part).items())
     assert all(len(parts) == 1 for parts in moved.values())
     again = read_or_make_split(before, path=path)
-    assert again.sha256 == old.sha256, "more patients in the file change the hash of those that are asked for"
+    assert again.sha256 == old.sha256, "the hash depends on other patients of the file"
     np.testing.assert_array_equal(again.part, old.part)
 
 
-def test_appended_patients_bring_the_shares_back(tmp_path: Path) -> None:
+def test_appended_patients_restore_the_shares(tmp_path: Path) -> None:
     rows = random_rows(2, 600)
     path = tmp_path / "split.csv"
     read_or_make_split(write_index(tmp_path, [row for row in rows if row[0] < "00300"]), path=path)
@@ -167,7 +167,7 @@ def test_subset_of_the_patients_is_read_from_the_same_file(tmp_path: Path) -> No
     assert all(in_all[patient] == parts for patient, parts in parts_by_patient(fewer, split.part).items())
 
 
-def test_file_says_what_it_is_and_holds_each_patient_once(tmp_path: Path) -> None:
+def test_file_has_a_title_and_each_patient_once(tmp_path: Path) -> None:
     index = write_index(tmp_path, [("a, b", "Mass"), ('q"q', ""), ("a, b", "")])
     path = tmp_path / "deep" / "er" / "split.csv"
     split = read_or_make_split(index, path=path, seed=4)
@@ -180,7 +180,7 @@ def test_file_says_what_it_is_and_holds_each_patient_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda _: "", "is not a split"),
         (lambda _: "patient,part\n1,training\n", "is not a split"),
@@ -192,15 +192,15 @@ def test_file_says_what_it_is_and_holds_each_patient_once(tmp_path: Path) -> Non
         (lambda text: text + text.splitlines()[2] + "\n", "line 53 must be a patient not named before"),
     ],
 )
-def test_damaged_or_foreign_file_is_refused(tmp_path: Path, damage: Callable[[str], str], told: str) -> None:
+def test_damaged_or_foreign_file_is_refused(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
     index = write_index(tmp_path, random_rows(0, 50))
     path = tmp_path / "split.csv"
     read_or_make_split(index, path=path)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_or_make_split(index, path=path)
     assert "\n" not in str(caught.value)
-    assert "00000" not in str(caught.value), "an error tells a patient"
+    assert "00000" not in str(caught.value), "the message names a patient"
 
 
 def test_line_ends_changed_by_version_control_are_no_damage(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_line_ends_changed_by_version_control_are_no_damage(tmp_path: Path) -> N
     assert read_or_make_split(index, path=path).sha256 == split.sha256
 
 
-def test_folder_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_refused_with_the_option_to_change(tmp_path: Path) -> None:
     index = write_index(tmp_path, random_rows(0, 20))
     for path in (
         Path("/proc/split.csv"),
@@ -229,19 +229,19 @@ def test_written_split_needs_no_writing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise AssertionError("took the lock of a file that holds every patient")
 
-    monkeypatch.setattr("acuity.objectives.split.split.sole_writer", refuse)
+    monkeypatch.setattr("acuity.objectives.split.split.write_lock", refuse)
     assert read_or_make_split(index, path=path).sha256 == split.sha256
 
 
 def test_workers_that_start_together_make_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = write_index(tmp_path, random_rows(0, 100))
 
-    def assign_slowly(*arguments: Any) -> dict[str, int]:
-        time.sleep(0.1)  # long enough for the others to come to the lock
-        return assign(*arguments)
+    def assign_slowly(*arguments: Any, **options: Any) -> dict[str, int]:
+        time.sleep(0.1)  # long enough for the others to reach the lock
+        return assign(*arguments, **options)
 
-    assign = split_module._assign_new_patients
-    monkeypatch.setattr(split_module, "_assign_new_patients", assign_slowly)
+    assign = split_module.assign_new_patients
+    monkeypatch.setattr(split_module, "assign_new_patients", assign_slowly)
     with ThreadPoolExecutor(4) as pool:
         splits = pool.map(lambda seed: read_or_make_split(index, path=tmp_path / "split.csv", seed=seed), range(4))
     assert len({split.sha256 for split in splits}) == 1
@@ -256,12 +256,12 @@ def test_label_with_too_few_patients_is_refused_with_the_counts(tmp_path: Path) 
         InputError, match="label Hernia: patients with a positive image: 5 in training, 1 in validation, 2 in test"
     ):
         check_label(index, split, "Hernia")
-    check_label(index, split, "Hernia", least_patients=1)
+    check_label(index, split, "Hernia", min_patients=1)
     with pytest.raises(InputError, match="is not a label"):
         check_label(index, split, "Hernias")
 
 
-def test_label_that_everybody_has_is_refused(tmp_path: Path) -> None:
+def test_label_that_every_patient_has_is_refused(tmp_path: Path) -> None:
     index = write_index(tmp_path, [(str(patient), "Mass") for patient in range(100)])
     split = read_or_make_split(index, path=tmp_path / "split.csv")
     with pytest.raises(InputError, match="patients with a negative image: 0 in training, 0 in validation, 0 in test"):
@@ -273,7 +273,7 @@ def test_many_images_of_one_patient_count_once(tmp_path: Path) -> None:
     index = write_index(tmp_path, rows)
     split = read_or_make_split(index, path=tmp_path / "split.csv")
     with pytest.raises(InputError, match="label Hernia"):
-        check_label(index, split, "Hernia", least_patients=2)
+        check_label(index, split, "Hernia", min_patients=2)
 
 
 def test_full_nih_set_keeps_its_shares(tmp_path: Path) -> None:
