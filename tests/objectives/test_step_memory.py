@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acuity.objectives.device import device as device_sharing
-from acuity.objectives.device.device import GIB, memory_budget
+from acuity.objectives.device.device import GIB, _cpu_memory_bytes, memory_budget
 from acuity.objectives.device.memory import MIB, is_out_of_memory
 from acuity.objectives.errors import InputError
 from acuity.objectives.training.network import make_network
@@ -126,21 +125,21 @@ def write(path, text):
 
 def test_memory_limits_of_both_control_group_versions_apply(tmp_path):
     write(tmp_path / "proc/self/cgroup", "9:name=systemd:/\n4:memory:/docker/abc\n0::/slice/job\n")
-    machine = device_sharing._cpu_memory_bytes(tmp_path)
+    machine = _cpu_memory_bytes(tmp_path)
     assert machine > 0
 
     write(tmp_path / "sys/fs/cgroup/slice/job/memory.max", "max\n")
     write(tmp_path / "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "9223372036854771712\n")  # v1's no limit
-    assert device_sharing._cpu_memory_bytes(tmp_path) == machine
+    assert _cpu_memory_bytes(tmp_path) == machine
 
     write(tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes", "300000000\n")  # as a v1 container sees it
-    assert device_sharing._cpu_memory_bytes(tmp_path) == 300_000_000
+    assert _cpu_memory_bytes(tmp_path) == 300_000_000
     write(tmp_path / "sys/fs/cgroup/slice/memory.max", "200000000\n")  # the limit of an outer group applies too
-    assert device_sharing._cpu_memory_bytes(tmp_path) == 200_000_000
+    assert _cpu_memory_bytes(tmp_path) == 200_000_000
 
 
 def test_workers_share_the_machine_and_each_has_a_reserve(monkeypatch):
-    monkeypatch.setattr(device_sharing, "_cpu_memory_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr("acuity.objectives.device.device._cpu_memory_bytes", lambda: 10 * GIB)
     device = torch.device("cpu")
     assert memory_budget(device, workers=2) == 3 * GIB
     assert memory_budget(device, workers=2, memory_gib=0.5) == GIB // 2

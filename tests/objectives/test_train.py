@@ -11,9 +11,8 @@ import torch
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
-from acuity.objectives.training import train as train_module
 from acuity.objectives.training.interface import Diverged, Hyperparameters, Interrupted, LabelledImages
-from acuity.objectives.training.learner import make_learner
+from acuity.objectives.training.learner import make_learner, train_batches
 from acuity.objectives.training.train import train
 from support.threads import one_thread
 
@@ -229,13 +228,12 @@ def test_rows_outside_training_and_validation_have_no_effect(uninterrupted):
 @pytest.fixture
 def watched_batches(monkeypatch):
     calls = []
-    real = train_module.train_batches
 
     def watch(learner, loader, **options):
         calls.append(options)
-        return real(learner, loader, **options)
+        return train_batches(learner, loader, **options)
 
-    monkeypatch.setattr(train_module, "train_batches", watch)
+    monkeypatch.setattr("acuity.objectives.training.train.train_batches", watch)
     return calls
 
 
