@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from acuity.study.cli.options import command, device_option, is_verbose, named_storage, open_database
+from acuity.study.config.template import PRESETS
 
 
 @command("acuity demo")
@@ -29,7 +30,7 @@ def demo(folder: Path, workers: int | None) -> None:
 
 @command("acuity new nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--preset", type=click.Choice(["sabottke2020"]), help="A published study instead of the template.")
+@click.option("--preset", type=click.Choice(PRESETS), help="A published study instead of the template.")
 def new(file: Path, preset: str | None) -> None:
     """Write a commented experiment file to start from."""
     from acuity.study.config.template import write_template
@@ -164,7 +165,7 @@ def launch(
 def worker(name: str, data: Path | None, device: str, workers: int, threads: int | None) -> None:
     """Run one worker of an experiment that was launched before, on this host or another.
 
-    After SIGTERM or Ctrl-C the worker returns its trial and exits with status 0. Status 75: the database is away.
+    After SIGTERM or Ctrl-C the worker releases its trial and exits with status 0. Status 75: the database is away.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker sets its handler, after seconds of imports
     from acuity.objectives.device.allocator import return_large_blocks
@@ -192,7 +193,7 @@ def worker(name: str, data: Path | None, device: str, workers: int, threads: int
 @command("acuity stop nih")
 @click.argument("name")
 def stop(name: str) -> None:
-    """Stop the launches of an experiment on this host and cancel its Slurm jobs. The workers return their trials."""
+    """Stop the launches of an experiment on this host and cancel its Slurm jobs. The workers release their trials."""
     from acuity.study.fleet.stop import stop_experiment
 
     stopped = stop_experiment(name, storage_url=named_storage() or os.environ.get("ACUITY_STORAGE"))

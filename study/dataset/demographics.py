@@ -28,7 +28,7 @@ class PartDemographics:
     ages: tuple[float, float, float] | None
     """Median, lower and upper quartile of the age in years at a patient's first image. None where no age is known."""
     female: float | None
-    """Share of women among the patients of known sex. None where no sex is known."""
+    """Share of female patients among those of known sex. None where no sex is known."""
     views: dict[str, float]
     """Share of the images by view position, the most frequent first."""
 

@@ -122,8 +122,9 @@ def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> Labe
     patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
 
     def known_rows(part: str) -> NDArray[np.int64]:
-        rows: NDArray[np.int64] = image_set.split.rows(part)
-        return rows[known[rows]]
+        rows = image_set.split.rows(part)
+        labelled: NDArray[np.int64] = rows[known[rows]]
+        return labelled
 
     return LabelledImages(
         images=image_set.cache.open(resolution),

@@ -17,7 +17,17 @@ from acuity.study.units import format_duration
 
 _LINE_EVERY_S = 10.0
 _READING_SHARE = 0.1
-"""The share of time that reading the progress may take: 0.1 s per look at 100,000 trials."""
+"""The share of time that reading the progress may take. One look at 100,000 trials takes 0.1 s."""
+
+
+@contextmanager
+def live_progress(database: Database, console: Console, *, images: int | None = None) -> Iterator["LiveProgress"]:
+    """Show the progress during the block. images: images per epoch, for the speed of a trial. None where unknown."""
+    if not console.is_terminal:
+        yield LiveProgress(database, console, None, images=images)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield LiveProgress(database, console, live, images=images)
 
 
 class LiveProgress:
@@ -25,7 +35,7 @@ class LiveProgress:
 
     def __init__(self, database: Database, console: Console, live: Live | None, *, images: int | None) -> None:
         self._database, self._console, self._live, self._images = database, console, live, images
-        self._time_left, self._clock = TimeLeft(), EpochRates()
+        self._time_left, self._epoch_rates = _TimeLeft(), EpochRates()
         self._next_look = 0.0
         self._shown = Group()
 
@@ -67,14 +77,14 @@ class LiveProgress:
 
     def _images_per_second(self, status: ExperimentStatus) -> dict[tuple[str, int], float] | None:
         """Speed by label and trial number. A trial without a known speed is absent."""
-        speeds = {(trial.label, trial.number): self._clock.epochs_per_second(trial) for trial in status.running}
+        rates = {(trial.label, trial.number): self._epoch_rates.epochs_per_second(trial) for trial in status.running}
         if not self._images:
             return None
-        return {trial: self._images * speed for trial, speed in speeds.items() if speed}
+        return {trial: self._images * rate for trial, rate in rates.items() if rate}
 
 
 @dataclass
-class TimeLeft:
+class _TimeLeft:
     """Estimates the time left from the trials that finished since the first call of `estimate`."""
 
     began: float = 0.0
@@ -89,16 +99,6 @@ class TimeLeft:
         if since < 2:
             return "estimating"
         return f"about {format_duration(remaining * (time.monotonic() - self.began) / since)}"
-
-
-@contextmanager
-def live_progress(database: Database, console: Console, *, images: int | None = None) -> Iterator[LiveProgress]:
-    """Show the progress during the block. images: images per epoch, for the speed of a trial. None where unknown."""
-    if not console.is_terminal:
-        yield LiveProgress(database, console, None, images=images)
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        yield LiveProgress(database, console, live, images=images)
 
 
 def _activity(status: ExperimentStatus, *, workers: int | None, time_left: str) -> str:

@@ -12,7 +12,7 @@ from acuity.study.results.status import ConfirmationProgress, ExperimentStatus, 
 from acuity.study.units import format_duration
 
 _MAX_ROWS = 24
-"""RunningTrial trials that the table shows."""
+"""Running trials that the table shows."""
 
 
 def progress_table(
@@ -42,6 +42,17 @@ def progress_table(
     return Group(*parts)
 
 
+def progress_line(status: ExperimentStatus) -> str:
+    """The progress in one line, for a log."""
+    parts = [
+        f"{entry.label} {entry.finished}/{status.experiment.search.trials}"
+        + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
+        for entry in status.progress
+    ]
+    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in status.confirmation]
+    return "; ".join(parts)
+
+
 def _retraining_table(retraining: Sequence[ConfirmationProgress]) -> Table:
     table = plain_table("confirmation", "", "retrained", "running", text=("",))
     for entry in retraining:
@@ -57,15 +68,14 @@ def _retraining_table(retraining: Sequence[ConfirmationProgress]) -> Table:
 def _running_table(
     running: Sequence[RunningTrial], *, epochs: int, images_per_second: Mapping[tuple[str, int], float] | None
 ) -> Table:
-    speed_heading = ["images/s"] if images_per_second is not None else []
+    speed_heading = [] if images_per_second is None else ["images/s"]
     table = plain_table(
         "trial", "px", "architecture", "epoch", "AUC", *speed_heading, "device", "last heartbeat",
         text=("architecture", "device"),
     )  # fmt: skip
     for trial in running[:_MAX_ROWS]:
-        speed = (
-            [] if images_per_second is None else [_number(images_per_second.get((trial.label, trial.number)), ",.0f")]
-        )
+        key = (trial.label, trial.number)
+        speed = [] if images_per_second is None else [_number(images_per_second.get(key), ",.0f")]
         table.add_row(
             Text(f"{trial.label} {trial.number}"),
             _number(trial.resolution, "d"),
@@ -83,14 +93,3 @@ def _running_table(
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def progress_line(status: ExperimentStatus) -> str:
-    """The progress in one line, for a log."""
-    parts = [
-        f"{entry.label} {entry.finished}/{status.experiment.search.trials}"
-        + (f" AUC {entry.best_auc:.3f}" if entry.best_auc is not None else "")
-        for entry in status.progress
-    ]
-    parts += [f"{entry.label} retrained {entry.complete}/{entry.planned}" for entry in status.confirmation]
-    return "; ".join(parts)
