@@ -1,6 +1,6 @@
 """Health check of a container: exit status 0 while the dashboard answers, or any other command can reach its Postgres.
 
-A worker continues to train during an outage of Postgres. If a worker is unhealthy, check Postgres. Do not restart workers.
+A worker continues to train during an outage of Postgres. If it is unhealthy, check Postgres. Do not restart the worker.
 """
 
 import http.client

@@ -1,8 +1,8 @@
 """Test docker/ without Docker: build the image with buildah and run the services of compose.yaml to the last trial.
 
 Where Slurm is installed, two Slurm jobs and a container then finish another experiment together. debootstrap makes the
-base image from this host's package mirror. Containers, Postgres, dashboard and Slurm run in a separate network namespace,
-use no port of the host, and end with this process. Needs root, buildah and debootstrap.
+base image from this host's package mirror. Containers, Postgres, dashboard and Slurm run in a separate network
+namespace, use no port of the host, and end with this process. Needs root, buildah and debootstrap.
 
     .venv/bin/python docker/rehearsal/rehearse.py                      # everything is removed at the end
     .venv/bin/python docker/rehearsal/rehearse.py --folder /tmp/kept   # images are kept; the next run is quicker

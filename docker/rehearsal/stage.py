@@ -35,7 +35,7 @@ def set_stage(stage: Path, *, user: int) -> list[str]:
 
 @contextmanager
 def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], Any]]:
-    """Run the Postgres 18 of the wheel in place of postgres:18; yields a function that returns a query's first value."""
+    """Run the wheel's Postgres 18 in place of postgres:18; yields a function that returns a query's first value."""
     account, data = server_account(), folder / "stage" / "postgres"
     for parent in (folder, folder / "stage"):
         parent.chmod(0o711)
@@ -84,7 +84,7 @@ def finished_trials(ask: Callable[[str], Any], labels: Sequence[str]) -> list[in
 
 
 def expect_no_password(engine: Engine, passwords: list[str], starting: list[subprocess.Popen[bytes]]) -> None:
-    """Check that no process list, environment or log has a password. starting: processes to watch during their start."""
+    """Check that no command line, environment or log has a password. starting: processes to watch as they start."""
     deadline = time.monotonic() + (15 if starting else 0)
     while True:
         seen = [engine.log.read_text(errors="replace")]

@@ -1,4 +1,4 @@
-"""WSGI middleware of the dashboard: the password, the requests that are answered, and the security headers."""
+"""WSGI middleware that protects the dashboard: password, permitted requests and security headers."""
 
 import base64
 import binascii
@@ -17,36 +17,35 @@ _ALWAYS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
 _POLICY = "Content-Security-Policy"
 _NO_FOREIGN_FRAMES = "frame-ancestors 'self'"
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 def guard(app: Wsgi, *, writable: bool, password: str | None) -> Wsgi:
-    """Wrap optuna-dashboard, which has no access control, in every check below."""
+    """Wrap optuna-dashboard, which has no access control. writable: permit changes from its own pages."""
     app = own_pages_only(app) if writable else read_only(app)
     app = ask_password(app, password) if password else loopback_names_only(app)
     return safe_headers(app)
 
 
 def ask_password(app: Wsgi, password: str) -> Wsgi:
-    """Pass on requests that carry the user and this password (HTTP basic)."""
+    """Accept only requests with the user and this password (HTTP basic authentication)."""
     expected = _digest(f"{USER}:{password}".encode())
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        # Digests have one length, so the time of the comparison reveals nothing about the password's length.
+        # Digests have a fixed length, so the time of the comparison does not reveal the password's length.
         if hmac.compare_digest(_digest(_credentials(environ.get("HTTP_AUTHORIZATION", ""))), expected):
             return app(environ, start_response)
         challenge = f'Basic realm="Acuity dashboard (user {USER})", charset="UTF-8"'
-        reason = f"This dashboard asks for its password; the user is {USER}."
+        reason = f"This dashboard needs a password; the user is {USER}."
         return _refuse(start_response, "401 Unauthorized", reason, ("WWW-Authenticate", challenge))
 
     return guarded
 
 
 def read_only(app: Wsgi) -> Wsgi:
-    """Pass on requests that change nothing: optuna-dashboard itself lets every visitor delete a study."""
+    """Accept only requests that change nothing: optuna-dashboard lets every visitor delete a study."""
     return _only(
         app,
         lambda environ: environ["REQUEST_METHOD"] in _READING,
@@ -55,14 +54,14 @@ def read_only(app: Wsgi) -> Wsgi:
 
 
 def own_pages_only(app: Wsgi) -> Wsgi:
-    """Refuse changes that another site's page requests: the browser sends this dashboard's password with them.
+    """Refuse changes that another site's page requests: the browser adds this dashboard's password to them.
 
-    Programs other than browsers send neither header, and pass.
+    Programs other than browsers send neither header and are accepted.
     """
     return _only(
         app,
         lambda environ: environ["REQUEST_METHOD"] in _READING or _is_from_own_page(environ),
-        "Another site's page asked for this change. Behind a proxy, pass the Host header on as the browser sent it.",
+        "Another site's page requested this change. Behind a proxy, forward the browser's Host header unchanged.",
     )
 
 
@@ -71,12 +70,12 @@ def loopback_names_only(app: Wsgi) -> Wsgi:
     return _only(
         app,
         lambda environ: _host_and_port(f"//{environ.get('HTTP_HOST', 'localhost')}")[0] in _LOOPBACK_NAMES,
-        "This dashboard answers to localhost and 127.0.0.1 alone. With ACUITY_DASHBOARD_PASSWORD set, to every name.",
+        "This dashboard accepts only the names localhost and 127.0.0.1. Set ACUITY_DASHBOARD_PASSWORD for other names.",
     )
 
 
 def safe_headers(app: Wsgi) -> Wsgi:
-    """Add security headers to every response; an artifact is sent as a download, never as a page."""
+    """Add security headers to every response. An artifact is sent as a download, never as a page."""
 
     def answered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         is_artifact = environ.get("PATH_INFO", "").lstrip("/").startswith("artifacts/")
@@ -103,7 +102,7 @@ def _refuse(start_response: Callable[..., Any], status: str, reason: str, *heade
 
 
 def _credentials(header: str) -> bytes:
-    """`user:password` of a basic Authorization header, b"" of any other."""
+    """`user:password` of a basic Authorization header; b"" for any other header."""
     scheme, _, encoded = header.partition(" ")
     if scheme.lower() != "basic":
         return b""
@@ -126,7 +125,7 @@ def _is_from_own_page(environ: dict[str, Any]) -> bool:
 
 
 def _host_and_port(address: str) -> tuple[str | None, int | None]:
-    """Host and port of an origin, or of `//` and a Host header; a scheme's default port counts as none."""
+    """Host and port of an origin, or of `//` and a Host header. A default port (80, 443) is returned as None."""
     try:
         parts = urlsplit(address)
         port = parts.port
@@ -136,6 +135,7 @@ def _host_and_port(address: str) -> tuple[str | None, int | None]:
 
 
 def _completed(headers: list[tuple[str, str]], *, is_artifact: bool) -> list[tuple[str, str]]:
+    """The response headers with the security headers added."""
     given = {name.title(): value for name, value in headers}
     policies = [given[_POLICY]] if _POLICY in given else []
     added = _ALWAYS | {_POLICY: ";".join([*policies, _NO_FOREIGN_FRAMES])}

@@ -1,4 +1,4 @@
-"""A label's plots for optuna-dashboard: AUC against resolution, against training cost, and against batch size."""
+"""Plots of a label for optuna-dashboard: AUC against resolution, training time and batch size."""
 
 from html import escape
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from acuity.study.colours import BLUE, GREY, ORANGE, SERIES
-from acuity.study.results.answer import AtResolution, LabelAnswer
+from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
 from acuity.study.results.summary import SearchSummary
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
@@ -14,7 +14,7 @@ _DASHES = ("solid", "dash", "dashdot", "dot", "longdashdot")
 
 
 def dashboard_plots(entry: LabelAnswer, summary: SearchSummary) -> dict[str, go.Figure]:
-    """The plots by their names in the dashboard; a new plot replaces the one of the same name."""
+    """The plots, by their names in the dashboard. A new plot replaces the plot of the same name."""
     return {
         "auc-by-resolution": _by_resolution(entry),
         "auc-by-training-time": _by_cost(entry.label, summary),
@@ -41,7 +41,7 @@ def _by_resolution(entry: LabelAnswer) -> go.Figure:
     return figure
 
 
-def _with_intervals(points: list[AtResolution], words: str, *, colour: str, symbol: str, dash: str) -> go.Scatter:
+def _with_intervals(points: list[ResolutionAnswer], words: str, *, colour: str, symbol: str, dash: str) -> go.Scatter:
     aucs = [at.auc or 0.0 for at in points]
     return go.Scatter(
         x=[at.resolution for at in points],
@@ -109,7 +109,7 @@ def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
 
 
 def _figure(label: str, title: str, x: str) -> go.Figure:
-    """An empty figure with a title in two lines, which fits the width of a phone."""
+    """An empty figure. The title has two lines, which fit the width of a phone."""
     figure = go.Figure()
     figure.update_layout(
         template="none",  # Plotly's default template adds 7 KB to every figure
@@ -123,5 +123,5 @@ def _figure(label: str, title: str, x: str) -> go.Figure:
 
 
 def _numbers(values: Any) -> list[float]:
-    """A list of rounded values: it keeps a figure at a few kilobytes, and every version of the page reads it."""
+    """A list of rounded values, which keeps a figure at a few kilobytes and is readable by every dashboard version."""
     return [round(float(each), 5) for each in values]

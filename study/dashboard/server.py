@@ -1,6 +1,6 @@
-"""`acuity dashboard`: optuna-dashboard on the experiment's storage, read-only and on this host unless asked otherwise.
+"""`acuity dashboard`: serve optuna-dashboard on the storage, by default read-only and for this host.
 
-With --host it listens for other hosts, and then it requires a password.
+With --host it also serves other hosts and requires a password.
 """
 
 import ipaddress
@@ -19,15 +19,15 @@ from acuity.study.errors import UsageError
 
 _VARIABLE = "ACUITY_DASHBOARD_PASSWORD"
 _SHORTEST_PASSWORD = 20
-"""Characters. The dashboard limits no guesses: 20 random hexadecimal digits (80 bits) withstand any rate of them."""
+"""In characters. The dashboard does not limit guesses: 20 random hexadecimal digits (80 bits) resist any rate."""
 
 
 def serve_dashboard(
     database: Database, *, port: int, writable: bool, announce: Callable[[str], None], host: str = "127.0.0.1"
 ) -> None:
-    """Serve until interrupted. announce is called with the address once it can be opened.
+    """Serve the dashboard until interrupted. announce: called with the address once the server listens.
 
-    UsageError where other hosts could reach it and no password is set, or where the password is too short.
+    UsageError where the port is in use, the password is too short, or other hosts can connect without a password.
     """
     address = _resolve(host, port)
     password = _read_password(host, required=not address.is_loopback)
@@ -38,8 +38,8 @@ def serve_dashboard(
         raise UsageError(
             f"port {port} on {host} cannot be used ({error.strerror}); name a free one with --port, or --port 0 for any"
         ) from None
-    asks = f" (user {USER}, password as set)" if password else ""
-    announce(f"http://{_shown(address)}:{server.effective_port}/dashboard{asks}")
+    login = f" (user {USER}, password as set)" if password else ""
+    announce(f"http://{_shown(address)}:{server.effective_port}/dashboard{login}")
     try:
         server.run()
     finally:
@@ -50,31 +50,32 @@ def _read_password(host: str, *, required: bool) -> str | None:
     password = read_password(os.environ, _VARIABLE)
     if password is None and required:
         raise UsageError(
-            f"--host {host} lets other hosts in, so this dashboard needs a password: set {_VARIABLE}, or "
-            f"{_VARIABLE}_FILE to a file that holds it (the user is {USER}); or leave --host out, for this host alone"
+            f"--host {host} admits other hosts, so this dashboard needs a password: set {_VARIABLE}, or "
+            f"{_VARIABLE}_FILE to a file that has it (the user is {USER}). Or omit --host to serve only this host"
         )
     if password is not None and len(password) < _SHORTEST_PASSWORD:
         raise UsageError(
-            f"{_VARIABLE} has {len(password)} characters, must have at least {_SHORTEST_PASSWORD}, since nothing "
-            "limits how fast it is guessed at: make one with `openssl rand -hex 24`"
+            f"{_VARIABLE} has {len(password)} characters, must have at least {_SHORTEST_PASSWORD}, since guesses are "
+            "not limited: make one with `openssl rand -hex 24`"
         )
     return password
 
 
 def _resolve(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address to listen on; the IPv4 one where a host name has both."""
+    """The address to listen on; the IPv4 address where a host name has both."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
         raise UsageError(
-            f"--host {host}: no host of that name is known; name an address of this host, 127.0.0.1 for itself alone "
-            "or 0.0.0.0 for everybody"
+            f"--host {host}: no host of that name is known; name an address of this host, 127.0.0.1 for this host only "
+            "or 0.0.0.0 for all hosts"
         ) from None
     chosen = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return ipaddress.ip_address(chosen[4][0])
 
 
 def _shown(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The host of the printed URL."""
     if address.is_unspecified:
         return platform.node() or str(address)
     return f"[{address}]" if address.version == 6 else str(address)

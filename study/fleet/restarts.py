@@ -1,4 +1,4 @@
-"""When the process of a worker is started again after it ended: one policy for this host and for a Slurm job."""
+"""The restart policy of a worker's process, on this host and in a Slurm job."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from enum import Enum, auto
 _MAX_CRASHES = 3
 _CRASH_WINDOW_S = 15 * 60
 _CONNECTED_S = 60.0
-"""A worker that ran for longer had reached the database."""
+"""A process that ran for longer had connected to the database."""
 
 
 class NextStep(Enum):
@@ -32,7 +32,7 @@ class RestartPolicy:
     """The policy for one worker, and the past failures that it depends on."""
 
     outage_limit_s: float
-    """How long the database may be away."""
+    """The longest outage of the database."""
     crashes: list[float] = field(default_factory=list)
     """The times of the recent crashes."""
     away_since: float | None = None

@@ -1,4 +1,4 @@
-"""Stop a worker on SIGTERM or Ctrl-C, in time even where a call does not return."""
+"""Stop a worker on SIGTERM or Ctrl-C within a few seconds, even while a call does not return."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ def stop_signals() -> Iterator[threading.Event]:
 
     Python runs a handler only after a call of libpq or CUDA has returned, which may be too late. The signal therefore
     wakes a thread, and the thread ends the process in time. Other workers notice the missing heartbeat and resume the
-    trial from its checkpoint. Only the thread sets the event: a handler would wait for ever for the lock of a wait()
-    that it interrupts.
+    trial from its checkpoint. Only the thread sets the event: a handler that interrupts a wait() would deadlock on the
+    lock of the event.
     """
     stop = threading.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -52,7 +52,5 @@ def _exit_in_time(woken: socket.socket, stop: threading.Event) -> None:
             while woken.recv(1):
                 pass
         except TimeoutError:
-            logger.warning(
-                "a call has not returned %.0f s after the signal to stop: the process ends without it", _EXIT_S
-            )
+            logger.warning("a call has not returned %.0f s after the signal to stop, so the process ends", _EXIT_S)
             os._exit(0)

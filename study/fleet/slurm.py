@@ -1,4 +1,4 @@
-"""Submit, find and cancel Slurm job arrays of workers. No password reaches anything that Slurm keeps."""
+"""Slurm job arrays of workers: submit, find and cancel them. Slurm never stores a password."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from acuity.storage.url import PASSWORD_FILE, is_of_this_host, masked, parse_url
 from acuity.study.config.schema import Cluster, Experiment
 from acuity.study.errors import UsageError
-from acuity.study.fleet.launches import make_folder
+from acuity.study.fleet.logs import make_folder
 
 _NOTICE_S = 30
 """How long before its time limit a job gets SIGTERM. A worker needs ten seconds. Slurm may be a minute early."""
@@ -43,7 +43,7 @@ class Submission:
 def check_slurm(storage_url: str | None, *, warn: Callable[[str], None]) -> None:
     """UsageError where this host cannot submit jobs, or the jobs cannot reach the storage without a secret.
 
-    warn: called with a warning where only jobs on this host would reach the storage. A cluster of one node is fine so.
+    warn: called with a warning where only jobs on this host reach the storage. A cluster of one node needs no more.
     """
     missing = [program for program in ("sbatch", "srun", "scontrol") if shutil.which(program) is None]
     if missing:
@@ -62,9 +62,9 @@ def check_slurm(storage_url: str | None, *, warn: Callable[[str], None]) -> None
     if is_of_this_host(url):
         reachable = url.set(host=platform.node()).difference_update_query(["host", "hostaddr"])
         warn(
-            f"storage {masked(url)} means the host that a worker runs on, so jobs on other nodes will not find it. "
-            "Unless this host is the whole cluster, stop this and name the storage as the nodes know it, such as "
-            f"--storage {masked(reachable)}; Postgres has to listen there"
+            f"storage {masked(url)} names the host of each worker, so jobs on other nodes cannot reach it. "
+            "Unless this host is the whole cluster, stop and name the storage by its host, for example "
+            f"--storage {masked(reachable)}; Postgres has to listen on that host"
         )
 
 
@@ -142,14 +142,35 @@ def cancel_jobs(experiment: str, *, storage_url: str | None) -> list[str]:
     return jobs
 
 
-def _job_name(experiment: str) -> str:
-    """The name of an experiment's jobs, by which `squeue --name` finds them."""
-    return f"acuity-{experiment}"
+def _refuse_passwords(text: str) -> None:
+    """UsageError where Slurm would keep a password, in a script or in the environment of a job."""
+    url = parse_url(text)
+    written = make_url(text.strip())
+    if written.password is not None or any("password" in key.lower() for key in written.query):
+        what = "the storage URL has a password"
+        next_step = f"and name the storage {masked(_without_passwords(url))}"
+    elif "PGPASSWORD" in os.environ:
+        what, next_step = "PGPASSWORD is set", "and unset PGPASSWORD"
+    else:
+        return
+    line = f"{url.host or '*'}:{url.port or '*'}:{url.database}:{url.username or '*'}:PASSWORD"
+    raise UsageError(
+        f"--cluster slurm: {what}, and Slurm keeps the script and the environment of a job. Put the line {line} into "
+        "~/.pgpass in a home that the nodes share (chmod 600 ~/.pgpass), or the password alone into the file that "
+        f"{PASSWORD_FILE} names, {next_step}"
+    )
 
 
-def _storage_mark(storage: URL) -> str:
-    """The comment of a job: it distinguishes experiments of one name in two storages. All users can read it."""
-    return f"acuity-{hashlib.sha256(masked(_without_passwords(storage)).encode()).hexdigest()[:12]}"
+def _without_passwords(url: URL) -> URL:
+    # A new URL, because URL.set(password=None) keeps the password.
+    return URL.create(
+        url.drivername,
+        username=url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query={key: value for key, value in url.query.items() if "password" not in key.lower()},
+    )
 
 
 def _make_log_folder(experiment: Experiment) -> Path:
@@ -165,10 +186,6 @@ def _make_log_folder(experiment: Experiment) -> Path:
             f"chmod 700 {folder}, or name another folder in cluster.logs"
         )
     return folder
-
-
-class _NoClusterError(Exception):
-    """Slurm's commands are installed, but no cluster is configured."""
 
 
 class _CommandExecutor(SlurmExecutor):
@@ -216,18 +233,19 @@ def _parameters(cluster: Cluster, folder: Path) -> dict[str, object]:
             **cluster.extra,
             "signal": f"TERM@{_NOTICE_S}",
             "requeue": True,
-            "chdir": str(folder),  # not the present folder: python -m would look for its modules there first
+            "chdir": str(folder),  # python -m imports from the working folder first
         },
     }
 
 
-def _command(experiment: Experiment, *, device: str) -> str:
-    cluster = experiment.cluster
-    if device == "auto":
-        device = "cuda" if cluster.gpus_per_worker else "cpu"
-    job = ["--requeues", str(cluster.max_requeues), "--patience-min", f"{experiment.workers.storage_patience_min:g}"]
-    worker = ["worker", experiment.name, "--device", device, "--threads", str(cluster.cpus_per_worker)]
-    return shlex.join([sys.executable, "-m", "acuity.study.fleet.slurm_job", *job, *worker])
+def _job_name(experiment: str) -> str:
+    """The name of an experiment's jobs, by which `squeue --name` finds them."""
+    return f"acuity-{experiment}"
+
+
+def _storage_mark(storage: URL) -> str:
+    """The comment of a job: it distinguishes experiments of one name in two storages. All users can read it."""
+    return f"acuity-{hashlib.sha256(masked(_without_passwords(storage)).encode()).hexdigest()[:12]}"
 
 
 def _exports(storage: URL) -> list[str]:
@@ -239,6 +257,19 @@ def _exports(storage: URL) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 
 
+def _command(experiment: Experiment, *, device: str) -> str:
+    cluster = experiment.cluster
+    if device == "auto":
+        device = "cuda" if cluster.gpus_per_worker else "cpu"
+    job = ["--requeues", str(cluster.max_requeues), "--patience-min", f"{experiment.workers.storage_patience_min:g}"]
+    worker = ["worker", experiment.name, "--device", device, "--threads", str(cluster.cpus_per_worker)]
+    return shlex.join([sys.executable, "-m", "acuity.study.fleet.slurm_job", *job, *worker])
+
+
+class _NoClusterError(Exception):
+    """Slurm's commands are installed, but no cluster is configured."""
+
+
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "configuration source" in done.stderr:
@@ -247,34 +278,3 @@ def _run(*command: str) -> str:
         reason = " ".join(done.stderr.split()).removeprefix(f"{command[0]}: error: ")
         raise UsageError(f"{command[0]} failed ({reason}). Is this a login node, and is Slurm up (`scontrol ping`)?")
     return done.stdout
-
-
-def _refuse_passwords(text: str) -> None:
-    """UsageError where Slurm would keep a password, in a script or in the environment of a job."""
-    url = parse_url(text)
-    written = make_url(text.strip())
-    if written.password is not None or any("password" in key.lower() for key in written.query):
-        what = "the storage URL has a password"
-        next_step = f"and name the storage {masked(_without_passwords(url))}"
-    elif "PGPASSWORD" in os.environ:
-        what, next_step = "PGPASSWORD is set", "and unset PGPASSWORD"
-    else:
-        return
-    line = f"{url.host or '*'}:{url.port or '*'}:{url.database}:{url.username or '*'}:PASSWORD"
-    raise UsageError(
-        f"--cluster slurm: {what}, and Slurm keeps the script and the environment of a job. Put the line {line} into "
-        "~/.pgpass in a home that the nodes share (chmod 600 ~/.pgpass), or the password alone into the file that "
-        f"{PASSWORD_FILE} names, {next_step}"
-    )
-
-
-def _without_passwords(url: URL) -> URL:
-    # A new URL, because URL.set(password=None) leaves the password as it is.
-    return URL.create(
-        url.drivername,
-        username=url.username,
-        host=url.host,
-        port=url.port,
-        database=url.database,
-        query={key: value for key, value in url.query.items() if "password" not in key.lower()},
-    )

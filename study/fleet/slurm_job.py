@@ -1,4 +1,4 @@
-"""What a Slurm job runs: a worker that is restarted after a failure. The job requeues itself after a preemption."""
+"""The program of a Slurm job: it runs a worker, restarts it after a failure, and requeues itself after a preemption."""
 
 import argparse
 import logging
@@ -27,31 +27,31 @@ class _Worker:
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
     stopping: bool = False
-    """No threading.Event: a handler that sets one waits for ever for the lock of a wait() that it interrupts."""
+    """Not a threading.Event: a handler that interrupts a wait() would deadlock on the lock of the event."""
 
     def run(self) -> int:
-        """Run a process to its end; its exit status, negative where a signal ended it."""
+        """Run a process to its end; returns its exit status, negative where a signal ended it."""
         self.process = subprocess.Popen([sys.executable, "-m", "acuity", *self.arguments])
         if self.stopping:
             self.process.terminate()
         return self.process.wait()
 
     def pause(self, seconds: float) -> bool:
-        """Wait until the time is over or this job has to stop; returns whether it has to stop."""
+        """Wait for some seconds or until this job has to stop; returns whether it has to stop."""
         until = time.monotonic() + seconds
         while not self.stopping and time.monotonic() < until:
             time.sleep(0.5)
         return self.stopping
 
     def stop(self, *_: object) -> None:
-        """On SIGTERM. Slurm sends it to this process alone, or to the worker too. A second signal does no harm."""
+        """Handler of SIGTERM, which Slurm may also send to the worker. A second SIGTERM has no effect on a worker."""
         self.stopping = True
         if self.process is not None:
             self.process.terminate()
             signal.alarm(_EXIT_S)
 
     def kill(self, *_: object) -> None:
-        """On SIGALRM. Slurm kills the job soon after."""
+        """Handler of SIGALRM. Slurm kills the job soon after."""
         if self.process is not None:
             self.process.kill()
 
@@ -59,7 +59,7 @@ class _Worker:
 def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
     """Run `acuity` with these arguments until its experiment has no more work; returns the job's exit status.
 
-    requeues: how often this job requeues itself at most. patience_s: how long the database may be away.
+    requeues: the limit of requeues of this job. patience_s: the longest outage of the database.
     """
     worker = _Worker(arguments)
     signal.signal(signal.SIGTERM, worker.stop)

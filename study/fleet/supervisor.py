@@ -1,8 +1,6 @@
-"""Start workers on this host, watch them, restart one that crashes, and end them all together."""
+"""Run a fleet of workers on this host: start them, restart one that crashes, and end them together."""
 
-import itertools
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -10,17 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from acuity.storage.connection import OUTAGES, first_line
 from acuity.storage.database import Database
 from acuity.storage.embedded.keeper import die_with_parent
 from acuity.storage.errors import OutageError
 from acuity.study.errors import UsageError
-from acuity.study.fleet.launches import last_words, log_folder, make_folder, registered_launch
+from acuity.study.fleet.launches import registered_launch
+from acuity.study.fleet.logs import last_line, log_folder, make_folder
+from acuity.study.fleet.placement import Placement
 from acuity.study.fleet.restarts import NextStep, RestartPolicy
 from acuity.study.registry.record import Registered
 
@@ -30,32 +28,9 @@ _OUTAGE_PAUSE_S = 5.0
 _REFRESH_S = 0.5
 
 
-@dataclass(frozen=True)
-class FleetOptions:
-    """The workers that a command starts, as its options name them."""
-
-    workers: int | None = None
-    """How many: by default one per GPU, else two. With 0 no worker is started."""
-    per_gpu: int | None = None
-    """How many share each GPU, in place of workers; by default 1."""
-    device: str = "auto"
-    cluster: str | None = None
-    """"slurm" submits the workers as jobs; None starts them on this host."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one worker runs: its device, how many share that, and its share of the host's cores."""
-
-    device: str
-    sharing: int
-    threads: int
-    environment: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass(eq=False)
-class _Member:
-    """One worker process of the fleet, restarted under the same number."""
+class _Worker:
+    """One worker of the fleet. Each restart is a new process with the same log."""
 
     command: list[str]
     log: Path
@@ -65,11 +40,12 @@ class _Member:
     began: float = 0.0
     not_before: float = 0.0
     given_up: NextStep | None = None
+    """The reason why the worker is not restarted."""
 
     def start(self) -> None:
         self.began = time.monotonic()
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends its workers.
+            # In a new session, so Ctrl-C in the terminal reaches only this process, which then ends its workers.
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -80,79 +56,72 @@ class _Member:
                 preexec_fn=die_with_parent(signal.SIGTERM),
             )
 
-    def ended(self) -> int | None:
+    def exit_status(self) -> int | None:
+        """None while the process runs or waits for its restart."""
         return None if self.process is None else self.process.poll()
 
 
-def place_workers(options: FleetOptions) -> list[Place]:
-    """Spread the workers of this host over its GPUs, or over its cores where it has no GPU.
-
-    Empty where the workers run on a cluster or somebody else starts them.
-    """
-    device, workers, per_gpu = options.device, options.workers, options.per_gpu
-    if options.cluster is not None or workers == 0:
-        return []
-    cores = len(os.sched_getaffinity(0))
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {device} cannot be used here: PyTorch sees no GPU; use --device cpu or another host")
-    gpus = _visible_gpus(device)
-    if not gpus:
-        if per_gpu is not None:
-            raise UsageError(f"--workers-per-gpu {per_gpu}: there is no GPU here; say --workers for CPU workers")
-        count = workers or min(2, cores)
-        return [Place(device=device, sharing=count, threads=max(1, cores // count))] * count
-    count = workers or len(gpus) * (per_gpu or 1)
-    sharing, threads = math.ceil(count / len(gpus)), max(1, cores // count)
-    return [
-        Place("cuda", sharing, threads, environment={"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]})
-        for number in range(count)
-    ]
-
-
 def run_fleet(
-    database: Database, registered: Registered, *, places: list[Place], refresh: Callable[[int], None]
+    database: Database, registered: Registered, *, placements: list[Placement], refresh: Callable[[int], None]
 ) -> None:
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
-    An outage of the database is sat out, as the workers do. Ctrl-C and SIGTERM end the workers first: each hands its
-    trial back. UsageError where every worker has ended with an error or keeps crashing, OutageError where the
-    experiment's patience has ended.
+    During an outage of the database it waits, as the workers do. On Ctrl-C or SIGTERM it ends the workers first, and
+    each hands its trial back. UsageError where every worker has ended with an error or crashes repeatedly. OutageError
+    where an outage is longer than the experiment's patience.
     """
     name = registered.experiment.name
     with _sigterm_as_interrupt(), registered_launch(name, storage=database.url):
-        patience = _Patience(60 * registered.experiment.workers.storage_patience_min)
-        members = [
-            _member(name, place, database.environment(), number=number, outage_limit_s=patience.limit_s)
-            for number, place in enumerate(places)
+        outage = _OutageLimit(60 * registered.experiment.workers.storage_patience_min)
+        workers = [
+            _prepare_worker(name, placement, database.environment(), number=number, outage_limit_s=outage.limit_s)
+            for number, placement in enumerate(placements)
         ]
         try:
-            for member in members:
-                member.start()
-            while _alive(members):
-                with patience.through_outages():
-                    refresh(sum(member.ended() is None for member in members))
+            for worker in workers:
+                worker.start()
+            while _restart_crashed(workers):
+                with outage.tolerated():
+                    refresh(sum(worker.exit_status() is None for worker in workers))
                 time.sleep(_REFRESH_S)
         finally:
-            _end(members)
+            _end(workers)
         refresh(0)
 
 
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, and on SIGHUP (a closed terminal) unless nohup ignores it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 @dataclass
-class _Patience:
-    """With a database that is away: the workers' own, so that launcher and workers give up together."""
+class _OutageLimit:
+    """The longest outage of the database. The workers have the same limit, so all processes give up together."""
 
     limit_s: float
     away_since: float | None = None
 
     @contextmanager
-    def through_outages(self) -> Iterator[None]:
+    def tolerated(self) -> Iterator[None]:
+        """Ignore an outage in the block until the limit is exceeded; OutageError then."""
         try:
             yield
         except OUTAGES as error:
             now = time.monotonic()
             if self.away_since is None:
                 self.away_since = now
-                logger.warning("the database is away (%s); training goes on", first_line(error))
+                logger.warning("the database is away (%s); training continues", first_line(error))
             if now - self.away_since > self.limit_s:
                 raise OutageError(
                     f"the database has been away for {self.limit_s:.0f} s ({first_line(error)}), which is the limit. "
@@ -162,76 +131,57 @@ class _Patience:
             self.away_since = None
 
 
-def _visible_gpus(device: str) -> list[str]:
-    """The GPUs that "auto", "cuda" or "cuda:1" means, as CUDA_VISIBLE_DEVICES names them."""
-    if device == "cpu" or not torch.cuda.is_available():
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = _named_gpus(named) if named else [str(number) for number in range(torch.cuda.device_count())]
-    _, separator, number = device.partition(":")
-    if not separator:
-        return gpus
-    if not number.isdecimal() or int(number) >= len(gpus):
-        raise UsageError(f"device {device} cannot be used here: there are {len(gpus)}, from cuda:0")
-    return [gpus[int(number)]]
-
-
-def _named_gpus(named: str) -> list[str]:
-    """As CUDA reads it: up to the first entry that is none."""
-    return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), map(str.strip, named.split(","))))
-
-
-def _alive(members: list[_Member]) -> bool:
-    """Restart the workers that crashed; returns whether any worker runs.
-
-    Raises once every worker has been given up: OutageError where all lacked the database, UsageError otherwise.
-    """
-    now = time.monotonic()
-    for member in members:
-        if member.given_up is not None:
-            continue
-        if member.process is None and now >= member.not_before:
-            member.start()
-        code = member.ended()
-        if code is None:
-            continue
-        match member.restarts.next_step(code, began=member.began, now=now):
-            case NextStep.FINISH:
-                pass
-            case NextStep.RESTART:
-                logger.warning("a worker crashed (exit status %d) and is started again; log: %s", code, member.log)
-                member.start()
-            case NextStep.RESTART_LATER:
-                member.process, member.not_before = None, now + _OUTAGE_PAUSE_S
-            case failure:
-                logger.warning("a worker ended with an error: %s (log: %s)", last_words(member.log), member.log)
-                member.given_up = failure
-    if members and all(member.given_up is not None for member in members):
-        log = members[0].log
-        only_outages = all(member.given_up is NextStep.GIVE_UP_OUTAGE for member in members)
-        kind = OutageError if only_outages else UsageError
-        raise kind(f"a worker ended with an error: {last_words(log)} (log: {log})")
-    return any(member.ended() is None for member in members)
-
-
-def _member(
-    experiment: str, place: Place, environment: dict[str, str], *, number: int, outage_limit_s: float
-) -> _Member:
+def _prepare_worker(
+    experiment: str, placement: Placement, environment: dict[str, str], *, number: int, outage_limit_s: float
+) -> _Worker:
     folder = log_folder(experiment)
     make_folder(folder)
-    # -P: a study.py in the current folder would run in place of ours.
-    command = [sys.executable, "-P", "-m", "acuity", "worker", experiment, "--device", place.device]
-    command += ["--workers", str(place.sharing), "--threads", str(place.threads)]
-    return _Member(
+    # -P: without it, a module in the current folder could replace ours.
+    command = [sys.executable, "-P", "-m", "acuity", "worker", experiment, "--device", placement.device]
+    command += ["--workers", str(placement.sharing), "--threads", str(placement.threads)]
+    return _Worker(
         command=command,
         log=folder / f"worker-{os.getpid()}-{number}.log",
-        environment=os.environ | place.environment | environment,
+        environment=os.environ | placement.environment | environment,
         restarts=RestartPolicy(outage_limit_s),
     )
 
 
-def _end(members: list[_Member]) -> None:
-    running = [member.process for member in members if member.process is not None and member.process.poll() is None]
+def _restart_crashed(workers: list[_Worker]) -> bool:
+    """Restart the workers that crashed; returns whether any worker runs.
+
+    Once every worker is given up: OutageError where all lacked the database, UsageError otherwise.
+    """
+    now = time.monotonic()
+    for worker in workers:
+        if worker.given_up is not None:
+            continue
+        if worker.process is None and now >= worker.not_before:
+            worker.start()
+        status = worker.exit_status()
+        if status is None:
+            continue
+        match worker.restarts.next_step(status, began=worker.began, now=now):
+            case NextStep.FINISH:
+                pass
+            case NextStep.RESTART:
+                logger.warning("a worker crashed (exit status %d) and is restarted; log: %s", status, worker.log)
+                worker.start()
+            case NextStep.RESTART_LATER:
+                worker.process, worker.not_before = None, now + _OUTAGE_PAUSE_S
+            case failure:
+                logger.warning("a worker ended with an error: %s (log: %s)", last_line(worker.log), worker.log)
+                worker.given_up = failure
+    if workers and all(worker.given_up is not None for worker in workers):
+        log = workers[0].log
+        only_outages = all(worker.given_up is NextStep.GIVE_UP_OUTAGE for worker in workers)
+        kind = OutageError if only_outages else UsageError
+        raise kind(f"a worker ended with an error: {last_line(log)} (log: {log})")
+    return any(worker.exit_status() is None for worker in workers)
+
+
+def _end(workers: list[_Worker]) -> None:
+    running = [worker.process for worker in workers if worker.process is not None and worker.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + _EXIT_S
@@ -242,19 +192,3 @@ def _end(members: list[_Member]) -> None:
             logger.warning("a worker (process %d) did not end within %.0f s and is killed", process.pid, _EXIT_S)
             process.kill()
             process.wait()
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGHUP, too, unless it is ignored (nohup): a terminal that is closed must not leave workers to themselves."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    told = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    earlier = {number: signal.signal(number, interrupt) for number in told}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

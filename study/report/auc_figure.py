@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from acuity.study.colours import BLUE, GREEN, GREY, ORANGE
 from acuity.study.report.style import in_lines
-from acuity.study.results.answer import AtResolution, LabelAnswer
+from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
 
 _CLOSE = 0.13
 """Smallest distance of two tick labels, as a fraction of the axis; closer ones are left out."""
@@ -162,5 +162,5 @@ def auc_alt(entry: LabelAnswer) -> str:
     return f"AUC of {entry.label} against image resolution. {points or 'No complete trial yet'}."
 
 
-def _point(at: AtResolution) -> str:
+def _point(at: ResolutionAnswer) -> str:
     return f"{at.resolution} px {at.auc:.3f} ({at.auc_low:.3f} to {at.auc_high:.3f}, {at.split})"

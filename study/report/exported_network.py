@@ -1,4 +1,4 @@
-"""Choose the exported network of a label: a confirmed finalist, or the best of the search before confirmation."""
+"""Choose the network to export: a confirmed finalist, or the best of the search before confirmation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +31,9 @@ class ChosenNetwork:
     checkpoint: bytes
     seed: int
     trials: int
-    """Number of search trials from which its configuration was chosen."""
+    """Number of search trials from which the configuration was chosen."""
     scores: pd.DataFrame
-    """Columns part, patient, target, score: validation and, once confirmed, test images."""
+    """Columns part, patient, target, score: validation images and, once confirmed, test images."""
     confirmed: dict[str, Any] | None
     """Results of the label's confirmation (verdict.conclude_label); None for a network of the search."""
 
@@ -41,9 +41,10 @@ class ChosenNetwork:
 def choose_network(
     database: Database, registered: Registered, label: str, *, resolution: int | None, device: str
 ) -> ChosenNetwork:
-    """Choose the network of a label at a resolution, by default the reference, or the search's best if not confirmed.
+    """Choose the network of a label, with the highest validation AUC among the seeds of a finalist.
 
-    Of a finalist's networks it is the one with the highest validation AUC. UsageError where there is none here.
+    resolution: by default the reference, or the best of the search before confirmation. UsageError where the label or
+    its network is missing.
     """
     experiment = registered.experiment
     if label not in experiment.labels:
@@ -51,29 +52,29 @@ def choose_network(
     stored = find_confirmation(database, experiment.name)
     if stored is not None:
         protocol = read_protocol(stored.protocol)
-        found = [each for each in (stored.results or {})["labels"] if each["label"] == label]
-        of_label = [each for each in protocol.labels if each.label == label]
-        if of_label and found:
-            return _confirmed(database, registered, of_label[0], found[0], protocol.index_sha256, resolution)
-    return _searched(database, registered, label, resolution, device)
+        results = [each for each in (stored.results or {})["labels"] if each["label"] == label]
+        planned = [each for each in protocol.labels if each.label == label]
+        if planned and results:
+            return _choose_finalist(database, registered, planned[0], results[0], protocol.index_sha256, resolution)
+    return _choose_searched(database, registered, label, resolution, device)
 
 
-def _confirmed(
+def _choose_finalist(
     database: Database,
     registered: Registered,
     protocol: LabelProtocol,
-    found: dict[str, Any],
+    results: dict[str, Any],
     index_sha256: str,
     resolution: int | None,
 ) -> ChosenNetwork:
     at = resolution or protocol.reference
     finalist = next((each for each in protocol.finalists if each.resolution == at), None)
     if finalist is None:
-        there = ", ".join(f"{each.resolution}" for each in protocol.finalists)
-        raise UsageError(f"{protocol.label} was not confirmed at {at} px; there are networks at {there} px")
+        confirmed = ", ".join(f"{each.resolution}" for each in protocol.finalists)
+        raise UsageError(f"{protocol.label} was not confirmed at {at} px; there are networks at {confirmed} px")
     run = max(finalist.runs, key=lambda each: (each.validation_auc, -each.seed))
-    kept = find_scores(database, trial_id=run.trial_id, index_sha256=index_sha256)
-    assert kept is not None, "a confirmation with results has its scores"
+    scores = find_scores(database, trial_id=run.trial_id, index_sha256=index_sha256)
+    assert scores is not None, "a confirmation with results has its scores"
     hyperparameters = make_hyperparameters(
         registered.experiment,
         architecture=finalist.architecture,
@@ -87,8 +88,8 @@ def _confirmed(
         checkpoint=read_checkpoint(checkpoints_of(registered), run, resolution=at),
         seed=run.seed,
         trials=finalist.trials,
-        scores=unpack(kept)[["part", "patient", "target", "score"]],
-        confirmed=found,
+        scores=unpack(scores)[["part", "patient", "target", "score"]],
+        confirmed=results,
     )
 
 
@@ -104,7 +105,7 @@ _BEST = text(
 )
 
 
-def _searched(
+def _choose_searched(
     database: Database, registered: Registered, label: str, resolution: int | None, device: str
 ) -> ChosenNetwork:
     experiment = registered.experiment
@@ -114,12 +115,12 @@ def _searched(
     if best is None:
         at = f" at {resolution} px" if resolution else ""
         raise UsageError(f"{label} has no complete trial{at} yet: `acuity launch` trains them")
-    known = database.storage.get_trial(best.trial_id).user_attrs
+    attributes = database.storage.get_trial(best.trial_id).user_attrs
     run = Run(
         trial_id=best.trial_id,
         checkpoint_study=checkpoint_name(registered, study_name(experiment.name, label), best.study_id),
-        origin=known.get("origin", best.number),
-        attempt=known.get("attempt", 1),
+        origin=attributes.get("origin", best.number),
+        attempt=attributes.get("attempt", 1),
         seed=best.seed,
         validation_auc=best.value,
     )

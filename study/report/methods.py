@@ -7,17 +7,17 @@ Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from acuity.objectives.statistics.power import FEWEST_POSITIVE_PATIENTS
+from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.config.schema import Experiment
-from acuity.study.confirmation.nomination import NEAR_THE_TOP, NOMINEES
+from acuity.study.confirmation.nomination import MAX_AUC_GAP, NOMINEES_PER_RESOLUTION
 from acuity.study.confirmation.protocol import Protocol
-from acuity.study.dataset.demographics import Cohort
+from acuity.study.dataset.demographics import Demographics
 from acuity.study.registry.record import Registered
 from acuity.study.results.answer import Answer
 from acuity.study.results.summary import SearchSummary
-from acuity.study.search.initial_design import MOST_OF_IT, SHOWS
-from acuity.study.units import format_duration
+from acuity.study.search.initial_design import DETECTABLE_GAIN, DETECTABLE_SHARE
+from acuity.study.units import format_duration, format_times
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def write_methods(
     registered: Registered,
     answer: Answer,
     summaries: list[SearchSummary],
-    cohort: Cohort | None,
+    cohort: Demographics | None,
     stored: StoredConfirmation | None,
     protocol: Protocol | None,
 ) -> list[Paragraph]:
@@ -53,7 +53,7 @@ def write_methods(
     ]
 
 
-def _data(registered: Registered, cohort: Cohort | None) -> str:
+def _data(registered: Registered, cohort: Demographics | None) -> str:
     data = registered.experiment.data
     source = f"Labels {_list(registered.experiment.labels)} were taken from [source and how they were made]."
     published = data.train_val_list or data.test_list
@@ -90,7 +90,7 @@ def _data(registered: Registered, cohort: Cohort | None) -> str:
     return f"{counts} {source} {same} SHA-256 of the split: {registered.identity.split_sha256[:16]}."
 
 
-def _left_out(cohort: Cohort) -> str:
+def _left_out(cohort: Demographics) -> str:
     text = ""
     if cohort.left_out:
         filters = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in cohort.left_out.items())
@@ -102,7 +102,7 @@ def _left_out(cohort: Cohort) -> str:
     return text
 
 
-def _events(cohort: Cohort) -> str:
+def _events(cohort: Demographics) -> str:
     told = "; ".join(
         f"{each.label} "
         + " / ".join(f"{counts.positive_patients:,}" for name, counts in each.parts.items() if name in cohort.parts)
@@ -147,9 +147,9 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     more = ""
     if any(own):
         more += (
-            f", then {_range(own)} more at the smallest resolution whose AUC exceeded 0.5 by {SHOWS:g}, and by "
-            f"{MOST_OF_IT:.0%} of the most at any resolution ({max(search.resolutions)} px where none did, spread over "
-            "the resolutions while no trial of the label had ended)"
+            f", then {_range(own)} more at the smallest resolution whose AUC exceeded 0.5 by {DETECTABLE_GAIN:g}, "
+            f"and by {DETECTABLE_SHARE:.0%} of the most at any resolution ({max(search.resolutions)} px where none "
+            "did, spread over the resolutions while no trial of the label had ended)"
         )
     if turns:
         more += (
@@ -214,12 +214,13 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     going_on = (
         f"At each of {_list(named)} px"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
-        else f"At each resolution within {NEAR_THE_TOP:g} AUC of the label's best, and at the smallest,"
+        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, and at the smallest,"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     return (
-        f"{going_on} the {NOMINEES} best configurations were retrained with another seed, and the one with the best "
-        f"mean validation AUC of its search and its retraining until it had {protocol.seeds} retrainings. The "
+        f"{going_on} the {NOMINEES_PER_RESOLUTION} best configurations were retrained with another seed, and the one "
+        f"with the best mean validation AUC of its search and its retraining until it had {protocol.seeds} "
+        "retrainings. The "
         "reference resolution of a label was the one with the highest mean validation AUC over the seeds. Finalists "
         f"({networks} networks), seeds, reference and margin were fixed before a test patient was read; each network "
         "scored the test patients once. No networks were averaged."
@@ -238,7 +239,7 @@ def _statistics(protocol: Protocol | None) -> str:
         f"Satterthwaite's degrees of freedom. Non-inferiority to the reference at a margin of {protocol.margin:g} AUC "
         "was tested one-sided at 5 % in decreasing order of resolution, stopping at the first failure. Two-sided "
         "differences within a label were adjusted by Holm's method. Labels with fewer than "
-        f"{FEWEST_POSITIVE_PATIENTS} positive test patients were not tested. All inference is conditional on the "
+        f"{MIN_POSITIVE_PATIENTS} positive test patients were not tested. All inference is conditional on the "
         "training patients."
     )
 
@@ -253,7 +254,7 @@ def _results(answer: Answer, protocol: Protocol | None) -> str:
 def _open_science(registered: Registered, stored: StoredConfirmation | None, answer: Answer) -> str:
     frozen = (
         f"The protocol (SHA-256 {stored.protocol_sha256[:16]}) was frozen on {stored.frozen:%Y-%m-%d %H:%M} UTC, "
-        f"before a test patient was read; these test patients have been used {_times(answer.test_uses)}."
+        f"before a test patient was read; these test patients have been used {format_times(answer.test_uses)}."
         if stored is not None
         else "No protocol is frozen yet."
     )
@@ -262,10 +263,6 @@ def _open_science(registered: Registered, stored: StoredConfirmation | None, ans
         f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can "
         "be had.]"
     )
-
-
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _list(values: tuple[object, ...] | list[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""The dashboard: optuna-dashboard on the same storage, read-only, in a real browser."""
+"""`acuity dashboard` serves optuna-dashboard read-only, also in a real browser."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from acuity.storage.database import Database
+from support.dashboards import running_dashboard
 
 
 @pytest.fixture
@@ -31,22 +32,11 @@ def study(database: Database) -> optuna.Study:
 @pytest.fixture
 def address(study: optuna.Study, database_url: str) -> Iterator[str]:  # noqa: ARG001
     """A running `acuity dashboard` on any free port."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "acuity", "dashboard", "--port", "0"],
-        env=os.environ | {"ACUITY_STORAGE": database_url},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        yield server.stderr.readline().split()[0]
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-        server.stderr.close()
+    with running_dashboard(environment=os.environ | {"ACUITY_STORAGE": database_url}) as announced:
+        yield announced.split()[0]
 
 
-def test_the_dashboard_answers_on_loopback_and_refuses_to_delete(address: str, study: optuna.Study) -> None:
+def test_dashboard_listens_on_loopback_and_refuses_to_delete_a_study(address: str, study: optuna.Study) -> None:
     assert address.startswith("http://127.0.0.1:")
     base = address.removesuffix("/dashboard")
     with urllib.request.urlopen(f"{base}/api/studies") as answer:
@@ -66,7 +56,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 
 
 @pytest.mark.browser
-def test_a_browser_shows_the_studies_the_history_and_the_trials(address: str, page: Page) -> None:
+def test_browser_shows_the_studies_the_history_and_the_trials(address: str, page: Page) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
@@ -80,7 +70,7 @@ def test_a_browser_shows_the_studies_the_history_and_the_trials(address: str, pa
 
 
 @pytest.mark.browser
-def test_a_browser_cannot_delete_a_study(address: str, page: Page, study: optuna.Study) -> None:
+def test_browser_cannot_delete_a_study(address: str, page: Page, study: optuna.Study) -> None:
     page.goto(address)
     page.get_by_role("button", name="delete").first.click()
     page.get_by_role("button", name="Yes").or_(page.get_by_role("button", name="Delete")).last.click()
@@ -88,7 +78,7 @@ def test_a_browser_cannot_delete_a_study(address: str, page: Page, study: optuna
     assert len(study.get_trials()) == 12
 
 
-def test_a_port_in_use_is_one_clear_line(address: str, database_url: str) -> None:
+def test_port_in_use_is_an_error_that_names_the_option(address: str, database_url: str) -> None:
     port = address.split(":")[2].split("/")[0]
     second = subprocess.run(
         [sys.executable, "-m", "acuity", "dashboard", "--port", port],

@@ -1,4 +1,4 @@
-"""Who gets into the dashboard: its password, other sites' pages, and what a browser makes of names and artifacts."""
+"""Access to the dashboard: password, requests of other sites, and names and artifacts that contain HTML."""
 
 import base64
 import json
@@ -25,6 +25,7 @@ from acuity.storage.database import Database
 from acuity.study.dashboard.middleware import guard
 from acuity.study.dashboard.server import serve_dashboard
 from acuity.study.errors import UsageError
+from support.dashboards import running_dashboard
 
 Serve = Callable[..., AbstractContextManager[str]]
 PASSWORD = "zwölf: Röntgen/Bilder"
@@ -44,27 +45,16 @@ def study(database: Database) -> optuna.Study:
 
 @contextmanager
 def dashboard(database_url: str, *arguments: str, **variables: str) -> Iterator[str]:
-    """A running `acuity dashboard`: its address, without the page's path."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "acuity", "dashboard", "--port", "0", *arguments],
-        env=os.environ | {"ACUITY_STORAGE": database_url} | variables,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        said = server.stderr.readline()
-        assert PASSWORD not in said
-        yield said.split()[0].removesuffix("/dashboard")
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-        server.stderr.close()
+    """Run `acuity dashboard`; yields its address without the path of the page."""
+    environment = os.environ | {"ACUITY_STORAGE": database_url} | variables
+    with running_dashboard(*arguments, environment=environment) as announced:
+        assert PASSWORD not in announced
+        yield announced.split()[0].removesuffix("/dashboard")
 
 
 @pytest.fixture
 def serve(database: Database) -> Serve:
-    """The guarded dashboard in this process, as `acuity dashboard` puts it together, with an artifact store."""
+    """The protected dashboard in this process, as in `acuity dashboard`, with an artifact store."""
 
     @contextmanager
     def serve(*, password: str | None = None, writable: bool = False, artifacts: Path | None = None) -> Iterator[str]:
@@ -74,7 +64,7 @@ def serve(database: Database) -> Serve:
         stopped = threading.Event()
 
         def run() -> None:
-            # Closed by the thread that selects, after the last request: nothing writes to a socket that is closed.
+            # The thread that polls also closes the sockets, so it never writes to a closed socket.
             while not stopped.is_set():
                 server.asyncore.loop(timeout=0.05, map=server._map, count=1)
             server.task_dispatcher.shutdown()
@@ -93,7 +83,7 @@ def serve(database: Database) -> Serve:
 
 
 def ask(address: str, *, method: str = "GET", data: bytes | None = None, **headers: str) -> tuple[int, str, Message]:
-    """Status, body and headers of an answer; header names as arguments, _ for -."""
+    """Status, body and headers of a response. headers: names with _ in place of -."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(address, method=method, data=data, headers=named)
     try:
@@ -109,7 +99,7 @@ def basic(user: str, password: str) -> str:
 
 
 def refusal(database_url: str, *arguments: str, **variables: str) -> str:
-    """What `acuity dashboard` says before it ends with status 1."""
+    """The error message of an `acuity dashboard` that ends with status 1."""
     done = subprocess.run(
         [sys.executable, "-m", "acuity", "dashboard", "--port", "0", *arguments],
         env=os.environ | {"ACUITY_STORAGE": database_url} | variables,
@@ -123,7 +113,7 @@ def refusal(database_url: str, *arguments: str, **variables: str) -> str:
     return done.stderr
 
 
-def test_other_hosts_are_let_in_with_a_password_only(database_url: str, tmp_path: Path) -> None:
+def test_other_hosts_are_served_only_with_a_password(database_url: str, tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::"):
         said = refusal(database_url, "--host", host)
         assert "set ACUITY_DASHBOARD_PASSWORD, or ACUITY_DASHBOARD_PASSWORD_FILE" in said
@@ -137,7 +127,7 @@ def test_other_hosts_are_let_in_with_a_password_only(database_url: str, tmp_path
     assert "no host of that name" in refusal(database_url, "--host", "nowhere.invalid", ACUITY_DASHBOARD_PASSWORD="x")
 
 
-def test_a_password_short_enough_to_be_guessed_is_refused_on_every_address(database_url: str, tmp_path: Path) -> None:
+def test_short_password_is_refused_on_every_address(database_url: str, tmp_path: Path) -> None:
     short = tmp_path / "short"
     short.write_text("nineteen characters\n")
     for host in ("127.0.0.1", "0.0.0.0"):
@@ -147,7 +137,9 @@ def test_a_password_short_enough_to_be_guessed_is_refused_on_every_address(datab
         assert "nineteen" not in said
 
 
-def test_with_a_password_every_address_may_be_listened_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_password_the_dashboard_listens_on_every_address(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def refuse(*_: object, host: str, **__: object) -> None:
@@ -164,7 +156,7 @@ def test_with_a_password_every_address_may_be_listened_on(database: Database, mo
     assert asked == ["0.0.0.0", "127.0.0.1"]
 
 
-def test_every_path_asks_for_the_user_and_the_password(database_url: str, study: optuna.Study, tmp_path: Path) -> None:
+def test_every_path_requires_the_user_and_the_password(database_url: str, study: optuna.Study, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(PASSWORD + "\n")
     with dashboard(database_url, ACUITY_DASHBOARD_PASSWORD_FILE=str(secret)) as base:
@@ -178,10 +170,10 @@ def test_every_path_asks_for_the_user_and_the_password(database_url: str, study:
         assert status == 200
         assert [entry["study_name"] for entry in json.loads(body)["study_summaries"]] == [study.study_name]
         delete = ask(f"{base}/api/studies/{study._study_id}", method="DELETE", Authorization=basic("acuity", PASSWORD))
-        assert delete[0] == 403, "read-only all the same"
+        assert delete[0] == 403, "read-only with the password, too"
 
 
-def test_anything_but_the_user_with_the_password_is_refused(serve: Serve) -> None:
+def test_other_credentials_are_refused(serve: Serve) -> None:
     wrong = ("", basic("acuity", ""), basic("", PASSWORD), basic("root", PASSWORD), basic("acuity", PASSWORD + "\n"))
     broken = ("Basic", "Basic ***", "Basic YQ", "Bearer " + PASSWORD)
     with serve(password=PASSWORD) as base:
@@ -190,7 +182,7 @@ def test_anything_but_the_user_with_the_password_is_refused(serve: Serve) -> Non
             assert ask(base + "/api/studies", method="DELETE", Authorization=credentials)[0] == 401, credentials
 
 
-def test_changes_asked_for_by_other_sites_are_refused(database: Database, serve: Serve, study: optuna.Study) -> None:
+def test_changes_that_other_sites_request_are_refused(database: Database, serve: Serve, study: optuna.Study) -> None:
     note = json.dumps({"version": 1, "body": "seen"}).encode()
     kind = {"method": "PUT", "data": note, "Content_Type": "application/json"}
     with serve(writable=True) as base:
@@ -207,10 +199,10 @@ def test_changes_asked_for_by_other_sites_are_refused(database: Database, serve:
         assert not database.storage.get_study_system_attrs(study._study_id).get("dashboard:note_ver")
         assert ask(path, **kind, Origin=base, Sec_Fetch_Site="same-origin")[0] == 204
         assert ask(path, **kind | {"data": note.replace(b"1", b"2")}, Origin=base)[0] == 204
-        assert ask(path, **kind | {"data": note.replace(b"1", b"3")})[0] == 204, "a program that is no browser"
+        assert ask(path, **kind | {"data": note.replace(b"1", b"3")})[0] == 204, "a program other than a browser"
 
 
-def test_another_hosts_name_for_this_one_is_answered_with_a_password_only(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
+def test_other_host_names_are_accepted_only_with_a_password(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
     with serve() as base:
         for host in ("rebound.example", "rebound.example:8080", "127.0.0.1.rebound.example", "[", "169.254.1.1"):
             assert ask(base + "/api/studies", Host=host)[0] == 403, host
@@ -221,7 +213,7 @@ def test_another_hosts_name_for_this_one_is_answered_with_a_password_only(serve:
         assert ask(base + "/api/studies", **given)[0] == 200
 
 
-def test_answers_may_not_be_framed_or_guessed_at(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
+def test_responses_forbid_framing_and_content_sniffing(serve: Serve, study: optuna.Study) -> None:  # noqa: ARG001
     with serve() as base:
         for path in ("/dashboard", "/api/studies", "/static/bundle.js"):
             _, _, headers = ask(base + path)
@@ -232,12 +224,12 @@ def test_answers_may_not_be_framed_or_guessed_at(serve: Serve, study: optuna.Stu
 
 
 @pytest.mark.browser
-def test_a_browser_is_asked_for_the_password(
+def test_browser_has_to_send_the_password(
     database_url: str, study: optuna.Study, browser: Browser, tmp_path: Path
 ) -> None:
     with dashboard(database_url, ACUITY_DASHBOARD_PASSWORD=PASSWORD) as base:
         page = browser.new_page()
-        # Without a person to type, Chromium ends the question; what it is asked is the answer's header.
+        # Chromium cancels the password prompt here, so the test checks the response header.
         with pytest.raises(BrowserError, match="ERR_INVALID_AUTH_CREDENTIALS"):
             page.goto(f"{base}/dashboard")
         wrong = browser.new_context(http_credentials={"username": "acuity", "password": "wrong"}).new_page()
@@ -280,7 +272,7 @@ def test_html_in_names_stays_text(database: Database, serve: Serve, browser: Bro
 
 
 @pytest.mark.browser
-def test_an_artifact_is_kept_as_a_file_and_never_run_as_a_page(
+def test_artifact_is_downloaded_and_never_shown_as_a_page(
     serve: Serve, study: optuna.Study, browser: Browser, database: Database, tmp_path: Path
 ) -> None:
     kept, page_file = tmp_path / "artifacts", tmp_path / "report.html"

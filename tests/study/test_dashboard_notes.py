@@ -1,4 +1,4 @@
-"""What the dashboard shows of a label: a note and plots that follow the trials, never over a person's own note."""
+"""The note and the plots of a label in the dashboard are updated after trials. A person's note is kept."""
 
 import json
 import shutil
@@ -14,29 +14,19 @@ from optuna_dashboard import get_note, save_note, wsgi
 from sqlalchemy import text
 
 from acuity.storage.database import Database, open_storage
-from acuity.study.dashboard import notes as dashboard_notes
-from acuity.study.dashboard.notes import show_in_dashboard, show_quietly
+from acuity.study.dashboard import publishing
+from acuity.study.dashboard.publishing import publish_label, try_to_publish_label
 from acuity.study.registry.names import confirm_study_name, study_name
 from acuity.study.registry.record import Registered
-from acuity.study.registry.register import register
-from support.confirmed_experiment import fill_search
+from support.confirmed_experiment import repeat_search
 
 PLOTS = ("auc-by-resolution", "auc-by-training-time", "auc-by-batch-size")
 
 
 @pytest.fixture
 def searched(confirmed, database: Database) -> Registered:
-    """The experiment's search in a database of this test's own."""
-    registered: Registered = confirmed.registered
-    mine = register(
-        database,
-        registered.experiment,
-        registered.identity,
-        training_images=150,
-    )
-    for label in mine.experiment.labels:
-        fill_search(database, mine, label, seed=0)
-    return mine
+    """The experiment with finished searches in a new database."""
+    return repeat_search(database, confirmed.registered)
 
 
 def _study(database: Database, label: str = "Nodule") -> optuna.Study:
@@ -55,10 +45,10 @@ def _plots(study: optuna.Study) -> dict[str, str]:
     }
 
 
-def test_a_label_gets_its_sentence_its_table_and_three_plots_with_units(
+def test_note_of_a_label_has_a_sentence_and_a_table_and_its_three_plots_have_units(
     searched: Registered, database: Database
 ) -> None:
-    assert show_in_dashboard(database, searched, "Nodule")
+    assert publish_label(database, searched, "Nodule")
     study = _study(database)
     note = get_note(study)
     assert "Best so far: " in note
@@ -75,44 +65,44 @@ def test_a_label_gets_its_sentence_its_table_and_three_plots_with_units(
     assert get_note(other) == ""
 
 
-def test_it_is_written_at_most_once_a_minute_and_only_when_there_is_news(
+def test_note_is_written_at_most_once_a_minute_and_only_after_a_new_trial(
     searched: Registered, database: Database
 ) -> None:
-    assert show_in_dashboard(database, searched, "Nodule")
-    assert not show_in_dashboard(database, searched, "Nodule", every_s=0), "nothing new"
+    assert publish_label(database, searched, "Nodule")
+    assert not publish_label(database, searched, "Nodule", every_s=0), "nothing new"
     _study(database).add_trial(optuna.trial.create_trial(value=None, state=TrialState.FAIL))
-    assert not show_in_dashboard(database, searched, "Nodule"), "younger than a minute"
-    assert show_in_dashboard(database, searched, "Nodule", every_s=0)
+    assert not publish_label(database, searched, "Nodule"), "younger than a minute"
+    assert publish_label(database, searched, "Nodule", every_s=0)
 
 
-def test_while_another_process_writes_it_is_left_to_that(searched: Registered, database: Database) -> None:
+def test_only_one_process_writes_at_a_time(searched: Registered, database: Database) -> None:
     study_id = _study(database)._study_id
     with database.engine.begin() as connection:
         lock = text("select pg_advisory_xact_lock(:lock, :study_id)")
-        connection.execute(lock, {"lock": dashboard_notes._LOCK, "study_id": study_id})
-        assert not show_in_dashboard(database, searched, "Nodule")
-    assert show_in_dashboard(database, searched, "Nodule")
+        connection.execute(lock, {"lock": publishing._LOCK, "study_id": study_id})
+        assert not publish_label(database, searched, "Nodule")
+    assert publish_label(database, searched, "Nodule")
 
 
-def test_a_persons_note_stays_and_the_plots_come_all_the_same(searched: Registered, database: Database) -> None:
+def test_note_of_a_person_is_kept_and_the_plots_are_written(searched: Registered, database: Database) -> None:
     study = _study(database)
     save_note(study, "Ask radiology about the laterals.")
-    assert show_in_dashboard(database, searched, "Nodule")
+    assert publish_label(database, searched, "Nodule")
     assert get_note(study) == "Ask radiology about the laterals."
     assert len(_plots(study)) == 3
 
 
-def test_whatever_goes_wrong_with_it_ends_no_worker(
+def test_error_in_publishing_does_not_end_the_worker(
     searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dashboard_notes, "dashboard_plots", lambda *_: 1 / 0)
-    show_quietly(database, searched, "Nodule")
+    monkeypatch.setattr(publishing, "dashboard_plots", lambda *_: 1 / 0)
+    try_to_publish_label(database, searched, "Nodule")
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.undo()
-    assert show_in_dashboard(database, searched, "Nodule"), "what failed is tried again"
+    assert publish_label(database, searched, "Nodule"), "it is tried again after an error"
 
 
-def test_a_confirmation_shows_its_verdict_in_both_studies(confirmed) -> None:
+def test_verdict_of_a_confirmation_is_in_the_notes_of_both_studies(confirmed) -> None:
     with open_storage(confirmed.url) as database:
         notes = [
             get_note(optuna.load_study(storage=database.storage, study_name=name))
@@ -131,7 +121,7 @@ class _Quiet(WSGIRequestHandler):
 
 @pytest.fixture
 def served(confirmed) -> Iterator[tuple[str, dict[str, int]]]:
-    """The dashboard's own application on the confirmed experiment's storage, and its studies' numbers."""
+    """Address of optuna-dashboard on the confirmed experiment's storage, and the ids of the studies."""
     with open_storage(confirmed.url) as database:
         studies = {each.study_name: each._study_id for each in optuna.get_all_study_summaries(database.storage)}
         with make_server("127.0.0.1", 0, wsgi(database.storage), handler_class=_Quiet) as server:
@@ -148,7 +138,7 @@ _CUT_TITLES = """() => [...document.querySelectorAll(".gtitle")].filter(title =>
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-def test_a_browser_shows_note_and_plots_of_a_label(
+def test_browser_shows_the_note_and_the_plots_of_a_label(
     served: tuple[str, dict[str, int]], browser, tmp_path: Path, width: int, height: int
 ) -> None:
     address, studies = served

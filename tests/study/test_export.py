@@ -1,4 +1,4 @@
-"""An exported network: loaded by timm alone it scores as it did here, and its card says what it is and who it saw."""
+"""An exported network gives the same scores under timm alone, and its model card has the right numbers."""
 
 import json
 import re
@@ -15,28 +15,25 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from acuity.objectives.statistics.calibration import fit_recalibration
+from acuity.objectives.statistics.calibration import fit_platt_scaling
 from acuity.objectives.statistics.metrics import auc
 from acuity.objectives.training.prediction import score_images
 from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database, open_storage
 from acuity.study.cli.main import acuity
-from acuity.study.config.loading import parse
-from acuity.study.config.paths import resolve_paths
 from acuity.study.confirmation.protocol import read_protocol
-from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
+from acuity.study.dataset.image_set import ImageSet, open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered, checkpoints_of
-from acuity.study.registry.register import register
 from acuity.study.report.export import export_network
 from acuity.study.report.exported_network import choose_network
 from acuity.study.results.answer import read_answer
-from support.confirmed_experiment import EXPERIMENT, work_here
+from support.confirmed_experiment import EXPERIMENT, register_experiment, work_here
 
-# The card's own code, where nothing of this program can be imported.
+# The code of the model card, in a process that cannot import Acuity.
 _BARE = """
 import sys
-for name in ("study", "objectives", "storage", "optuna", "sqlalchemy"):
+for name in ("acuity", "optuna", "sqlalchemy"):
     sys.modules[name] = None
 import numpy as np
 {code}
@@ -45,12 +42,12 @@ np.save("{scores}", score(images).double().numpy())
 again = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
 for (name, one), other in zip(network.state_dict().items(), again.state_dict().values(), strict=True):
     assert torch.equal(one, other), name
-print(*sorted(name for name in sys.modules if name in ("study", "optuna") and sys.modules[name]))
+print(*sorted(name for name in sys.modules if name in ("acuity", "optuna") and sys.modules[name]))
 """
 
 
 def _scores_of_bare_timm(network: Path, images: NDArray[np.uint8], folder: Path) -> NDArray[np.float64]:
-    """What the card's own code gives for the images, in a process that cannot import this program."""
+    """The scores of the model card's code for the images, in a process that cannot import Acuity."""
     pixels, scores = folder / "images.npy", folder / "scores.npy"
     np.save(pixels, images)
     (code,) = re.findall(r"```python\n(.*?)```", (network / "README.md").read_text(), re.DOTALL)
@@ -62,11 +59,11 @@ def _scores_of_bare_timm(network: Path, images: NDArray[np.uint8], folder: Path)
     return given
 
 
-def test_timm_alone_loads_it_and_gives_the_scores_that_were_confirmed(confirmed, tmp_path: Path) -> None:
+def test_timm_alone_loads_the_network_and_gives_the_confirmed_scores(confirmed, tmp_path: Path) -> None:
     registered = confirmed.registered
     out = tmp_path / "network"
     with open_storage(confirmed.url) as database:
-        use = export_network(database, registered, "Nodule", out, device="cpu")
+        description = export_network(database, registered, "Nodule", out, device="cpu")
         kept = choose_network(database, registered, "Nodule", resolution=None, device="cpu")
         stored = find_confirmation(database, "tiny")
     assert sorted(path.name for path in out.iterdir()) == [
@@ -77,56 +74,49 @@ def test_timm_alone_loads_it_and_gives_the_scores_that_were_confirmed(confirmed,
     ]
     assert stored is not None
     reference = next(each.reference for each in read_protocol(stored.protocol).labels if each.label == "Nodule")
-    assert use["network"]["resolution"] == reference
+    assert description["network"]["resolution"] == reference
     image_set = open_image_set(registered.experiment)
     rows = np.concatenate([image_set.split.rows("validation"), image_set.split.rows("test")])
     scores = _scores_of_bare_timm(out, image_set.cache.open(reference)[rows], tmp_path)
     assert np.abs(scores - kept.scores["score"].to_numpy()).max() < 1e-6
 
 
-def test_what_is_told_of_it_is_of_the_frozen_numbers_and_names_nobody(confirmed, tmp_path: Path) -> None:
+def test_description_has_the_confirmed_numbers_and_no_patient_or_file_name(confirmed, tmp_path: Path) -> None:
     registered = confirmed.registered
     with open_storage(confirmed.url) as database:
-        use = export_network(database, registered, "Cardiomegaly", tmp_path / "x", resolution=16, device="cpu")
+        description = export_network(database, registered, "Cardiomegaly", tmp_path / "x", resolution=16, device="cpu")
         chosen = choose_network(database, registered, "Cardiomegaly", resolution=16, device="cpu")
         with pytest.raises(UsageError, match="not confirmed at 64 px; there are networks at 16, 32 px"):
             choose_network(database, registered, "Cardiomegaly", resolution=64, device="cpu")
         with pytest.raises(UsageError, match=r"exists and is not empty"):
             export_network(database, registered, "Cardiomegaly", tmp_path / "x", device="cpu")
-    assert use["status"] == "confirmed"
+    assert description["status"] == "confirmed"
     found = next(each for each in chosen.confirmed["by_resolution"] if each["resolution"] == 16)  # type: ignore[index]
-    assert use["confirmation"]["over_seeds"]["auc"] == found["auc"]
-    validation, test = use["performance"]
+    assert description["confirmation"]["over_seeds"]["auc"] == found["auc"]
+    validation, test = description["performance"]
     assert (validation["part"], test["part"]) == ("validation", "test")
     assert test["auc_low"] < test["auc"] < test["auc_high"]
-    told = "".join(path.read_text() for path in (tmp_path / "x").iterdir() if path.suffix in (".md", ".json"))
+    texts = "".join(path.read_text() for path in (tmp_path / "x").iterdir() if path.suffix in (".md", ".json"))
     index = open_image_set(registered.experiment).index
-    assert not [name for name in index.table["file"] if name in told]
-    assert not [name for name in chosen.scores["patient"] if name in told]
-    assert str(registered.experiment.data.index.parent) not in told
-    assert "research only, not for clinical use" in told.lower()
+    assert not [name for name in index.table["file"] if name in texts]
+    assert not [name for name in chosen.scores["patient"] if name in texts]
+    assert str(registered.experiment.data.index.parent) not in texts
+    assert "research only, not for clinical use" in texts.lower()
 
 
 def _search(
     database: Database, phantoms: Path, folder: Path, *, training: dict[str, Any]
 ) -> tuple[Registered, ImageSet]:
-    """An experiment of four trials for one label, searched."""
+    """An experiment with a finished search of four trials for one label."""
     table = tomllib.loads(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
     table |= {"labels": ["Nodule"], "training": training}
     table["search"] |= {"resolutions": [16, 32], "trials": 4, "architectures": ["test_resnet"]}
-    experiment = resolve_paths(parse(table, source="test"), folder)
-    image_set = open_image_set(experiment)
-    registered = register(
-        database,
-        experiment,
-        image_set.identity,
-        training_images=training_images(image_set, experiment.labels),
-    )
+    registered, image_set = register_experiment(database, table, folder)
     work_here(database, registered)
     return registered, image_set
 
 
-def test_the_best_of_a_search_is_exported_before_any_confirmation(
+def test_best_network_of_a_search_is_exported_before_a_confirmation(
     database: Database, phantoms: Path, tmp_path: Path
 ) -> None:
     registered, image_set = _search(database, phantoms, tmp_path, training={"epochs": 1})
@@ -137,16 +127,16 @@ def test_the_best_of_a_search_is_exported_before_any_confirmation(
     done = CliRunner().invoke(acuity, [*arguments, "--storage", database.url.render_as_string(hide_password=False)])
     assert done.exit_code == 0, done.output
     assert "not confirmed: validation patients only, optimistic" in done.output
-    use = json.loads((out / "acuity.json").read_text())
-    assert [each["part"] for each in use["performance"]] == ["validation"]
-    assert use["network"]["resolution"] == best.resolution
-    assert use["network"]["trials_searched"] == 4
+    description = json.loads((out / "acuity.json").read_text())
+    assert [each["part"] for each in description["performance"]] == ["validation"]
+    assert description["network"]["resolution"] == best.resolution
+    assert description["network"]["trials_searched"] == 4
 
     rows = image_set.split.rows("validation")
     scores = _scores_of_bare_timm(out, image_set.cache.open(best.resolution)[rows], tmp_path)
     alone = auc(image_set.index.target("Nodule")[rows], scores)
-    assert alone == pytest.approx(best.auc, abs=1e-4), "the AUC that the search reported"
-    assert use["performance"][0]["auc"] == pytest.approx(alone, abs=1e-6)
+    assert alone == pytest.approx(best.auc, abs=1e-4), "the AUC of the search"
+    assert description["performance"][0]["auc"] == pytest.approx(alone, abs=1e-6)
     card = (out / "README.md").read_text()
     assert "**Not confirmed.** This is the best of 4 trials" in card
     assert f"| validation | {len(rows)} |" in card
@@ -159,21 +149,21 @@ def test_the_best_of_a_search_is_exported_before_any_confirmation(
         export_network(database, registered, "Nodule", tmp_path / "again", device="cpu")
 
 
-def test_the_card_of_a_bf16_network_gives_the_scores_that_its_threshold_is_of(
+def test_model_card_of_a_bf16_network_gives_the_scores_of_its_threshold(
     database: Database, phantoms: Path, tmp_path: Path
 ) -> None:
     registered, image_set = _search(database, phantoms, tmp_path, training={"epochs": 1, "precision": "bf16"})
     out = tmp_path / "network"
-    use = export_network(database, registered, "Nodule", out, device="cpu")
+    description = export_network(database, registered, "Nodule", out, device="cpu")
     promised = choose_network(database, registered, "Nodule", resolution=None, device="cpu").scores["score"].to_numpy()
     rows = image_set.split.rows("validation")
-    scores = _scores_of_bare_timm(out, image_set.cache.open(use["network"]["resolution"])[rows], tmp_path)
+    scores = _scores_of_bare_timm(out, image_set.cache.open(description["network"]["resolution"])[rows], tmp_path)
     assert np.abs(scores - promised).max() < 1e-6
-    assert "torch.autocast" in use["output"]
+    assert "torch.autocast" in description["output"]
     assert "computed in bfloat16" in (out / "README.md").read_text()
 
 
-def test_the_command_says_what_it_wrote(confirmed, tmp_path: Path) -> None:
+def test_export_command_prints_the_status_of_the_network(confirmed, tmp_path: Path) -> None:
     arguments = ["export", "tiny", "--label", "Nodule", "--out", str(tmp_path / "n"), "--device", "cpu"]
     done = CliRunner().invoke(acuity, [*arguments, "--storage", confirmed.url])
     assert done.exit_code == 0, done.output
@@ -181,21 +171,21 @@ def test_the_command_says_what_it_wrote(confirmed, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "n" / "config.json").read_text())["model_args"]["in_chans"] == 1
 
 
-def test_recalibration_finds_the_line_that_made_the_outcomes() -> None:
+def test_recalibration_recovers_the_slope_and_intercept_of_simulated_outcomes() -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, 40_000)
     targets = generator.random(40_000) < 1 / (1 + np.exp(-(0.5 * logits - 1.5)))
     scores = 1 / (1 + np.exp(-logits))
-    found = fit_recalibration(targets, scores)
+    found = fit_platt_scaling(targets, scores)
     assert found.slope == pytest.approx(0.5, abs=0.03)
     assert found.intercept == pytest.approx(-1.5, abs=0.05)
     assert auc(targets, found(scores)) == pytest.approx(auc(targets, scores), abs=1e-9)
-    apart = fit_recalibration([0, 0, 1, 1], [0.0, 0.1, 0.9, 1.0])
+    apart = fit_platt_scaling([0, 0, 1, 1], [0.0, 0.1, 0.9, 1.0])
     assert np.isfinite([apart.slope, apart.intercept]).all()
 
 
-def test_score_images_is_what_the_card_is_held_against(confirmed) -> None:
-    """Kept scores are those of score_images, so that a card that agrees with them agrees with the program."""
+def test_kept_scores_are_those_of_score_images(confirmed) -> None:
+    """So a model card that reproduces the kept scores reproduces the scores of Acuity."""
     with open_storage(confirmed.url) as database:
         chosen = choose_network(database, confirmed.registered, "Nodule", resolution=None, device="cpu")
     image_set = open_image_set(confirmed.registered.experiment)

@@ -1,4 +1,4 @@
-"""The report: one page without network, the same in Markdown, figures for a paper, and what a reviewer asks."""
+"""The report: a page that needs no network, the same in Markdown, figures for a paper, and the methods section."""
 
 import re
 import tomllib
@@ -24,7 +24,7 @@ from acuity.study.registry.register import register
 from acuity.study.report.auc_figure import auc_alt, auc_panel
 from acuity.study.report.report import write_report
 from acuity.study.report.style import figure_style, inline_svg
-from acuity.study.results.answer import AtResolution, LabelAnswer, read_answer
+from acuity.study.results.answer import LabelAnswer, ResolutionAnswer, read_answer
 from acuity.study.results.summary import summarise_search
 from support.confirmed_experiment import EXPERIMENT, fill_search
 from support.image_identities import unfiltered
@@ -64,7 +64,7 @@ def _tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return parser.tags
 
 
-def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+def test_page_loads_nothing_from_outside(page: str) -> None:
     tags = _tags(page)
     assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "embed"}
     assert "@import" not in page
@@ -74,7 +74,7 @@ def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
     assert any(attributes.get("http-equiv") == "Content-Security-Policy" for _, attributes in tags)
 
 
-def test_every_picture_is_told_in_words_and_no_two_share_a_name(page: str) -> None:
+def test_every_figure_has_an_alternative_text_and_unique_ids(page: str) -> None:
     pictures = [attributes for tag, attributes in _tags(page) if tag == "svg"]
     assert len(pictures) == 2 + 2 + 1 + 2  # labels, architectures, importance, pruning and cost
     for attributes in pictures:
@@ -86,7 +86,7 @@ def test_every_picture_is_told_in_words_and_no_two_share_a_name(page: str) -> No
     assert {one or other for one, other in used} <= set(names)
 
 
-def test_it_tells_the_confirmed_numbers_and_marks_what_is_of_validation_patients(confirmed, folder: Path) -> None:
+def test_report_has_the_confirmed_numbers_and_marks_those_of_validation_patients(confirmed, folder: Path) -> None:
     with open_storage(confirmed.url) as database:
         answer = read_answer(database, "tiny")
     page, markdown = ((folder / name).read_text() for name in ("report.html", "report.md"))
@@ -107,7 +107,7 @@ def test_it_tells_the_confirmed_numbers_and_marks_what_is_of_validation_patients
     ]
 
 
-def test_the_methods_section_has_every_number_that_the_checklists_ask(page: str) -> None:
+def test_methods_section_has_every_number_that_the_checklists_require(page: str) -> None:
     methods = re.sub(r"<[^>]+>", "", page[page.index("Methods, for a paper") :])
     for item in ("19, 20", "CLAIM 25", "24, 25", "CLAIM 26", "28, 29", "12c", "16, 21", "AI 18", "23a"):
         assert item in methods
@@ -133,7 +133,7 @@ def test_the_methods_section_has_every_number_that_the_checklists_ask(page: str)
     assert "[source and how they were made]" in methods
 
 
-def test_figures_for_a_paper_are_whole_and_hold_their_text_as_text(folder: Path) -> None:
+def test_figures_for_a_paper_are_complete_and_contain_text_as_text(folder: Path) -> None:
     names = {"auc-by-resolution", "batch-size", "importance", "pruning-and-cost"}
     assert {path.name for path in (folder / "figures").iterdir()} == {
         f"{name}.{suffix}" for name in names for suffix in ("pdf", "svg")
@@ -147,8 +147,10 @@ def test_figures_for_a_paper_are_whole_and_hold_their_text_as_text(folder: Path)
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_all_of_it_at_this_width(folder: Path, browser: "Browser", tmp_path: Path, width: int) -> None:
-    """Wide tables scroll by themselves, under captions and beside labels that stay."""
+def test_browser_shows_the_whole_page_at_this_width(
+    folder: Path, browser: "Browser", tmp_path: Path, width: int
+) -> None:
+    """Wide tables scroll, and their captions and labels stay in place."""
     page = browser.new_page(viewport={"width": width, "height": 844})
     page.goto((folder / "report.html").as_uri())
     page.screenshot(path=tmp_path / "report.png", full_page=True)
@@ -160,14 +162,14 @@ def test_a_browser_shows_all_of_it_at_this_width(folder: Path, browser: "Browser
     assert min(page.evaluate(left)) >= 0
 
 
-def test_nobody_is_named(confirmed, folder: Path) -> None:
+def test_report_names_no_file_and_no_folder_of_the_images(confirmed, folder: Path) -> None:
     told = "".join((folder / name).read_text() for name in ("report.html", "report.md"))
     index = open_image_set(confirmed.registered.experiment).index
     assert not [name for name in index.table["file"] if name in told]
     assert str(index.path.parent) not in told
 
 
-def test_before_confirmation_everything_is_marked_optimistic(
+def test_before_confirmation_the_report_is_marked_optimistic(
     confirmed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("acuity.study.report.report.find_confirmation", lambda *_: None)
@@ -180,7 +182,9 @@ def test_before_confirmation_everything_is_marked_optimistic(
         assert "Confirmed on test patients" not in told
 
 
-def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database: Database, tmp_path: Path) -> None:
+def test_report_of_an_experiment_without_a_complete_trial_is_refused(
+    confirmed, database: Database, tmp_path: Path
+) -> None:
     registered: Registered = confirmed.registered
     register(
         database,
@@ -192,7 +196,7 @@ def test_an_experiment_without_a_trial_says_what_comes_first(confirmed, database
         write_report(database, registered, tmp_path)
 
 
-def test_labels_that_are_odd_or_long_or_not_tried_yet_spoil_no_page(database: Database, tmp_path: Path) -> None:
+def test_report_escapes_odd_and_long_labels_and_shows_labels_without_trials(database: Database, tmp_path: Path) -> None:
     odd = "<img src=x onerror=alert(1)> | *[y](z)* and so on until no figure has room for all of it, however small"
     table = tomllib.loads(EXPERIMENT.format(index=tmp_path / "i.csv", images=tmp_path)) | {"labels": [odd, "Hernia"]}
     registered = register(
@@ -213,15 +217,15 @@ def test_labels_that_are_odd_or_long_or_not_tried_yet_spoil_no_page(database: Da
     assert len(re.findall(r"(?<!\\)\|", row)) == 5, "a label and three resolutions"
 
 
-def test_a_name_that_is_not_there_is_answered_with_those_that_are(confirmed, tmp_path: Path) -> None:
+def test_unknown_experiment_is_refused_with_the_known_names(confirmed, tmp_path: Path) -> None:
     done = CliRunner().invoke(acuity, ["report", "tony", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
     assert done.exit_code == 1
     assert str(done.exception) == 'no experiment named "tony". There are: tiny'
     assert not (tmp_path / "r").exists()
 
 
-def test_a_label_that_looks_like_markup_or_mathematics_stays_a_label() -> None:
-    at = AtResolution(32, 0.7, 0.6, 0.8, "validation", 3, 0, 0)
+def test_label_with_markup_or_mathematics_is_drawn_as_text() -> None:
+    at = ResolutionAnswer(32, 0.7, 0.6, 0.8, "validation", 3, 0, 0)
     entry = LabelAnswer('<script>alert("x")</script> $\\alpha$', None, None, None, (at,), {}, None)
     with figure_style():
         svg = inline_svg(auc_panel(entry, limits=(0.5, 1.0)), auc_alt(entry))
@@ -230,7 +234,7 @@ def test_a_label_that_looks_like_markup_or_mathematics_stays_a_label() -> None:
     ElementTree.fromstring(svg)
 
 
-def test_the_summary_counts_what_the_database_holds(confirmed) -> None:
+def test_summary_counts_the_trials_of_the_database(confirmed) -> None:
     with open_storage(confirmed.url) as database:
         summary = summarise_search(database, confirmed.registered, "Nodule")
         with database.engine.connect() as connection:
@@ -248,7 +252,7 @@ def test_the_summary_counts_what_the_database_holds(confirmed) -> None:
     assert summary.importance is None or sum(summary.importance.values()) == pytest.approx(1)
 
 
-def test_the_command_says_where_it_is(confirmed, tmp_path: Path) -> None:
+def test_report_command_prints_the_path_of_the_page(confirmed, tmp_path: Path) -> None:
     done = CliRunner().invoke(acuity, ["report", "tiny", "--out", str(tmp_path / "r"), "--storage", confirmed.url])
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output

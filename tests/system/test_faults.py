@@ -1,4 +1,4 @@
-"""A fleet that loses nothing: real workers and a real Postgres, killed, stopped, cut off and starved of disk."""
+"""No trial is lost when workers or Postgres are killed, stopped or disconnected, or when the disk is full."""
 
 import hashlib
 import os
@@ -20,25 +20,23 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import URL
 
 from acuity.objectives.training.interface import Hyperparameters, Outcome
 from acuity.storage.checkpoints import Checkpoints
-from acuity.storage.database import Database, open_storage
+from acuity.storage.database import open_storage
 from acuity.storage.embedded.server import embedded_server
 from acuity.study.config.loading import load
 from acuity.study.dataset.image_set import open_image_set, training_images
-from acuity.study.registry.names import study_name
-from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
-from acuity.study.search.recipes import own_recipes
 from support.postgres import count_trials, query
 from support.waiting import wait_until
+from support.worker_processes import fix_initial_trials, kill_processes
 
 pytestmark = pytest.mark.slow
 
-# Forks of one process that has imported torch: a worker in milliseconds, and a process of its own all the same.
+# A fork of a process that has imported torch starts a worker in milliseconds.
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(["acuity.study.worker.loop", "test_faults"])
 
@@ -48,7 +46,7 @@ ZONES = ("UTC", "Asia/Tokyo", "America/Los_Angeles", "Pacific/Kiritimati")
 
 @dataclass(eq=False)
 class Fleet:
-    """An experiment registered in a database, and worker processes of it."""
+    """A registered experiment and its worker processes."""
 
     file: Path
     url: str
@@ -66,7 +64,7 @@ class Fleet:
                 training_images=training_images(image_set, experiment.labels),
             )
             if len(experiment.search.resolutions) == 1:
-                _give_all_recipes(database, registered)
+                fix_initial_trials(database, registered)
 
     def start(self, workers: int = 1, *, quick: bool = False, deadly_seed: int | None = None) -> list[BaseProcess]:
         started = []
@@ -84,7 +82,7 @@ class Fleet:
         return started
 
     def run(self, workers: int, **how: Any) -> None:
-        """Run until every budget is finished, with crashed workers started again as a launch does."""
+        """Run until every budget is finished; crashed workers are restarted, as in a launch."""
         alive = self.start(workers, **how)
         while alive:
             for process in [process for process in alive if process.exitcode is not None]:
@@ -98,7 +96,7 @@ class Fleet:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("worker-*.log")))
 
     def epochs_trained(self) -> int:
-        """Epochs that were finished, whatever became of them."""
+        """The number of epochs that all attempts finished."""
         return len((self.folder / "epochs").read_bytes())
 
     def trials(self) -> list[FrozenTrial]:
@@ -114,34 +112,15 @@ class Fleet:
         return count_trials(self.url, where)
 
     def values(self) -> dict[tuple[str, int], float]:
-        """Value of each trial by its label and the number of its first attempt; each may have one alone."""
+        """The value of each trial, by label and number of the first attempt. A trial has at most one value."""
         rows = self.sql("select label, coalesce(origin, number), value from acuity.trials where state = 'COMPLETE'")
         values = {(label, origin): value for label, origin, value in rows}
-        assert len(values) == len(rows), "a trial was told twice"
+        assert len(values) == len(rows), "a trial has two values"
         return values
-
-    def end(self) -> None:
-        for process in self.processes:
-            if process.is_alive():
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGCONT)
-                process.kill()
-            process.join()
-
-
-def _give_all_recipes(database: Database, registered: Registered) -> None:
-    """Fix what each first trial runs, so that it does not depend on what has ended before."""
-    for label in registered.experiment.labels:
-        name = study_name(registered.experiment.name, label)
-        study = optuna.load_study(storage=database.storage, study_name=name)
-        own = own_recipes(registered.experiment, registered.exponents, label)
-        for trial, recipe in zip(study.get_trials(states=(TrialState.WAITING,)), own, strict=False):
-            resolution = registered.experiment.search.resolutions[0]
-            database.storage.set_trial_system_attr(trial._trial_id, "fixed_params", recipe.at(resolution))
 
 
 def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed: int | None) -> None:
-    """What a process of the fleet runs: `acuity worker`, its epochs counted."""
+    """Run `acuity worker` in this process and count its epochs."""
     from acuity.objectives.training import train as training
     from acuity.study.cli import main as cli
     from acuity.study.worker import training as claimed_training
@@ -161,7 +140,7 @@ def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed:
         trained.append(None)
 
     def counted(*arguments: Any, **keywords: Any) -> None:
-        if trained:  # else an attempt that takes over all epochs as its own
+        if trained:  # not for an attempt that resumes after its last epoch
             trained.clear()
             os.write(epochs, b".")
         write(*arguments, **keywords)
@@ -182,7 +161,7 @@ def quick_training(
     deadly_seed: int | None,
     **__: Any,
 ) -> Outcome:
-    """Epochs without any training; one seed kills the process."""
+    """Report epochs without training. deadly_seed kills the process."""
     if seed == deadly_seed:
         os.kill(os.getpid(), signal.SIGKILL)
     auc = 0.5 + 0.4 * np.random.default_rng(seed).random()
@@ -193,7 +172,7 @@ def quick_training(
 
 @pytest.fixture(scope="module")
 def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fleet]]:
-    """Makes a fleet of an experiment whose trials are all fixed beforehand and never pruned, unless changed."""
+    """Make a fleet. By default, all trials of its experiment are fixed before the start and none is pruned."""
     fleets: list[Fleet] = []
     shared = tmp_path_factory.mktemp("shared")
 
@@ -239,12 +218,12 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     yield make
     for fleet in fleets:
-        fleet.end()
+        kill_processes(fleet.processes)
 
 
 @pytest.fixture(scope="module")
 def quiet_values(make_fleet: Callable[..., Fleet], server: URL) -> dict[tuple[str, int], float]:
-    """What the trials' values are where nothing goes wrong."""
+    """The values of the trials in a run without faults."""
     query(server, "create database quiet")
     fleet = make_fleet(server.set(database="quiet").render_as_string(hide_password=False))
     fleet.run(2)
@@ -254,7 +233,7 @@ def quiet_values(make_fleet: Callable[..., Fleet], server: URL) -> dict[tuple[st
 
 
 def mid_trial(fleet: Fleet, running: int, *, epochs: int = 2) -> None:
-    """Wait until as many trials run and some epochs have been finished since now."""
+    """Wait until this number of trials runs and some epochs have been finished since the call."""
     before = fleet.epochs_trained()
     wait_until(lambda: fleet.count("state = 'RUNNING'") >= running and fleet.epochs_trained() >= before + epochs)
 
@@ -284,7 +263,7 @@ def test_eight_racing_workers_meet_the_budget_exactly_and_a_raised_one_too(
     assert fleet.count("true") == 3 * 45, fleet.log()
 
 
-def test_killed_workers_trials_go_on_at_their_last_epoch_and_end_with_the_same_value(
+def test_trials_of_killed_workers_resume_at_their_last_epoch_and_end_with_the_same_value(
     make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float], database_url: str
 ) -> None:
     fleet = make_fleet(database_url)
@@ -302,13 +281,13 @@ def test_killed_workers_trials_go_on_at_their_last_epoch_and_end_with_the_same_v
     fleet.run(2)
     check_budget(fleet, 4)
     assert fleet.values() == quiet_values
-    # An epoch that was under way at a kill is not counted as finished; nothing that was finished is trained again.
+    # A kill interrupts at most one epoch, and no finished epoch is trained again.
     assert fleet.epochs_trained() <= 8 * EPOCHS + kills, fleet.log()
     assert fleet.count("state = 'FAIL' and not requeued") == 0
-    assert "taken up" in fleet.log() or "takes it up" in fleet.log()
+    assert "another one resumes it" in fleet.log() or "another worker runs it now" in fleet.log()
 
 
-def test_a_worker_stopped_beyond_the_grace_period_drops_the_trial_that_another_has_taken_up(
+def test_worker_suspended_beyond_the_grace_period_drops_the_trial_that_another_worker_took(
     make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float], database_url: str
 ) -> None:
     fleet = make_fleet(database_url)
@@ -322,7 +301,7 @@ def test_a_worker_stopped_beyond_the_grace_period_drops_the_trial_that_another_h
     for process in fleet.processes:
         process.join()
         assert process.exitcode == 0, fleet.log()
-    assert "another worker has taken it up; dropped" in fleet.log()
+    assert "another worker runs it now; dropped" in fleet.log()
     check_budget(fleet, 4)
     assert fleet.values() == quiet_values
 
@@ -343,12 +322,12 @@ def test_sigterm_hands_the_trial_back_with_its_last_epoch_and_exits_0(
     assert fleet.epochs_trained() == 8 * EPOCHS
     [resumed] = [trial for trial in fleet.trials() if trial.user_attrs.get("attempt") == 2]
     assert 2 <= resumed.user_attrs["resumed_epochs"] <= trained
-    assert resumed.user_attrs["retries"] == 0, "it was nobody's fault"
+    assert resumed.user_attrs["retries"] == 0, "a stop by SIGTERM is no failure"
 
 
 @contextmanager
-def own_server() -> Iterator[tuple[str, Path]]:
-    """A Postgres that a test may stop, with the folder that it lives in."""
+def stoppable_server() -> Iterator[tuple[str, Path]]:
+    """A Postgres that a test may stop, and its folder."""
     folder = Path(tempfile.mkdtemp(prefix="acuity-own-"))
     folder.chmod(0o711)
     try:
@@ -362,13 +341,13 @@ def postmaster(folder: Path) -> int:
     return int((folder / "data" / "postmaster.pid").read_text().split()[0])
 
 
-def start_again(folder: Path) -> None:
+def restart(folder: Path) -> None:
     with embedded_server(folder):
         pass
 
 
-def test_sigterm_is_heeded_within_ten_seconds_though_the_database_hangs(make_fleet: Callable[..., Fleet]) -> None:
-    with own_server() as (url, folder):
+def test_worker_ends_within_ten_seconds_of_sigterm_while_the_database_hangs(make_fleet: Callable[..., Fleet]) -> None:
+    with stoppable_server() as (url, folder):
         fleet = make_fleet(url, epochs="100")
         [worker] = fleet.start()
         mid_trial(fleet, 1)
@@ -388,33 +367,33 @@ def test_sigterm_is_heeded_within_ten_seconds_though_the_database_hangs(make_fle
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
-def test_training_goes_on_while_postgres_is_away_and_nothing_is_lost(
+def test_training_continues_during_an_outage_and_no_report_is_lost(
     how: int, make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float]
 ) -> None:
-    with own_server() as (url, folder):
+    with stoppable_server() as (url, folder):
         fleet = make_fleet(url)
         workers = fleet.start(2)
         mid_trial(fleet, 2)
         os.kill(postmaster(folder), how)
         trained = fleet.epochs_trained()
-        time.sleep(5)  # beyond the grace period, too
+        time.sleep(5)  # longer than the grace period
         assert fleet.epochs_trained() > trained
-        start_again(folder)
+        restart(folder)
         for worker in workers:
             worker.join()
             assert worker.exitcode == 0, fleet.log()
         assert "reports kept until the database is back" in fleet.log()
         check_budget(fleet, 4)
-        assert fleet.count("true") == 8, "after an outage every heartbeat is old: nobody's trial was taken for that"
+        assert fleet.count("true") == 8, "after an outage every heartbeat is old, but no trial was taken over"
         assert fleet.values() == quiet_values
         assert all(len(trial.intermediate_values) == EPOCHS for trial in fleet.trials())
         assert fleet.epochs_trained() == 8 * EPOCHS
 
 
-def test_away_beyond_the_patience_is_a_clean_exit_with_the_checkpoint_kept(
+def test_worker_exits_with_status_75_after_a_long_outage_and_keeps_its_checkpoint(
     make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float]
 ) -> None:
-    with own_server() as (url, folder):
+    with stoppable_server() as (url, folder):
         fleet = make_fleet(url, patience_min="0.03")
         [worker] = fleet.start()
         mid_trial(fleet, 1)
@@ -424,16 +403,16 @@ def test_away_beyond_the_patience_is_a_clean_exit_with_the_checkpoint_kept(
         assert "waited 2 s, which is the limit. Bring it back and launch again" in fleet.log().splitlines()[-1]
         assert "Traceback" not in fleet.log()
         trained = fleet.epochs_trained()
-        assert trained == EPOCHS, "it trained its trial to the end all the same"
-        start_again(folder)
+        assert trained == EPOCHS, "it trained its trial to the end"
+        restart(folder)
         fleet.run(1)
         check_budget(fleet, 4)
         assert fleet.values() == quiet_values
         assert fleet.epochs_trained() == 8 * EPOCHS
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of 40 kB can be mounted by root alone")
-def test_a_full_disk_is_a_clear_error_and_costs_no_trial(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of 40 kB")
+def test_full_disk_is_a_clear_error_and_no_trial_is_lost(
     make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float], database_url: str, tmp_path: Path
 ) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)], check=False)
@@ -457,7 +436,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_no_trial(
 
 
 @pytest.mark.parametrize("fault", ["deleted", "corrupt"])
-def test_a_lost_checkpoint_restarts_its_trial_alone_and_that_is_recorded(
+def test_only_the_trial_of_a_lost_checkpoint_restarts_and_that_is_recorded(
     fault: str, make_fleet: Callable[..., Fleet], quiet_values: dict[Any, float], database_url: str
 ) -> None:
     fleet = make_fleet(database_url)
@@ -478,10 +457,10 @@ def test_a_lost_checkpoint_restarts_its_trial_alone_and_that_is_recorded(
     [restarted] = [trial for trial in fleet.trials() if trial.user_attrs["attempt"] == 2]
     assert restarted.user_attrs["resumed_epochs"] == 0
     kept = Counter(path.parent.name.split()[0] for path in fleet.folder.rglob("*.ckpt"))
-    assert sorted(kept.values()) == [1, 1], "of each label's only resolution the best alone"
+    assert sorted(kept.values()) == [1, 1], "only the best checkpoint of each label and resolution is kept"
 
 
-def test_a_trial_that_kills_its_workers_fails_with_the_reason_and_its_slot_is_filled(
+def test_trial_that_kills_its_workers_fails_with_the_reason_and_another_trial_replaces_it(
     make_fleet: Callable[..., Fleet], database_url: str
 ) -> None:
     fleet = make_fleet(database_url, max_retries="2", resolutions="[16, 32]", minimum="2")

@@ -1,4 +1,4 @@
-"""From an experiment file to the answer with real worker processes, and how a fleet ends."""
+"""`acuity launch` with real worker processes, from the experiment file to the answer, and the end of a fleet."""
 
 import json
 import os
@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from acuity.study.errors import UsageError
+from acuity.study.fleet.placement import FleetOptions, place_workers
 from acuity.study.fleet.restarts import RestartPolicy
-from acuity.study.fleet.supervisor import FleetOptions, _alive, _Member, place_workers
-from acuity.study.results.status import EpochClock, Running
+from acuity.study.fleet.supervisor import _restart_crashed, _Worker
+from acuity.study.results.status import EpochRates, RunningTrial
 from support.commands import ACUITY, acuity
 from support.postgres import count_trials
 from support.processes import find_processes
@@ -29,7 +30,7 @@ def experiment(phantoms: Path, tmp_path: Path) -> Path:
 
 
 def workers_alive(home: Path) -> list[int]:
-    """Processes of ours that run `acuity worker`, by the home that only this test has."""
+    """The `acuity worker` processes of this test, found by its home folder."""
 
     def is_ours(folder: Path) -> bool:
         command, variables = (folder / "cmdline").read_bytes().split(b"\0"), (folder / "environ").read_bytes()
@@ -99,7 +100,7 @@ def test_a_changed_file_under_an_old_name_is_refused_with_the_difference(
 def test_launch_leaves_nothing_running_however_it_ends(
     experiment: Path, environment: dict[str, str], home: Path, database_url: str, how: signal.Signals
 ) -> None:
-    """Ctrl-C, a terminal that is closed, and a kill -9 that it cannot answer."""
+    """On Ctrl-C, a closed terminal and SIGKILL, which a process cannot handle."""
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
     launcher = subprocess.Popen(
         [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
@@ -115,7 +116,7 @@ def test_launch_leaves_nothing_running_however_it_ends(
 
 
 @pytest.mark.slow
-def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
+def test_trial_of_a_killed_worker_resumes_at_its_last_epoch(
     experiment: Path, environment: dict[str, str], home: Path, database_url: str
 ) -> None:
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 40"))
@@ -130,7 +131,7 @@ def test_a_killed_workers_trial_goes_on_at_its_last_epoch(
 
 
 @pytest.mark.slow
-def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_command(
+def test_launches_in_the_background_add_workers_show_their_trials_and_end_by_acuity_stop(
     experiment: Path, environment: dict[str, str], home: Path, database_url: str
 ) -> None:
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
@@ -148,7 +149,7 @@ def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_com
     assert shown.count("test_resnet") == 2
     assert shown.count("/300") == 2
     assert shown.count("ago") == 2
-    # A killed launch's file stays behind, and its process id may be anybody's by now.
+    # The lock file of a killed launch remains, and another process may have its process id.
     forged = next((home / ".local/state").rglob("*.launch")).with_name("tiny.1.launch")
     forged.write_text(json.dumps({"process": os.getpid(), "experiment": "tiny", "storage": "postgresql:///x"}))
     stopped = acuity("stop", "tiny", environment=environment)
@@ -158,14 +159,14 @@ def test_launches_in_the_background_add_workers_show_their_trials_and_end_on_com
     assert (count_trials(database_url, "state = 'RUNNING'"), count_trials(database_url, "requeued")) == (0, 2)
 
 
-def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_distributed_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def gpus(device: str = "auto", **how: int) -> list[tuple[str, int]]:
-        places = place_workers(FleetOptions(device=device, **how))
-        return [(place.environment["CUDA_VISIBLE_DEVICES"], place.sharing) for place in places]
+        placements = place_workers(FleetOptions(device=device, **how))
+        return [(each.environment["CUDA_VISIBLE_DEVICES"], each.sharing) for each in placements]
 
     assert gpus() == [("0", 1), ("1", 1)]
     assert gpus(per_gpu=2) == [("0", 2), ("1", 2), ("0", 2), ("1", 2)]
@@ -175,7 +176,7 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     assert gpus() == [("GPU-5a", 1), ("GPU-7b", 1)]
     with pytest.raises(UsageError, match="cuda:2 cannot be used here: there are 2"):
         gpus("cuda:2")
-    for named in ("GPU-5a,", "GPU-5a,-1,GPU-7b"):  # as CUDA reads it
+    for named in ("GPU-5a,", "GPU-5a,-1,GPU-7b"):  # CUDA ignores the first invalid entry and all after it
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert gpus() == [("GPU-5a", 1)]
     with pytest.raises(UsageError, match="no GPU here"):
@@ -185,35 +186,35 @@ def test_workers_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> No
         place_workers(FleetOptions(device="cuda:1"))
 
 
-def test_worker_that_cannot_go_on_leaves_the_others_at_work(tmp_path: Path) -> None:
-    def member(number: int, script: str) -> _Member:
+def test_error_of_one_worker_does_not_end_the_others(tmp_path: Path) -> None:
+    def worker(number: int, script: str) -> _Worker:
         (log := tmp_path / f"{number}.log").touch()
-        return _Member([sys.executable, "-c", script], log, dict(os.environ), RestartPolicy(outage_limit_s=60))
+        return _Worker([sys.executable, "-c", script], log, dict(os.environ), RestartPolicy(outage_limit_s=60))
 
     full = "import sys; sys.exit('GPU 3 is full')"
-    fleet = [member(0, full), member(1, "import time; time.sleep(2)")]
+    fleet = [worker(0, full), worker(1, "import time; time.sleep(2)")]
     for each in fleet:
         each.start()
     seen = []
-    while _alive(fleet):
-        seen.append([each.ended() for each in fleet])
+    while _restart_crashed(fleet):
+        seen.append([each.exit_status() for each in fleet])
         time.sleep(0.1)
     assert [1, None] in seen
-    assert [each.ended() for each in fleet] == [1, 0]
-    alone = member(2, full)
+    assert [each.exit_status() for each in fleet] == [1, 0]
+    alone = worker(2, full)
     alone.start()
     assert alone.process is not None
     alone.process.wait()
     with pytest.raises(UsageError, match=r"a worker ended with an error: GPU 3 is full \(log: .*2.log"):
-        _alive([alone])
+        _restart_crashed([alone])
 
 
-def test_a_running_trials_pace_is_that_of_the_epochs_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = EpochClock()
+def test_pace_of_a_running_trial_is_computed_from_the_epochs_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EpochRates()
     seen = []
     for at, epoch in [(0, 3), (5, 3), (10, 4), (20, 5), (25, 5), (30, 6)]:
         monkeypatch.setattr("time.monotonic", lambda at=at: float(at))
-        seen.append(clock.epochs_per_second(Running("Nodule", 7, 64, "resnet34", epoch, 0.7, "CPU", 1.0)))
+        seen.append(clock.epochs_per_second(RunningTrial("Nodule", 7, 64, "resnet34", epoch, 0.7, "CPU", 1.0)))
     assert seen == [None, None, None, 0.1, 0.1, 0.1]
 
 

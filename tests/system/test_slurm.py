@@ -1,4 +1,4 @@
-"""Workers as jobs of a real Slurm on loopback: preempted, out of time, requeued and cancelled; budgets stay exact."""
+"""Workers as jobs of a real Slurm on loopback: preempted, requeued, cancelled. Budgets are met exactly."""
 
 import os
 import re
@@ -41,7 +41,7 @@ RESUMED = _ATTRIBUTE.format("resumed_epochs", "a.value_json::int > 0")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of one node with four cores; jobs in its partition "low" yield to those in "high"."""
+    """A cluster of one node with four cores. Jobs in partition "high" preempt those in "low"."""
     reason = slurm_cluster.missing()
     if reason:
         pytest.skip(reason)
@@ -72,11 +72,11 @@ class Site:
         return os.environ | self.cluster.environment | mine
 
     def acuity(self, *arguments: str, status: int = 0) -> str:
-        """What a command says to the user."""
+        """The stderr of a command."""
         return acuity(*arguments, environment=self.environment, status=status).stderr
 
     def launch(self, workers: int) -> str:
-        """Submit workers; the job's id."""
+        """Submit workers; returns the id of the job."""
         said = self.acuity("launch", str(self.file), "--cluster", "slurm", "--workers", str(workers))
         submitted = re.search(r"as job (\d+)", said)
         assert submitted is not None, said
@@ -86,7 +86,7 @@ class Site:
         return "\n".join(path.read_text() for path in sorted((self.file.parent / "logs").rglob("*.out")))
 
     def count(self, where: str) -> int:
-        """Trials t of which this holds."""
+        """The number of trials t that match a condition."""
         return count_trials(self.database_url, where)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -115,7 +115,7 @@ def change(site: Site, before: str, after: str) -> None:
     site.file.write_text(text.replace(before, after))
 
 
-def test_two_jobs_preempted_and_requeued_in_their_trials_finish_the_budget_exactly(site: Site) -> None:
+def test_two_jobs_preempted_and_requeued_during_trials_finish_the_budget_exactly(site: Site) -> None:
     change(site, "epochs = 3000", "epochs = 25")
     job = site.launch(2)
     site.wait_until(lambda: site.count(TRAINS) == 2)
@@ -135,7 +135,7 @@ def test_two_jobs_preempted_and_requeued_in_their_trials_finish_the_budget_exact
     assert site.logs().count("is requeued (1 of 3)") == 2
 
 
-def test_a_job_out_of_time_comes_back_until_it_is_cancelled(site: Site) -> None:
+def test_job_is_requeued_at_its_time_limit_until_it_is_cancelled(site: Site) -> None:
     change(site, "time_limit_min = 10", "time_limit_min = 1")
     job = site.launch(1)
     site.wait_until(lambda: site.count(f"{TRAINS} and {TAKEN_UP}") == 1, 120)
@@ -149,7 +149,7 @@ def test_a_job_out_of_time_comes_back_until_it_is_cancelled(site: Site) -> None:
     assert site.cluster.jobs() == {}
 
 
-def test_a_job_is_requeued_no_more_often_than_its_limit(site: Site) -> None:
+def test_job_is_not_requeued_more_often_than_its_limit(site: Site) -> None:
     change(site, "max_requeues = 3", "max_requeues = 0")
     job = site.launch(1)
     site.wait_until(lambda: site.count(TRAINS) == 1)
@@ -159,7 +159,7 @@ def test_a_job_is_requeued_no_more_often_than_its_limit(site: Site) -> None:
     assert site.count("requeued") == 1
 
 
-def test_what_slurm_refuses_is_said_in_one_line(site: Site) -> None:
+def test_error_of_slurm_is_reported_in_one_line(site: Site) -> None:
     change(site, 'partition = "low"', 'partition = "gpu"')
     said = site.acuity("launch", str(site.file), "--cluster", "slurm", "--workers", "2", status=1)
     assert "invalid partition specified: gpu" in said
@@ -168,7 +168,7 @@ def test_what_slurm_refuses_is_said_in_one_line(site: Site) -> None:
 
 
 def check_that_the_password_is_nowhere(site: Site, job: str) -> None:
-    """Not in what Slurm keeps, in a script, a log, a command line or a job's environment."""
+    """Neither in a file of Slurm nor in a script, log, command line or environment of a job."""
     secret = site.password.encode()
     folders = (site.cluster.folder, site.file.parent / "logs")
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
