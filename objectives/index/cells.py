@@ -1,4 +1,4 @@
-"""Normalize the cells of an index file, whatever its publisher's format."""
+"""Normalize the cells of an index file to one table for all formats."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -103,7 +103,7 @@ def test_no_filter_moves_a_patient(
         return
     mine = take_split(split, filtered.index, filtered.rows)
     np.testing.assert_array_equal(mine.part, split.part[filtered.rows])
-    assert mine.whole_sha256 == split.sha256, "the same test patients, whatever the filter"
+    assert mine.whole_sha256 == split.sha256, "the test patients are the same for every filter"
     # The split of the filtered index, from the same file, is the same.
     alone = read_or_make_split(filtered.index, path=folder / "split.csv")
     assert alone.sha256 == mine.sha256
