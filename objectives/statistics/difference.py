@@ -32,7 +32,7 @@ class AucPair:
 
     @property
     def difference(self) -> float:
-        """The first AUC less the second."""
+        """The first AUC minus the second AUC."""
         return self.aucs[0] - self.aucs[1]
 
 
@@ -50,7 +50,7 @@ def t_statistic(pair: AucPair, *, value: float) -> tuple[float, float]:
     (benchmarks/validity/coverage.py).
     """
     if value > pair.difference:
-        statistic, degrees = _logit_t_statistic(_swap(pair), value=-value)
+        statistic, degrees = _logit_t_statistic(_exchanged(pair), value=-value)
         return -statistic, degrees
     return _logit_t_statistic(pair, value=value)
 
@@ -61,7 +61,7 @@ def difference_interval(pair: AucPair, *, level: float) -> tuple[float, float]:
     The interval therefore always agrees with the test.
     """
     probability = (1 + level) / 2
-    return _lower_limit(pair, probability=probability), -_lower_limit(_swap(pair), probability=probability)
+    return _lower_limit(pair, probability=probability), -_lower_limit(_exchanged(pair), probability=probability)
 
 
 def _logit_t_statistic(pair: AucPair, *, value: float) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def _standard_error(pair: AucPair, *, weights: tuple[float, float]) -> tuple[flo
     return math.sqrt(patient_variance + sum(seed_variances)), degrees
 
 
-def _swap(pair: AucPair) -> AucPair:
+def _exchanged(pair: AucPair) -> AucPair:
     return replace(
         pair,
         aucs=pair.aucs[::-1],

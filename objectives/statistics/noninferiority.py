@@ -29,8 +29,7 @@ class NoninferiorityTest:
     se: float
     degrees_of_freedom: float
     p_value: float
-    """One-sided, of the null hypothesis that the loss is the margin or more. 1 - p_value tests the opposite hypothesis.
-    """
+    """One-sided. Null hypothesis: the loss is the margin or more. The p value of the opposite test is 1 - p_value."""
     outcome: Literal["shown", "worse", "undecided"]
     """"shown": noninferior. "worse": shown to lose more than the margin."""
     more_positive_patients: int | None
@@ -44,7 +43,7 @@ class NoninferiorityVerdict:
 
     verdict: Literal["shown", "undecided", "not_estimable"]
     resolution: int | None
-    """None unless shown. It is the reference if no smaller resolution is shown to be noninferior."""
+    """None unless shown. The reference if the next smaller resolution is shown to be worse, or was not confirmed."""
     auc_difference: float | None
     """AUC of `resolution`, or of the undecided resolution, minus the AUC of the reference."""
     margin: float
@@ -52,7 +51,7 @@ class NoninferiorityVerdict:
     """p value of the noninferiority test of `auc_difference`. None for the reference."""
     positive_patients: int
     more_positive_patients: int | None
-    """Number of additional positive patients that would decide the last test."""
+    """Number of additional positive patients that would decide the last test, or make the label estimable."""
     steps: tuple[NoninferiorityTest, ...]
     """In descending order of resolution, up to the first failure."""
 

@@ -147,7 +147,7 @@ def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int6
 
 
 def _pseudonym_key(index: ImageIndex) -> bytes:
-    """A secret derived from the content of the index. It differs from the stored SHA-256."""
+    """A secret derived from the content of the index, not from its folders. It differs from the stored SHA-256."""
     digest = hashlib.sha256(b"acuity pseudonyms")
     for column in (index.table["patient"], index.names):
         digest.update("\0".join(column).encode())
@@ -200,7 +200,7 @@ def _explain_mismatch(stored: pd.DataFrame, images: pd.DataFrame) -> str | None:
         return f"it scored {len(stored):,} images then and would score {len(images):,} now"
     same = all((stored[column].to_numpy() == images[column].to_numpy()).all() for column in ("part", "target"))
     if not same or stored.attrs["rows"] != images.attrs["rows"]:
-        return "other images are left out now (as bad, or as repeats of an earlier part's) than then"
+        return "other images are left out now (as bad, or as repeats of images in an earlier part) than then"
     if stored.attrs["pixels"] != images.attrs["pixels"]:
         return "the images' files have changed since"
     return None

@@ -74,7 +74,7 @@ def claim_confirm_trial(
         with claim_study(database, study._study_id):
             plan, trials = read_plan(study), study.get_trials(deepcopy=False)
             for trial in surplus_trainings(plan, trials):
-                cancel_trial(database, trial, reason="no longer asked for")
+                cancel_trial(database, trial, reason="the plan no longer contains it")
             for nominee, repeat in missing_trainings(plan, trials):
                 _enqueue_run(database, registered, study, nominee, repeat)
             claim = claim_waiting_trial(database, registered, label, study, can_hold=can_hold)

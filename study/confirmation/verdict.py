@@ -127,7 +127,7 @@ def _resolution_entry(
     validation = [table[table["part"] == "validation"] for table in tables]
 
     def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
-        values = [value(own, other) for own, other in zip(validation, evaluated, strict=True)]
+        values = [value(*images) for images in zip(validation, evaluated, strict=True)]
         return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
 
     return asdict(estimate_auc(estimates, finalist.resolution)) | {
@@ -136,15 +136,17 @@ def _resolution_entry(
         "seed_aucs": list(estimates.seed_aucs[estimates.position(finalist.resolution)]),
         # The threshold is chosen on validation patients and applied to other patients.
         "accuracy": over_seeds(
-            lambda own, other: accuracy(
-                other["target"], other["score"], threshold=youden_threshold(own["target"], own["score"])
+            lambda chosen_on, images: accuracy(
+                images["target"],
+                images["score"],
+                threshold=youden_threshold(chosen_on["target"], chosen_on["score"]),
             )
         ),
-        "average_precision": over_seeds(lambda _, other: average_precision(other["target"], other["score"])),
+        "average_precision": over_seeds(lambda _, images: average_precision(images["target"], images["score"])),
         "sensitivity_at_90_specificity": over_seeds(
-            lambda _, other: sensitivity_at_specificity(other["target"], other["score"])
+            lambda _, images: sensitivity_at_specificity(images["target"], images["score"])
         ),
-        "validation_brier": over_seeds(lambda own, _: brier_score_loss(own["target"], own["score"])),
+        "validation_brier": over_seeds(lambda images, _: brier_score_loss(images["target"], images["score"])),
         "validation_reliability": [
             asdict(each) for each in reliability_bins(validation[0]["target"], validation[0]["score"])
         ],

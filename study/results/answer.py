@@ -75,9 +75,9 @@ class Answer:
     labels: tuple[LabelAnswer, ...]
     test_uses: int
     """Number of uses of the split's test patients by all experiments."""
-    trials: int = 0
+    trials: int
     """Budget of trials of each label's search."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
     """Caveats to show with the results. Empty for a split by patient with a test part."""
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Calibrated probabilities and their reliability."""
+"""Platt scaling and reliability bins."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from acuity.objectives.statistics.calibration import fit_platt_scaling, reliabil
 
 @pytest.fixture
 def predictions() -> tuple[np.ndarray, np.ndarray]:
-    """1,000 images whose probabilities are true."""
+    """Targets of 1,000 images, drawn with the returned probabilities."""
     generator = np.random.default_rng(0)
     probabilities = generator.beta(1, 4, 1000)
     return (generator.random(1000) < probabilities).astype(int), probabilities
 
 
-def test_bins_are_scikit_learns(predictions: tuple[np.ndarray, np.ndarray]) -> None:
+def test_bins_equal_those_of_scikit_learn(predictions: tuple[np.ndarray, np.ndarray]) -> None:
     targets, probabilities = predictions
     bins = reliability_bins(targets, probabilities, bins=8)
     observed, predicted = calibration_curve(targets, probabilities, n_bins=8, strategy="quantile")
@@ -33,7 +33,7 @@ def test_mean_calibrated_probability_is_the_mean_of_platts_smoothed_targets() ->
     targets, scores = np.array([0, 0, 0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.7, 0.6, 0.3])
     smoothed = np.where(targets == 1, 3 / 4, 1 / 6)
     calibrated = fit_platt_scaling(targets, scores)(scores)
-    # At the optimum both of the logistic regression's gradients are 0.
+    # At the optimum both gradients of the logistic regression are 0.
     assert calibrated.mean() == pytest.approx(smoothed.mean(), abs=1e-4)
     logits = np.log(scores / (1 - scores))
     assert calibrated @ logits == pytest.approx(smoothed @ logits, abs=1e-3)

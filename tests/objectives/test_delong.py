@@ -1,4 +1,4 @@
-"""AUCs of several networks and their covariance over patients, against other people's numbers and the textbook."""
+"""Clustered DeLong against pROC, MLstatkit, the printed formulas and the patient bootstrap."""
 
 import math
 
@@ -31,11 +31,11 @@ SCORES = [
 def images(
     *, patients: int, seed: int, networks: int = 3, levels: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Targets, scores and patients of several images each; `levels` rounds the scores, so that many tie."""
+    """Targets, scores and patients with several images each. `levels` rounds the scores, so that many are equal."""
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(patients), generator.integers(1, 6, patients))
     targets = (generator.random(owner.size) < generator.beta(1, 2, patients)[owner]).astype(np.int64)
-    # Two patients of each kind at least.
+    # At least two positive and two negative patients.
     first_images = np.flatnonzero(np.diff(owner, prepend=-1))
     targets[first_images[:2]], targets[first_images[-2:]] = 1, 0
     common = generator.standard_normal(patients)[owner] + generator.standard_normal(owner.size) + targets
@@ -48,7 +48,7 @@ def images(
 def textbook(
     targets: NDArray[np.int64], scores: NDArray[np.float64], patients: NDArray[np.int64]
 ) -> tuple[list[float], NDArray[np.float64]]:
-    """Obuchowski's formulas as printed, every pair of images compared, one patient after the other."""
+    """Obuchowski's formulas as printed: all pairs of images are compared, and patients are summed in a loop."""
     names = sorted(set(patients.tolist()))
     aucs, sums = [], []
     for row in scores:
@@ -121,11 +121,11 @@ def test_agrees_with_the_auc_of_each_network_alone() -> None:
 
 
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 3]))
-def test_standard_error_with_one_image_a_patient_is_plain_delong(seed: int, levels: int | None) -> None:
+def test_standard_error_with_one_image_per_patient_is_that_of_delong(seed: int, levels: int | None) -> None:
     targets, (scores,), _ = images(patients=12, seed=seed, networks=1, levels=levels)
     positives, negatives = scores[targets == 1], scores[targets == 0]
     wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
-    # DeLong 1988 as printed: every positive compared with every negative.
+    # DeLong 1988 as printed: all pairs of positive and negative images.
     variance = wins.mean(axis=1).var(ddof=1) / len(positives) + wins.mean(axis=0).var(ddof=1) / len(negatives)
     found = auc_standard_error(targets, scores, np.arange(targets.size))
     assert found == pytest.approx(math.sqrt(variance), abs=1e-9)
@@ -134,7 +134,7 @@ def test_standard_error_with_one_image_a_patient_is_plain_delong(seed: int, leve
 def correlated_patients(
     seed: int, patients: int = 150
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Several images a patient that share most of their score, so that image-wise errors are too small."""
+    """Several images per patient with correlated scores: a standard error that ignores patients is too small."""
     generator = np.random.default_rng(seed)
     owner = np.repeat(np.arange(patients), generator.integers(1, 8, patients))
     sick = generator.random(patients) < 0.4
@@ -147,7 +147,7 @@ def test_standard_error_matches_a_patient_bootstrap() -> None:
     targets, scores, owner = correlated_patients(seed=1)
     drawn = bootstrap_aucs(targets, scores[None], owner, repetitions=1500)
     clustered = auc_standard_error(targets, scores, owner)
-    # The bootstrap's error at 1,500 drawings is 1 / sqrt(2 * 1500) = 1.8 %; the two methods differ by a few per cent.
+    # With 1,500 samples the bootstrap's error is 1 / sqrt(2 * 1500) = 1.8 %. The two methods differ by a few per cent.
     assert clustered == pytest.approx(drawn.std(), rel=0.08)
     assert auc_standard_error(targets, scores, np.arange(len(owner))) < 0.75 * clustered
 
@@ -168,7 +168,7 @@ def test_agrees_with_the_patient_bootstrap() -> None:
     components = combine(delong_components(targets, scores, patients), averages)
     drawn = bootstrap_aucs(targets, scores, patients, repetitions=2000) @ np.array(averages).T
     assert drawn.mean(axis=0) == pytest.approx(components.aucs, abs=0.003)
-    # 2,000 drawings know an SD to 1.6 %; three times that.
+    # With 2,000 samples the standard error of an SD is 1.6 %. The tolerance is three times that.
     assert drawn.std(axis=0) == pytest.approx(np.sqrt(np.diag(covariance(components))), rel=0.05)
 
 
@@ -180,10 +180,10 @@ def test_bootstrap_counts_ties_as_half() -> None:
     assert drawn == pytest.approx(repeated, abs=1e-12)
 
 
-def test_images_of_one_patient_are_no_independent_witnesses() -> None:
+def test_images_of_one_patient_are_not_independent() -> None:
     targets, scores, patients = images(patients=100, seed=7, networks=1)
     once = covariance(delong_components(targets, scores, patients))[0, 0]
-    # Each image four times over tells nothing new if it is the same patient's.
+    # Copies of an image add no information if they belong to the same patient.
     again = covariance(delong_components(np.tile(targets, 4), np.tile(scores, 4), np.tile(patients, 4)))[0, 0]
     as_if_new = covariance(delong_components(np.tile(targets, 4), np.tile(scores, 4), np.arange(4 * targets.size)))[
         0, 0
@@ -201,25 +201,25 @@ def test_order_and_names_of_patients_do_not_matter() -> None:
     assert found == pytest.approx(expected, abs=1e-14)
 
 
-def test_few_patients_who_make_up_a_variance_leave_few_degrees_of_freedom() -> None:
+def test_variance_from_few_patients_has_few_degrees_of_freedom() -> None:
     targets, scores, _ = images(patients=300, seed=10, networks=1)
     spread_out = delong_components(targets, scores, np.arange(targets.size))
     outliers = scores.copy()
     outliers[0] += 12 * targets
     outliers[0, np.flatnonzero(targets)[:3]] = -20
     assert degrees_of_freedom(spread_out)[0] > 50
-    # Three patients make up all of it, as if there were no more: 2 V^2 / (sum of squares less the mean's) is 2 * 3.
+    # Three patients contribute all of the variance: 2 V^2 / (sum of squares - V^2 / patients) is about 2 * 3.
     assert degrees_of_freedom(delong_components(targets, outliers, np.arange(targets.size)))[0] == pytest.approx(
         6, abs=0.2
     )
 
 
-def test_a_perfect_network_has_no_variance_and_the_patients_degrees_of_freedom() -> None:
+def test_perfect_network_has_no_variance_and_degrees_of_freedom_from_the_patients() -> None:
     components = delong_components([1, 1, 1, 0, 0, 0, 0], [[5, 6, 7, 1, 2, 3, 4]], range(7))
     assert covariance(components)[0, 0] == 0
     assert degrees_of_freedom(components)[0] == 2
 
 
-def test_one_positive_patient_is_refused() -> None:
+def test_one_positive_patient_is_rejected() -> None:
     with pytest.raises(InputError, match="1 patients with the finding and 2 without, need at least 2"):
         delong_components([1, 1, 0, 0], [[1, 2, 3, 4]], [1, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""What may be said of resolutions: intervals, tests, verdicts, held against known truths and hand calculation."""
+"""Intervals, noninferiority tests, comparisons and power against known AUCs and calculations by hand."""
 
 import importlib.util
 import math
@@ -34,7 +34,7 @@ from acuity.objectives.statistics.power import estimate_power
 
 @pytest.fixture(scope="module")
 def simulation() -> Iterator[ModuleType]:
-    """benchmarks/validity/coverage.py, whose 5,000 repetitions become a few hundred here."""
+    """The module benchmarks/validity/coverage.py. The tests run a few hundred of its 5,000 repetitions."""
     path = Path(__file__).parents[2] / "benchmarks" / "validity" / "coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
     assert spec is not None
@@ -46,10 +46,10 @@ def simulation() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def measured(
+def make_estimates(
     aucs: dict[int, float], *, se: float = 0.02, correlation: float = 0.95, seed_sd: float = 0.004, patients: int = 400
 ) -> ResolutionEstimates:
-    """Three seeds a resolution, spread evenly around its AUC."""
+    """Estimates with three seeds per resolution, spaced evenly around its AUC."""
     count = len(aucs)
     matrix = np.full((count, count), correlation * se**2)
     np.fill_diagonal(matrix, se**2)
@@ -63,8 +63,8 @@ def measured(
     )
 
 
-def test_variance_is_the_patients_and_the_seeds() -> None:
-    estimate = estimate_auc(measured({64: 0.8}, se=0.02, seed_sd=0.03, patients=50), 64)
+def test_variance_is_the_sum_over_patients_and_seeds() -> None:
+    estimate = estimate_auc(make_estimates({64: 0.8}, se=0.02, seed_sd=0.03, patients=50), 64)
     assert estimate.se == pytest.approx(math.sqrt(0.02**2 + 0.03**2 / 3))
     assert estimate.seed_sd == pytest.approx(0.03)
     parts = (0.02**2, 0.03**2 / 3)
@@ -75,7 +75,7 @@ def test_variance_is_the_patients_and_the_seeds() -> None:
 
 
 @given(st.floats(0.001, 0.999), st.floats(0, 0.5), st.sampled_from([0.8, 0.95, 0.99]))
-def test_interval_stays_within_0_and_1_and_holds_the_auc(auc: float, se: float, level: float) -> None:
+def test_interval_is_within_0_and_1_and_contains_the_auc(auc: float, se: float, level: float) -> None:
     low, high = auc_interval(auc, se, quantile=norm.ppf((1 + level) / 2))
     assert 0 <= low <= auc + 1e-12
     assert auc - 1e-12 <= high <= 1
@@ -89,12 +89,12 @@ def test_interval_of_95_percent_is_walds_on_the_logit_scale(auc: float, se: floa
     assert auc_interval(auc, se, patients=(50, 50)) == auc_interval(auc, se)
 
 
-def test_interval_is_the_wald_interval_where_the_spread_is_small() -> None:
+def test_interval_is_the_wald_interval_where_the_standard_error_is_small() -> None:
     assert auc_interval(0.7, 0.001) == pytest.approx((0.7 - 0.00196, 0.7 + 0.00196), abs=1e-5)
     assert auc_interval(1.0, 0.0) == (1.0, 1.0)
 
 
-def test_measured_from_scores_averages_seeds_before_patients() -> None:
+def test_components_are_averaged_over_seeds_before_the_variance_over_patients() -> None:
     generator = np.random.default_rng(1)
     targets = np.repeat([1, 0], [40, 160])
     scores = {64: generator.standard_normal((2, 200)) + targets, 128: generator.standard_normal((3, 200)) + targets}
@@ -102,25 +102,25 @@ def test_measured_from_scores_averages_seeds_before_patients() -> None:
     assert found.resolutions == (64, 128)
     assert [len(aucs) for aucs in found.seed_aucs] == [2, 3]
     assert found.positive_patients == 40
-    # Independent scores: three seeds' mean varies with the patients a third as much as one seed's.
+    # The scores are independent, so the variance of the mean of three seeds is a third of the variance of one seed.
     single = estimate_resolutions(targets, {128: scores[128][[0, 0, 0]]}, np.arange(200))
     assert found.patient_covariance[1, 1] < 0.5 * single.patient_covariance[0, 0]
 
 
-def test_a_perfect_auc_is_not_certain() -> None:
+def test_perfect_auc_has_an_interval() -> None:
     for patients, lowest in ((40, 0.93), (400, 0.99)):
-        estimate = estimate_auc(measured({64: 1.0}, se=0, seed_sd=0, patients=patients), 64)
+        estimate = estimate_auc(make_estimates({64: 1.0}, se=0, seed_sd=0, patients=patients), 64)
         assert estimate.se == 0
         assert lowest < estimate.auc_low < lowest + 0.03
         assert estimate.auc_high == 1
-    # Beyond the limit, an AUC as high as 1 is as far off as the quantile says.
+    # At the lower limit, an AUC of 1 is `quantile` expected standard errors away.
     low, _ = auc_interval(1.0, 0.0, quantile=2.0, patients=(40, 100))
     se = math.sqrt(hanley_mcneil_variance(low, positive_patients=40, negative_patients=100))
     assert (1 - low) / se == pytest.approx(2.0)
 
 
-def test_perfect_networks_on_few_patients_show_nothing() -> None:
-    perfect = measured({64: 1.0, 128: 1.0}, se=0, seed_sd=0, patients=40)
+def test_perfect_networks_on_few_patients_are_undecided() -> None:
+    perfect = make_estimates({64: 1.0, 128: 1.0}, se=0, seed_sd=0, patients=40)
     assert find_smallest_noninferior(perfect, reference=128, margin=0.02).verdict == "undecided"
     more = replace(perfect, positive_patients=150)
     assert find_smallest_noninferior(more, reference=128, margin=0.02).resolution == 64
@@ -132,11 +132,11 @@ def test_expected_variance_agrees_with_the_binormal_model() -> None:
     q = multivariate_normal(cov=[[1, 0.5], [0.5, 1]]).cdf([shift, shift])
     exact = (auc * (1 - auc) + (positives + negatives - 2) * (q - auc**2)) / (positives * negatives)
     found = hanley_mcneil_variance(auc, positive_patients=positives, negative_patients=negatives)
-    assert found == pytest.approx(exact, rel=0.05)  # exponential scores, not normal ones
+    assert found == pytest.approx(exact, rel=0.05)  # the formula assumes exponential scores, the model normal scores
 
 
 def test_difference_of_aucs_far_from_1_is_the_plain_t_interval() -> None:
-    found = estimate_difference(measured({64: 0.51, 128: 0.50}, se=0.01), 64, reference=128)
+    found = estimate_difference(make_estimates({64: 0.51, 128: 0.50}, se=0.01), 64, reference=128)
     assert found.se == pytest.approx(math.sqrt(2 * 0.05 * 0.01**2 + 2 * 0.004**2 / 3))
     parts = ((2 * 0.05 * 0.01**2, 399.0), (0.004**2 / 3, 2.0), (0.004**2 / 3, 2.0))
     assert found.degrees_of_freedom == pytest.approx(satterthwaite_degrees(*parts))
@@ -145,20 +145,20 @@ def test_difference_of_aucs_far_from_1_is_the_plain_t_interval() -> None:
     assert found.p_value == pytest.approx(2 * student.sf(0.01 / found.se, found.degrees_of_freedom), rel=0.01)
 
 
-def test_difference_near_1_has_more_room_below() -> None:
-    found = estimate_difference(measured({64: 0.97, 128: 0.95}, se=0.01, correlation=0), 64, reference=128)
+def test_interval_of_a_difference_near_1_is_wider_below() -> None:
+    found = estimate_difference(make_estimates({64: 0.97, 128: 0.95}, se=0.01, correlation=0), 64, reference=128)
     half = student.ppf(0.975, found.degrees_of_freedom) * found.se
     assert found.difference_low < 0.02 - 1.05 * half
-    equal = estimate_difference(measured({64: 0.97, 128: 0.97}, se=0.01, correlation=0), 64, reference=128)
+    equal = estimate_difference(make_estimates({64: 0.97, 128: 0.97}, se=0.01, correlation=0), 64, reference=128)
     assert equal.difference_low == pytest.approx(-equal.difference_high)
 
 
 def test_limits_are_where_the_statistic_reaches_its_quantile() -> None:
-    pair = make_auc_pair(measured({64: 0.93, 128: 0.95}), 64, reference=128)
+    pair = make_auc_pair(make_estimates({64: 0.93, 128: 0.95}), 64, reference=128)
     for limit, sign in zip(difference_interval(pair, level=0.9), (1, -1), strict=True):
         statistic, degrees = t_statistic(pair, value=limit)
         assert statistic == pytest.approx(sign * student.ppf(0.95, degrees))
-    # By hand, at the lower limit: the second AUC moved there, both on the logit scale.
+    # By hand, at the lower limit: the second AUC plus the limit, compared with the first AUC on the logit scale.
     moved = 0.95 + difference_interval(pair, level=0.9)[0]
     weights = np.array([1 / (0.93 * 0.07), -1 / (moved * (1 - moved))])
     patients = 0.02**2 * np.array([[1, 0.95], [0.95, 1]])
@@ -167,21 +167,22 @@ def test_limits_are_where_the_statistic_reaches_its_quantile() -> None:
     assert t_statistic(pair, value=moved - 0.95)[0] == pytest.approx(by_hand)
 
 
-def test_a_limit_that_no_auc_reaches_is_the_end_of_the_scale() -> None:
+def test_limit_that_no_auc_reaches_is_the_end_of_the_scale() -> None:
     low, high = difference_interval(
-        make_auc_pair(measured({64: 0.8, 128: 0.8}, se=0.6, correlation=0, patients=5), 64, reference=128), level=0.95
+        make_auc_pair(make_estimates({64: 0.8, 128: 0.8}, se=0.6, correlation=0, patients=5), 64, reference=128),
+        level=0.95,
     )
     assert (low, high) == pytest.approx((-0.8, 0.8))
 
 
 def test_seeds_are_not_paired_across_resolutions() -> None:
-    one = measured({64: 0.78, 128: 0.80})
+    one = make_estimates({64: 0.78, 128: 0.80})
     turned = replace(one, seed_aucs=(one.seed_aucs[0][::-1], one.seed_aucs[1]))
     assert estimate_difference(one, 64, reference=128) == estimate_difference(turned, 64, reference=128)
 
 
-def test_differences_are_the_same_seen_from_either_side() -> None:
-    one = measured({64: 0.90, 128: 0.94})
+def test_difference_with_exchanged_resolutions_changes_its_sign_only() -> None:
+    one = make_estimates({64: 0.90, 128: 0.94})
     there, back = estimate_difference(one, 64, reference=128), estimate_difference(one, 128, reference=64)
     assert there.difference == -back.difference
     assert (there.difference_low, there.difference_high) == pytest.approx((-back.difference_high, -back.difference_low))
@@ -190,23 +191,23 @@ def test_differences_are_the_same_seen_from_either_side() -> None:
 
 @pytest.mark.parametrize("auc", [0.6, 0.8, 0.96])
 @pytest.mark.parametrize("loss", [-0.02, 0.0, 0.015, 0.03, 0.06])
-def test_the_test_and_its_limit_never_disagree(auc: float, loss: float) -> None:
-    step = check_noninferiority(measured({64: auc - loss, 128: auc}), 64, reference=128, margin=0.02)
+def test_noninferiority_test_agrees_with_its_limit(auc: float, loss: float) -> None:
+    step = check_noninferiority(make_estimates({64: auc - loss, 128: auc}), 64, reference=128, margin=0.02)
     assert (step.outcome == "shown") == (step.difference_low > -0.02) == (step.p_value < 0.05)
     assert (step.p_value > 0.5) == (step.difference < -0.02)
-    two_sided = estimate_difference(measured({64: auc - loss, 128: auc}), 64, reference=128)
+    two_sided = estimate_difference(make_estimates({64: auc - loss, 128: auc}), 64, reference=128)
     assert (two_sided.p_value < 0.05) == (two_sided.difference_low > 0 or two_sided.difference_high < 0)
 
 
 def test_p_value_is_that_of_the_t_distribution() -> None:
-    step = check_noninferiority(measured({64: 0.5, 128: 0.5}, se=0.01), 64, reference=128, margin=0.01)
+    step = check_noninferiority(make_estimates({64: 0.5, 128: 0.5}, se=0.01), 64, reference=128, margin=0.01)
     assert step.p_value == pytest.approx(student.sf(0.01 / step.se, step.degrees_of_freedom), rel=0.01)
 
 
-def test_steps_down_to_the_smallest_adequate_resolution_and_stops_at_the_first_failure() -> None:
-    # 32 px would pass, but 64 px did not.
+def test_fixed_sequence_stops_at_the_first_failure() -> None:
+    # 32 px would be shown, but 64 px was not.
     answer = find_smallest_noninferior(
-        measured({32: 0.80, 64: 0.785, 96: 0.80, 128: 0.80, 256: 0.81}), reference=128, margin=0.02
+        make_estimates({32: 0.80, 64: 0.785, 96: 0.80, 128: 0.80, 256: 0.81}), reference=128, margin=0.02
     )
     assert answer.verdict == "shown"
     assert answer.resolution == 96
@@ -218,24 +219,24 @@ def test_steps_down_to_the_smallest_adequate_resolution_and_stops_at_the_first_f
     assert answer.more_positive_patients == answer.steps[1].more_positive_patients
 
 
-def test_the_reference_is_smallest_where_the_next_resolution_is_shown_to_be_worse() -> None:
-    answer = find_smallest_noninferior(measured({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
+def test_reference_is_the_verdict_where_the_next_resolution_is_shown_to_be_worse() -> None:
+    answer = find_smallest_noninferior(make_estimates({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution, answer.auc_difference, answer.p_value) == ("shown", 128, 0.0, None)
     assert answer.steps[0].outcome == "worse"
     assert answer.more_positive_patients is None
-    alone = find_smallest_noninferior(measured({64: 0.72, 128: 0.80}), reference=64, margin=0.02)
+    alone = find_smallest_noninferior(make_estimates({64: 0.72, 128: 0.80}), reference=64, margin=0.02)
     assert (alone.verdict, alone.resolution, alone.steps) == ("shown", 64, ())
 
 
-def test_undecided_says_how_many_more_positive_patients_would_decide_it() -> None:
+def test_undecided_verdict_has_the_number_of_patients_that_would_decide_it() -> None:
     def at(patients: int) -> ResolutionEstimates:
-        return measured({64: 0.795, 128: 0.80}, se=0.3 / math.sqrt(patients), seed_sd=0.002, patients=patients)
+        return make_estimates({64: 0.795, 128: 0.80}, se=0.3 / math.sqrt(patients), seed_sd=0.002, patients=patients)
 
     answer = find_smallest_noninferior(at(100), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution) == ("undecided", None)
     assert answer.auc_difference == pytest.approx(-0.005)
     assert answer.more_positive_patients is not None
-    # By hand and on the AUC's own scale: the gap of .015 must be t(.95) + t(.8) standard errors.
+    # By hand, without logits: the gap of .015 must be t(.95) + t(.8) standard errors.
     patients = 100 + answer.more_positive_patients
     parts = ((2 * 0.05 * 0.3**2 / patients, patients - 1.0), (0.002**2 / 3, 2.0), (0.002**2 / 3, 2.0))
     degrees = satterthwaite_degrees(*parts)
@@ -244,24 +245,24 @@ def test_undecided_says_how_many_more_positive_patients_would_decide_it() -> Non
     assert find_smallest_noninferior(at(patients), reference=128, margin=0.02).verdict == "shown"
 
 
-def test_no_number_of_patients_makes_up_for_seeds_that_differ() -> None:
-    answer = find_smallest_noninferior(measured({64: 0.80, 128: 0.80}, seed_sd=0.03), reference=128, margin=0.02)
+def test_no_number_of_patients_compensates_for_the_variance_over_seeds() -> None:
+    answer = find_smallest_noninferior(make_estimates({64: 0.80, 128: 0.80}, seed_sd=0.03), reference=128, margin=0.02)
     assert answer.verdict == "undecided"
     assert answer.more_positive_patients is None
 
 
 def test_fewer_than_30_positive_patients_are_not_estimable() -> None:
     answer = find_smallest_noninferior(
-        measured({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02
+        make_estimates({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02
     )
     assert (answer.verdict, answer.resolution, answer.p_value) == ("not_estimable", None, None)
     assert (answer.positive_patients, answer.more_positive_patients) == (29, 1)
-    enough = find_smallest_noninferior(measured({64: 0.8, 128: 0.8}, patients=30), reference=128, margin=0.02)
+    enough = find_smallest_noninferior(make_estimates({64: 0.8, 128: 0.8}, patients=30), reference=128, margin=0.02)
     assert enough.verdict != "not_estimable"
 
 
-def test_bad_questions_are_refused_with_the_next_step() -> None:
-    one = measured({64: 0.8, 128: 0.8})
+def test_invalid_arguments_are_rejected_with_the_next_step() -> None:
+    one = make_estimates({64: 0.8, 128: 0.8})
     with pytest.raises(InputError, match=r"96 px was not confirmed. There are: 64, 128"):
         estimate_difference(one, 96, reference=128)
     with pytest.raises(InputError, match=r"margin is 0, must be between 0 and 0.5 AUC"):
@@ -277,33 +278,33 @@ def test_holm_by_hand() -> None:
 
 
 def test_resolutions_not_shown_worse_than_any_other() -> None:
-    comparisons = compare_pairs(measured({32: 0.65, 64: 0.79, 128: 0.80, 256: 0.805}))
+    comparisons = compare_pairs(make_estimates({32: 0.65, 64: 0.79, 128: 0.80, 256: 0.805}))
     assert len(comparisons) == 6
     assert find_not_worse(comparisons) == (64, 128, 256)
     assert all(comparison.p_value_holm >= comparison.difference.p_value for comparison in comparisons)
-    by_chance = measured({32: 0.80, 64: 0.80, 128: 0.80})
+    by_chance = make_estimates({32: 0.80, 64: 0.80, 128: 0.80})
     assert find_not_worse(compare_pairs(by_chance)) == (32, 64, 128)
 
 
 def test_ratio_of_the_paper() -> None:
-    ratio = estimate_ratio(measured({64: 0.689, 320: 0.854}, seed_sd=0.01), 64, reference=320)
+    ratio = estimate_ratio(make_estimates({64: 0.689, 320: 0.854}, seed_sd=0.01), 64, reference=320)
     assert ratio.ratio == pytest.approx(0.807, abs=5e-4)
     generator = np.random.default_rng(0)
     drawn = generator.normal(0.689, 0.01, 200_000) / generator.normal(0.854, 0.01, 200_000)
     assert ratio.seed_sd == pytest.approx(drawn.std(), rel=0.02)
 
 
-def test_planned_margin_is_the_one_that_the_test_detects() -> None:
+def test_planned_margin_has_the_planned_power() -> None:
     plan = estimate_power(200, 900, auc=0.8, correlation=0.9, seed_sd=0.006, seeds=5)
     assert plan.estimable
     assert plan.margin is not None
-    # Test parts of that size, equally good resolutions: the test succeeds in 80 % of them.
+    # With test parts of that size and equally good resolutions, the test succeeds in 80 % of the repetitions.
     generator = np.random.default_rng(11)
     shift = norm.ppf(0.8) * math.sqrt(2)
     targets = np.repeat([1, 0], [200, 900])
     shown = 0
     for _ in range(400):
-        # Scores that correlate by .9 have AUCs that correlate a little less; seeds differ in skill and in nothing else.
+        # Scores with a correlation of .9 have AUCs with a slightly smaller correlation. Seeds differ only in skill.
         common = math.sqrt(0.9) * generator.standard_normal(1100)
         own = math.sqrt(0.1) * generator.standard_normal((2, 1100))
         skill = shift + 0.006 / (norm.pdf(norm.ppf(0.8)) / math.sqrt(2)) * generator.standard_normal((2, 5, 1))
@@ -314,7 +315,7 @@ def test_planned_margin_is_the_one_that_the_test_detects() -> None:
     assert shown / 400 == pytest.approx(0.8, abs=0.08)
 
 
-def test_plan_tells_that_hernia_cannot_be_decided() -> None:
+def test_hernia_needs_a_larger_margin_than_effusion() -> None:
     hernia, effusion = estimate_power(32, 2765), estimate_power(1100, 1697)
     assert hernia.estimable
     assert hernia.margin is not None
@@ -326,23 +327,23 @@ def test_plan_tells_that_hernia_cannot_be_decided() -> None:
     assert estimate_power(1, 2000).margin is None
 
 
-def test_intervals_cover_and_the_margin_is_kept_on_known_aucs(simulation: ModuleType) -> None:
+def test_intervals_cover_known_aucs_and_the_type_i_error_is_nominal(simulation: ModuleType) -> None:
     found = simulation.simulate(simulation.SCENARIOS[1], repetitions=300, seed=12)
-    # 300 repetitions know 95 % to 1.3 %, 5 % to 1.3 %, and 85 % to 2 %.
+    # With 300 repetitions the standard errors of 95 % and 5 % are 1.3 %, and that of 85 % is 2 %.
     assert 0.92 <= found["auc_covered"] <= 0.985
     assert 0.92 <= found["difference_covered"] <= 0.99
     assert found["wrongly_shown"] <= 0.05 + 2 * 0.0126
     assert found["ignoring_patients"] < 0.90
 
 
-def test_ignoring_seeds_fails_where_seeds_differ(simulation: ModuleType) -> None:
+def test_intervals_that_ignore_seeds_do_not_cover(simulation: ModuleType) -> None:
     scenario = replace(simulation.SCENARIOS[-1], patients=500, skill_sd=0.25)
     found = simulation.simulate(scenario, repetitions=200, seed=13)
     assert found["ignoring_seeds"] < 0.85
     assert 0.92 <= found["auc_covered"] <= 0.985
 
 
-def test_step_down_rarely_names_a_resolution_that_is_too_small(simulation: ModuleType) -> None:
+def test_fixed_sequence_rarely_returns_a_resolution_that_is_too_small(simulation: ModuleType) -> None:
     wrong, named = simulation.simulate_step_down(simulation.STEP_DOWN, margin=0.02, repetitions=150, seed=14)
     assert wrong <= 0.05 + 2 * 0.018
     assert named["96"] > named.get("64", 0)

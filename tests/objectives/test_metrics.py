@@ -1,4 +1,4 @@
-"""The metrics against formulas that compare every image with every other."""
+"""The metrics against formulas that compare all pairs of images."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from acuity.objectives.statistics.metrics import (
 
 @st.composite
 def labelled_scores(draw):
-    """Both kinds of images; scores from few values (many ties) or from all of float32."""
+    """Targets of both classes, and scores from four values (many ties) or from all of float32."""
     score = draw(st.sampled_from([st.sampled_from([-1.0, 0.0, 0.25, 3.0]), st.floats(-1e6, 1e6, width=32)]))
     targets = [0, 1, *draw(st.lists(st.integers(0, 1), max_size=60))]
     scores = draw(st.lists(score, min_size=len(targets), max_size=len(targets)))
@@ -48,7 +48,7 @@ def test_youden_threshold_has_the_largest_sum_of_sensitivity_and_specificity(dra
     assert gain(targets, scores, found) == pytest.approx(best, abs=1e-12)
 
 
-def test_of_equally_good_thresholds_the_highest_is_chosen():
+def test_youden_threshold_is_the_highest_of_equals():
     assert youden_threshold([0, 1, 0, 1], [1.0, 2.0, 3.0, 4.0]) == 4.0
 
 
@@ -75,13 +75,13 @@ def test_specificity_of_90_percent_allows_one_false_positive_in_ten():
 
 
 @given(labelled_scores(), st.floats(-10, 10))
-def test_accuracy_is_the_share_of_images_on_their_own_side_of_the_threshold(drawn, threshold):
+def test_accuracy_is_the_share_of_correctly_classified_images(drawn, threshold):
     targets, scores = drawn
     right = sum((score >= threshold) == bool(target) for target, score in zip(targets, scores, strict=True))
     assert accuracy(targets, scores, threshold=threshold) == pytest.approx(right / len(targets))
 
 
 @pytest.mark.parametrize("metric", [auc, average_precision, youden_threshold, sensitivity_at_specificity])
-def test_one_kind_alone_is_refused_with_the_counts(metric):
+def test_one_class_is_rejected_with_the_counts(metric):
     with pytest.raises(InputError, match=r"0 images with the finding and 3 without, an AUC needs both"):
         metric(np.zeros(3), np.arange(3.0))

@@ -1,9 +1,10 @@
-"""A tiny experiment confirmed on real parts: trained, interrupted, resumed, frozen, scored once, asked again."""
+"""`acuity confirm` and `acuity score` on a tiny experiment with real trainings."""
 
 import io
 import json
 import threading
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,23 +28,20 @@ from acuity.objectives.statistics.metrics import auc
 from acuity.storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
 from acuity.storage.database import Database
 from acuity.study import confirm as confirm_module
-from acuity.study.config.loading import parse
-from acuity.study.config.paths import resolve_paths
 from acuity.study.confirm import confirm
 from acuity.study.confirmation import scoring as scores_module
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
 from acuity.study.confirmation.scoring import Scorer, score_external, score_label, unpack
-from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
+from acuity.study.dataset.image_set import ImageSet, open_image_set
 from acuity.study.display.answer_table import answer_table, details_table, markdown_table
 from acuity.study.errors import UsageError
 from acuity.study.fleet.placement import FleetOptions
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, checkpoints_of, read_registered
-from acuity.study.registry.register import register
 from acuity.study.results.answer import read_answer, read_best_resolution
 from acuity.study.score import score_index
 from acuity.study.worker.loop import run_trials
-from support.confirmed_experiment import make_context
+from support.confirmed_experiment import make_context, register_experiment
 from support.threads import one_thread
 
 EXPERIMENT = """
@@ -78,20 +76,14 @@ def _one_thread() -> Any:
 
 @pytest.fixture
 def registered(phantoms: Path, tmp_path: Path, database: Database) -> Registered:
-    table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
-    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), tmp_path)
-    image_set = open_image_set(experiment)
-    return register(
-        database,
-        experiment,
-        image_set.identity,
-        training_images=training_images(image_set, experiment.labels),
-    )
+    table = tomllib.loads(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
+    registered, _ = register_experiment(database, table, tmp_path)
+    return registered
 
 
 @pytest.fixture
 def searched(registered: Registered, database: Database) -> Registered:
-    """The search as if it had run: two configurations of each resolution."""
+    """A finished search with two configurations of each resolution."""
     study = optuna.load_study(storage=database.storage, study_name=study_name("tiny", "Cardiomegaly"))
     for waiting in study.get_trials(states=(TrialState.WAITING,)):
         database.storage.set_trial_state_values(waiting._trial_id, TrialState.FAIL)
@@ -119,7 +111,7 @@ def searched(registered: Registered, database: Database) -> Registered:
 
 
 class StopAfter(threading.Event):
-    """Set once it has been asked so often: in the middle of a training."""
+    """An event that is set after a number of calls of is_set, in the middle of a training."""
 
     def __init__(self, questions: int | None) -> None:
         super().__init__()
@@ -134,22 +126,23 @@ class StopAfter(threading.Event):
 
 
 def fleet_here(monkeypatch: pytest.MonkeyPatch, *, questions: int | None = None) -> None:
-    """In place of worker processes one worker in this process, which may be told to stop on its way."""
+    """Replace the worker processes by one worker in this process, which stops after a number of calls of is_set."""
 
-    def run_fleet(database: Database, registered: Registered, **_: Any) -> None:
+    def run_fleet(database: Database, registered: Registered, *, refresh: Callable[[int], None], **_: Any) -> None:
         context = make_context(database, registered, stop=StopAfter(questions))
         run_trials(context)
         if context.stop.is_set():
             raise KeyboardInterrupt
+        refresh(0)
 
     monkeypatch.setattr(confirm_module, "run_fleet", run_fleet)
 
 
 def run(database: Database, registered: Registered, *, seeds: int | None = None) -> str:
-    """Confirm, and give back what was told on the way."""
-    told = Console(file=io.StringIO(), width=200)
-    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=seeds, console=told)
-    return told.file.getvalue()  # type: ignore[attr-defined]
+    """Confirm, and return the printed text."""
+    printed = Console(file=io.StringIO(), width=200)
+    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=seeds, console=printed)
+    return printed.file.getvalue()  # type: ignore[attr-defined]
 
 
 def trainings(database: Database, state: str = "COMPLETE") -> int:
@@ -169,19 +162,19 @@ def as_text(table: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_an_unfinished_search_is_refused(registered: Registered, database: Database) -> None:
+def test_unfinished_search_is_rejected(registered: Registered, database: Database) -> None:
     with pytest.raises(UsageError, match=r"search of tiny is not finished \(Cardiomegaly has 0 of 4 trials\)"):
         run(database, registered)
     assert count_test_uses(database, registered.identity.split_sha256) == 0
 
 
-def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin(
+def test_interrupted_confirmation_continues_to_the_answer_and_a_second_margin(
     searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = read_answer(database, "tiny").labels[0]
     assert (before.reference, before.smallest_adequate, before.best.split) == (None, None, "validation")  # type: ignore[union-attr]
 
-    # Interrupted in the middle of a training: nothing is frozen, what is done stays.
+    # An interruption during a training freezes nothing and keeps complete trainings.
     fleet_here(monkeypatch, questions=40)
     with pytest.raises(KeyboardInterrupt):
         run(database, searched)
@@ -192,11 +185,12 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     assert kept_scores(database) == []
 
     fleet_here(monkeypatch)
-    told = run(database, searched)
-    assert f"8 trainings (one of each nominee, 3 in all of each finalist), {interrupted} of them done" in told
+    printed = run(database, searched)
+    assert f"8 trainings (one of each nominee, 3 in all of each finalist), {interrupted} of them done" in printed
     assert trainings(database) == 8
-    assert "Frozen before any test patient is read" in told
-    assert "the test patients have been used once" in told
+    assert "Cardiomegaly retrained 8/8; done" in printed
+    assert "Frozen before any test patient is read" in printed
+    assert "the test patients have been used once" in printed
     stored = find_confirmation(database, "tiny")
     assert stored is not None
     protocol = read_protocol(stored.protocol)
@@ -209,7 +203,7 @@ def test_from_a_search_through_an_interruption_to_the_answer_and_a_second_margin
     check_scores(searched, database, label)
     check_answer(database, label.reference)
 
-    # Asked again, nothing is trained, scored or counted again; another margin is another use.
+    # Another call trains, scores and counts nothing. Another margin is another use of the test patients.
     first_scores = kept_scores(database)
     with monkeypatch.context() as patch:
         patch.setattr(scores_module, "score_images", _cut_off)
@@ -230,7 +224,7 @@ def with_confirm(registered: Registered, **changes: Any) -> Registered:
 
 
 def check_scores(registered: Registered, database: Database, label: Any) -> None:
-    """Every image of validation and test once a network, in pseudonyms; the trained networks, to the last bit."""
+    """Each network scored each validation and test image once, under a pseudonym, with its training's AUC."""
     image_set = open_image_set(registered.experiment)
     tables = [unpack(parquet) for parquet in kept_scores(database)]
     assert len(tables) == 6
@@ -258,7 +252,7 @@ def check_scores(registered: Registered, database: Database, label: Any) -> None
 
 
 def check_answer(database: Database, reference: int) -> None:
-    """The documented JSON, the views, the tables and the DataFrame all tell the same."""
+    """The JSON, the views, the tables and the DataFrame agree."""
     answer = read_answer(database, "tiny")
     (entry,) = json.loads(json.dumps(answer.to_json()))["labels"]
     assert (entry["best"]["resolution"], entry["best"]["split"], entry["best"]["seeds"]) == (reference, "test", 3)
@@ -287,7 +281,7 @@ def check_answer(database: Database, reference: int) -> None:
 
 
 def write_other_patients(folder: Path) -> Path:
-    """60 phantoms whose patients and files have names that the experiment's own have not."""
+    """60 phantoms with other names of patients and files than the experiment's images."""
     index = write_phantoms(folder, images=60, size=64, seed=5)
     header, *lines = index.read_text().splitlines()
     rows = [line.split(",") for line in lines]
@@ -312,7 +306,7 @@ def check_external(database: Database, registered: Registered, folder: Path) -> 
         score_index(database, registered, registered.experiment.data.index, images=None, device="cpu", console=console)
 
 
-def test_a_network_that_is_gone_or_another_is_told_before_test_patients_are_read(
+def test_missing_or_exchanged_network_is_rejected_before_test_patients_are_scored(
     searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet_here(monkeypatch)
@@ -372,7 +366,7 @@ LABEL = LabelProtocol(
 
 
 class MeanGrey:
-    """In place of networks: an image's score is its mean grey. Stops once it has scored so often."""
+    """Replaces the networks: the score of an image is its mean grey. Raises KeyboardInterrupt after `most` networks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, most: int | None = None) -> None:
         self.scored = 0
@@ -392,7 +386,7 @@ def scorer(registered: Registered, database: Database) -> Scorer:
 
 
 def score_others(scorer: Scorer, index: Path, folder: Path) -> list[pd.DataFrame]:
-    """All tables of the label, of an index whose bad images are dropped."""
+    """All tables of scores of the label. Unreadable images of the index are dropped."""
     others, cache = open_others(index, folder)
     tables = score_external(scorer, others, cache, LABEL, done=lambda: None)
     return [table for seeds in tables.values() for table in seeds]
@@ -403,14 +397,14 @@ def open_others(index: Path, folder: Path) -> tuple[ImageIndex, ImageCache]:
     return others, build_cache(others, folder=folder, resolutions=[16, 32], on_bad_image="drop", processes=1)
 
 
-def test_images_of_another_set_that_have_changed_are_scored_anew(
+def test_changed_external_images_are_scored_again(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     index, cache = write_other_patients(tmp_path / "other"), tmp_path / "arrays"
     networks = MeanGrey(monkeypatch)
     before = score_others(scorer, index, cache)
     score_others(scorer, index, cache)
-    assert networks.scored == 6, "of the same images they are read back"
+    assert networks.scored == 6, "scores of unchanged images are read from the database"
 
     images = sorted((index.parent / "images").iterdir())
     for path in images:
@@ -424,13 +418,13 @@ def test_images_of_another_set_that_have_changed_are_scored_anew(
     images[0].write_bytes(whole[:200])
     fewer = score_others(scorer, index, cache)
     assert [len(table) for table in fewer] == [59] * 6
-    assert [len(unpack(parquet)) for parquet in kept_scores(scorer.database)] == [59] * 6, "the stale ones are replaced"
+    assert [len(unpack(parquet)) for parquet in kept_scores(scorer.database)] == [59] * 6, "stale scores are replaced"
     images[0].write_bytes(whole)
     for table, earlier in zip(score_others(scorer, index, cache), inverted, strict=True):
         pd.testing.assert_frame_equal(table, earlier)
 
 
-def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pixels(
+def test_stored_scores_of_other_rows_or_pixels_prevent_scoring(
     registered: Registered, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_set = open_image_set(registered.experiment)
@@ -456,16 +450,14 @@ def test_test_patients_are_not_scored_where_kept_scores_are_of_other_rows_or_pix
             score(changed)
     with pytest.raises(UsageError, match="has scored its test patients"):
         score(whole, replace(LABEL, finalists=LABEL.finalists[::-1]))
-    assert networks.scored == 2, "not one more, also of those that come first and have none"
+    assert networks.scored == 2, "no network scored, not even a network without stored scores"
 
     tables = score(without_one)
     assert networks.scored == 6
     assert len({tuple(table["image"]) for seeds in tables.values() for table in seeds}) == 1
 
 
-def test_pseudonyms_are_the_same_wherever_the_files_lie(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pseudonyms_do_not_depend_on_folders(scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     MeanGrey(monkeypatch)
     flat = write_other_patients(tmp_path / "flat")
     nested = write_other_patients(tmp_path / "nested")
@@ -485,7 +477,7 @@ def test_pseudonyms_are_the_same_wherever_the_files_lie(
         assert list(unpack(parquet)[column]) == list(unpack(again)[column]), column
 
 
-def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
+def test_external_index_with_images_or_patients_of_the_experiment_is_rejected(
     registered: Registered, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     protocol = Protocol(
@@ -519,7 +511,7 @@ def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
         score(resorted, own.images)
     assert not [line for line in lines if line.split(",")[0] in str(refused.value)]
 
-    # One patient of the experiment's, under another file's name, among 60 images of others.
+    # 60 external images, of which one belongs to a patient of the experiment.
     other = write_other_patients(tmp_path / "other")
     first, *rest = other.read_text().splitlines()[1:]
     cells = first.split(",")
@@ -528,7 +520,7 @@ def test_images_or_patients_of_the_experiments_own_index_are_no_other_set(
     with pytest.raises(UsageError, match=r"0 of its 60 images and 1 of its \d+ patients .* Leave them out"):
         score(other, other.parent / "images")
 
-    # Where the own index is not at hand, that is said, and scoring goes on: here until it needs the networks.
+    # Without the experiment's index a warning is logged. Scoring then fails because the networks are missing.
     gone = replace(registered.experiment, data=replace(own, index=tmp_path / "gone.csv"))
     with pytest.raises(UsageError, match="run this where the fleet's checkpoints are"):
         score(other, other.parent / "images", replace(registered, experiment=gone))

@@ -1,4 +1,4 @@
-"""Retrainings on a real Postgres: each once however many workers race, a finalist chosen, failures replaced."""
+"""Trainings of a confirmation on Postgres: racing workers, finalists, replaced failures, changed plans."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ def take(database: Database, registered: Registered, *, largest: int = 999) -> C
 
 
 def work(url: str, registered: Registered, run: Callable[[Database, Claim, optuna.Trial], None]) -> None:
-    """Claim and run until nothing is left, as a worker does, without the training."""
+    """Claim and end trials as a worker does, until no training is left."""
     with open_storage(url) as database:
         while True:
             studies = open_confirm_studies(database, registered.experiment)
@@ -120,10 +120,10 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
     assert {resolution: each.nominee.number for resolution, each in chosen.items()} == {32: 1, 64: 5}
     assert [run.user_attrs["repeat"] for run in chosen[32].runs] == [1, 2, 3, 4]
     seeds = Counter(trial.user_attrs["seed"] for trial in study.trials)
-    assert max(seeds.values()) == 1, "every training has a seed of its own"
+    assert max(seeds.values()) == 1, "each training has another seed"
 
 
-def test_status_tells_how_far_the_trainings_are(database: Database, database_url: str, registered: Registered) -> None:
+def test_status_counts_the_trainings(database: Database, database_url: str, registered: Registered) -> None:
     planned = ConfirmationProgress("Mass", complete=0, running=0, planned=11, seeds=4)
     assert read_confirmation_progress(database, registered.experiment) == [planned]
     claim = take(database, registered)
@@ -136,7 +136,7 @@ def test_status_tells_how_far_the_trainings_are(database: Database, database_url
     assert read_confirmation_progress(database, registered.experiment) == [replace(planned, complete=11)]
 
 
-def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
+def test_more_seeds_add_the_missing_trainings_and_fewer_seeds_use_the_first(
     database: Database, database_url: str, registered: Registered
 ) -> None:
     work(database_url, registered, tell)
@@ -149,7 +149,7 @@ def test_more_seeds_add_exactly_the_difference_and_fewer_take_the_first(
     assert [run.user_attrs["repeat"] for run in chosen[64].runs] == [1, 2, 3]
 
 
-def test_the_searchs_own_auc_counts_as_much_as_the_retraining(
+def test_finalist_has_the_highest_mean_auc_of_search_and_retraining(
     database: Database, database_url: str, registered: Registered
 ) -> None:
     searched = {3: 0.76, 1: 0.70, 2: 0.72, 7: 0.70, 5: 0.67}
@@ -158,11 +158,11 @@ def test_the_searchs_own_auc_counts_as_much_as_the_retraining(
     work(database_url, registered, tell)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     chosen = find_finalists(read_plan(study), study.trials)
-    # Means of .73, .725 and .72 at 32 px, where the best retraining alone was number 1's; .75 and .745 at 64 px.
+    # At 32 px the means are .73, .725 and .72, and number 1 has the best retraining. At 64 px they are .75 and .745.
     assert {resolution: each.nominee.number for resolution, each in chosen.items()} == {32: 3, 64: 7}
 
 
-def test_a_training_that_diverges_is_replaced_and_a_nominee_that_keeps_diverging_is_out(
+def test_diverged_training_is_replaced_until_its_nominee_has_three_failures(
     database: Database, database_url: str, registered: Registered
 ) -> None:
     def run(_: Database, claim: Claim, trial: optuna.Trial) -> None:
@@ -176,13 +176,13 @@ def test_a_training_that_diverges_is_replaced_and_a_nominee_that_keeps_diverging
     work(database_url, registered, run)
     done = runs(database, registered)
     assert [repeat for number, repeat in done if number == 1] == [1, 3, 4, 5]
-    assert [repeat for number, repeat in done if number == 7] == [1, 2, 3, 4], "it takes the place of number 5"
+    assert [repeat for number, repeat in done if number == 7] == [1, 2, 3, 4], "number 7 replaces number 5"
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     assert find_finalists(read_plan(study), study.trials)[64].nominee.number == 7
     assert len(study.get_trials(states=(TrialState.PRUNED,))) == 3 + 1, "number 5 is tried three times"
 
 
-def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_retrained(
+def test_resolution_without_retrainable_nominee_is_reported_and_the_others_are_retrained(
     database: Database, database_url: str, registered: Registered
 ) -> None:
     def run(_: Database, claim: Claim, trial: optuna.Trial) -> None:
@@ -196,17 +196,17 @@ def test_a_resolution_of_which_every_nominee_fails_is_told_and_the_others_are_re
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     assert list(find_finalists(read_plan(study), study.trials)) == [64]
     assert not has_unfinished_trainings(open_confirm_studies(database, registered.experiment)), (
-        "no worker would be of use"
+        "another worker would find no training"
     )
     with pytest.raises(UsageError, match=r"no nominee at 32 px could be retrained \(the loss became NaN\)"):
         check_retrainable(read_plan(study), study.trials)
 
 
-def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
+def test_trainings_that_a_later_plan_does_not_contain_are_not_run(
     database: Database, database_url: str, registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan(database, registered, seeds=9)
-    while len(runs(database, registered)) < 7:  # finalists are known, and their seeds enqueued
+    while len(runs(database, registered)) < 7:  # the finalists are chosen and their seeds enqueued
         claim = take(database, registered)
         assert claim is not None
         trial = optuna.Trial(claim.study, claim.trial_id)
@@ -221,16 +221,18 @@ def test_trainings_that_a_later_plan_does_not_ask_for_are_not_run(
     done = runs(database, registered)
     assert [repeat for number, repeat in done if number == 1] == [1, 2, 3, 4]
     assert [repeat for number, repeat in done if number == 9] == [1, 2, 3, 4]
-    assert len([repeat for number, repeat in done if number == 5]) <= 2, "a nominee no more"
+    assert len([repeat for number, repeat in done if number == 5]) <= 2, "number 5 is not a nominee of the later plan"
     plan(database, registered, seeds=6)
     work(database_url, registered, tell)
     assert [repeat for number, repeat in runs(database, registered) if number == 1] == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_interrupted_training_keeps_its_place_seed_and_batch(database: Database, registered: Registered) -> None:
+def test_interrupted_training_keeps_its_nominee_repeat_seed_and_batch(
+    database: Database, registered: Registered
+) -> None:
     first = take(database, registered)
     assert first is not None
-    release_trial(database, first, reason="told to stop")
+    release_trial(database, first, reason="the worker was stopped")
     second = take(database, registered)
     assert second is not None
     assert second.is_confirmation
@@ -238,10 +240,14 @@ def test_an_interrupted_training_keeps_its_place_seed_and_batch(database: Databa
         assert second.inherited[key] == first.inherited[key], key
     assert (second.origin, second.attempt) == (first.number, 2)
     study = open_confirm_studies(database, registered.experiment)["Mass"]
-    assert next(missing_trainings(read_plan(study), study.trials), None) is None, "its successor counts for it"
+    assert next(missing_trainings(read_plan(study), study.trials), None) is None, (
+        "the second attempt replaces the first"
+    )
 
 
-def test_a_device_that_cannot_hold_the_nominees_own_batch_declines(database: Database, registered: Registered) -> None:
+def test_device_that_cannot_hold_the_batch_of_a_nominee_does_not_claim_it(
+    database: Database, registered: Registered
+) -> None:
     plan(database, registered, seeds=3, nominees=(nominee(0, 32, batch_size=64), nominee(1, 64, batch_size=16)))
     small = [take(database, registered, largest=16) for _ in range(3)]
     assert [claim.inherited["nominee"] for claim in small if claim] == [1]

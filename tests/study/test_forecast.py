@@ -1,4 +1,4 @@
-"""What a search still costs is told from trials that were timed, and not before each resolution was."""
+"""The forecast of the remaining time uses the durations of complete trials at every resolution."""
 
 import optuna
 import pytest
@@ -26,7 +26,7 @@ def add(database: Database, label: str, resolution: int, seconds: float) -> None
     )
 
 
-def test_hours_are_those_of_the_missing_trials_once_every_resolution_was_timed(database: Database) -> None:
+def test_hours_are_forecast_once_every_resolution_has_a_complete_trial(database: Database) -> None:
     experiment = parse(
         {
             "name": "nih",

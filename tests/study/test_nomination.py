@@ -1,4 +1,4 @@
-"""What of a search goes on to confirmation."""
+"""Nomination of configurations for the confirmation."""
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -11,7 +11,7 @@ RESOLUTIONS = (32, 64, 128, 256)
 
 
 def trial(resolution: int, auc: float | None, *, number: int = 0) -> FrozenTrial:
-    """A finished trial; without an AUC a pruned one."""
+    """A finished trial. Without an AUC it is pruned."""
     made = create_trial(
         state=TrialState.PRUNED if auc is None else TrialState.COMPLETE,
         value=auc,
@@ -44,13 +44,13 @@ SEARCH = [
 ]
 
 
-def test_resolutions_near_the_top_and_the_smallest_go_on() -> None:
+def test_resolutions_near_the_best_and_the_smallest_are_confirmed() -> None:
     nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
-    assert nomination.resolutions == (32, 128, 256), "256 is .05 below the top, 64 further"
+    assert nomination.resolutions == (32, 128, 256), "256 px is .05 below the best AUC, 64 px is .16 below"
     assert nomination.trials == {32: 1, 128: 4, 256: 2}
 
 
-def test_the_best_three_configurations_of_each_are_nominated_the_earlier_of_equals() -> None:
+def test_three_best_configurations_of_each_resolution_are_nominated_and_the_earlier_of_equals() -> None:
     nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
     assert [(nominee.resolution, nominee.number) for nominee in nomination.nominees] == [
         (32, 0), (128, 4), (128, 7), (128, 2), (256, 5), (256, 3)
@@ -59,12 +59,12 @@ def test_the_best_three_configurations_of_each_are_nominated_the_earlier_of_equa
     assert nomination.nominees[1].batch_size == 32
 
 
-def test_the_file_may_name_the_resolutions() -> None:
+def test_experiment_file_can_name_the_resolutions() -> None:
     nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=(256, 64))
     assert nomination.resolutions == (64, 256)
 
 
-def test_a_named_resolution_without_a_complete_trial_is_refused() -> None:
+def test_named_resolution_without_complete_trial_is_rejected() -> None:
     pruned = [*SEARCH[2:], trial(32, None)]
     assert nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=None).resolutions == (128, 256)
     with pytest.raises(UsageError, match="label Mass: 32 px has no complete trial, nothing to confirm there"):

@@ -1,4 +1,4 @@
-"""The reference is fixed by validation patients alone: the highest mean over the seeds, of equals the smaller image."""
+"""The reference is chosen on validation patients: the highest mean AUC over seeds, and the smallest of equals."""
 
 import optuna
 import pytest

@@ -1,4 +1,4 @@
-"""What the scores of all seeds say of a label, held against counting pairs and calculating by hand."""
+"""Results of a label against counts of pairs and calculations by hand."""
 
 import json
 import math
@@ -26,9 +26,9 @@ def protocol(resolutions: Sequence[int], *, reference: int, seeds: int = 3) -> L
 
 
 def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
-    """One image a patient, the positives first, as many validation images as test images, half of them of women.
+    """Scores of one seed with one image per patient, positives first, and as many validation images as test images.
 
-    scores: logits.
+    Half of the images are of women. scores: logits.
     """
     images = len(scores)
     target = (np.arange(images) < positives).astype(np.int8)
@@ -51,7 +51,7 @@ def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
 def seeds_of(
     positives: int, *, gap: float, images: int = 400, jitter: float = 0.02, base: int = 1
 ) -> list[pd.DataFrame]:
-    """Three seeds of a resolution whose positives score higher by the gap; the patients' own part is shared by all."""
+    """Three seeds of a resolution. Positives score higher by the gap, and all seeds share the patients' variance."""
     own = np.random.default_rng(base).normal(size=images)
     shift = np.where(np.arange(images) < positives, gap, 0.0)
     return [
@@ -66,7 +66,7 @@ def auc_by_pairs(frame: pd.DataFrame) -> float:
     return float(np.mean((above[:, None] > below) + 0.5 * (above[:, None] == below)))
 
 
-def test_aucs_and_the_non_inferiority_test_are_what_counting_by_hand_gives() -> None:
+def test_aucs_and_noninferiority_test_agree_with_counts_of_pairs() -> None:
     tables = {64: seeds_of(100, gap=1.45, jitter=0.3), 128: seeds_of(100, gap=1.5, jitter=0.3, base=9)}
     found = conclude_label(protocol([64, 128], reference=128), tables, margin=0.05)
     aucs = {resolution: [auc_by_pairs(frame) for frame in seeds] for resolution, seeds in tables.items()}
@@ -77,7 +77,7 @@ def test_aucs_and_the_non_inferiority_test_are_what_counting_by_hand_gives() -> 
     difference = np.mean(aucs[64]) - np.mean(aucs[128])
     assert step["difference"] == pytest.approx(difference)
 
-    # DeLong, 1988, by pairs, on scores averaged over seeds as components; one image a patient.
+    # DeLong 1988 by pairs, with components averaged over seeds and one image per patient.
     components = {resolution: components_by_pairs(seeds) for resolution, seeds in tables.items()}
     shift = 0.05
     low, high = np.mean(aucs[64]), np.mean(aucs[128]) - shift
@@ -88,13 +88,13 @@ def test_aucs_and_the_non_inferiority_test_are_what_counting_by_hand_gives() -> 
         variance += np.var(both, ddof=1) / len(both)
     variance += sum(slopes[resolution] ** 2 * np.var(aucs[resolution], ddof=1) / 3 for resolution in (64, 128))
     statistic = (math.log(low / (1 - low)) - math.log(high / (1 - high))) / math.sqrt(variance)
-    # Satterthwaite's degrees of freedom are the difference's own here, the test's are on the logit scale: near enough.
+    # These degrees of freedom are of the difference, those of the test are on the logit scale: they are close.
     assert 0.001 < step["p_value"] < 0.4
     assert step["p_value"] == pytest.approx(student.sf(statistic, step["degrees_of_freedom"]), rel=0.02)
 
 
 def components_by_pairs(frames: list[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
-    """Each positive's share of negatives below it, and each negative's share of positives above it; mean of seeds."""
+    """Share of negatives below each positive, and share of positives above each negative, averaged over seeds."""
     of_seeds = []
     for frame in frames:
         test = frame[frame["part"] == "test"]
@@ -105,7 +105,7 @@ def components_by_pairs(frames: list[pd.DataFrame]) -> tuple[np.ndarray, np.ndar
     return np.mean(positives, axis=0), np.mean(negatives, axis=0)
 
 
-def test_the_smallest_resolution_as_good_as_the_reference_is_shown() -> None:
+def test_smallest_noninferior_resolution_is_shown() -> None:
     tables = {32: seeds_of(100, gap=0.5), 64: seeds_of(100, gap=1.5), 128: seeds_of(100, gap=1.5, base=1)}
     found = conclude_label(protocol([32, 64, 128], reference=128), tables, margin=0.02)
     verdict = found["smallest_adequate"]
@@ -120,14 +120,14 @@ def test_the_smallest_resolution_as_good_as_the_reference_is_shown() -> None:
     assert "32 px is shown to lose more" in verdict["sentence"]
 
 
-def test_where_all_smaller_ones_are_worse_it_is_the_reference_itself() -> None:
+def test_reference_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
     tables = {32: seeds_of(100, gap=0.2), 64: seeds_of(100, gap=2.0)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
     assert (found["smallest_adequate"]["verdict"], found["smallest_adequate"]["resolution"]) == ("shown", 64)
     assert "Mass needs 64 px, the reference itself" in found["smallest_adequate"]["sentence"]
 
 
-def test_a_larger_resolution_that_is_better_than_the_reference_is_told() -> None:
+def test_sentence_names_a_larger_resolution_that_is_better_than_the_reference() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.0), 128: seeds_of(100, gap=2.0)}
     found = conclude_label(protocol([32, 64, 128], reference=32), tables, margin=0.02)
     sentence = found["smallest_adequate"]["sentence"]
@@ -136,14 +136,14 @@ def test_a_larger_resolution_that_is_better_than_the_reference_is_told() -> None
     assert "128 px is shown better than the reference (+0." in sentence
 
 
-def test_a_gain_above_the_reference_that_few_patients_cannot_exclude_is_told() -> None:
+def test_sentence_names_a_gain_above_the_reference_that_is_not_excluded() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
     sentence = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]["sentence"]
     assert "64 px is not shown better than the reference" in sentence
     assert "); that it gains more than 0.02 is not excluded." in sentence
 
 
-def test_few_and_noisy_patients_leave_it_undecided_and_say_how_many_would_decide() -> None:
+def test_few_patients_are_undecided_with_the_number_that_would_decide() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
     verdict = found["smallest_adequate"]
@@ -152,14 +152,14 @@ def test_few_and_noisy_patients_leave_it_undecided_and_say_how_many_would_decide
     assert f"About {verdict['more_positive_patients']:,} more positive patients would decide it" in verdict["sentence"]
 
 
-def test_under_thirty_positive_patients_nothing_is_estimated() -> None:
+def test_fewer_than_thirty_positive_patients_are_not_estimable() -> None:
     tables = {32: seeds_of(29, gap=1.0), 64: seeds_of(29, gap=1.0)}
     verdict = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"]) == ("not_estimable", None)
     assert verdict["sentence"] == "Mass: not estimable, with 29 positive patients; 30 are needed."
 
 
-def test_the_papers_numbers_are_those_of_an_independent_library() -> None:
+def test_metrics_of_the_paper_agree_with_scikit_learn() -> None:
     tables = {64: seeds_of(100, gap=1.4), 320: seeds_of(100, gap=1.6)}
     found = conclude_label(protocol([64, 320], reference=320), tables, margin=0.02)
     small = next(each for each in found["by_resolution"] if each["resolution"] == 64)
@@ -183,7 +183,7 @@ def test_the_papers_numbers_are_those_of_an_independent_library() -> None:
     assert ratio["ratio"] == pytest.approx(means[0] / means[1])
 
 
-def test_subgroups_are_the_same_statistics_on_their_own_images() -> None:
+def test_subgroup_has_the_statistics_of_its_images() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
     groups = {(each["by"], each["group"], each["resolution"]): each for each in found["subgroups"]}
@@ -199,7 +199,7 @@ def test_subgroups_are_the_same_statistics_on_their_own_images() -> None:
     assert groups["age_band", "40-59", 32]["auc_low"] == pytest.approx(whole["auc_low"])
 
 
-def test_a_subgroup_with_too_few_patients_has_no_auc_and_the_rest_has() -> None:
+def test_only_a_subgroup_with_too_few_patients_has_no_auc() -> None:
     tables = {32: seeds_of(60, gap=1.0), 64: seeds_of(60, gap=1.0)}
     for frames in tables.values():
         for frame in frames:
@@ -209,14 +209,14 @@ def test_a_subgroup_with_too_few_patients_has_no_auc_and_the_rest_has() -> None:
     assert all(each["auc"] > 0.5 for each in found["subgroups"] if each["group"] != "X")
 
 
-def test_everything_found_is_json_and_the_bootstrap_agrees() -> None:
+def test_results_are_json_and_the_bootstrap_agrees() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["check"]["patient_se_bootstrap"] == pytest.approx(found["check"]["patient_se"], rel=0.15)
 
 
-def test_one_class_alone_is_refused() -> None:
+def test_one_positive_patient_is_rejected() -> None:
     tables = {32: seeds_of(1, gap=1.0), 64: seeds_of(1, gap=1.0)}
     with pytest.raises(InputError, match="1 patients with the finding"):
         conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
