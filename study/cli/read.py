@@ -38,7 +38,7 @@ def status(name: str, watch: bool) -> None:
 @command("acuity dashboard --port 8080")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every address.")
-@click.option("--writable", is_flag=True, help="Let anyone who reaches the page change and delete studies.")
+@click.option("--writable", is_flag=True, help="Allow every visitor of the page to change and delete studies.")
 def dashboard(port: int, host: str, writable: bool) -> None:
     """Serve optuna-dashboard on the storage, read-only and for this host alone.
 

@@ -55,7 +55,7 @@ class Data:
     format: Literal["nih", "chexpert", "padchest", "table"] | None = None
     """The default follows from the index's columns."""
     train_val_list: Path | None = None
-    """A published split: the list of images whose patients are split into training and validation."""
+    """A published split: the list of images of the training and validation patients."""
     test_list: Path | None = None
     """A published split: the list of test images."""
     split_by: Literal["patient", "image"] = "patient"
@@ -191,7 +191,7 @@ class Workers:
     memory_budget_gib: PositiveFloat | None = None
     """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
     max_retries: Annotated[int, Field(ge=0)] = 5
-    """How often another worker resumes a trial whose worker died."""
+    """How often another worker resumes a trial after its worker died."""
     storage_patience_min: PositiveFloat = 30.0
     """How long a worker waits for a database that does not answer."""
     heartbeat_s: PositiveInt = 30
