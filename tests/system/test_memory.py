@@ -1,4 +1,4 @@
-"""Real trials of real workers that run out of memory, and processes that have grown."""
+"""Trials of real workers that run out of memory, and worker processes whose memory has grown."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ from sqlalchemy import text
 from acuity.objectives.device.device import GIB, open_device
 from acuity.storage.database import Database
 from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
-from acuity.study.registry.register import recall_or_update
+from acuity.study.registry.register import read_or_update
 from support.commands import acuity
 
 BUDGET_GIB = 0.25
-LYING = FeasibleBatchKey(
+TIGHT_KEY = FeasibleBatchKey(
     device="",
     memory_budget_bytes=int(BUDGET_GIB * GIB),
     architecture="test_resnet",
@@ -56,11 +56,11 @@ def file(tmp_path: Path, phantoms: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_trial_that_runs_out_of_memory_goes_on_at_half_and_the_fleet_learns_of_it(
+def test_trial_that_runs_out_of_memory_continues_at_half_the_batch_and_lowers_the_stored_limit(
     file: Path, environment: dict[str, str], database: Database
 ) -> None:
-    # As if a neighbour had taken what was there when this was found out.
-    key = replace(LYING, device=open_device("cpu", workers=1).name)
+    # Memory had room for 96 images when the limit was found. Another process has taken some since.
+    key = replace(TIGHT_KEY, device=open_device("cpu", workers=1).name)
     write_feasible_batch(database, key, 96)
     acuity("launch", str(file), "--workers", "1", "--device", "cpu", environment=environment)
     with database.engine.connect() as connection:
@@ -71,28 +71,28 @@ def test_trial_that_runs_out_of_memory_goes_on_at_half_and_the_fleet_learns_of_i
         halvings = dict(connection.execute(query).all())
     first, second = trials
     assert [trial.state for trial in trials] == ["COMPLETE", "COMPLETE"], [*trials, halvings]
-    assert halvings == {first.trial_id: halvings[first.trial_id]}, "the second trial had no trouble"
+    assert halvings == {first.trial_id: halvings[first.trial_id]}, "the second trial did not run out of memory"
     assert first.batch_size == second.batch_size == 96 // 2 ** halvings[first.trial_id]
     assert (first.batch_cap, second.batch_cap) == ("memory", "memory")
     assert read_feasible_batch(database, key) == first.batch_size
 
 
 @pytest.mark.slow
-def test_worker_that_has_grown_makes_way_for_a_fresh_process(
+def test_worker_whose_memory_has_grown_is_replaced_by_a_new_process(
     file: Path, environment: dict[str, str], database: Database
 ) -> None:
     acuity("launch", str(file), "--workers", "1", "--device", "cpu", environment=environment)
     file.write_text(file.read_text().replace("trials = 2", "trials = 4"))
-    recall_or_update(database, str(file))
+    read_or_update(database, str(file))
     grown = (
         "import sys, acuity.study.worker.loop\n"
-        "acuity.study.worker.loop._GROWTH_BYTES = -(2**40)\n"  # as if every trial left a terabyte behind
+        "acuity.study.worker.loop._GROWTH_BYTES = -(2**40)\n"  # every trial counts as growth
         "sys.argv = ['acuity', 'worker', 'tight', '--device', 'cpu', '-v']\n"
         "from acuity.study.cli.main import main\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", grown], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("a fresh one goes on") == 1
+    assert done.stderr.count("a new process replaces it") == 1
     with database.engine.connect() as connection:
         assert connection.scalar(text("select count(*) from acuity.trials where state = 'COMPLETE'")) == 4

@@ -1,4 +1,4 @@
-"""From an embedded server to another Postgres: everything arrives, nothing half, and the experiment goes on there."""
+"""A move from an embedded server to another Postgres copies everything or nothing; the experiment continues there."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import optuna
 import pytest
 from sqlalchemy import text
 
-from acuity.storage.admin.move import move_into, put_aside
+from acuity.storage.admin.move import copy_embedded, rename_source
 from acuity.storage.database import Database, open_storage
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import StorageError
@@ -29,7 +29,7 @@ _TABLES = "select format('%I.%I', schemaname, tablename) from pg_tables where sc
 
 @pytest.fixture
 def laptop() -> Iterator[Path]:
-    """The folder of another embedded server than the one that the tests' databases are on."""
+    """The folder of a second embedded server, which does not hold the tests' databases."""
     folder = Path(tempfile.mkdtemp(prefix="acuity-laptop-", dir="/dev/shm"))
     folder.chmod(0o711)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def laptop() -> Iterator[Path]:
 
 @pytest.fixture
 def pilot(laptop: Path) -> Path:
-    """What Optuna and we keep of an experiment, with everything that a careless copy would change."""
+    """An embedded server with an experiment whose values a careless copy would change."""
     with open_storage() as database:
         fill(database)
     return laptop
@@ -87,25 +87,25 @@ def contents(database: Database) -> dict[str, list[str]]:
 
 
 @pytest.mark.usefixtures("pilot")
-def test_every_row_arrives_as_it_was_and_ids_go_on(empty_database_url: str) -> None:
+def test_every_row_is_copied_unchanged_and_ids_continue(empty_database_url: str) -> None:
     with open_storage() as source:
         before = contents(source)
         (study,) = optuna.get_all_study_summaries(source.storage)
         trials = optuna.load_study(storage=source.storage, study_name=study.study_name).get_trials()
     with embedded_server() as source_url:
         with open_storage(empty_database_url) as target:
-            copied = move_into(target, source_url)
-        aside = put_aside(source_url)
+            copied = copy_embedded(target, source_url)
+        aside = rename_source(source_url)
     rows = {table.table: table.rows for table in copied}
     assert rows == {table: len(of) for table, of in before.items() if "version" not in table}
     with open_storage(empty_database_url) as target:
         assert contents(target) == before
         arrived = optuna.load_study(storage=target.storage, study_name=study.study_name)
-        assert str(arrived.get_trials()) == str(trials)  # as text, since nan is not nan
+        assert str(arrived.get_trials()) == str(trials)  # as text, since NaN does not equal NaN
         assert [trial.number for trial in arrived.get_trials()] == list(range(5))
         assert read_feasible_batch(target, KEY) == 96
         new = optuna.create_study(storage=target.storage, study_name="new")
-        assert new._study_id == 3, "not that of a study that was deleted before"
+        assert new._study_id == 3, "the id of a deleted study is not used again"
     put_aside_url = source_url.set(database=aside).render_as_string(hide_password=False)
     with embedded_server(), open_storage(put_aside_url) as kept:
         assert contents(kept) == before
@@ -116,7 +116,7 @@ def test_every_row_arrives_as_it_was_and_ids_go_on(empty_database_url: str) -> N
 
 
 @pytest.mark.usefixtures("pilot")
-def test_a_target_that_holds_something_is_refused_with_its_names(database: Database, database_url: str) -> None:
+def test_target_with_an_experiment_is_refused_by_its_name(database: Database, database_url: str) -> None:
     save_experiment(database, "chexpert", {})
     before = contents(database)
     with pytest.raises(StorageError, match=r"the target holds the experiment chexpert already.*createdb"):
@@ -127,9 +127,7 @@ def test_a_target_that_holds_something_is_refused_with_its_names(database: Datab
 
 
 @pytest.mark.usefixtures("pilot")
-def test_a_copy_that_fails_leaves_the_target_empty_and_the_source_as_it_was(
-    database: Database, database_url: str
-) -> None:
+def test_failed_copy_leaves_the_target_empty_and_the_source_unchanged(database: Database, database_url: str) -> None:
     empty = contents(database)
     with open_storage() as source:
         before = contents(source)
@@ -141,7 +139,7 @@ def test_a_copy_that_fails_leaves_the_target_empty_and_the_source_as_it_was(
         connection.exec_driver_sql(
             "create trigger change before insert on trial_intermediate_values for each row execute function change()"
         )
-    with pytest.raises(StorageError, match=r"trial_intermediate_values has .* rows after the copy.*nothing is kept"):
+    with pytest.raises(StorageError, match=r"trial_intermediate_values has .* rows after the copy.*nothing was copied"):
         move_storage(database_url, say=print)
     assert contents(database) == empty
     with open_storage() as source:
@@ -149,27 +147,27 @@ def test_a_copy_that_fails_leaves_the_target_empty_and_the_source_as_it_was(
     with database.engine.begin() as connection:
         connection.exec_driver_sql("drop trigger change on trial_intermediate_values")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acuity.study.move.put_aside", lambda _: 1 / 0)  # between the copy and the end
+        patch.setattr("acuity.study.move.rename_source", lambda _: 1 / 0)  # between the copy and the end
         with pytest.raises(ZeroDivisionError):
             move_storage(database_url, say=print)
     assert contents(database) == before
 
 
 @pytest.mark.usefixtures("pilot")
-def test_a_move_cut_off_after_the_copy_is_finished_by_the_next(database: Database) -> None:
+def test_next_move_finishes_one_that_was_interrupted_after_the_copy(database: Database) -> None:
     with embedded_server() as source_url:
-        move_into(database, source_url)
+        copy_embedded(database, source_url)
         first = contents(database)
-        move_into(database, source_url)
+        copy_embedded(database, source_url)
         assert contents(database) == first
         with database.engine.begin() as connection:
             connection.execute(text("update trial_values set value = value + 1e-9"))
         with pytest.raises(StorageError, match="the target holds the experiment nih already"):
-            move_into(database, source_url)
+            copy_embedded(database, source_url)
 
 
 @pytest.mark.usefixtures("pilot")
-def test_while_somebody_uses_the_source_nothing_is_moved(database: Database, database_url: str) -> None:
+def test_nothing_is_moved_while_the_source_is_in_use(database: Database, database_url: str) -> None:
     with open_storage() as source, source.engine.connect() as connection:
         connection.execute(text("select 1"))
         with pytest.raises(StorageError, match=r"in use \(\d+ connections, trials of nih run\): `acuity stop nih`"):
@@ -179,18 +177,18 @@ def test_while_somebody_uses_the_source_nothing_is_moved(database: Database, dat
         with pytest.raises(StorageError, match="close dashboards, notebooks"):
             move_storage(database_url, say=print)
         with embedded_server() as url, pytest.raises(StorageError, match="all is copied, but"):
-            put_aside(url)
+            rename_source(url)
     assert not optuna.get_all_study_summaries(database.storage)
 
 
 @pytest.mark.usefixtures("pilot")
-def test_source_and_target_may_not_be_one() -> None:
+def test_source_and_target_must_differ() -> None:
     with embedded_server() as url, pytest.raises(StorageError, match="are one database"):
         move_storage(url.render_as_string(hide_password=False), say=print)
 
 
 @pytest.mark.slow
-def test_a_pilot_goes_on_at_the_server_to_the_raised_budget(
+def test_experiment_continues_at_the_server_to_the_raised_budget(
     laptop: Path, phantoms: Path, tmp_path: Path, empty_database_url: str
 ) -> None:
     file = write_tiny_experiment(tmp_path, phantoms, cache=tmp_path / "cache")
@@ -229,5 +227,5 @@ def test_a_pilot_goes_on_at_the_server_to_the_raised_budget(
         assert trials.pop("complete") + trials.pop("pruned") == 7
         assert set(trials.values()) == {0}
     kept = {path for path in networks if path.exists()}
-    assert kept, "networks of the pilot are found at the server"
+    assert kept, "checkpoints of the laptop are used at the server"
     assert all(path.read_bytes() == networks[path] for path in kept)
