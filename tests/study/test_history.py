@@ -96,8 +96,10 @@ def starts(database: Database, registered: Registered, label: str) -> tuple[Reci
 def search_paragraph(database: Database, registered: Registered, label: str) -> str:
     """The methods text's paragraph on the search."""
     summaries = [summarise_search(database, registered, label)]
-    told = write_methods(registered, read_answer(database, registered.experiment.name), summaries, None, None, None)
-    (search,) = (paragraph.text for paragraph in told if paragraph.heading == "Search")
+    paragraphs = write_methods(
+        registered, read_answer(database, registered.experiment.name), summaries, None, None, None
+    )
+    (search,) = (paragraph.text for paragraph in paragraphs if paragraph.heading == "Search")
     return search
 
 
@@ -213,8 +215,8 @@ def test_methods_text_counts_stopped_trials_and_trials_that_could_not_run_apart(
         suggest(trial, nih.experiment, nih.exponents)
         trial.set_user_attr("reason", reason)
         claim.study.tell(trial, state=TrialState.PRUNED)
-    told = "1 complete, 1 stopped early, 1 without an AUC since they diverged or their batch did not fit"
-    assert told in search_paragraph(database, nih, "Mass")
+    counts = "1 complete, 1 stopped early, 1 without an AUC since they diverged or their batch did not fit"
+    assert counts in search_paragraph(database, nih, "Mass")
 
 
 def test_methods_text_names_the_experiment_in_learn_from(database: Database, pilot: str) -> None:

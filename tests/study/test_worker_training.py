@@ -114,9 +114,9 @@ def test_gpu_memory_that_other_programs_hold_is_found_by_its_free_memory(monkeyp
     assert memory_shortage(share) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24 * 2**30, 80 * 2**30))
     assert memory_shortage(replace(share, memory_budget_bytes=200 * 2**30, workers=3)) is None, "more than it has"
-    told = memory_shortage(share)
-    assert told is not None
-    assert "has 25.0 GiB free of the 40.0 GiB that are this worker's share" in told
+    message = memory_shortage(share)
+    assert message is not None
+    assert "has 25.0 GiB free of the 40.0 GiB that are this worker's share" in message
 
 
 def test_trial_on_a_device_that_no_longer_computes_is_left_to_others_and_the_worker_ends(
