@@ -14,7 +14,7 @@ import psycopg2
 from containers import Engine
 
 from acuity.objectives.phantoms.generator import write_phantoms
-from acuity.storage.embedded.account import identity, server_account, server_binaries
+from acuity.storage.embedded.account import process_user, server_account, server_binaries
 
 
 def set_stage(stage: Path, *, user: int) -> list[str]:
@@ -43,7 +43,7 @@ def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], A
     data.mkdir(mode=0o700)
     if account:
         subprocess.run(["chown", account, str(data)], check=True)
-    where: dict[str, Any] = {"cwd": data, "stdout": subprocess.DEVNULL, **identity(account)}
+    where: dict[str, Any] = {"cwd": data, "stdout": subprocess.DEVNULL, **process_user(account)}
     cluster = [str(programs / "initdb"), "-D", str(data), "--username=acuity", f"--pwfile={password_file}"]
     subprocess.run([*cluster, "--auth=scram-sha-256", "--no-sync"], check=True, **where)
     settings = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]

@@ -88,7 +88,7 @@ def perform(folder: Path, image: str) -> None:
         )
         expect_no_password(engine, passwords, [])
         job = f"{submitted[1]}_1"
-        wait_until(lambda: trains(look(), f"Slurm job {job}"), f"Slurm job {job} is in the middle of another")
+        wait_until(lambda: trains(look(), f"Slurm job {job}"), f"Slurm job {job} trains another trial")
         cluster.command("scontrol", "requeue", job)
         wait_until(lambda: bool(look()) and not cluster.jobs(), f"job {job} requeued; both jobs ended", seconds=600)
         expect(container.wait(timeout=120) == 0, "the container ended with status 0")
@@ -96,13 +96,15 @@ def perform(folder: Path, image: str) -> None:
         trials = look()
         print(transcript(trials), flush=True)
         counted = finished_trials(ask, LABELS)
-        expect(counted == [TRIALS] * len(LABELS), f"every label has its {TRIALS} trials, exactly: {counted}")
+        expect(counted == [TRIALS] * len(LABELS), f"every label has exactly its {TRIALS} trials: {counted}")
         left = [trial for trial in trials if trial["state"] in ("RUNNING", "WAITING")]
-        expect(not left, "nothing is left over")
+        expect(not left, "no trial is left running or waiting")
         by = finished_by(trials)
         expect(len(by) == 3, ", ".join(f"{name}: {count} trials" for name, count in sorted(by.items())))
         resumed = [trial["resumed_epochs"] for trial in trials if trial["resumed_epochs"]]
-        expect(bool(resumed), f"the trial that job {job} had to leave went on after epoch {max(resumed, default=0)}")
+        expect(
+            bool(resumed), f"the trial that job {job} had to release was resumed after epoch {max(resumed, default=0)}"
+        )
 
 
 def set_up_login_node(stage: Path, *, password: str) -> dict[str, str]:
@@ -152,7 +154,7 @@ def read_trials(ask: Callable[[str], Any], names: dict[str, str]) -> Trials:
         worker = trial["worker"]
         if worker is not None and worker not in names:
             names[worker] = name_of(worker)
-        trial["by"] = names.get(worker, "nobody yet")
+        trial["by"] = names.get(worker, "no worker yet")
     return trials
 
 
@@ -181,7 +183,7 @@ def transcript(trials: Trials) -> str:
     rows = ["began     trial           px  epochs  state        AUC    by"]
     for trial in trials:
         began, px = (trial["started"] or "")[11:19], trial["resolution"] or "-"
-        state = "handed back" if trial["requeued"] else trial["state"].lower()
+        state = "released" if trial["requeued"] else trial["state"].lower()
         auc = "-" if trial["value"] is None or trial["requeued"] else f"{trial['value']:.3f}"
         name, epochs = f"{trial['label']} {trial['number']}", trial["epochs"] or 0
         since = f", from epoch {trial['resumed_epochs']} on" if trial["resumed_epochs"] else ""

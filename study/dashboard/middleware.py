@@ -66,7 +66,7 @@ def own_pages_only(app: Wsgi) -> Wsgi:
 
 
 def loopback_names_only(app: Wsgi) -> Wsgi:
-    """Refuse requests for another host name: a page whose name resolves to 127.0.0.1 could read everything."""
+    """Refuse requests for other host names, against DNS rebinding: a foreign name may resolve to 127.0.0.1."""
     return _only(
         app,
         lambda environ: _host_and_port(f"//{environ.get('HTTP_HOST', 'localhost')}")[0] in _LOOPBACK_NAMES,

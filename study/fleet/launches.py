@@ -90,7 +90,7 @@ def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
 
 
 def stop_launches(experiment: str, *, storage_url: str | None) -> int:
-    """End the launches of an experiment on this host; returns their number. The workers hand their trials back."""
+    """End the launches of an experiment on this host; returns their number. The workers release their trials."""
     launches = find_launches(experiment, storage_url=storage_url)
     if not launches:
         raise UsageError(

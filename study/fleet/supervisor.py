@@ -67,7 +67,7 @@ def run_fleet(
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
     During an outage of the database it waits, as the workers do. On Ctrl-C or SIGTERM it ends the workers first, and
-    each hands its trial back. UsageError where every worker has ended with an error or crashes repeatedly. OutageError
+    each releases its trial. UsageError where every worker has ended with an error or crashes repeatedly. OutageError
     where an outage is longer than the experiment's patience.
     """
     name = registered.experiment.name

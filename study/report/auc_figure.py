@@ -37,14 +37,14 @@ def auc_figure(entries: tuple[LabelAnswer, ...], *, columns: int = 3) -> Figure:
 
 
 def auc_panel(entry: LabelAnswer, *, limits: tuple[float, float]) -> Figure:
-    """One label for the page, small enough for a phone."""
+    """One figure of a label for the page, small enough for a phone."""
     figure = Figure(figsize=(3.5, 2.5))
     draw_auc(figure.subplots(), entry, limits=limits)
     return figure
 
 
 def auc_limits(entries: tuple[LabelAnswer, ...]) -> tuple[float, float]:
-    """Limits of the AUC axis, the same for all labels, so that panels can be compared."""
+    """Limits of the AUC axis, the same for all labels, so the panels are comparable."""
     shown = [value for entry in entries for at in entry.by_resolution for value in (at.auc_low, at.auc_high)]
     known = [value for value in shown if value is not None]
     seeds = [auc for entry in entries for each in _tested(entry).values() for auc in each.get("seed_aucs", [])]
@@ -53,7 +53,7 @@ def auc_limits(entries: tuple[LabelAnswer, ...]) -> tuple[float, float]:
 
 
 def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> None:
-    """Test AUCs with intervals and seeds (filled), validation AUCs of the search (hollow: they are optimistic)."""
+    """Draw test AUCs with intervals and seeds (filled) and the optimistic validation AUCs of the search (hollow)."""
     tested = _tested(entry)
     for split, colour, marker, face in (("validation", ORANGE, "s", "white"), ("test", BLUE, "o", BLUE)):
         _draw_points(axis, entry, split, colour=colour, marker=marker, face=face)
@@ -118,7 +118,7 @@ def _tested(entry: LabelAnswer) -> dict[int, dict[str, Any]]:
 
 
 def _ticks(resolutions: list[int]) -> list[int]:
-    """Resolutions whose labels do not overlap on a logarithmic axis, the largest first."""
+    """The resolutions to label so that labels do not overlap on a logarithmic axis. The largest is always labelled."""
     span, kept = max(resolutions) / min(resolutions), [max(resolutions)]
     for resolution in sorted(resolutions)[-2::-1]:
         if span == 1 or (kept[-1] / resolution) >= span**_CLOSE:

