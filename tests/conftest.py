@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a real Postgres with a fresh database a test, a small set of phantoms."""
+"""Fixtures of all tests: a real Postgres with a new database for each test, and a small set of phantoms."""
 
 import itertools
 import os
@@ -30,14 +30,14 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Started in a shell's background, processes ignore Ctrl-C, and so would those that the tests interrupt."""
+    """Handle Ctrl-C: processes that a shell starts in the background ignore it, and so would their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_users() -> Iterator[Path]:
-    """No test may reach the user's own storage: the folder of an embedded server of our own, which starts at need."""
-    # Not pytest's own temporary folder: the account of root's server cannot reach it, and sockets' paths are short.
+    """Keep tests away from the user's storage; returns the folder of the tests' embedded server."""
+    # Not in pytest's temporary folder: the account of root's server cannot reach it, and a socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="acuity-test-", dir=_MEMORY if _has_room(_MEMORY) else None))
     folder.chmod(0o711)
     with pytest.MonkeyPatch.context() as patch:
@@ -49,10 +49,10 @@ def nothing_of_the_users() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(nothing_of_the_users: Path) -> Iterator[URL]:
-    """A running Postgres with a template database that has all tables made."""
+    """A running Postgres with a template database that has all tables."""
     with embedded_server(nothing_of_the_users / "server") as url:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            query(url, f"alter system set {setting} = off")  # nothing here outlives the run
+            query(url, f"alter system set {setting} = off")  # the data are not kept after the run
         query(url, "select pg_reload_conf()")
         query(url, f"create database {_TEMPLATE}")
         with open_storage(url.set(database=_TEMPLATE).render_as_string(hide_password=False)):
@@ -62,21 +62,21 @@ def server(nothing_of_the_users: Path) -> Iterator[URL]:
 
 @pytest.fixture
 def database_url(server: URL) -> Iterator[str]:
-    """The URL of a fresh database with all tables made, password and all."""
+    """The URL, with its password, of a new database with all tables."""
     with fresh_database(server, f"test_{next(_numbers)}", template=_TEMPLATE) as url:
         yield url
 
 
 @pytest.fixture
 def empty_database_url(server: URL) -> Iterator[str]:
-    """The URL of a database without any table."""
+    """The URL of a new database without tables."""
     with fresh_database(server, f"test_{next(_numbers)}") as url:
         yield url
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, open."""
+    """A new database, opened."""
     with open_storage(database_url) as opened:
         yield opened
 
@@ -89,7 +89,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home of its own, for caches and logs."""
+    """An empty home folder for caches and logs."""
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
@@ -97,14 +97,14 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(home: Path, database_url: str) -> dict[str, str]:
-    """A command's, with a home and a storage of the test's own."""
+    """Environment variables of commands: the test's home folder and database."""
     return os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "ACUITY_STORAGE": database_url}
 
 
 @pytest.fixture
 def browser() -> "Iterator[Browser]":
-    """Debian's Chromium, without a screen."""
-    from playwright.sync_api import sync_playwright  # half a second that other tests need not wait for
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright  # the import takes half a second
 
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
@@ -115,7 +115,7 @@ def browser() -> "Iterator[Browser]":
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The experiment "tiny", confirmed; to be read only, since all tests share it."""
+    """The confirmed experiment "tiny". All tests share it; none may change it."""
 
     url: str
     registered: "Registered"
@@ -123,13 +123,13 @@ class Confirmed:
 
 @pytest.fixture(scope="session")
 def confirmed(server: URL, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confirmed]:
-    """A database of its own with a confirmed experiment, networks and all."""
-    from support.confirmed_experiment import make_confirmed  # torch and optuna only where they are asked for
+    """A database with a confirmed experiment and its checkpoints."""
+    from support.confirmed_experiment import make_confirmed  # imports torch and optuna
 
     with fresh_database(server, "test_confirmed", template=_TEMPLATE) as url:
         yield Confirmed(url, make_confirmed(url, tmp_path_factory.mktemp("confirmed"), phantoms))
 
 
 def _has_room(folder: Path) -> bool:
-    """Databases in memory spare the tests the disk's waits; a container's 64 MiB would not do."""
+    """Whether databases fit into the folder. A container's /dev/shm of 64 MiB is too small."""
     return folder.is_dir() and shutil.disk_usage(folder).free > 2 * 2**30

@@ -33,8 +33,10 @@ from sqlalchemy.exc import DBAPIError
 
 from acuity.storage.embedded.server import embedded_server
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 from result_line import make_goal, print_result
+
+from support.worker_processes import fix_initial_trials, kill_processes
 
 WORKERS = 4
 LABELS = ("Cardiomegaly", "Nodule")
@@ -223,14 +225,6 @@ class Round:
             "values": {f"{label} {origin}": value for label, _, origin, value, _ in finished},
         }
 
-    def end(self) -> None:
-        for process in self.processes:
-            if process.is_alive():
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGCONT)
-                process.kill()
-            process.join()
-
 
 def _work(url: str, folder: str, number: int) -> None:
     """Run a worker that counts the epochs it finishes."""
@@ -289,7 +283,7 @@ def _round(mode: str, name: str, generator: random.Random, url: URL, images: Pat
         try:
             yield this
         finally:
-            this.end()
+            kill_processes(this.processes)
 
 
 def _register(this: Round, images: Path) -> None:
@@ -322,23 +316,7 @@ def _register(this: Round, images: Path) -> None:
             training_images=training_images(image_set, experiment.labels),
         )
         if this.mode == "fixed":
-            _give_all_recipes(database, registered)
-
-
-def _give_all_recipes(database: Any, registered: Any) -> None:
-    """Fix the parameters of every initial trial, so that they do not depend on earlier trials."""
-    import optuna
-
-    from acuity.study.registry.names import study_name
-    from acuity.study.search.recipes import own_recipes
-
-    for label in registered.experiment.labels:
-        name = study_name(registered.experiment.name, label)
-        study = optuna.load_study(storage=database.storage, study_name=name)
-        own = own_recipes(registered.experiment, registered.exponents, label)
-        for trial, recipe in zip(study.get_trials(), own, strict=False):
-            [resolution] = registered.experiment.search.resolutions
-            database.storage.set_trial_system_attr(trial._trial_id, "fixed_params", recipe.at(resolution))
+            fix_initial_trials(database, registered)
 
 
 def _text(url: URL) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 
@@ -17,9 +16,9 @@ from acuity.storage.admin.grants import grant_reader
 from acuity.storage.database import Database, open_storage
 from acuity.storage.errors import StorageError
 from acuity.storage.url import parse_url
-from acuity.study.registry.register import register
 from support import commands
-from support.confirmed_experiment import fill_search
+from support.confirmed_experiment import repeat_search
+from support.dashboards import running_dashboard
 from support.postgres import query
 
 READER, PASSWORD = "nih-reader", "it's: 100 % sécret"
@@ -48,15 +47,7 @@ def acuity(*arguments: str, storage: str | None, status: int = 0, **variables: s
 @pytest.fixture
 def searched(confirmed, database: Database) -> None:
     """An experiment with trials in this test's database."""
-    registered = confirmed.registered
-    mine = register(
-        database,
-        registered.experiment,
-        registered.identity,
-        training_images=150,
-    )
-    for label in mine.experiment.labels:
-        fill_search(database, mine, label, seed=0)
+    repeat_search(database, confirmed.registered)
 
 
 @pytest.mark.usefixtures("searched")
@@ -69,23 +60,12 @@ def test_reader_sees_answer_progress_and_dashboard_and_can_change_nothing(databa
     for arguments in (("best", "tiny", "--format", "json"), ("best", "tiny", "--format", "csv"), ("status", "tiny")):
         mine, theirs = (acuity(*arguments, storage=url).stdout for url in (database_url, reader_url))
         assert mine == theirs
-    server = subprocess.Popen(
-        [sys.executable, "-m", "acuity", "dashboard", "--port", "0"],
-        env=os.environ | {"ACUITY_STORAGE": reader_url},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    try:
-        base = server.stderr.readline().split()[0].removesuffix("/dashboard")
+    with running_dashboard(environment=os.environ | {"ACUITY_STORAGE": reader_url}) as announced:
+        base = announced.split()[0].removesuffix("/dashboard")
         with urllib.request.urlopen(f"{base}/api/studies") as answer:
             assert len(json.load(answer)["study_summaries"]) == 2
         with urllib.request.urlopen(f"{base}/api/studies/1") as answer:
             assert json.load(answer)["trials"]
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-        server.stderr.close()
 
     refused = acuity("delete", "tiny", "--yes", storage=reader_url, status=1)
     assert "permission denied" in refused.stderr

@@ -1,4 +1,4 @@
-"""The real command in a process of its own."""
+"""The command `acuity` in a new process."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ ACUITY = [sys.executable, "-m", "acuity"]
 
 
 def acuity(*arguments: str, environment: Mapping[str, str], status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `acuity` to its end, which must be with this status."""
+    """Run `acuity` to its end and check its exit status."""
     done = subprocess.run([*ACUITY, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     return done

@@ -1,4 +1,4 @@
-"""A tiny experiment, searched as if it had run and truly confirmed: what reports, exports and dashboards read."""
+"""A tiny experiment for tests of reports, exports and dashboards: its search is made up, its confirmation is real."""
 
 import io
 import threading
@@ -20,8 +20,8 @@ from acuity.study import confirm as confirm_module
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
 from acuity.study.confirm import confirm
-from acuity.study.dataset.image_set import open_image_set, training_images
-from acuity.study.fleet.supervisor import FleetOptions
+from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
+from acuity.study.fleet.placement import FleetOptions
 from acuity.study.registry.claims import open_studies
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, checkpoints_of
@@ -29,7 +29,7 @@ from acuity.study.registry.register import register
 from acuity.study.search.space import BELOW_THE_MEDIAN
 from acuity.study.worker.context import WorkerContext
 from acuity.study.worker.heartbeat import DatabaseContact
-from acuity.study.worker.loop import _work
+from acuity.study.worker.loop import run_trials
 from support.threads import one_thread
 
 EXPERIMENT = """
@@ -59,33 +59,42 @@ _ARCHITECTURES = ("test_resnet", "test_efficientnet")
 
 
 def make_confirmed(url: str, folder: Path, phantoms: Path) -> Registered:
-    """Register, fill the search and confirm, in the database at url."""
+    """Register the experiment, fill its search and confirm it, in the database at the URL."""
     with one_thread(), open_storage(url) as database, pytest.MonkeyPatch.context() as patch:
         registered = make_searched(database, folder, phantoms)
         patch.setattr(confirm_module, "run_fleet", work_here)
-        told = Console(file=io.StringIO())
-        confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=None, console=told)
+        console = Console(file=io.StringIO())
+        confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=None, console=console)
     return registered
 
 
 def make_searched(database: Database, folder: Path, phantoms: Path) -> Registered:
-    """Register and fill the search."""
+    """Register the experiment and fill its search."""
     table = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
-    experiment = resolve_paths(parse(tomllib.loads(table), source="test"), folder)
-    image_set = open_image_set(experiment)
-    registered = register(
-        database,
-        experiment,
-        image_set.identity,
-        training_images=training_images(image_set, experiment.labels),
-    )
-    for number, label in enumerate(experiment.labels):
+    registered, _ = register_experiment(database, tomllib.loads(table), folder)
+    for number, label in enumerate(registered.experiment.labels):
         fill_search(database, registered, label, seed=number)
     return registered
 
 
+def register_experiment(database: Database, table: dict[str, Any], folder: Path) -> tuple[Registered, ImageSet]:
+    """Register the experiment of the parsed file, whose paths are relative to the folder, and open its images."""
+    experiment = resolve_paths(parse(table, source="test"), folder)
+    image_set = open_image_set(experiment)
+    training = training_images(image_set, experiment.labels)
+    return register(database, experiment, image_set.identity, training_images=training), image_set
+
+
+def repeat_search(database: Database, registered: Registered) -> Registered:
+    """Register the experiment of another database in this one and fill its search."""
+    repeated = register(database, registered.experiment, registered.identity, training_images=150)
+    for label in repeated.experiment.labels:
+        fill_search(database, repeated, label, seed=0)
+    return repeated
+
+
 def fill_search(database: Database, registered: Registered, label: str, *, seed: int) -> None:
-    """Trials as a search leaves them: each resolution and network, some pruned; AUC grows with resolution."""
+    """Add finished trials of every resolution and network, some of them pruned. Their AUC grows with resolution."""
     search = registered.experiment.search
     study = optuna.load_study(storage=database.storage, study_name=study_name(registered.experiment.name, label))
     for waiting in study.get_trials(states=(TrialState.WAITING,)):
@@ -132,12 +141,12 @@ def fill_search(database: Database, registered: Registered, label: str, *, seed:
 
 
 def work_here(database: Database, registered: Registered, **_: Any) -> None:
-    """Run what is left, with one worker in this process in place of a fleet."""
-    _work(make_context(database, registered, stop=threading.Event()))
+    """Run the waiting trials with one worker in this process, in place of a fleet."""
+    run_trials(make_context(database, registered, stop=threading.Event()))
 
 
 def make_context(database: Database, registered: Registered, *, stop: threading.Event) -> WorkerContext:
-    """A worker's place in this process."""
+    """The context of a worker in this process."""
     return WorkerContext(
         database=database,
         registered=registered,

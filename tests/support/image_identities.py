@@ -1,10 +1,10 @@
-"""The identity of an image set that exists in name only, for tests that read no image."""
+"""Identities of made-up image sets, for tests that read no image."""
 
 from acuity.study.registry.identity import ImageIdentity
 
 
 def unfiltered(*, index: str = "index", split: str = "split", unused: str = "unused") -> ImageIdentity:
-    """As without filters: the index and split before filters are the same."""
+    """The identity without filters: index and split are the same before and after."""
     return ImageIdentity(
         index_sha256=index,
         split_sha256=split,

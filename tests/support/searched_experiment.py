@@ -1,4 +1,4 @@
-"""An experiment whose search is small, and recipes of its space."""
+"""An experiment with a small search space, and recipes of that space."""
 
 import tomllib
 

@@ -1,4 +1,4 @@
-"""A Slurm cluster of one node on loopback: munged, slurmctld and slurmd of our own, ended by their process ids."""
+"""A Slurm cluster of one node on loopback, with its own munged, slurmctld and slurmd."""
 
 import os
 import platform
@@ -19,18 +19,18 @@ _END_S = 10.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that runs."""
+    """A running cluster."""
 
     folder: Path
-    """Its configuration, state, spool and logs."""
+    """Configuration, state, spool and logs."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Slurm's commands need to find this cluster and no other."""
+        """Environment variables by which Slurm's commands find this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def command(self, *arguments: str) -> str:
-        """What one of Slurm's commands prints."""
+        """Run a Slurm command; returns its output."""
         done = subprocess.run(arguments, env=os.environ | self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
         return done.stdout
@@ -42,16 +42,16 @@ class Cluster:
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, if so."""
+    """The reason why no cluster can start on this host; None if it can."""
     lacking = [program for program in _PROGRAMS if _find(program) is None]
     if lacking:
         return f"{', '.join(lacking)}: not installed (apt-get install slurm-wlm munge)"
-    return None if os.geteuid() == 0 else "a cluster's daemons are started by root"
+    return None if os.geteuid() == 0 else "only root can start the daemons of a cluster"
 
 
 @contextmanager
 def slurm_cluster(folder: Path, *, cpus: int = 4) -> Iterator[Cluster]:
-    """Start a cluster whose files all lie under folder, and end exactly what was started."""
+    """Start a cluster whose files lie in the folder, and end its processes afterwards."""
     cluster = Cluster(folder)
     for name in ("munge", "state", "spool"):
         (folder / name).mkdir(mode=0o755)
@@ -79,7 +79,7 @@ SlurmctldPort={controller}
 SlurmdPort={node}
 SlurmUser=root
 AuthType=auth/munge
-# cred_expire is also how long a requeued job waits before it starts again: two minutes unless said; 5 s at least.
+# A requeued job waits for cred_expire before it starts: 2 minutes by default, at least 5 s.
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 ProctrackType=proctrack/linuxproc
@@ -135,7 +135,7 @@ def _daemon(command: list[str], log: Path, environment: dict[str, str]) -> Itera
 
 
 def cancel_everything(cluster: Cluster) -> None:
-    """Leave no job in the queue or on the node."""
+    """Cancel all jobs and wait until they have ended."""
     jobs = {job.partition("_")[0] for job in cluster.jobs()}
     if jobs:
         cluster.command("scancel", *jobs)
@@ -155,8 +155,8 @@ def _is_idle(environment: dict[str, str]) -> bool:
 def _wait_for(condition, what: str, folder: Path) -> None:
     deadline = time.monotonic() + _START_S
     while not condition():
-        said = "\n".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.[lo][ou][gt]"))
-        assert time.monotonic() < deadline, f"{what} did not come up:\n{said}"
+        logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.[lo][ou][gt]"))
+        assert time.monotonic() < deadline, f"{what} did not start:\n{logs}"
         time.sleep(0.1)
 
 

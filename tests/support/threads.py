@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: the order of additions, and so each result, is the same on every host."""
+    """Compute on one thread, so that the order of additions and every result are the same on every host."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

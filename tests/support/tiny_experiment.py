@@ -1,4 +1,4 @@
-"""The file of an experiment that a few workers finish in seconds."""
+"""Files of experiments that a few workers finish in seconds."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def write_tiny_experiment(
     epochs: int = 2,
     cache: Path | None = None,
 ) -> Path:
-    """Write tiny.toml into the folder: an experiment on the phantoms, whose lost workers are noticed after 3 s.
+    """Write tiny.toml into the folder: an experiment on the phantoms, with a grace period of 3 s.
 
     phantoms: the index of the phantoms.
     """
@@ -41,3 +41,31 @@ def write_tiny_experiment(
         """
     )
     return file
+
+
+def confirmable_experiment(*, name: str, index: str, images: str, epochs: int) -> str:
+    """The text of a file of an experiment that learns Cardiomegaly and can be confirmed with 1,200 phantoms."""
+    return f"""
+name = "{name}"
+labels = ["Cardiomegaly"]
+[data]
+index = "{index}"
+images = "{images}"
+cache = "cache"
+[search]
+resolutions = [16, 32]
+architectures = ["test_resnet"]
+trials = 4
+min_complete_per_resolution = 2
+learning_rate = [5e-3, 2e-2]
+max_batch_size = 32
+[training]
+epochs = {epochs}
+augment = false
+[confirm]
+seeds = 3
+margin = 0.1
+[workers]
+heartbeat_s = 1
+grace_s = 3
+"""

@@ -1,4 +1,4 @@
-"""Search and confirmation by real worker processes from the command line, cut off by Ctrl-C on the way."""
+"""Search and confirmation by real worker processes from the command line; Ctrl-C interrupts the confirmation."""
 
 import json
 import os
@@ -11,41 +11,20 @@ import pytest
 from acuity.objectives.phantoms.generator import write_phantoms
 from support.commands import ACUITY, acuity
 from support.postgres import count_trials
+from support.tiny_experiment import confirmable_experiment
 from support.waiting import wait_until
 
-EXPERIMENT = """
-name = "tiny"
-labels = ["Cardiomegaly"]
-[data]
-index = "Data_Entry.csv"
-images = "images"
-cache = "cache"
-[search]
-resolutions = [16, 32]
-architectures = ["test_resnet"]
-trials = 4
-min_complete_per_resolution = 2
-learning_rate = [5e-3, 2e-2]
-max_batch_size = 32
-[training]
-epochs = 3
-augment = false
-[confirm]
-seeds = 3
-margin = 0.1
-[workers]
-heartbeat_s = 1
-grace_s = 3
-"""
+EXPERIMENT = confirmable_experiment(name="tiny", index="Data_Entry.csv", images="images", epochs=3)
 
 
 def trainings(database_url: str, state: str) -> int:
+    """The number of trainings of the confirmation in this state."""
     return count_trials(database_url, f"confirm and state = '{state}'")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_confirmation_goes_on_after_ctrl_c_and_ends_in_a_verdict(
+def test_confirmation_resumes_after_ctrl_c_and_ends_in_a_verdict(
     tmp_path: Path, environment: dict[str, str], database_url: str
 ) -> None:
     write_phantoms(tmp_path, images=1200, size=64, seed=3)

@@ -1,4 +1,4 @@
-"""Who is in the images stays in the index, and the storage's password out of sight: looked for in all that is left."""
+"""No output, file, table or process holds a patient's id, a file name of the index or the storage's password."""
 
 import csv
 import io
@@ -20,39 +20,18 @@ from sqlalchemy import URL, make_url, text
 from acuity.objectives.phantoms.generator import write_phantoms
 from acuity.storage.database import open_storage
 from support.commands import ACUITY, acuity
+from support.dashboards import running_dashboard
 from support.postgres import query
+from support.tiny_experiment import confirmable_experiment
 
 PATIENT, FILE, PASSWORD = "MARKPATIENT", "MARKFILE", "MARKPASSWORD"
 OWNER = "acuity_marked"
-EXPERIMENT = """
-name = "marked"
-labels = ["Cardiomegaly"]
-[data]
-index = "data/index.csv"
-images = "data/pictures"
-cache = "cache"
-[search]
-resolutions = [16, 32]
-architectures = ["test_resnet"]
-trials = 4
-min_complete_per_resolution = 2
-learning_rate = [5e-3, 2e-2]
-max_batch_size = 32
-[training]
-epochs = 2
-augment = false
-[confirm]
-seeds = 3
-margin = 0.1
-[workers]
-heartbeat_s = 1
-grace_s = 3
-"""
+EXPERIMENT = confirmable_experiment(name="marked", index="data/index.csv", images="data/pictures", epochs=2)
 
 
 @pytest.fixture
 def marked_url(server: URL) -> Iterator[str]:
-    """An empty database whose owner's password is to be found nowhere."""
+    """The URL of an empty database; its password is a mark."""
     query(server, f"create role {OWNER} login password '{PASSWORD}'")
     query(server, f"create database {OWNER} owner {OWNER}")
     yield server.set(username=OWNER, password=PASSWORD, database=OWNER).render_as_string(hide_password=False)
@@ -61,7 +40,7 @@ def marked_url(server: URL) -> Iterator[str]:
 
 
 def write_marked_images(folder: Path, *, images: int, seed: int) -> None:
-    """Phantoms whose patients and files have names that nothing else has, as a table of our own columns."""
+    """Write phantoms whose patients and files have unique names, with a plain index table."""
     index = write_phantoms(folder, images=images, size=64, seed=seed)
     pictures = folder / "pictures"
     pictures.mkdir()
@@ -80,7 +59,7 @@ def write_marked_images(folder: Path, *, images: int, seed: int) -> None:
 
 @contextmanager
 def watched_processes() -> Iterator[set[bytes]]:
-    """What every process of this host shows of its command line meanwhile: all that ever held a mark."""
+    """Collect the command lines of this host's processes that hold a mark while the block runs."""
     found: set[bytes] = set()
     end = threading.Event()
 
@@ -110,7 +89,7 @@ def marks_in(data: bytes | str) -> list[str]:
 
 
 def check_folder(folder: Path) -> int:
-    """Neither names nor contents may hold a mark; returns how many files there were."""
+    """Check that no file name and no content holds a mark; returns the number of files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         assert not marks_in(str(path.relative_to(folder))), path
@@ -135,7 +114,9 @@ def dump(url: URL) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path, marked_url: str, server: URL) -> None:
+def test_no_patient_file_name_or_password_appears_outside_the_index(
+    tmp_path: Path, marked_url: str, server: URL
+) -> None:
     write_marked_images(tmp_path / "data", images=1200, seed=3)
     write_marked_images(tmp_path / "other", images=900, seed=4)
     file = tmp_path / "marked.toml"
@@ -147,16 +128,16 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
         "XDG_STATE_HOME": str(home / "state"),
         "ACUITY_STORAGE": marked_url,
     }
-    said = []
+    outputs = []
 
     def run(*arguments: str, status: int = 0) -> str:
         done = acuity(*arguments, environment=environment, status=status)
-        said.append(done.stdout + done.stderr)
-        assert not marks_in(said[-1]), arguments
-        return said[-1]
+        outputs.append(done.stdout + done.stderr)
+        assert not marks_in(outputs[-1]), arguments
+        return outputs[-1]
 
     with watched_processes() as shown:
-        # A missing and a damaged picture: told by their lines.
+        # Messages name a missing and a damaged picture by the line of the index.
         first, second, *_ = sorted((tmp_path / "data" / "pictures").iterdir())
         away = first.rename(tmp_path / "away")
         assert "index line" in run("launch", str(file), status=1)
@@ -169,7 +150,7 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
         run("confirm", "marked", "--workers", "2", "-v")
         run("best", "marked", "--format", "json")
         run("best", "marked", "--label", "Cardiomegaly")
-        run("score", "marked", "--index", "other/index.csv", status=1)  # not from here: no such file
+        run("score", "marked", "--index", "other/index.csv", status=1)  # no such file in the working directory
         run(
             "score",
             "marked",
@@ -205,11 +186,8 @@ def test_no_patient_no_file_name_and_no_password_leaves_its_place(tmp_path: Path
 
 
 def read_dashboard(environment: dict[str, str]) -> str:
-    """Everything that the dashboard's API tells of the studies."""
-    server = subprocess.Popen([*ACUITY, "dashboard", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        announced = server.stderr.readline()
+    """Everything that the dashboard's API says about the studies."""
+    with running_dashboard(environment=environment) as announced:
         base = announced.split()[0].removesuffix("/dashboard")
 
         def page(path: str) -> str:
@@ -220,10 +198,6 @@ def read_dashboard(environment: dict[str, str]) -> str:
         ids = [study["study_id"] for study in json.loads(studies)["study_summaries"]]
         assert len(ids) == 2, "the search and its confirmation"
         return announced + studies + "".join(page(f"/api/studies/{id_}") + page(f"/csv/{id_}") for id_ in ids)
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-        server.stderr.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Nothing is unpickled from a place that others can write to: a file made to run code is refused, and runs none."""
+"""No file that others can write is unpickled: a malicious file is refused and runs no code."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ _HYPERPARAMETERS = Hyperparameters(
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, sprung: Path) -> None:
         self.sprung = sprung
@@ -44,13 +44,13 @@ def malicious(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_trap_springs_where_it_is_unpickled(malicious: bytes, tmp_path: Path) -> None:
-    with contextlib.suppress(Exception):  # a bare pickle is none of torch's files, and has sprung by then
+def test_unpickling_the_trap_runs_its_code(malicious: bytes, tmp_path: Path) -> None:
+    with contextlib.suppress(Exception):  # torch.load fails after it has unpickled the bare pickle
         torch.load(io.BytesIO(malicious), weights_only=False)
     assert (tmp_path / "sprung").exists()
 
 
-def test_a_malicious_checkpoint_runs_nothing(malicious: bytes, tmp_path: Path) -> None:
+def test_malicious_checkpoint_runs_no_code(malicious: bytes, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     assert checkpoint_from_bytes(malicious, identity="any", device=cpu) is None
     for read in (lambda: read_network_state(malicious, device=cpu), lambda: drop_optimiser_state(malicious)):
@@ -63,7 +63,7 @@ def test_a_malicious_checkpoint_runs_nothing(malicious: bytes, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
-def test_malicious_weights_run_nothing(malicious: bytes, tmp_path: Path, suffix: str) -> None:
+def test_malicious_weights_run_no_code(malicious: bytes, tmp_path: Path, suffix: str) -> None:
     weights = tmp_path / f"weights{suffix}"
     weights.write_bytes(malicious)
     with pytest.raises(InputError, match="cannot be loaded into test_resnet"):
@@ -71,7 +71,7 @@ def test_malicious_weights_run_nothing(malicious: bytes, tmp_path: Path, suffix:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_malicious_array_in_the_cache_runs_nothing_and_counts_as_none(tmp_path: Path) -> None:
+def test_malicious_array_in_the_cache_runs_no_code_and_counts_as_missing(tmp_path: Path) -> None:
     array = CacheArray(tmp_path, "key", 1, 16)
     with array.path.open("wb") as file:
         np.save(file, np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
@@ -80,7 +80,7 @@ def test_a_malicious_array_in_the_cache_runs_nothing_and_counts_as_none(tmp_path
 
 
 def test_no_source_file_unpickles() -> None:
-    """torch.load with anything but weights_only=True written out, allow_pickle, or a module that unpickles."""
+    """Refused: torch.load without an explicit weights_only=True, allow_pickle, modules that unpickle."""
     faults = []
     for package in (objectives, storage, study):
         for path in Path(package.__path__[0]).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The wheel is complete, and runs Acuity's own modules beside a user's files of the same names."""
+"""The wheel has every module, and runs Acuity's modules in a folder with files of the same names."""
 
 import os
 import shutil
@@ -7,10 +7,14 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Mapping
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from support.postgres import count_trials
+from support.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("acuity", "objectives", "storage", "study", "pyproject.toml", "README.md", "LICENSE")
@@ -18,7 +22,7 @@ SOURCES = ("acuity", "objectives", "storage", "study", "pyproject.toml", "README
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that neither build/ nor an egg-info of the checkout takes part."""
+    """A wheel built from a copy of the sources, without build/ and egg-info of the checkout."""
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         path = REPOSITORY / name
@@ -35,11 +39,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment that has the wheel, and of this one only the libraries."""
+    """The Python of a new environment with the wheel and the libraries of this environment."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    # The .pth files of a folder that a .pth names are not read: the editable installation stays out.
+    # Python ignores .pth files in a folder that a .pth file names, so the editable installation is not found.
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
     subprocess.run([*command, str(wheel)], check=True, timeout=120)
@@ -48,18 +52,23 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder whose names are those of our packages."""
+    """A user's folder with files of the names of Acuity's packages."""
     for name in ("study.py", "storage/__init__.py", "objectives/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("raise SystemExit('not ours')\n")
+        (tmp_path / name).write_text("raise SystemExit('a file of the user')\n")
     return tmp_path
 
 
 def run(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    environment = own(os.environ) | variables
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
+
+
+def own(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without PYTHONPATH, which could name the checkout."""
+    return {name: value for name, value in environment.items() if name != "PYTHONPATH"}
 
 
 def test_wheel_has_every_module_and_template(wheel: Path) -> None:
@@ -85,7 +94,7 @@ def test_wheel_names_authors_pages_and_keywords(wheel: Path) -> None:
     assert metadata.get_all("Project-URL")
 
 
-def test_import_finds_ours_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
+def test_import_finds_acuitys_modules_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
     script = (
         "import acuity, acuity.study.worker.loop, acuity.storage.database, acuity.objectives.training.train, sys\n"
         "assert callable(acuity.best_resolution)\n"
@@ -97,7 +106,7 @@ def test_import_finds_ours_beside_files_of_the_same_names(installed: Path, folde
     assert Path(done.stdout.strip()).is_relative_to(installed.parents[1])
 
 
-def test_worker_and_slurm_job_run_ours_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
+def test_worker_and_slurm_job_run_acuitys_modules_beside_files_of_the_same_names(installed: Path, folder: Path) -> None:
     nowhere = {"ACUITY_STORAGE": "postgresql://me@127.0.0.1:1/acuity"}
     worker = ["worker", "none", "--device", "cpu"]
     plain = run([str(installed), "-P", "-m", "acuity", *worker], folder, **nowhere)
@@ -108,16 +117,21 @@ def test_worker_and_slurm_job_run_ours_beside_files_of_the_same_names(installed:
 
 
 @pytest.mark.slow
-def test_demo_begins_beside_files_of_the_same_names(installed: Path, folder: Path, home: Path) -> None:
+@pytest.mark.timeout(600)
+def test_demo_completes_a_trial_beside_files_of_the_same_names(
+    installed: Path, folder: Path, environment: dict[str, str], database_url: str
+) -> None:
     command = [str(installed), "-P", "-m", "acuity", "demo", "--workers", "1"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(home)}
-    log = home / "demo.log"
+    log = folder / "demo.log"
     with log.open("wb") as output:
-        demo = subprocess.Popen(command, cwd=folder, env=environment, stderr=output, stdout=output)
+        demo = subprocess.Popen(command, cwd=folder, env=own(environment), stderr=output, stdout=output)
     try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            demo.wait(timeout=45)  # it searches by then: a worker that ran the user's files would have ended it
-        assert "1 worker" in log.read_text()
+        wait_until(
+            lambda: count_trials(database_url, "state = 'COMPLETE'") > 0 or demo.poll() is not None,
+            240,
+            report=log.read_text,
+        )
+        assert demo.poll() is None, log.read_text()
     finally:
         demo.terminate()
         demo.wait(timeout=60)
