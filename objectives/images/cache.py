@@ -35,9 +35,9 @@ from acuity.objectives.index.image_index import ImageIndex
 from acuity.objectives.index.missing_images import check_folder_present, check_images_present
 
 logger = logging.getLogger(__name__)
-_VERSION = 2
+_VERSION = 3
 """Increment it when the same image gives other pixels or another file. Older arrays are then not used."""
-_DICOM_VERSION = 2
+_DICOM_VERSION = 3
 """The same for DICOM files alone."""
 _SAMPLED_IMAGES = 64
 _HEAD_BYTES = 4096

@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,10 +22,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.dicom import BIT_DEPTHS, dicom_grey, dicom_size, is_dicom, open_dicom
+from acuity.objectives.images.codestream import codestream_end, without_gaps
+from acuity.objectives.images.depth import GreyImage, estimate_depth
+from acuity.objectives.images.dicom import check_variation, dicom_grey, dicom_size, is_dicom, open_dicom
 from acuity.objectives.images.resizing import Fit, max_resolution
 
 _FORMATS = ("PNG", "JPEG")
+_COLOUR_MODES = ("RGB", "RGBA", "P", "RGBX")
 LARGEST_PIXELS = 1 << 27
 """Radiographs are smaller. A small file that unpacks to more pixels is damaged or a decompression bomb."""
 _TOO_LARGE = f"more than {LARGEST_PIXELS:,} pixels"
@@ -34,43 +38,34 @@ _FILE_ERRORS = {
     errno.EPERM,
 }  # fmt: skip
 """Errors of a single file. Other errors are of the disk or of the process."""
-_JPEG_END = b"\xff\xd9"
-_JPEG_SCAN = b"\xff\xda"
 _LOST_PIXELS = re.compile(r"Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression sequence.*")
 
 
 def read_grey(path: Path) -> np.ndarray:
+    """The pixels of `decode_grey`, for the file at path."""
+    return decode_grey(read_file(path)).pixels
+
+
+def decode_grey(data: bytes) -> GreyImage:
     """Decode an image: uint8 [H, W], or float32 [H, W] in [0, 255] if the file has more than 8 bits.
 
     In a PNG or JPEG the alpha channel is ignored (NIH's is opaque) and EXIF rotation is applied. 16 bits are scaled by
-    the smallest depth (8, 10, 12, 14, 16) that holds the image: otherwise a 12-bit radiograph in a 16-bit file would be
-    black. UnreadableImageError if the file is not a PNG, JPEG or DICOM image or if pixels are missing. InputError if a
-    DICOM file needs a package that is not installed. Redirects standard error of the whole process while it decodes.
+    the smallest depth that holds the image (`estimate_depth`): otherwise a 12-bit radiograph in a 16-bit file would be
+    black. UnreadableImageError if the file is not a PNG, JPEG or DICOM image, if pixels are missing, or if all pixels
+    have the same grey. InputError if a DICOM file needs a package that is not installed. Redirects standard error of
+    the whole process while it decodes.
     """
-    data = _read(path)
-    with _decoder_messages() as messages:
-        if is_dicom(data):
-            dataset = open_dicom(io.BytesIO(data))
-            _check_area(dicom_size(dataset))
-            return dicom_grey(dataset)
-        _check_area(_header_size(data))
-        image = _decode(data)
-        lost = _LOST_PIXELS.search(messages())
-    if image is None:
-        raise UnreadableImageError(_reason(data))
-    if data.startswith(b"\xff\xd8"):
-        # libjpeg fills missing pixels with grey, and older versions of OpenCV return the result as an image.
-        if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-            raise UnreadableImageError("truncated")
-        if lost:
-            raise UnreadableImageError(lost[0])
-    return image if image.dtype == np.uint8 else _scale_deep(image)
+    with _errors_as_unreadable():
+        image = _decode_dicom(data) if is_dicom(data) else _decode_png_or_jpeg(data)
+        check_variation(image.pixels)
+        return image
 
 
 def max_resolution_of_file(path: Path, fit: Fit) -> int:
     """The largest resolution that does not enlarge the image, from the file's header alone. UnreadableImageError."""
     try:
-        with path.open("rb") as file:
+        check_regular(path)
+        with path.open("rb") as file, _errors_as_unreadable():
             head = file.read(_HEAD_BYTES)
             file.seek(0)
             size = dicom_size(open_dicom(file, header_only=True)) if is_dicom(head) else _open(file).size
@@ -79,8 +74,10 @@ def max_resolution_of_file(path: Path, fit: Fit) -> int:
     return max_resolution(size, fit)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The content of an image file. UnreadableImageError if it is not there, or no regular file."""
     try:
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         if error.errno not in _FILE_ERRORS:
@@ -88,6 +85,41 @@ def _read(path: Path) -> bytes:
                 f"images cannot be read now ({error.strerror}): check the disk, then run this again"
             ) from None
         raise UnreadableImageError(_reason_without_path(error)) from None
+
+
+def check_regular(path: Path) -> None:
+    """UnreadableImageError for a named pipe or a device, which could block for ever. OSError as of `Path.stat`."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a folder gives the system's own reason
+        raise UnreadableImageError("not a regular file")
+
+
+def _decode_dicom(data: bytes) -> GreyImage:
+    with _decoder_messages():
+        dataset = open_dicom(io.BytesIO(data))
+        _check_area(dicom_size(dataset))
+        return dicom_grey(dataset)
+
+
+def _decode_png_or_jpeg(data: bytes) -> GreyImage:
+    if not data:
+        raise UnreadableImageError("empty file")
+    with _decoder_messages() as messages:
+        header = _open(io.BytesIO(data))
+        _check_area(header.size)
+        if header.format == "JPEG":
+            data = without_gaps(data)
+        image = _decode(data, colour=header.format == "PNG" and header.mode in _COLOUR_MODES)
+        lost = _LOST_PIXELS.search(messages())
+    if image is None:
+        raise UnreadableImageError(_reason(data))
+    if header.format == "JPEG":
+        # libjpeg fills missing pixels with grey, and older versions of OpenCV return the result as an image.
+        if codestream_end(data) is None:
+            raise UnreadableImageError("truncated")
+        if lost:
+            raise UnreadableImageError(lost[0])
+    return GreyImage(image) if image.dtype == np.uint8 else _scale_deep(image)
 
 
 @contextlib.contextmanager
@@ -117,12 +149,6 @@ def _check_area(size: tuple[int, int]) -> None:
         raise UnreadableImageError(_TOO_LARGE)
 
 
-def _header_size(data: bytes) -> tuple[int, int]:
-    if not data:
-        raise UnreadableImageError("empty file")
-    return _open(io.BytesIO(data)).size
-
-
 def _open(file: IO[bytes]) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns at a lower number of pixels than LARGEST_PIXELS.
@@ -137,9 +163,12 @@ def _open(file: IO[bytes]) -> Image.Image:
             raise UnreadableImageError(_reason_without_path(error)) from None
 
 
-def _decode(data: bytes) -> np.ndarray | None:
+def _decode(data: bytes, *, colour: bool) -> np.ndarray | None:
+    """Pixels uint8 or uint16 [H, W]. Colour of a PNG is decoded first: libpng would convert it in linear light."""
+    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if colour and image is not None else image
     except cv2.error:  # a size beyond OpenCV's own limits
         return None
 
@@ -161,8 +190,21 @@ def _reason_without_path(error: Exception) -> str:
     return "truncated" if "truncated" in str(error).lower() else "damaged"
 
 
-def _scale_deep(image: np.ndarray) -> np.ndarray:
+def _scale_deep(image: np.ndarray) -> GreyImage:
     """uint16 -> float32 in [0, 255], by the smallest bit depth that holds the image."""
-    largest = int(image.max())
-    bits = next(bits for bits in BIT_DEPTHS if largest < 1 << bits)
-    return image.astype(np.float32) * np.float32(255 / ((1 << bits) - 1))
+    estimate = estimate_depth(image)
+    scaled = np.minimum(image, estimate.most).astype(np.float32) * np.float32(255 / estimate.most)
+    return GreyImage(scaled, estimate.depth)
+
+
+@contextlib.contextmanager
+def _errors_as_unreadable() -> Iterator[None]:
+    """Turn an unforeseen error of a decoder into an UnreadableImageError with the error's name."""
+    try:
+        yield
+    except (UnreadableImageError, InputError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk or of the process
+            raise
+        raise UnreadableImageError(f"the decoder failed ({type(error).__name__})") from None

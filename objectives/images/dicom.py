@@ -7,6 +7,7 @@ are the optional extra `acuity-hpo[dicom]`.
 
 import contextlib
 import importlib
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,19 +17,34 @@ import cv2
 import numpy as np
 
 from acuity.objectives.errors import InputError, UnreadableImageError
+from acuity.objectives.images.codestream import coded_size, codestream_end
+from acuity.objectives.images.depth import GreyImage, estimate_depth
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 _INSTALL = "pip install 'acuity-hpo[dicom]'"
+_META_GROUP = b"\x02\0\0\0UL\x04\0"
+"""The first element of a Part 10 file, which follows the preamble."""
+_GROUP_8_VRS = (b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED_BYTES = 1 << 30
-BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
 def is_dicom(data: bytes) -> bool:
-    """True for a DICOM file. data: the first 132 bytes of the file, or more."""
+    """True for a DICOM file, also without preamble. data: the first 132 bytes of the file, or more."""
+    return _has_preamble(data) or data.startswith(_META_GROUP) or _is_bare_dataset(data)
+
+
+def _has_preamble(data: bytes) -> bool:
     return data[128:132] == b"DICM"
+
+
+def _is_bare_dataset(data: bytes) -> bool:
+    """True for a dataset that begins with an element of group 0008, as older archives write it without any header."""
+    if len(data) < 8 or data[:2] != b"\x08\0" or data[3] != 0:
+        return False
+    return data[4:6] in _GROUP_8_VRS or int.from_bytes(data[4:8], "little") <= 256
 
 
 def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
@@ -42,7 +58,11 @@ def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
         raise InputError(f"these images are DICOM files, which need pydicom to be read: {_INSTALL}") from None
     _check_inflated(file)
     with _errors_as_unreadable():
-        dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=header_only)
+        head = file.read(132)
+        file.seek(0)
+        dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=header_only, force=not _has_preamble(head))
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = _syntax_of_bare_dataset(dataset)
         kind = str(dataset.get("SOPClassUID", pydicom.uid.UID("")).name) or "DICOM of no class"
         frames = int(dataset.get("NumberOfFrames") or 1)
         size = dicom_size(dataset) if "Rows" in dataset and "Columns" in dataset else (0, 0)
@@ -54,54 +74,143 @@ def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
     return dataset
 
 
+def _syntax_of_bare_dataset(dataset: "Dataset") -> str:
+    """The UID of the uncompressed transfer syntax in which pydicom has read a dataset without header."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    is_implicit, is_little_endian = dataset.original_encoding
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+
+
 def dicom_size(dataset: "Dataset") -> tuple[int, int]:
     """Height and width of the stored image."""
     return int(dataset.Rows), int(dataset.Columns)
 
 
-def dicom_grey(dataset: "Dataset") -> np.ndarray:
+def dicom_grey(dataset: "Dataset") -> GreyImage:
     """Decompress to grey: float32 [H, W] from 0 (black) to 255 (white).
 
     Applies rescale or modality LUT, then the first VOI LUT or else the first window, and inverts MONOCHROME1. Without
     VOI LUT and window, the range of the stored bits goes from black to white. If 16 bits are stored, the range is that
-    of the smallest depth (8, 10, 12, 14, 16) that holds the image, signed only if a value is below 0. Colour becomes
-    luminance.
+    of the smallest depth that holds the image (`estimate_depth`). Declared padding is black and does not count for the
+    depth (C.7.5.1.1.2). Colour becomes luminance.
     """
     _check_decoder(dataset)
     with _errors_as_unreadable():
         bits = int(dataset.BitsStored)
         photometric = str(dataset.PhotometricInterpretation)
+        samples = int(dataset.get("SamplesPerPixel") or 1)
     monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
     if not monochrome and photometric != "RGB" and not photometric.startswith("YBR"):
         raise UnreadableImageError(f"a DICOM in {photometric}, must be MONOCHROME1, MONOCHROME2 or RGB")
+    if samples != (1 if monochrome else 3):
+        raise UnreadableImageError(f"a DICOM of {samples} samples a pixel in {photometric}")
     if bits > 16:
         raise UnreadableImageError(f"a DICOM of {bits} bits a pixel, must be 16 at most")
     with _errors_as_unreadable():
         _check_coded_size(dataset)
-        stored: np.ndarray = dataset.pixel_array
-        if not monochrome:
-            luminance: np.ndarray = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY).astype(np.float32)
-            return luminance * np.float32(255 / ((1 << bits) - 1))
-        return _show(dataset, stored, bits)
+        _check_native_size(dataset)
+        if monochrome:
+            return _show(dataset, *_stored_values(dataset, bits))
+        stored = _decompress(dataset, samples)
+        luminance: np.ndarray = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        return GreyImage(luminance * np.float32(255 / ((1 << bits) - 1)))
 
 
-def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> np.ndarray:
-    """Map stored values to grey through a table: float32 [H, W]."""
-    has_voi = bool(dataset.get("VOILUTSequence")) or _window(dataset) is not None
-    signed = dataset.PixelRepresentation == 1
+def _decompress(dataset: "Dataset", samples: int) -> np.ndarray:
+    """The stored pixels. UnreadableImageError if their shape is not that of the header."""
+    pixels: np.ndarray = dataset.pixel_array
+    if pixels.shape != (dicom_size(dataset) if samples == 1 else (*dicom_size(dataset), samples)):
+        raise UnreadableImageError("a DICOM whose pixels do not have the size that its header declares")
+    return pixels
+
+
+def _stored_values(dataset: "Dataset", bits: int) -> tuple[np.ndarray, int]:
+    """The stored values, int or uint [H, W], and the number of their bits.
+
+    HighBit is BitsStored - 1 in every file that follows the standard of today. Older files have another HighBit with
+    left-justified values, or with right-justified ones under that header: the used bits decide. UnreadableImageError
+    if the values are neither.
+    """
+    declared = dataset.get("HighBit")
+    high_bit = bits - 1 if declared is None or declared == "" else int(declared)
+    if high_bit == bits - 1:
+        return _decompress(dataset, 1), bits
+    # pydicom clears the bits above BitsStored.
+    allocated, signed = int(dataset.BitsAllocated), dataset.PixelRepresentation == 1
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = allocated, allocated - 1, 0
+    whole = _decompress(dataset, 1)
+    dataset.PixelRepresentation = int(signed)
+    values = whole.view(whole.dtype.str.replace("u", "i")) if signed else whole
+    least, most = _stored_range(bits, signed=signed)
+    stored_bits, shift = bits, high_bit + 1 - bits
+    if shift < 0:  # fewer bits than BitsStored
+        bits = high_bit + 1
+        least, most = _stored_range(bits, signed=signed)
+    elif not (values & ((1 << shift) - 1)).any() and high_bit < allocated:
+        return values >> shift, bits
+    if signed and whole.max() < 1 << bits:  # the bits above the sign are cleared
+        return values << (allocated - bits) >> (allocated - bits), bits
+    if values.min() < least or values.max() > most:
+        raise UnreadableImageError(
+            f"a DICOM whose BitsStored is {stored_bits} and HighBit {high_bit}, but whose pixels use other bits"
+        )
+    return values, bits
+
+
+def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> GreyImage:
+    """Map stored values to grey through a table."""
+    signed = stored.dtype.kind == "i"
     lowest, largest = _stored_range(bits, signed=signed)
-    if bits == 16 and not has_voi:
-        least, most = int(stored.min()), int(stored.max())
-        ranges = (_stored_range(depth, signed=least < 0) for depth in BIT_DEPTHS)
-        low, high = next((low, high) for low, high in ranges if low <= least and most <= high)
-        lowest, largest = low, min(high, largest)
-    # pydicom has cleared the bits above the stored ones, where older files keep overlays.
-    positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest if signed else stored
+    padding = _padding(dataset, stored, signed=signed)
+    native = stored if padding is None else stored[~padding]
+    if not native.size:
+        raise UnreadableImageError("shows nothing: every pixel is padding")
+    depth = None
+    if bits == 16 and not dataset.get("VOILUTSequence") and _window(dataset) is None:
+        estimate = estimate_depth(native)
+        depth, lowest, largest = estimate.depth, estimate.least, estimate.most
     shown = _to_unit(dataset, np.arange(lowest, largest + 1))
+    if not np.isfinite(shown).all():
+        raise UnreadableImageError("a DICOM whose rescale, LUT or window is not a number")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
-    image: np.ndarray = (255 * shown).astype(np.float32)[positions]
-    return image
+    # pydicom has cleared the bits above the stored ones, where older files keep overlays.
+    positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest
+    grey: np.ndarray = (255 * shown).astype(np.float32)[positions]
+    if padding is not None:
+        check_variation(grey[~padding])
+        grey[padding] = 0
+    return GreyImage(grey, depth)
+
+
+def check_variation(grey: np.ndarray) -> None:
+    """UnreadableImageError if all pixels have the same grey, within one level."""
+    if float(grey.max()) - float(grey.min()) < 1:
+        raise UnreadableImageError("shows nothing: every pixel has the same grey")
+
+
+def _padding(dataset: "Dataset", stored: np.ndarray, *, signed: bool) -> np.ndarray | None:
+    """bool [H, W]: pixels that the file declares as padding (C.7.5.1.1.2). None if it declares none."""
+
+    def stored_value(name: str) -> int | None:
+        value = dataset.get(name)
+        if value is None or value == "":
+            return None
+        # Some files write the value with the other sign.
+        bits = 8 * stored.dtype.itemsize
+        number = int(value) % (1 << bits)
+        return number - (1 << bits) if signed and number >= 1 << bits - 1 else number
+
+    first = stored_value("PixelPaddingValue")
+    if first is None:
+        return None
+    last = stored_value("PixelPaddingRangeLimit")
+    bounds = sorted((first, first if last is None else last))
+    padding: np.ndarray = (stored >= bounds[0]) & (stored <= bounds[1])
+    return padding
 
 
 def _stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -110,38 +219,55 @@ def _stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
 
 def _to_unit(dataset: "Dataset", values: np.ndarray) -> np.ndarray:
     """Grey in [0, 1] of each stored value. values: every possible stored value, ascending."""
+    slope, intercept = _rescale(dataset)
     if dataset.get("ModalityLUTSequence"):
         output, most = _look_up(dataset, dataset.ModalityLUTSequence[0], values)
         least = 0.0
     else:
-        slope, intercept = (dataset.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
-        output = values * float(1 if slope is None else slope) + float(intercept or 0)
-        least, most = float(output.min()), float(output.max())
+        output, least, most = values * slope + intercept, 0.0, 0.0
     if dataset.get("VOILUTSequence"):
         output, most = _look_up(dataset, dataset.VOILUTSequence[0], np.rint(output).astype(np.int64))
         return output / most
     window = _window(dataset)
     if window is None:
-        return (output - least) / max(most - least, 1)
+        if not dataset.get("ModalityLUTSequence"):
+            output = values * np.sign(slope)  # a tiny slope beside a large intercept loses digits
+            least, most = float(output.min()), float(output.max())
+        return (output - least) / (most - least)
     centre, width = window
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(-4 * (output - centre) / width)))
-    if function == "LINEAR":  # C.11.2.1.2.1, where a width of 1 is a threshold
+    # C.11.2.1.2.1: LINEAR is defined for integers and for widths from 1, where 1 is a threshold. Files whose slope
+    # makes fractions have smaller widths, which only LINEAR_EXACT can mean.
+    if function == "LINEAR" and (width > 1 or (width == 1 and abs(slope) >= 1)):
         centre, width = centre - 0.5, max(width - 1, 1e-6)
     return np.clip((output - centre) / width + 0.5, 0, 1)
 
 
+def _rescale(dataset: "Dataset") -> tuple[float, float]:
+    """Rescale slope and intercept. 1 and 0 if there are none, or if the slope is 0 or not finite."""
+    slope, intercept = (_number(dataset, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    if slope is None:
+        slope = 1.0
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept or 0):
+        return 1.0, 0.0
+    return slope, intercept or 0.0
+
+
 def _window(dataset: "Dataset") -> tuple[float, float] | None:
     """Centre and width of the first window. None if there is no usable window."""
-    values = []
-    for name in ("WindowCenter", "WindowWidth"):
-        value: Any = dataset.get(name)
-        value = value[0] if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
-        if value is None or value == "":
-            return None
-        values.append(float(value))
-    return (values[0], values[1]) if values[1] > 0 else None
+    centre, width = (_number(dataset, name) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None or not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+        return None
+    return centre, width
+
+
+def _number(dataset: "Dataset", name: str) -> float | None:
+    """The first value of an element. None if it is absent or blank."""
+    value: Any = dataset.get(name)
+    value = value[0] if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
+    return None if value is None or value == "" else float(value)
 
 
 def _look_up(dataset: "Dataset", table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float]:
@@ -171,6 +297,16 @@ def _check_decoder(dataset: "Dataset") -> None:
         raise InputError(f"these images are DICOM files in {syntax.name}, which need a decoder: {_INSTALL}")
 
 
+def _check_native_size(dataset: "Dataset") -> None:
+    """UnreadableImageError if an uncompressed file holds the pixels of several frames without saying so."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    height, width = dicom_size(dataset)
+    frame = height * width * int(dataset.get("SamplesPerPixel") or 1) * int(dataset.BitsAllocated) // 8
+    if len(dataset.PixelData) >= 2 * frame:
+        raise UnreadableImageError("a DICOM whose pixels do not have the size that its header declares")
+
+
 def _check_coded_size(dataset: "Dataset") -> None:
     """ValueError if the codestream is truncated or declares another size than the file, which may be gigabytes."""
     from pydicom.encaps import get_frame
@@ -178,35 +314,21 @@ def _check_coded_size(dataset: "Dataset") -> None:
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    size = _coded_size(frame)
+    size = coded_size(frame)
     if size is not None and size != dicom_size(dataset):
         raise ValueError("another size")
     # Decoders fill missing pixels with grey.
-    if size is not None and not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+    if size is not None and codestream_end(frame) is None:
         raise ValueError("truncated")
-
-
-def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Height and width in the header of a JPEG, JPEG-LS or JPEG 2000 codestream, else None."""
-    if frame.startswith(b"\xff\x4f\xff\x51"):
-        right, bottom, left, top = (int.from_bytes(frame[i : i + 4]) for i in (8, 12, 16, 20))
-        return bottom - top, right - left
-    position = 2 if frame.startswith(b"\xff\xd8") else len(frame)
-    while position + 9 < len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            height, width = frame[position + 5 : position + 7], frame[position + 7 : position + 9]
-            return int.from_bytes(height), int.from_bytes(width)
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4])
-    return None
 
 
 def _check_inflated(file: IO[bytes]) -> None:
     """UnreadableImageError if a deflated file unpacks to more than 1 GiB. pydicom unpacks the whole file at once."""
     head = file.read(1 << 12)
     if _DEFLATED in head:
-        # The deflated part follows 144 bytes (preamble and group length element) and the meta group of that length.
-        file.seek(144 + int.from_bytes(head[140:144], "little"))
+        # The deflated part follows the preamble, the group length element of 12 bytes, and the group of that length.
+        first = 144 if _has_preamble(head) else 12
+        file.seek(first + int.from_bytes(head[first - 4 : first], "little"))
         inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
         with _errors_as_unreadable():
             while rest:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import max_resolution_of_file, read_grey
+from acuity.objectives.images.decoding import decode_grey, max_resolution_of_file, read_grey
 from acuity.objectives.images.resizing import Fit, area_average, fit_square
 
 Damage = Callable[[bytes], bytes]
@@ -210,9 +211,10 @@ def test_error_of_the_disk_is_not_reported_as_a_bad_image(tmp_path: Path, monkey
     def stale(_: Path) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
+    path = write(tmp_path, b"")
     monkeypatch.setattr(Path, "read_bytes", stale)
     with pytest.raises(InputError, match=r"images cannot be read now \(Stale file handle\)"):
-        read_grey(tmp_path / "a.png")
+        read_grey(path)
 
 
 def test_standard_error_is_restored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -241,3 +243,109 @@ def test_average_of_real_radiographs_is_the_area_average(name: str) -> None:
             if side % resolution == 0:
                 reduced = np.asarray(Image.open(path).reduce(side // resolution))
                 assert np.abs(averaged.astype(int) - reduced).max() <= 1
+
+
+def ramp(bits: int, side: int = 64) -> np.ndarray:
+    """Every value of the bits from dark to bright, in uint16."""
+    return np.linspace(0, (1 << bits) - 1, side * side).astype(np.uint16).reshape(side, side)
+
+
+def test_marker_in_a_deep_image_does_not_dim_the_others(tmp_path: Path) -> None:
+    marked = ramp(12)
+    marked[2:8, 2:8] = 65535
+    read = read_grey(write(tmp_path, encoded(Image.fromarray(marked), "PNG")))
+    expected = ramp(12) * (255 / 4095)
+    expected[2:8, 2:8] = 255
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [4096, 5000, 16383, 16384, 65535])
+def test_one_pixel_of_any_value_does_not_decide_the_depth(tmp_path: Path, value: int) -> None:
+    spotted = ramp(12)
+    spotted[10, 10] = value
+    image = decode_grey(write(tmp_path, encoded(Image.fromarray(spotted), "PNG")).read_bytes())
+    assert image.depth == 12
+    assert abs(np.median(image.pixels) - 127.5) < 1
+
+
+def test_bright_structure_of_a_deep_image_keeps_its_shades(tmp_path: Path) -> None:
+    """1 % of the pixels are far brighter than the others, with values in between: no marker."""
+    deep = ramp(12)
+    deep[:1, :41] = np.linspace(4096, 65535, 41)
+    image = decode_grey(write(tmp_path, encoded(Image.fromarray(deep), "PNG")).read_bytes())
+    assert image.depth == 16
+    np.testing.assert_allclose(image.pixels, deep * (255 / 65535), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0, 130, 255])
+def test_picture_of_one_grey_is_refused(tmp_path: Path, level: int) -> None:
+    for image in (Image.new("L", (40, 40), level), Image.fromarray(np.full((40, 40), level * 257, np.uint16))):
+        with pytest.raises(UnreadableImageError, match="shows nothing: every pixel has the same grey"):
+            read_grey(write(tmp_path, encoded(image, "PNG")))
+
+
+def png_with_chunk(image: Image.Image, name: bytes, content: bytes) -> bytes:
+    """The PNG with a chunk behind its header."""
+    data = encoded(image, "PNG")
+    chunk = len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize(("name", "content"), [(b"sRGB", b"\0"), (b"gAMA", (45455).to_bytes(4))])
+def test_colour_with_a_colour_space_is_the_colour_without_it(
+    tmp_path: Path, mode: str, name: bytes, content: bytes
+) -> None:
+    colour = Image.fromarray(np.dstack([radiograph(64, seed) for seed in range(3)]))
+    image = colour.quantize(64) if mode == "P" else colour.convert(mode)
+    marked = read_grey(write(tmp_path, png_with_chunk(image, name, content)))
+    assert np.abs(marked.astype(int) - np.asarray(image.convert("RGB").convert("L"))).max() <= 1
+    np.testing.assert_array_equal(marked, read_grey(write(tmp_path, encoded(image, "PNG"))))
+
+
+def test_whole_jpeg_with_surplus_bytes_between_its_segments_is_read(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(radiograph(64)), "JPEG", exif=b"Exif\0\0" + bytes(40))
+    plain = read_grey(write(tmp_path, data))
+    for marker in (b"\xff\xdb", b"\xff\xc4", b"\xff\xe1"):
+        place = data.index(marker)
+        surplus = data[:place] + b"\0\0\x12" + data[place:]
+        np.testing.assert_array_equal(read_grey(write(tmp_path, surplus)), plain)
+        for damage in (hole(surplus), surplus[: len(surplus) // 2], surplus[: len(surplus) // 2] + b"\xff\xd9"):
+            with pytest.raises(UnreadableImageError):
+                read_grey(write(tmp_path, damage))
+
+
+@pytest.mark.parametrize("trailer", [b"\xff\xda", b"\xff\xd8\xff\xda\0\x08trailer", bytes(99), b"\xff"])
+def test_whole_jpeg_with_a_trailer_is_read_and_a_truncated_one_is_not(tmp_path: Path, trailer: bytes) -> None:
+    data = encoded(Image.fromarray(radiograph(64)), "JPEG")
+    np.testing.assert_array_equal(read_grey(write(tmp_path, data + trailer)), read_grey(write(tmp_path, data)))
+    with pytest.raises(UnreadableImageError):
+        read_grey(write(tmp_path, data[:-300] + trailer))
+
+
+def test_surplus_bytes_before_a_restart_marker_are_lost_pixels(tmp_path: Path) -> None:
+    done, coded = cv2.imencode(".jpg", radiograph(128), [cv2.IMWRITE_JPEG_RST_INTERVAL, 4])
+    assert done
+    data = coded.tobytes()
+    read_grey(write(tmp_path, data))
+    place = data.index(b"\xff\xd3")
+    with pytest.raises(UnreadableImageError, match="extraneous bytes before marker 0xd3"):
+        read_grey(write(tmp_path, data[:place] + b"\x55" * 30 + data[place:]))
+
+
+def test_named_pipe_and_device_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        for read in (read_grey, lambda path: max_resolution_of_file(path, "pad")):
+            with pytest.raises(UnreadableImageError, match="not a regular file"):
+                read(path)
+
+
+def test_unforeseen_error_of_a_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of 00000007")
+
+    path = write(tmp_path, encoded(Image.fromarray(radiograph(64)), "PNG"))
+    monkeypatch.setattr("cv2.imdecode", fail)
+    with pytest.raises(UnreadableImageError, match=r"^the decoder failed \(ZeroDivisionError\)$"):
+        read_grey(path)

@@ -404,3 +404,158 @@ def test_without_a_decoder_the_error_names_the_package_to_install(
     film = radiograph(picture(8), bits=8, syntax=MPEG2MPML, PixelData=encapsulate([bytes(100)]))
     film["PixelData"].VR = "OB"
     assert "a DICOM in MPEG2" in refusal(write(tmp_path, film))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        pytest.param({"RescaleSlope": 0, "RescaleIntercept": 7}, id="slope 0"),
+        pytest.param({"RescaleSlope": "1e-4", "RescaleIntercept": 0}, id="slope 1e-4"),
+        pytest.param({"RescaleSlope": "1e-9", "RescaleIntercept": 100_000}, id="slope 1e-9"),
+        pytest.param({"WindowCenter": "nan", "WindowWidth": 100}, id="centre nan"),
+        pytest.param({"WindowCenter": 100, "WindowWidth": "nan"}, id="width nan"),
+        pytest.param({"WindowCenter": 100, "WindowWidth": "inf"}, id="width infinite"),
+        pytest.param({"RescaleSlope": "nan", "RescaleIntercept": 0}, id="slope nan"),
+        pytest.param(
+            {"RescaleSlope": f"{1 / 4095:.12f}", "RescaleIntercept": 0, "WindowCenter": 0.5, "WindowWidth": 1},
+            id="width 1 of fractions",
+        ),
+    ],
+)
+def test_rescale_and_window_that_would_hide_the_picture_are_ignored(
+    tmp_path: Path, elements: dict[str, object]
+) -> None:
+    # Strings such as "nan" are no valid decimal strings, but files contain them.
+    with pydicom.config.disable_value_validation():
+        path = write(tmp_path, radiograph(picture(12), bits=12, **elements))
+    np.testing.assert_allclose(read_grey(path), picture(12) * (255 / 4095), atol=1e-3)
+
+
+def test_width_below_one_is_the_exact_linear_window(tmp_path: Path) -> None:
+    rescaled = {"RescaleSlope": f"{1 / 4095:.12f}", "RescaleIntercept": 0, "WindowCenter": 0.5, "WindowWidth": 0.913}
+    grey = read_grey(write(tmp_path, radiograph(picture(12), bits=12, **rescaled)))
+    np.testing.assert_allclose(grey, 255 * np.clip((picture(12) / 4095 - 0.5) / 0.913 + 0.5, 0, 1), atol=1e-3)
+    exact = radiograph(picture(12), bits=12, VOILUTFunction="LINEAR_EXACT", **rescaled)
+    np.testing.assert_allclose(read_grey(write(tmp_path, exact)), grey, atol=1e-4)
+
+
+@pytest.mark.parametrize("centre", [-900, 90_000])
+def test_window_beside_the_values_is_refused(tmp_path: Path, centre: int) -> None:
+    dataset = radiograph(picture(12), bits=12, WindowCenter=centre, WindowWidth=400)
+    assert refusal(write(tmp_path, dataset)) == "shows nothing: every pixel has the same grey"
+
+
+def test_constant_picture_and_picture_of_padding_are_refused(tmp_path: Path) -> None:
+    flat = np.full((48, 40), 900, np.uint16)
+    assert "every pixel has the same grey" in refusal(write(tmp_path, radiograph(flat, bits=12)))
+    assert "every pixel is padding" in refusal(write(tmp_path, radiograph(flat, bits=12, PixelPaddingValue=900)))
+    framed = flat.copy()
+    framed[:9] = 0
+    assert "every pixel has the same grey" in refusal(write(tmp_path, radiograph(framed, bits=12, PixelPaddingValue=0)))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_declared_padding_is_black_and_does_not_decide_the_depth(tmp_path: Path, photometric: str) -> None:
+    values = picture(12).astype(np.int16)
+    padded, expected = values.copy(), values * (255 / 4095)
+    padded[:20], padded[20:24] = -32768, -30000
+    dataset = radiograph(padded, bits=16, PhotometricInterpretation=photometric)
+    dataset.add_new("PixelPaddingValue", "SS", -32768)
+    dataset.add_new("PixelPaddingRangeLimit", "SS", -30000)
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
+    expected[:24] = 0
+    np.testing.assert_allclose(read_grey(write(tmp_path, dataset)), expected, atol=1e-4)
+    high = np.where(padded < 0, 65535, padded).astype(np.uint16)
+    dataset = radiograph(high, bits=16, PhotometricInterpretation=photometric, PixelPaddingValue=65535)
+    np.testing.assert_allclose(read_grey(write(tmp_path, dataset)), expected, atol=1e-4)
+    # A negative value in a file of unsigned pixels, and the reverse.
+    signed = radiograph(padded, bits=16, PhotometricInterpretation=photometric)
+    signed.add_new("PixelPaddingValue", "US", 32768)
+    signed.add_new("PixelPaddingRangeLimit", "US", 65536 - 30000)
+    np.testing.assert_allclose(read_grey(write(tmp_path, signed)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [-1, -9000, 5000, 32767])
+def test_one_pixel_does_not_decide_the_depth(tmp_path: Path, value: int) -> None:
+    values = picture(12).astype(np.int16)
+    values[5, 5] = value
+    expected = np.clip(values, 0, 4095) * (255 / 4095)
+    np.testing.assert_allclose(read_grey(write(tmp_path, radiograph(values, bits=16))), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("signed", [False, True])
+def test_left_justified_values_are_moved_by_the_bits_that_they_use(tmp_path: Path, syntax: UID, signed: bool) -> None:
+    values = picture(12).astype(np.int32) - (2048 if signed else 0)
+    moved = (values << 4).astype(np.int16 if signed else np.uint16)
+    native = ExplicitVRBigEndian if syntax == ExplicitVRBigEndian else ExplicitVRLittleEndian
+    dataset = radiograph(moved, bits=16, syntax=native)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax, generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit = 12, 15
+    np.testing.assert_allclose(read_grey(write(tmp_path, dataset)), picture(12) * (255 / 4095), atol=1e-4)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_right_justified_values_under_the_header_of_left_justified_ones_are_kept(tmp_path: Path, signed: bool) -> None:
+    values = (picture(12).astype(np.int32) - (2048 if signed else 0)).astype(np.int16 if signed else np.uint16)
+    for stored in (values, values & 4095):  # negative values with the bits above the sign set, and cleared
+        dataset = radiograph(stored, bits=12, HighBit=15)
+        np.testing.assert_allclose(read_grey(write(tmp_path, dataset)), picture(12) * (255 / 4095), atol=1e-4)
+
+
+def test_pixels_that_contradict_the_high_bit_are_refused(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, radiograph(picture(16), bits=12, HighBit=15))) == (
+        "a DICOM whose BitsStored is 12 and HighBit 15, but whose pixels use other bits"
+    )
+    few = radiograph(picture(10), bits=12, HighBit=9)
+    np.testing.assert_allclose(read_grey(write(tmp_path, few)), picture(10) * (255 / 1023), atol=1e-4)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_pixels_of_another_shape_than_the_header_are_refused(tmp_path: Path, syntax: UID) -> None:
+    frames = np.stack([picture(8)] * 3)
+    colour = np.dstack([picture(8)] * 3)
+    several = radiograph(picture(8), bits=8, NumberOfFrames=3, PixelData=frames.tobytes())
+    grey = radiograph(colour, bits=8, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    for dataset in (several, grey):
+        if syntax.is_encapsulated:
+            dataset.compress(syntax, generate_instance_uid=False)
+    del several.NumberOfFrames
+    grey.PhotometricInterpretation = "MONOCHROME2"
+    assert "damaged" in (why := refusal(write(tmp_path, several))) or "do not have the size" in why
+    assert refusal(write(tmp_path, grey)) == "a DICOM of 3 samples a pixel in MONOCHROME2"
+    grey.SamplesPerPixel = 1
+    assert "damaged" in (why := refusal(write(tmp_path, grey))) or "do not have the size" in why
+
+
+@pytest.mark.parametrize("trailing", [b"\0\0", b"\x12\x34", b"after the end", bytes(400)])
+def test_bytes_behind_the_end_of_a_codestream_do_not_matter(tmp_path: Path, trailing: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    coded = cv2.imencode(".jpg", noise)[1].tobytes()
+    plain = read_grey(write(tmp_path, jpeg(noise)))
+    np.testing.assert_array_equal(
+        read_grey(write(tmp_path, jpeg(noise, PixelData=encapsulate([coded + trailing])))), plain
+    )
+    assert "damaged" in refusal(write(tmp_path, jpeg(noise, PixelData=encapsulate([coded[:-300] + trailing]))))
+    dataset = radiograph(noise, bits=8)
+    dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+    coded = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([coded.rstrip(b"\0") + trailing])
+    np.testing.assert_array_equal(read_grey(write(tmp_path, dataset)), noise)
+    dataset.PixelData = encapsulate([coded[:-300] + trailing])
+    assert "damaged" in refusal(write(tmp_path, dataset))
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_file_without_preamble_is_read(tmp_path: Path, syntax: UID) -> None:
+    values = picture(12)
+    data = saved(radiograph(values, bits=12, syntax=syntax))
+    path = write(tmp_path, data[132:])
+    np.testing.assert_allclose(read_grey(path), values * (255 / 4095), atol=1e-4)
+    assert max_resolution_of_file(path, "pad") == 48
+    if not syntax.is_deflated:  # without the meta group too
+        meta = 12 + int.from_bytes(data[140:144], "little")
+        path = write(tmp_path, data[132 + meta :])
+        np.testing.assert_allclose(read_grey(path), values * (255 / 4095), atol=1e-4)
+    assert "without an image" in refusal(write(tmp_path, data[132:300])) or "damaged" in refusal(path)
