@@ -1,5 +1,6 @@
 """The stand-in GPU: PyTorch's checks, devices, memory, order of streams, waits of the host."""
 
+import copy
 import io
 import os
 import subprocess
@@ -130,6 +131,45 @@ def test_checkpoint_of_a_gpu_loads_on_another_device():
         weight = torch.load(file, map_location=place)["weight"]
         assert weight.device == torch.device(device)
         assert weight.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_loading_a_checkpoint_can_run_out_of_memory():
+    """PyTorch releases what it has loaded while the error is on its way."""
+    file = io.BytesIO()
+    torch.save([torch.zeros(2 * MIB, dtype=torch.uint8) for _ in range(4)], file)
+    torch.cuda.set_per_process_memory_fraction(44 / 2048, 0)
+    for _ in range(2):
+        file.seek(0)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.load(file, map_location="cuda:0", weights_only=True), torch.ones(30 * MIB, device="cuda")
+        assert torch.cuda.memory_allocated() == 0
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda tensor: tensor % 2,
+        lambda tensor: 2.5**tensor,
+        lambda tensor: 1 / (tensor + 1),
+        lambda tensor: torch.where(tensor > 1, tensor, 0.5),
+        lambda tensor: tensor[tensor > 1].cumsum(0),
+        lambda tensor: F.interpolate(tensor.view(1, 1, 2, 2), size=(5, 5), mode="bilinear"),
+        lambda tensor: F.grid_sample(tensor.view(1, 1, 2, 2), tensor.view(1, 1, 2, 2), align_corners=False),
+        lambda tensor: F.batch_norm(tensor.view(2, 2), None, None, training=True),
+        lambda tensor: torch.quantile(tensor, 0.3),
+        lambda tensor: tensor.sort(descending=True).values,
+        lambda tensor: copy.deepcopy(tensor),
+    ],
+)
+def test_operations_give_the_cpus_results(operation):
+    on_cpu = torch.arange(4.0)
+    result = operation(on_cpu.cuda())
+    expected = operation(on_cpu)
+    assert result.device == torch.device("cuda:0")
+    assert torch.equal(result.cpu(), expected)
+    assert result.dtype == expected.dtype
 
 
 @pytest.mark.usefixtures("gpus")

@@ -27,10 +27,9 @@ import torch.cuda
 from support.standin_gpu.allocator import Allocator
 from support.standin_gpu.kernels import Kernels
 from support.standin_gpu.native import (
-    Table,
     call_back,
     cpu_allocator,
-    forget_live_tensors,
+    drain,
     guard_table,
     hooks_table,
     pack_device,
@@ -91,6 +90,7 @@ class State:
 
     def check(self) -> None:
         """Raise what the release of a tensor found, since a release itself cannot raise."""
+        drain()
         if self.order.violations:
             raise OrderError(self.order.violations.pop())
 
@@ -346,18 +346,9 @@ def _replace_objects(state: State, kernels: Kernels) -> None:
     for table in (guard, hooks):
         table.install()
         state._undo.append(table.restore)
-    _keep(guard, hooks)
-    atexit.register(forget_live_tensors)
+        atexit.register(table.restore)
     if state.settings.folder:
         atexit.register(_write_counts, state)
-
-
-_kept: list[Table] = []
-
-
-def _keep(*tables: Table) -> None:
-    """C++ threads may still run their functions after a removal."""
-    _kept.extend(tables)
 
 
 def _check_host_reads(state: State, kernels: Kernels) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from support.standin_gpu.native import LOCK, process_lives
+from support.standin_gpu.native import LOCK, drain, process_lives
 from support.standin_gpu.settings import GIB, MIB, Settings
 
 # Out of memory as it reaches Python: the allocator's own error, and its disguises.
@@ -71,8 +71,14 @@ class Allocator:
     def __init__(self, settings: Settings, physical: list[int]) -> None:
         self._settings = settings
         self._large_allocations = 0
-        self.memories = [Memory(settings.total_memory, number) for number in physical]
+        self._memories = [Memory(settings.total_memory, number) for number in physical]
         self._host = _Host(Path(settings.folder), settings.devices) if settings.folder else None
+
+    @property
+    def memories(self) -> list[Memory]:
+        """Memory of each visible GPU."""
+        drain()
+        return self._memories
 
     def create_context(self, device: int) -> None:
         """Create this process's context on a GPU unless it has one."""
@@ -105,7 +111,7 @@ class Allocator:
         """Return a block to its stream's pool."""
         stream, rounded = block
         with LOCK:
-            memory = self.memories[device]
+            memory = self._memories[device]
             memory.allocated -= rounded
             memory.pools[stream, rounded <= MIB].free += rounded
 

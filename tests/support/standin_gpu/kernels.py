@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from support.standin_gpu.native import LOCK, view_on
+from support.standin_gpu.native import LOCK, drain, view_on
 from support.standin_gpu.streams import Block, OrderError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Kernels:
 
     def is_pinned(self, address: int | None) -> bool:
         """Whether pinned memory begins at this address."""
+        drain()
         return address in self._pinned
 
     def check_host_read(self, tensor: torch.Tensor) -> None:
@@ -125,7 +126,9 @@ class Kernels:
         takes_generator = any(argument.name == "generator" for argument in arguments)
         names = [argument.name for argument in arguments]
         own = {"cudnn_batch_norm": self._batch_norm, "cudnn_batch_norm_backward": self._batch_norm_backward}
-        operation = own.get(base) or getattr(getattr(torch.ops.aten, base), overload or "default")
+        any_overload = getattr(torch.ops.aten, base)
+        operation = own.get(base) or getattr(any_overload, overload or "default")
+        tensors = [argument.name for argument in arguments if str(argument.type) == "Tensor"]
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             state = self._state
@@ -145,7 +148,10 @@ class Kernels:
             if takes_generator:
                 converted["generator"] = self._generator(given.get("generator"), device)
             positional = [converted.pop(name) for name in names[: len(args)] if name in converted]
-            result = operation(*positional, **converted)
+            run = operation
+            if any(isinstance(given.get(name), int | float | complex) for name in tensors):
+                run = any_overload  # the dispatcher passes the tensor that PyTorch made of a number as the number
+            result = run(*positional, **converted)
             for name in written:
                 self._follow_resize(given.get(name), _at(positional, converted, position[name], name))
 

@@ -15,12 +15,12 @@ import torch
 _LIBRARIES = Path(torch.__file__).parent / "lib"
 _HEADERS = Path(torch.__file__).parent / "include"
 _CPU, _CUDA = 0, 1
-_DELETER = 56  # offset in DLManagedTensor; the tensor's device is at 8
-# Both return a c10::Stream, which ctypes cannot: {device: 2 bytes, id: 8 bytes} in two registers.
-_STREAM_CODE = {
-    "x86_64": {"getStream": "0fb7c6 31d2 c3", "exchangeStream": "4889f0 c3"},
-    "aarch64": {"getStream": "203c4092 010080d2 c0035fd6", "exchangeStream": "e00301aa e10302aa c0035fd6"},
-}
+_NEXT, _DELETER = 40, 56  # offsets in DLManagedTensor; the tensor's device is at 8
+# x86-64 code, since ctypes cannot return a c10::Stream: {device: 2 bytes, id: 8 bytes} in two registers. Nor may Python
+# run where PyTorch releases a tensor: an exception may be on its way there.
+_STREAM_CODE = {"getStream": "0fb7c6 31d2 c3", "exchangeStream": "4889f0 c3"}
+_PUSH = "48ba {list} 488b02 48894728 f0480fb13a 75f5 c3"  # link a released description into the list, at its byte 40
+_TAKE = "48ba {list} 31c0 488702 c3"  # return the list and leave it empty
 
 LOCK = threading.RLock()
 """Of all bookkeeping; a thread that holds it may release a tensor, which takes it again."""
@@ -30,21 +30,49 @@ _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
+
+def _machine_code(instructions: str) -> int:
+    """Address of these instructions in memory that stays."""
+    assert platform.machine() == "x86_64", "the stand-in GPU has machine code for x86-64 only"
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(bytes.fromhex(instructions))
+    keep_forever(page)
+    return ctypes.addressof(ctypes.c_char.from_buffer(page))
+
+
+def keep_forever(thing: object) -> None:
+    """Keep memory that C++ code uses, also after Python's end."""
+    _api.Py_IncRef(ctypes.py_object(thing))
+
+
+_released = ctypes.c_void_p()  # the list's first description
+keep_forever(_released)
+_list = ctypes.addressof(_released).to_bytes(8, "little").hex()
+_push_released = _machine_code(_PUSH.format(list=_list))
+_take_released = ctypes.CFUNCTYPE(ctypes.c_void_p)(_machine_code(_TAKE.format(list=_list)))
 _live: dict[int, tuple[Callable[[], None], int]] = {}
 """Address of each tensor description that PyTorch holds, with what follows its release and PyTorch's own deleter."""
 
 
-@_Deleter
-def _released(address: int) -> None:
-    then, original = _live.pop(address)
-    _Deleter(original)(address)
-    then()
+def drain() -> None:
+    """Do what follows the releases since the last call; everything that reads the bookkeeping calls it first."""
+    if not _released.value:
+        return
+    with LOCK:
+        address = _take_released()
+        while address:
+            following = ctypes.c_void_p.from_address(address + _NEXT).value
+            then, original = _live.pop(address)
+            ctypes.c_uint64.from_address(address + _NEXT).value = 0
+            _Deleter(original)(address)
+            then()
+            address = following
 
 
 def view_on(tensor: torch.Tensor, device: int | None, *, on_release: Callable[[], None] | None = None) -> torch.Tensor:
     """The same memory as a tensor of this GPU, or of the CPU if device is None.
 
-    on_release is called, by any thread, when the last tensor of the new storage is gone.
+    drain() calls on_release when the last tensor of the new storage is gone.
     """
     capsule = torch._C._to_dlpack(tensor)
     address = _api.PyCapsule_GetPointer(capsule, b"dltensor")
@@ -53,18 +81,11 @@ def view_on(tensor: torch.Tensor, device: int | None, *, on_release: Callable[[]
     if on_release is not None:
         deleter = ctypes.c_void_p.from_address(address + _DELETER)
         _live[address] = (on_release, deleter.value or 0)
-        deleter.value = ctypes.cast(_released, ctypes.c_void_p).value
+        deleter.value = _push_released
     view = torch._C._from_dlpack(capsule)
     if view.stride() != tensor.stride():  # DLPack sets the stride of a dimension of size 1 to 1
         view.set_(view.untyped_storage(), 0, tensor.shape, tensor.stride())
     return view
-
-
-def forget_live_tensors() -> None:
-    """Give all tensors PyTorch's own deleter: Python cannot be called any more once it has ended."""
-    for address, (_, original) in _live.items():
-        ctypes.c_void_p.from_address(address + _DELETER).value = original
-    _live.clear()
 
 
 class Table:
@@ -78,11 +99,11 @@ class Table:
         # Two words before the table hold its offset and its type information.
         size = len(slots) + 2
         self._copy = (ctypes.c_void_p * size)(*(ctypes.c_void_p * size).from_address(self._original - 16))
-        self._kept: list[Any] = []
+        keep_forever(self._copy)
 
     def replace(self, name: str, function: Any) -> None:
         """function: a CFUNCTYPE object or the address of machine code."""
-        self._kept.append(function)
+        keep_forever(function)
         self._copy[2 + self._slots.index(name)] = (
             function if isinstance(function, int) else ctypes.cast(function, ctypes.c_void_p).value
         )
@@ -103,14 +124,9 @@ def guard_table() -> Table:
     guard = ctypes.c_void_p.from_address(ctypes.addressof(registry) + 8 * _CUDA).value
     assert guard is not None
     table = Table(guard, _virtual_functions("c10/core/impl/DeviceGuardImplInterface.h", "DeviceGuardImplInterface"))
-    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(code))
-    for number, (name, instructions) in enumerate(_STREAM_CODE[platform.machine()].items()):
-        code[64 * number : 64 * number + 64] = bytes.fromhex(instructions).ljust(64, b"\0")
-        table.replace(name, start + 64 * number)
-        if name == "getStream":
-            table.replace("getDefaultStream", start + 64 * number)
-    table._kept.append(code)
+    for name, instructions in _STREAM_CODE.items():
+        table.replace(name, _machine_code(instructions))
+    table.replace("getDefaultStream", _machine_code(_STREAM_CODE["getStream"]))
     return table
 
 

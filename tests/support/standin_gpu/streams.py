@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from support.standin_gpu.native import LOCK
+from support.standin_gpu.native import LOCK, drain
 
 Key = tuple[int, int]
 """(device, stream id); id 0 is the default stream."""
@@ -71,6 +71,7 @@ class Order:
 
     def wait(self, stream: Key, snapshot: dict[Key, int]) -> None:
         """Let a stream's later work wait."""
+        drain()
         with LOCK:
             seen = self._seen.setdefault(stream, {})
             for other, number in snapshot.items():
@@ -78,6 +79,7 @@ class Order:
 
     def wait_on_host(self, snapshot: dict[Key, int]) -> None:
         """Let the host wait; copies to the host that are done then get their values."""
+        drain()
         with LOCK:
             for other, number in snapshot.items():
                 self._host[other] = max(self._host.get(other, 0), number)
