@@ -41,7 +41,7 @@ ARCHITECTURES = ("test_resnet", "resnet10t", "mobilenetv3_small_050")
 RESOLUTIONS = (32, 64, 96, 128)
 MOST = 4096
 BUDGET = 768 * 2**20
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 FINDERS = ("acuity", "lightning power", "lightning binsearch", "accelerate")
 
 

@@ -1,4 +1,4 @@
-"""Set how glibc and torch allocate large blocks of memory on a CPU."""
+"""Set how glibc and torch allocate large blocks of memory."""
 
 import ctypes
 import os
@@ -6,6 +6,16 @@ import sys
 
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
 _LARGE_BYTES = 4 * 2**20
+
+
+def expand_gpu_segments() -> None:
+    """Let torch's allocator grow its segments on a GPU, unless the user has configured it.
+
+    Call it before torch is imported. Otherwise a segment is as large as its first block, and blocks of other sizes
+    leave parts of it unused: the memory is reserved, and the limit of a worker acts on what is reserved.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def return_large_blocks() -> None:

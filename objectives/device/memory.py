@@ -9,15 +9,33 @@ import torch
 
 MIB = 2**20
 # oneDNN gives no other reason if it cannot allocate a scratchpad (seen with mobilenetv3_small_050 at its limit).
-_CPU_MESSAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+_MESSAGES = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory object",
+    # On a GPU, for allocations outside PyTorch's allocator.
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # pytorch issue 128601
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "HOST_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN, if no workspace fits
+)
 _STATUS = Path("/proc/self/status")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a step ran out of memory, by the error's type on a GPU, by PyTorch's or oneDNN's message on a CPU."""
+    """Whether a step ran out of memory, by the error's type or by the message of PyTorch, oneDNN or a CUDA library."""
+    if isinstance(error, torch.AcceleratorError):
+        return "out of memory" in str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_MESSAGES)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
     )
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the error is the device's: out of memory, or a CUDA error. Data and arguments are not its cause."""
+    return isinstance(error, torch.AcceleratorError) or is_out_of_memory(error)
 
 
 def release_failed_step(device: torch.device) -> None:
@@ -32,15 +50,17 @@ def release_failed_step(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def watch_peak_memory(device: torch.device) -> Callable[[], float]:
+def watch_peak_memory(device: torch.device, *, reserved: bool = False) -> Callable[[], float]:
     """Start to watch the memory; the function returned gives the peak since then, in MiB.
 
-    On a GPU: the peak of torch's allocator in this process. On a CPU: the rise of the process's resident memory above
-    its size at the start, including images of the page cache while they are mapped in.
+    On a GPU: the peak of the tensors in torch's allocator in this process; with reserved, of the memory that the
+    allocator has reserved for them, on which the process's limit acts. On a CPU: the rise of the process's resident
+    memory above its size at the start, including images of the page cache while they are mapped in.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device) / MIB
+        peak = torch.cuda.max_memory_reserved if reserved else torch.cuda.max_memory_allocated
+        return lambda: peak(device) / MIB
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the high-water mark to the current resident size
     except OSError:

@@ -17,7 +17,12 @@ from acuity.objectives.device.memory import (
 from acuity.objectives.training.augmentation import draw_augmentation
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.learner import Learner, make_learner, train_batches
-from acuity.objectives.training.step_memory import StepMemory, estimate_step_memory, largest_batch
+from acuity.objectives.training.step_memory import (
+    StepMemory,
+    estimate_step_memory,
+    largest_batch,
+    largest_countable_batch,
+)
 
 # Once a batch has fitted, no step is taken after this many, or one more if the largest batch that fitted is below
 # _CLOSE_FRACTION of the smallest that did not.
@@ -38,13 +43,13 @@ class BatchProbe:
     estimate: int
     """Largest batch size by the estimate alone, at most max_batch_size."""
     verified: int
-    """Largest batch size whose real step fitted; 0 if none did."""
+    """Largest batch size whose real steps fitted; 0 if none did."""
     steps: int
-    """Number of real steps taken."""
+    """Number of tries: one real step each on a CPU, two on a GPU."""
     peak_memory_mib: float
-    """Of the step of the verified batch size."""
+    """Of the steps of the verified batch size; on a GPU the memory that torch's allocator reserved."""
     images_per_second: float
-    """Of the step of the verified batch size."""
+    """Of the last step of the verified batch size."""
 
 
 def probe_batch(
@@ -58,24 +63,24 @@ def probe_batch(
 ) -> BatchProbe:
     """Find the largest batch size up to max_batch_size whose training step peaks within budget_bytes on the device.
 
-    Sizes are multiples of 8 (of 1 below 8). It takes a small step, a step at the estimated size, a step at the size
-    that the measured peak suggests, and rarely more. InputError if the architecture is unknown or does not take images
-    of this size.
+    Sizes are multiples of 8 (of 1 below 8). It tries a small step, a step at the estimated size, a step at the size
+    that the measured peak suggests, and rarely more. No tensor of a step has more than 2^31 - 1 elements. On a GPU
+    budget_bytes is compared with the memory that torch's allocator reserves, so the room for resident images, which a
+    worker has in addition, stays free. InputError if the architecture is unknown or does not take images of this size.
     """
     memory = estimate_step_memory(architecture, input_size=input_size, precision=precision, device_type=device.type)
+    max_batch_size = min(max_batch_size, largest_countable_batch(memory))
     estimate = min(largest_batch(memory, budget_bytes), max_batch_size)
-    learner = make_learner(
-        Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision), total_steps=1000, device=device
-    )
     # A first small step creates the optimiser's state and loads libraries, which are not part of a step's memory.
     steps, fitting, too_large = 1, 0, max_batch_size + 1
-    warmed_up = _take_step(learner, 2, device, held_mib=0.0)
+    learner = _make_learner_if_it_fits(architecture, input_size=input_size, precision=precision, device=device)
+    warmed_up = learner and _take_steps(learner, 2, device, held_mib=0.0)
     held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - 0.75 * memory.fixed_bytes / MIB
     peak_mib = seconds = 0.0
     guess, max_steps = estimate or 2, _MAX_STEPS
-    while warmed_up and fitting < guess < too_large and not (fitting and steps >= max_steps):
+    while learner and warmed_up and fitting < guess < too_large and not (fitting and steps >= max_steps):
         steps += 1
-        measured = _take_step(learner, guess, device, held_mib=held_mib)
+        measured = _take_steps(learner, guess, device, held_mib=held_mib)
         if measured is not None and measured[0] * MIB <= budget_bytes:
             fitting, (peak_mib, seconds) = guess, measured
         else:
@@ -115,36 +120,51 @@ def _next_guess(
     return guess
 
 
-def _take_step(
+def _make_learner_if_it_fits(
+    architecture: str, *, input_size: int, precision: str, device: torch.device
+) -> Learner | None:
+    settings = Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision)
+    try:
+        return make_learner(settings, total_steps=1000, device=device)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def _take_steps(
     learner: Learner, batch_size: int, device: torch.device, *, held_mib: float
 ) -> tuple[float, float] | None:
-    """Take a training step on random images; returns its peak in MiB above held_mib and its seconds.
+    """Take training steps on random images; returns their peak in MiB above held_mib and the seconds of the last.
 
-    None if memory ran out.
+    None if memory ran out. On a GPU there are two: cuDNN plans in the first, and the second one's tensors must fit
+    between blocks that the first has left.
     """
+    steps = 2 if device.type == "cuda" else 1
     release_failed_step(device)
     images = torch.randint(0, 256, (batch_size, 1, learner.side, learner.side), dtype=torch.uint8).to(device)
     # On a CPU the allocator keeps much of an earlier step's memory, and this step uses it again.
     kept_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - held_mib
     reserved_mib = reserved_memory_mib()
-    peak_memory_mib = watch_peak_memory(device)
-    started = time.perf_counter()
+    peak_memory_mib = watch_peak_memory(device, reserved=True)
+    finished = [time.perf_counter()]
     try:
         for loss in train_batches(
             learner,
             partial(map, lambda positions: images[positions.to(device)]),
             targets=(torch.arange(batch_size, device=device) % 2).float(),
-            batches=torch.arange(batch_size).unsqueeze(0),
+            batches=torch.arange(batch_size).repeat(steps, 1),
             augmentation=draw_augmentation(batch_size, generator=torch.Generator().manual_seed(0)),
             positive_weight=1.0,
         ):
-            loss.item()
+            loss.item()  # waits for the step
+            finished.append(time.perf_counter())
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         learner.optimiser.zero_grad()
         return None
-    seconds = time.perf_counter() - started
+    seconds = finished[-1] - finished[-2]
     # The memory limit of a CPU worker counts allocations, such as the arenas of threads, before they are written to.
     newly_reserved_mib = 0.0 if device.type == "cuda" else max(0.0, reserved_memory_mib() - reserved_mib)
     return kept_mib + peak_memory_mib() + newly_reserved_mib, seconds

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from acuity.objectives.device.memory import is_device_error
+
 logger = logging.getLogger(__name__)
 _DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
@@ -38,11 +40,16 @@ def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
     return buffer.getvalue()
 
 
-def checkpoint_from_bytes(data: bytes, *, identity: str, device: torch.device) -> Checkpoint | None:
-    """Read a checkpoint; None with a warning if it is damaged or has another identity."""
+def checkpoint_from_bytes(data: bytes, *, identity: str) -> Checkpoint | None:
+    """Read a checkpoint, with its tensors on the CPU; None with a warning if it is damaged or has another identity.
+
+    Errors of a device are raised, also out of memory: the checkpoint is not their cause.
+    """
     try:
-        checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location=device, weights_only=True))
+        checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except _DAMAGED as error:
+        if is_device_error(error):
+            raise
         logger.warning("checkpoint of %d bytes is damaged (%s): training starts from zero", len(data), error)
         return None
     if checkpoint.identity != identity:
@@ -57,7 +64,7 @@ def drop_optimiser_state(data: bytes) -> bytes:
     return checkpoint_to_bytes(Checkpoint(**(saved | {"optimiser": {}, "scheduler": {}})))
 
 
-def read_network_state(data: bytes, *, device: torch.device) -> dict[str, Any]:
-    """Read the network's state dict from a checkpoint; torch.load's errors if the bytes are damaged."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)["network"]
+def read_network_state(data: bytes) -> dict[str, Any]:
+    """Read the network's state dict from a checkpoint to the CPU; torch.load's errors if the bytes are damaged."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["network"]
     return state

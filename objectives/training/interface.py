@@ -28,7 +28,7 @@ class Hyperparameters:
     weights: Path | None = None
     """File or folder of weights to start from."""
     precision: str = "fp32"
-    """"fp32" or "bf16"."""
+    """"fp32"; "tf32" (fp32 with 10 bits of fraction in a GPU's products, where the GPU can); "bf16" (autocast)."""
     weight_decay: float = 0.05
     augment: bool = True
 
@@ -92,7 +92,7 @@ def check_trainable(hyperparameters: Hyperparameters, data: LabelledImages) -> N
     """InputError if the network input is too small, the batch size too large, or one class is missing."""
     resolution, batch_size = hyperparameters.resolution, hyperparameters.batch_size
     assert data.images.shape[1:] == (resolution, resolution)
-    assert hyperparameters.precision in ("fp32", "bf16")
+    assert hyperparameters.precision in ("fp32", "tf32", "bf16")
     if hyperparameters.side < resolution:
         raise InputError(
             f"network_input is {hyperparameters.side}, must be at least the resolution ({resolution}), or detail would "

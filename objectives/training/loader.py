@@ -21,25 +21,38 @@ B = TypeVar("B")
 
 
 def open_loaders(
-    images: NDArray[np.uint8], *parts: NDArray[np.int64], device: torch.device, workers: int = 1
+    images: NDArray[np.uint8], *parts: NDArray[np.int64], device: torch.device, image_budget_bytes: int | None = None
 ) -> list[BatchLoader]:
     """Open a loader for the rows of each part of an array, which may be memory-mapped.
 
-    A GPU holds all rows if they fit its memory budget for the images of one worker. Otherwise batches are gathered in a
-    thread and copied on a separate CUDA stream while the GPU computes. workers: number of workers that share the GPU.
+    A GPU holds all rows if they fit image_budget_bytes; None is the budget of a GPU's only worker. Otherwise batches
+    are gathered in a thread and copied on a separate CUDA stream while the GPU computes.
     """
     images = np.asarray(images)
     if device.type == "cpu":
         return [partial(map, partial(_gather, images, rows)) for rows in parts]
-    if images[0].nbytes * sum(map(len, parts)) > image_memory_budget(device, workers=workers):
-        return [partial(_stream, images, rows, device=device) for rows in parts]
+    if image_budget_bytes is None:
+        image_budget_bytes = image_memory_budget(device, workers=1)
+    if images[0].nbytes * sum(map(len, parts)) > image_budget_bytes:
+        # One stream for all epochs: the allocator gives memory that it freed on one stream to no other stream.
+        copy_stream = torch.cuda.Stream(device)
+        return [partial(_stream, images, rows, copy_stream=copy_stream) for rows in parts]
     return [_load_all(images, rows, device=device) for rows in parts]
 
 
-def prefetch(function: Callable[[A], B], arguments: Iterable[A], *, depth: int = _PREFETCH_DEPTH) -> Iterator[B]:
-    """Like map(function, arguments), computed in a thread up to `depth` results ahead."""
+def prefetch(
+    function: Callable[[A], B],
+    arguments: Iterable[A],
+    *,
+    depth: int = _PREFETCH_DEPTH,
+    start_thread: Callable[[], None] = lambda: None,
+) -> Iterator[B]:
+    """Like map(function, arguments), computed in a thread up to `depth` results ahead.
+
+    start_thread: called in the thread before the function.
+    """
     pending: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as thread:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images", initializer=start_thread) as thread:
         try:
             for argument in arguments:
                 pending.append(thread.submit(function, argument))
@@ -65,17 +78,22 @@ def _load_all(images: NDArray[np.uint8], rows: NDArray[np.int64], *, device: tor
 
 
 def _stream(
-    images: NDArray[np.uint8], rows: NDArray[np.int64], batches: Iterable[torch.Tensor], *, device: torch.device
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    batches: Iterable[torch.Tensor],
+    *,
+    copy_stream: torch.cuda.Stream,
 ) -> Iterator[torch.Tensor]:
     """Gather and copy batches ahead of the device's work."""
-    copy_stream = torch.cuda.Stream(device)
+    device = copy_stream.device
 
     def copy(positions: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         pinned = _gather(images, rows, positions).pin_memory()
         with torch.cuda.stream(copy_stream):
             return pinned.to(device, non_blocking=True), copy_stream.record_event()
 
-    for on_device, copied in prefetch(copy, batches):
+    # A new thread's current GPU is the first one. Pinning memory would create a context of 0.5 GiB there.
+    for on_device, copied in prefetch(copy, batches, start_thread=partial(torch.cuda.set_device, device)):
         compute_stream = torch.cuda.current_stream(device)
         compute_stream.wait_event(copied)
         on_device.record_stream(compute_stream)  # keeps the memory until the work on it is done

@@ -1,12 +1,14 @@
 """Predict the probability of a finding with a network on its device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acuity.objectives.device.memory import is_device_error
 from acuity.objectives.errors import InputError
 from acuity.objectives.training.augmentation import enlarge
 from acuity.objectives.training.checkpoint import read_network_state
@@ -28,26 +30,54 @@ class Predictor:
 
 
 def make_predictor(hyperparameters: Hyperparameters, *, device: torch.device) -> Predictor:
-    """Build the network on the device; torch's seed determines its random weights."""
+    """Build the network on the device; torch's seed determines its random weights.
+
+    It sets the precision of fp32 products on a GPU for the whole process.
+    """
+    _allow_tf32(hyperparameters.precision == "tf32")
     network = make_network(
         hyperparameters.architecture,
         input_size=hyperparameters.side,
         pretrained=hyperparameters.pretrained,
         weights=hyperparameters.weights,
     ).to(device)
+    if hyperparameters.precision == "bf16":
+        _keep_classifier_in_fp32(network)
     if uses_channels_last(device, hyperparameters.precision):
         network = network.to(memory_format=torch.channels_last)
     return Predictor(network, device, hyperparameters.side, hyperparameters.precision)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Allow or exclude TF32 in convolutions and matrix products of fp32 tensors on a GPU.
+
+    PyTorch's default is TF32 in convolutions and fp32 in matrix products. These attributes set `fp32_precision` too; if
+    only `fp32_precision` is set to "tf32", PyTorch 2.14 raises an error wherever these attributes are read.
+    """
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _keep_classifier_in_fp32(network: torch.nn.Module) -> None:
+    """Exclude the last layer from autocast: a bf16 logit has 8 bits, and 8,000 images had 457 distinct logits."""
+    classifier = network.get_classifier()  # type: ignore[operator]  # timm's networks have it
+    for layer in classifier if isinstance(classifier, tuple | list | torch.nn.ModuleList) else (classifier,):
+        layer.forward = partial(_call_in_fp32, layer.forward)
+
+
+def _call_in_fp32(forward: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(features.float())
 
 
 def uses_channels_last(device: torch.device, precision: str) -> bool:
     """Whether tensors are in the channels-last memory format.
 
     Images/s on one core of a CPU against the default format: test_resnet 1.4, mobilenetv3_small_050 1.8, densenet121
-    1.3, efficientnet_b0 1.4, resnet10t 1.2, resnet34 and convnext_atto 0.96 times. A GPU's tensor cores need this
-    format in half precision, otherwise cuDNN transposes every layer's input (NVIDIA's guide; not measured here yet).
+    1.3, efficientnet_b0 1.4, resnet10t 1.2, resnet34 and convnext_atto 0.96 times. A GPU's tensor cores (bf16, TF32)
+    need this format, otherwise cuDNN transposes every layer's input (NVIDIA's guide; not measured here yet).
     """
-    return device.type == "cpu" or precision == "bf16"
+    return device.type == "cpu" or precision != "fp32"
 
 
 def predict_batches(predictor: Predictor, loader: BatchLoader, *, num_images: int) -> Iterator[torch.Tensor]:
@@ -98,8 +128,10 @@ def load_network(checkpoint: bytes, hyperparameters: Hyperparameters, *, device:
     # The checkpoint replaces pretrained weights, so they are not loaded.
     predictor = make_predictor(replace(hyperparameters, pretrained=False, weights=None), device=device)
     try:
-        predictor.network.load_state_dict(read_network_state(checkpoint, device=device))
+        predictor.network.load_state_dict(read_network_state(checkpoint))
     except Exception as error:  # torch raises errors of many types for a damaged file
+        if is_device_error(error):
+            raise
         raise InputError(
             f"a kept network of {hyperparameters.architecture} cannot be read ({type(error).__name__}): its checkpoint "
             "is damaged, put it back from a copy"

@@ -2,9 +2,12 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from acuity.objectives.errors import InputError, first_line
 from acuity.objectives.training.network import make_network
@@ -13,6 +16,8 @@ from acuity.objectives.training.network import make_network
 # allocator keeps. Real steps on a CPU (ten networks from test_resnet to vit_small, 64 to 224 px) took 0.81 to 1.18 of
 # the saved bytes, with large blocks returned at once (device/allocator.py).
 PEAK_PER_SAVED_BYTE = {"cpu": 1.2, "cuda": 1.07}
+MAX_ELEMENTS = 2**31 - 1
+"""Elements of the largest tensor: many GPU kernels count them in 32 bits and fail or err beyond."""
 _TRACED_BATCH = 64  # large enough to make tensors that are saved once a batch (statistics of norms) negligible
 
 
@@ -22,11 +27,13 @@ class StepMemory:
 
     fixed_bytes: int
     bytes_per_image: float
+    elements_per_image: int = 1
+    """Of the largest tensor of the step, divided by the batch size."""
 
 
 @dataclass(frozen=True)
 class FeasibleBatch:
-    """The largest batch size of a trial and its cap: memory, max_batch_size or min_updates_per_epoch."""
+    """The largest batch size of a trial and its cap: memory, max_elements, max_batch_size or min_updates_per_epoch."""
 
     size: int
     cap: str
@@ -36,9 +43,9 @@ class FeasibleBatch:
 def estimate_step_memory(architecture: str, *, input_size: int, precision: str, device_type: str = "cpu") -> StepMemory:
     """Bytes of a training step (forward, backward, AdamW), estimated by a forward pass of tensors without data.
 
-    input_size: pixels a side of the network's input (network_input if set, else the resolution). precision: "fp32" or
-    "bf16" (autocast). device_type: "cpu" or "cuda"; their kernels save different tensors. InputError if the network
-    does not take images of this size.
+    input_size: pixels a side of the network's input (network_input if set, else the resolution). precision: "fp32",
+    "tf32" or "bf16" (autocast). device_type: "cpu" or "cuda"; their kernels save different tensors. InputError if the
+    network does not take images of this size.
     """
     with torch.device("meta"):
         network = make_network(architecture, input_size=input_size)
@@ -47,7 +54,7 @@ def estimate_step_memory(architecture: str, *, input_size: int, precision: str, 
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device=device_type)
         try:
-            saved = _saved_bytes(network, input_size=input_size, precision=precision, device_type=device_type)
+            saved, elements = _trace(network, input_size=input_size, precision=precision, device_type=device_type)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"architecture {architecture} does not take images of {input_size} px ({first_line(error)}): "
@@ -60,6 +67,7 @@ def estimate_step_memory(architecture: str, *, input_size: int, precision: str, 
         + sum(b.nbytes for b in network.buffers())
         + weight_copies,  # weights, gradients, two of AdamW
         bytes_per_image=PEAK_PER_SAVED_BYTE[device_type] * (saved - weight_copies) / _TRACED_BATCH,
+        elements_per_image=elements,
     )
 
 
@@ -71,10 +79,18 @@ def largest_batch(memory: StepMemory, budget_bytes: int) -> int:
     return _round_down(int((budget_bytes - memory.fixed_bytes) // memory.bytes_per_image))
 
 
-def cap_batch(largest: int, *, training_images: int, max_batch_size: int, min_updates_per_epoch: int) -> FeasibleBatch:
+def largest_countable_batch(memory: StepMemory) -> int:
+    """Largest batch size with at most 2^31 - 1 elements in each tensor of the step, rounded as by `largest_batch`."""
+    return _round_down(MAX_ELEMENTS // memory.elements_per_image)
+
+
+def cap_batch(
+    largest: int, *, countable: int | None = None, training_images: int, max_batch_size: int, min_updates_per_epoch: int
+) -> FeasibleBatch:
     """Cap the largest batch size in memory by max_batch_size and by the minimum of optimiser steps per epoch.
 
-    InputError if there are too few images for min_updates_per_epoch batches of 2.
+    countable: `largest_countable_batch` of the network, or None if no tensor can have so many elements. InputError if
+    there are too few images for min_updates_per_epoch batches of 2.
     """
     by_updates = _round_down(training_images // min_updates_per_epoch)
     if by_updates == 0:
@@ -83,6 +99,8 @@ def cap_batch(largest: int, *, training_images: int, max_batch_size: int, min_up
             "add images or lower min_updates_per_epoch"
         )
     caps = {"memory": largest, "max_batch_size": _round_down(max_batch_size), "min_updates_per_epoch": by_updates}
+    if countable is not None:
+        caps["max_elements"] = countable
     cap = min(caps, key=lambda name: caps[name])
     return FeasibleBatch(size=caps[cap], cap=cap)
 
@@ -93,8 +111,28 @@ def _round_down(batch: int) -> int:
     return batch if batch >= 2 else 0
 
 
-def _saved_bytes(network: torch.nn.Module, *, input_size: int, precision: str, device_type: str) -> int:
-    """Bytes that autograd keeps for the backward pass of a batch: each storage once, without the parameters."""
+class _LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return result
+
+
+def _trace(network: torch.nn.Module, *, input_size: int, precision: str, device_type: str) -> tuple[int, int]:
+    """Run a batch without data; returns saved bytes of the batch and elements an image of the largest tensor.
+
+    Saved bytes are those that autograd keeps for the backward pass: each storage once, without the parameters. The
+    augmentation's grid counts as a tensor: two coordinates a pixel.
+    """
     parameters = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive: addresses of freed storages are reused
 
@@ -108,8 +146,10 @@ def _saved_bytes(network: torch.nn.Module, *, input_size: int, precision: str, d
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        _LargestTensor() as largest,
     ):
         logits = network(images)
     if logits.shape != (_TRACED_BATCH, 1):
         raise ValueError(f"gives {tuple(logits.shape)} for {_TRACED_BATCH} images, not one logit each")
-    return sum(storage.nbytes() for storage in saved.values())
+    elements = max(largest.elements // _TRACED_BATCH, 2 * input_size**2)
+    return sum(storage.nbytes() for storage in saved.values()), elements

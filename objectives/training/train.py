@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acuity.objectives.device.memory import release_failed_step, watch_peak_memory
+from acuity.objectives.device.memory import is_device_error, release_failed_step, watch_peak_memory
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
 from acuity.objectives.training.augmentation import draw_augmentation
@@ -42,15 +42,15 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     load_checkpoint: Callable[[], bytes | None] | None = None,
     save_checkpoint: Callable[[bytes], None] | None = None,
-    workers: int = 1,
+    image_budget_bytes: int | None = None,
 ) -> Outcome:
     """Train and validate a network.
 
     report(epoch, validation AUC) is called after each epoch, counted from 1; the training ends if it returns True.
     A resumed training first reports its finished epochs again. Only the answer to the last of these counts, since the
     others have already been trained. On a CPU with the same number of threads, the result of a resumed training equals
-    that of an uninterrupted one bit for bit. workers: number of workers that share the device. Raises Interrupted
-    within a batch after should_stop() returns True, Diverged, InputError.
+    that of an uninterrupted one bit for bit. image_budget_bytes: as `open_loaders` takes it. Raises Interrupted within
+    a batch after should_stop() returns True, Diverged, InputError.
     """
     started = time.perf_counter()
     release_failed_step(device)  # an earlier training of this process may have failed
@@ -58,11 +58,12 @@ def train(
     check_trainable(hyperparameters, data)
     batches = len(data.training) // hyperparameters.batch_size  # an incomplete last batch is dropped
     identity = _identity(hyperparameters, data, seed)
-    learner, checkpoint = _start(
+    learner, aucs, seconds_before = _start(
         hyperparameters, batches=batches, seed=seed, device=device, identity=identity, load_checkpoint=load_checkpoint
     )
-    aucs, seconds_before = (checkpoint.aucs, checkpoint.seconds) if checkpoint else ([], 0.0)
-    training, validation = open_loaders(data.images, data.training, data.validation, device=device, workers=workers)
+    training, validation = open_loaders(
+        data.images, data.training, data.validation, device=device, image_budget_bytes=image_budget_bytes
+    )
     targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
 
     resumed_epochs = len(aucs)
@@ -108,26 +109,33 @@ def _start(
     device: torch.device,
     identity: str,
     load_checkpoint: Callable[[], bytes | None] | None,
-) -> tuple[Learner, Checkpoint | None]:
-    """Build the learner; restore it if there is an undamaged checkpoint of this training."""
+) -> tuple[Learner, list[float], float]:
+    """Build the learner and restore it from an undamaged checkpoint of this training.
 
-    def new_learner() -> Learner:
-        torch.manual_seed(_derive_seed(seed, epoch=0))
-        return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
-
-    learner = new_learner()
+    Returns the learner, the AUCs of its finished epochs and their seconds.
+    """
+    learner = _new_learner(hyperparameters, batches=batches, seed=seed, device=device)
     saved = load_checkpoint() if load_checkpoint else None
-    checkpoint = checkpoint_from_bytes(saved, identity=identity, device=device) if saved is not None else None
+    checkpoint = checkpoint_from_bytes(saved, identity=identity) if saved is not None else None
     if checkpoint is None:
-        return learner, None
+        return learner, [], 0.0
     try:
         learner.network.load_state_dict(checkpoint.network)
         learner.optimiser.load_state_dict(checkpoint.optimiser)
         learner.scheduler.load_state_dict(checkpoint.scheduler)
     except (KeyError, RuntimeError, ValueError) as error:
+        if is_device_error(error):
+            raise
         logger.warning("checkpoint of other library versions (%s): training starts from zero", error)
-        return new_learner(), None
-    return learner, checkpoint
+    else:
+        return learner, checkpoint.aucs, checkpoint.seconds
+    del learner  # the device has room for one network
+    return _new_learner(hyperparameters, batches=batches, seed=seed, device=device), [], 0.0
+
+
+def _new_learner(hyperparameters: Hyperparameters, *, batches: int, seed: int, device: torch.device) -> Learner:
+    torch.manual_seed(_derive_seed(seed, epoch=0))
+    return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
 
 
 def _train_one_epoch(
