@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import read_grey
+from acuity.objectives.images.decoding import decode_grey, read_file
 from acuity.objectives.images.resizing import Fit, area_average, fit_square, max_resolution
 
 _HEADER_BYTES = 128
@@ -67,13 +68,17 @@ class DecodingJob:
 
 
 @dataclass(frozen=True)
-class Faults:
-    """Images that a job could not write, by row."""
+class JobReport:
+    """What a job found in the files of its images, by row."""
 
     unreadable: dict[int, str] = field(default_factory=dict)
     """Row -> reason."""
     small: dict[int, int] = field(default_factory=dict)
     """Row of an image that is smaller than an array -> the largest resolution that does not enlarge it."""
+    depths: dict[int, int] = field(default_factory=dict)
+    """Row of an image of 16 bits -> the estimated bit depth by which it was scaled."""
+    files: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    """Row -> size in bytes, time of the last change in ns, and CRC-32 of the file."""
 
 
 def open_complete(array: CacheArray) -> np.ndarray | None:
@@ -101,7 +106,7 @@ def publish(array: CacheArray) -> None:
     array.draft.replace(array.path)
 
 
-def run_jobs(jobs: Sequence[DecodingJob], *, processes: int) -> Iterator[tuple[DecodingJob, Faults]]:
+def run_jobs(jobs: Sequence[DecodingJob], *, processes: int) -> Iterator[tuple[DecodingJob, JobReport]]:
     """Decode the images of the jobs in separate processes, since a damaged file may crash a decoder.
 
     Yields each job when it is finished. InputError if a process was killed. OSError if the disk is full.
@@ -124,28 +129,37 @@ def run_jobs(jobs: Sequence[DecodingJob], *, processes: int) -> Iterator[tuple[D
         pool.shutdown(cancel_futures=True)
 
 
-def decode_job(job: DecodingJob) -> Faults:
-    """Decode the images of a job and write each to its row of every target."""
-    faults = Faults()
+def decode_job(job: DecodingJob) -> JobReport:
+    """Decode the images of a job and write each to its row of every target that does not enlarge it."""
+    report = JobReport()
     largest = max(array.resolution for array, _ in job.targets)
     with contextlib.ExitStack() as stack:
         # On a full disk a write raises OSError; a memory-mapped page would end the process by SIGBUS.
         files = [(array, stack.enter_context(path.open("r+b"))) for array, path in job.targets]
         for row, path in zip(job.rows, job.files, strict=True):
             try:
-                image = read_grey(Path(path))
+                report.files[row], data = _read_with_state(Path(path))
+                image = decode_grey(data)
             except UnreadableImageError as error:
-                faults.unreadable[row] = str(error)
+                report.unreadable[row] = str(error)
                 continue
-            limit = max_resolution((image.shape[0], image.shape[1]), job.fit)
+            if image.depth is not None:
+                report.depths[row] = image.depth
+            limit = max_resolution((image.pixels.shape[0], image.pixels.shape[1]), job.fit)
             if limit < largest:
-                faults.small[row] = limit
-                continue
-            square = fit_square(image, job.fit)
+                report.small[row] = limit
+            square = fit_square(image.pixels, job.fit)
             for array, file in files:
-                file.seek(array.offset(row))
-                file.write(area_average(square, array.resolution).data)
-    return faults
+                if array.resolution <= limit:
+                    file.seek(array.offset(row))
+                    file.write(area_average(square, array.resolution).data)
+    return report
+
+
+def _read_with_state(path: Path) -> tuple[tuple[int, int, int], bytes]:
+    """The state of a file as in `JobReport.files`, and its content."""
+    data = read_file(path)
+    return (len(data), path.stat().st_mtime_ns, zlib.crc32(data)), data
 
 
 def _start_process() -> None:

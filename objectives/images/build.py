@@ -13,14 +13,15 @@ import numpy as np
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.arrays import CacheArray, DecodingJob, create_draft, open_complete, publish, run_jobs
-from acuity.objectives.images.faults import too_small, unreadable
-from acuity.objectives.images.record import CacheRecord, read_record
+from acuity.objectives.images.faults import changed, too_small, unreadable
+from acuity.objectives.images.record import CacheRecord, new_record, read_record
 from acuity.objectives.images.resizing import Fit
 from acuity.objectives.index.image_index import ImageIndex
 
 logger = logging.getLogger(__name__)
 OnBadImage = Literal["refuse", "drop"]
-"""An image that cannot be read makes the build fail ("refuse") or is used in no part of the experiment ("drop")."""
+"""An image that cannot be read or is smaller than the largest resolution makes the build fail ("refuse") or is used in
+no part of the experiment ("drop")."""
 OTHER_FOLDER = 'name another folder with [data] cache = "PATH"'
 _CHUNK = 32
 """Images per job. A resumed build repeats the unfinished jobs; progress is reported per job."""
@@ -41,13 +42,23 @@ class CacheBuild:
     def record_path(self) -> Path:
         return self.arrays[0].folder / f"{self.arrays[0].key}.json"
 
+    @property
+    def file_pattern(self) -> str:
+        """Pattern of the paths of all arrays of the image set and their record."""
+        return f"{self.arrays[0].folder / self.arrays[0].key}*"
+
+    @property
+    def largest(self) -> int:
+        """The largest resolution of the arrays."""
+        return max(array.resolution for array in self.arrays)
+
 
 def finished_record(build: CacheBuild) -> CacheRecord | None:
     """The record if the build is finished, else None."""
-    record = _read_record(build)
-    if record is None or _incomplete(build.arrays) or (record.bad and build.on_bad_image == "refuse"):
+    record = open_record(build)
+    if record is None or _incomplete(build.arrays):
         return None
-    return record
+    return None if build.on_bad_image == "refuse" and record.left_out(build.largest) else record
 
 
 def finish_build(
@@ -55,11 +66,12 @@ def finish_build(
 ) -> tuple[CacheRecord, int]:
     """Build the missing arrays. Returns the record and the bytes of these arrays.
 
+    InputError for bad or small images, and for a file that has changed since another array was built from it.
     on_bad_image "refuse" also decodes bad images again. The caller must hold the image set's lock.
     """
-    record = _read_record(build)
+    record = open_record(build)
     if record is None:  # without a record the bad rows of the arrays are unknown
-        record = CacheRecord(build.record_path)
+        record = new_record(build.record_path, len(build.index.table))
         for array in _complete_arrays(build):
             array.path.unlink()
     missing = _incomplete(build.arrays)
@@ -69,8 +81,7 @@ def finish_build(
             _retry_bad_images(build, record, processes)
         _resume_drafts(record, missing)
         _decode_missing(build, record, missing, processes, progress)
-        if record.bad and (build.on_bad_image == "refuse" or len(record.bad) == len(build.index.table)):
-            raise unreadable(build.index, record.bad)
+        _check_images(build, record)
         for array in missing:
             publish(array)
             del record.done[array.resolution]
@@ -105,24 +116,43 @@ def _complete_arrays(build: CacheBuild) -> list[CacheArray]:
     return [array for array in arrays if open_array(array) is not None]
 
 
-def _read_record(build: CacheBuild) -> CacheRecord | None:
+def open_record(build: CacheBuild) -> CacheRecord | None:
+    """The record of the image set, None if there is none. InputError if it cannot be read."""
     try:
-        return read_record(build.record_path)
+        return read_record(build.record_path, len(build.index.table))
     except OSError as error:
         raise InputError(f"{build.record_path}: cannot be read ({error.strerror}); {OTHER_FOLDER}") from None
 
 
 def _retry_bad_images(build: CacheBuild, record: CacheRecord, processes: int) -> None:
-    """Decode the bad images again into the complete arrays. Unfinished arrays get them with their missing chunks."""
+    """Decode the bad and the small images again into the complete arrays.
+
+    Unfinished arrays get them with their missing chunks.
+    """
+    rows = sorted(record.left_out(build.largest))
     for chunks in record.done.values():
-        chunks -= {row // _CHUNK for row in record.bad}
+        chunks -= {row // _CHUNK for row in rows}
     complete = [(array, array.path) for array in _complete_arrays(build)]
-    rows, record.bad = sorted(record.bad), record.bad if complete else {}
-    jobs = [_job(build, rows[i : i + _CHUNK], complete) for i in range(0, len(rows), _CHUNK)] if complete else []
-    for job, faults in run_jobs(jobs, processes=processes):
+    if not complete:
+        for row in rows:
+            record.forget(row)
+        return
+    jobs = [_job(build, rows[i : i + _CHUNK], complete) for i in range(0, len(rows), _CHUNK)]
+    for job, report in run_jobs(jobs, processes=processes):
         for row in job.rows:
-            del record.bad[row]
-        record.bad |= faults.unreadable | {row: f"only {limit} px" for row, limit in faults.small.items()}
+            record.forget(row)
+        record.add(report)
+
+
+def _check_images(build: CacheBuild, record: CacheRecord) -> None:
+    """InputError for images that the build does not accept."""
+    left_out, small = record.left_out(build.largest), record.small_below(build.largest)
+    if build.on_bad_image == "refuse" and record.bad:
+        raise unreadable(build.index, record.bad)
+    if build.on_bad_image == "refuse" and small:
+        raise too_small(build.index, small, build.largest)
+    if len(left_out) == len(build.index.table):
+        raise unreadable(build.index, left_out)
 
 
 def _resume_drafts(record: CacheRecord, missing: list[CacheArray]) -> None:
@@ -152,14 +182,17 @@ def _decode_missing(
         targets = [(array, array.draft) for array in missing if first // _CHUNK not in record.done[array.resolution]]
         if targets:
             jobs.append(_job(build, range(first, min(first + _CHUNK, count)), targets))
-    done, saved, small = count - sum(len(job.rows) for job in jobs), -_SAVE_INTERVAL_S, dict[int, int]()
+    done, saved = count - sum(len(job.rows) for job in jobs), -_SAVE_INTERVAL_S
+    other = set[int]()
     try:
-        for job, faults in run_jobs(jobs, processes=processes):
-            small |= faults.small
-            record.bad |= faults.unreadable
-            if not faults.small:
-                for array, _ in job.targets:
-                    record.done[array.resolution].add(job.rows[0] // _CHUNK)
+        for job, report in run_jobs(jobs, processes=processes):
+            whole = report.files.keys() - report.unreadable.keys()
+            other |= {row for row in whole if _differs(record.files[row], report.files[row])}
+            if other:  # an array that exists already has the earlier picture
+                continue
+            record.add(report)
+            for array, _ in job.targets:
+                record.done[array.resolution].add(job.rows[0] // _CHUNK)
             if time.perf_counter() - saved > _SAVE_INTERVAL_S:
                 record.save(missing)
                 saved = time.perf_counter()
@@ -168,8 +201,13 @@ def _decode_missing(
                 progress(done, count)
     finally:
         record.save(missing)
-    if small:
-        raise too_small(build.index, small, max(array.resolution for array in build.arrays))
+    if other:
+        raise changed(build.index, other, build.file_pattern)
+
+
+def _differs(known: np.ndarray, state: tuple[int, int, int]) -> bool:
+    """True if the size or the CRC-32 of a file differs from the known ones. known: -1 for a file never decoded."""
+    return known[0] >= 0 and (known[0], known[2]) != (state[0], state[2])
 
 
 def _job(build: CacheBuild, rows: Sequence[int], targets: list[tuple[CacheArray, Path]]) -> DecodingJob:

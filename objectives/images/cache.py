@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,13 @@ from acuity.objectives.images.build import (
     finish_build,
     finished_record,
     open_array,
+    open_record,
 )
-from acuity.objectives.images.decoding import max_resolution_of_file
+from acuity.objectives.images.decoding import check_regular, max_resolution_of_file
+from acuity.objectives.images.depth import BIT_DEPTHS
 from acuity.objectives.images.dicom import is_dicom
-from acuity.objectives.images.faults import BadImage, bad_images, too_small
+from acuity.objectives.images.faults import BadImage, bad_images, changed, too_small
+from acuity.objectives.images.record import CacheRecord
 from acuity.objectives.images.resizing import Fit
 from acuity.objectives.index.image_index import ImageIndex
 from acuity.objectives.index.missing_images import check_folder_present, check_images_present
@@ -41,6 +45,16 @@ _DICOM_VERSION = 3
 """The same for DICOM files alone."""
 _SAMPLED_IMAGES = 64
 _HEAD_BYTES = 4096
+_NAMED_LINES = 3
+
+
+@dataclass(frozen=True)
+class DepthCount:
+    """Number of images of 16 bits that were scaled by a bit depth, and the index lines of the first of them."""
+
+    bits: int
+    images: int
+    lines: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,10 @@ class ImageCache:
     key: str
     count: int
     bad: tuple[BadImage, ...]
-    """Images that cannot be read, in the order of the index. Their rows are black and must not be used."""
+    """Images that cannot be read or are smaller than the largest resolution, in the order of the index. Their rows must
+    not be used."""
+    depths: tuple[DepthCount, ...]
+    """Images of 16 bits by the bit depth by which they were scaled, the smallest depth first."""
     written_bytes: int
     """Bytes of the arrays that `build_cache` built: 0 if all existed."""
     seconds: float
@@ -78,33 +95,44 @@ def build_cache(
     resolutions: Sequence[int],
     fit: Fit = "pad",
     on_bad_image: OnBadImage = "refuse",
+    check_files: bool = False,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageCache:
     """Build the arrays that are missing or incomplete. Each image is decoded once for all of them.
 
     An interrupted build resumes. If another process builds the same arrays, this one waits. on_bad_image: "refuse"
-    names all bad images in one error, and the next build decodes them again; "drop" accepts bad and missing images.
-    processes: one per core by default. progress: called with (images done, images in all). InputError if images are
-    missing, bad or smaller than a resolution, or if the disk is full.
+    names all bad images in one error, and the next build decodes them again; "drop" accepts bad, small and missing
+    images. check_files: compare every file with the one that was decoded. processes: one per core by default.
+    progress: called with (images done, images in all). InputError if images are missing, bad, changed or smaller than
+    a resolution, or if the disk is full.
     """
     began = time.perf_counter()
     key = _key(index, fit)
     arrays = [CacheArray(folder, key, len(index.table), resolution) for resolution in sorted(set(resolutions))]
     build = CacheBuild(index, arrays, fit, on_bad_image)
+    if check_files:
+        _check_files(build)
     record, written = finished_record(build), 0
     if record is None:
         if on_bad_image == "refuse":
             check_images_present(index)
-        _check_sizes(build)
+            _check_sizes(build)
         with _build_lock(folder, key):
             record = finished_record(build)
             if record is None:  # no other process has built them
                 record, written = finish_build(
                     build, processes=processes or len(os.sched_getaffinity(0)), progress=progress
                 )
-    bad = bad_images(index, record.bad)
-    return ImageCache(folder, key, len(index.table), bad, written, time.perf_counter() - began)
+    return ImageCache(
+        folder=folder,
+        key=key,
+        count=len(index.table),
+        bad=bad_images(index, record.left_out(build.largest)),
+        depths=_count_depths(index, record),
+        written_bytes=written,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def cache_bytes(index: ImageIndex, resolutions: Sequence[int]) -> int:
@@ -121,12 +149,13 @@ def _key(index: ImageIndex, fit: Fit) -> str:
     fingerprints: list[list[object]] = []
     for row in _sample(index):
         try:
+            check_regular(index.image_path(row))
             with index.image_path(row).open("rb") as file:
                 head = file.read(_HEAD_BYTES)
                 fingerprints.append([os.fstat(file.fileno()).st_size, hashlib.sha256(head).hexdigest()])
                 if is_dicom(head):
                     fingerprints[-1].append(_DICOM_VERSION)
-        except OSError:  # missing or damaged
+        except (OSError, UnreadableImageError):  # missing, damaged, or a named pipe
             fingerprints.append([])
     return hashlib.sha256(json.dumps([_VERSION, index.files_sha256, fit, fingerprints]).encode()).hexdigest()[:16]
 
@@ -136,22 +165,59 @@ def _sample(index: ImageIndex) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, len(index.table) - 1, _SAMPLED_IMAGES)})
 
 
+def _count_depths(index: ImageIndex, record: CacheRecord) -> tuple[DepthCount, ...]:
+    lines = index.table["line"]
+    rows = {bits: sorted(row for row, depth in record.depths.items() if depth == bits) for bits in BIT_DEPTHS}
+    return tuple(
+        DepthCount(bits, len(some), tuple(int(lines.iat[row]) for row in some[:_NAMED_LINES]))
+        for bits, some in rows.items()
+        if some
+    )
+
+
+def _check_files(build: CacheBuild) -> None:
+    """InputError if the content of a decoded file has changed: by its size, or by its CRC-32 if only its time differs.
+
+    A file that is gone is no other picture. A file that was bad stays left out until it is decoded again.
+    """
+    record = open_record(build)
+    if record is None:
+        return
+    other, touched = [], False
+    for row in np.flatnonzero(record.files[:, 0] >= 0).tolist():
+        path = build.index.image_path(row)
+        try:
+            status = path.stat()
+            if row in record.bad or (status.st_size, status.st_mtime_ns) == tuple(record.files[row, :2]):
+                continue
+            if status.st_size != record.files[row, 0] or zlib.crc32(path.read_bytes()) != record.files[row, 2]:
+                other.append(row)
+            else:
+                record.files[row, 1], touched = status.st_mtime_ns, True
+        except OSError:
+            continue
+    if other:
+        raise changed(build.index, other, build.file_pattern)
+    if touched:
+        with contextlib.suppress(OSError):  # a read-only folder: the files are read again the next time
+            record.save_files()
+
+
 def _check_sizes(build: CacheBuild) -> None:
     """InputError if an image is smaller than a resolution, by the files' headers.
 
     A sample is checked first. If it has a small image, all images are checked, to count them.
     """
-    resolution = max(array.resolution for array in build.arrays)
     for rows in (_sample(build.index), range(len(build.index.table))):
         small = {}
         for row in rows:
             with contextlib.suppress(UnreadableImageError):  # the build reports all unreadable images
                 limit = max_resolution_of_file(build.index.image_path(row), build.fit)
-                if limit < resolution:
+                if limit < build.largest:
                     small[row] = limit
         if not small:
             return
-    raise too_small(build.index, small, resolution)
+    raise too_small(build.index, small, build.largest)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
+BIT_DEPTHS = (8, 10, 12, 14, 16)
 _STRAY_SHARE = 0.001
 """Largest share of the pixels that may lie outside the depth with any value: dead pixels of a detector."""
 _MARKER_SHARE = 0.02
@@ -41,7 +41,7 @@ def estimate_depth(values: np.ndarray) -> DepthRange:
     """
     counts = _histogram(values)
     signed = values.dtype.kind == "i" and not _is_negligible(counts, 0, _OFFSET)
-    for depth in _BIT_DEPTHS[:-1]:
+    for depth in BIT_DEPTHS[:-1]:
         least, most = (-(1 << depth - 1), (1 << depth - 1) - 1) if signed else (0, (1 << depth) - 1)
         if _is_negligible(counts, least, most):
             return DepthRange(depth, least, most)

@@ -51,14 +51,15 @@ def find_cached_duplicates(pixels: np.ndarray, *, bad: Collection[int] = ()) -> 
 
 
 def find_duplicates(pixels: np.ndarray, *, bad: Collection[int] = ()) -> list[list[int]]:
-    """The rows, ascending, of each picture that occurs more than once.
+    """The rows, ascending, of each picture that occurs more than once. Rows of one grey level are no pictures.
 
     pixels: uint8 [N, R, R]. bad: rows without a picture.
     """
     flat = pixels.reshape(len(pixels), -1)
     start = max(0, (flat.shape[1] - _MIDDLE_BYTES) // 2)
     candidates = _equal_rows(flat[:, start : start + _MIDDLE_BYTES], sorted(set(range(len(flat))).difference(bad)))
-    return sorted(group for rows in candidates for group in _equal_rows(flat, rows))
+    groups = (group for rows in candidates for group in _equal_rows(flat, rows))
+    return sorted(group for group in groups if flat[group[0]].min() < flat[group[0]].max())
 
 
 def patients_sharing_pictures(index: ImageIndex, duplicates: list[list[int]]) -> list[set[str]]:

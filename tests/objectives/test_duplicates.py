@@ -106,3 +106,9 @@ def test_duplicates_among_real_radiographs_are_found() -> None:
     assert ["00001989_004", "00001989_005"] in named
     assert ["00002658_001", "00002658_002"] in named
     assert len(named) < 10
+
+
+def test_pictures_of_one_grey_level_are_no_repeats() -> None:
+    pixels = np.stack([np.full((8, 8), level, np.uint8) for level in (0, 0, 255, 255)])
+    pixels = np.concatenate([pixels, np.eye(8, dtype=np.uint8)[np.newaxis].repeat(2, axis=0)])
+    assert find_duplicates(pixels) == [[4, 5]]

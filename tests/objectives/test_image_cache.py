@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.images.cache import build_cache, cache_bytes
+from acuity.objectives.images.cache import DepthCount, build_cache, cache_bytes
 from acuity.objectives.images.decoding import read_grey
 from acuity.objectives.images.faults import BadImage
 from acuity.objectives.images.resizing import area_average, fit_square
@@ -192,9 +192,12 @@ def test_missing_images_are_refused_before_any_is_decoded(tmp_path: Path) -> Non
 
 
 def test_resolution_above_the_images_is_refused_with_the_largest_allowed(tmp_path: Path) -> None:
-    index = write_set(tmp_path, [Image.new("L", (40, 64)), *noises(4, side=48), *noises(2, side=128)])
+    index = write_set(tmp_path, [Image.fromarray(noise(64, 9)[:, :40]), *noises(4, side=48), *noises(2, side=128)])
     message = str(refusal(index, tmp_path / "cache", [16, 96]))
-    assert "5 of 7 images are smaller than 96 px (the first: index line 2)" in message
+    assert message.startswith(
+        "5 of 7 images are smaller than 96 px, and enlarging them adds nothing: index line 2 (64 px), index line 3 "
+        "(48 px), index line 4 (48 px), index line 5 (48 px), index line 6 (48 px). Leave such images out with"
+    )
     assert message.endswith("the largest resolution that all images allow is 48")
     build_cache(index, folder=tmp_path / "cache", resolutions=[16, 48], processes=1)
 
@@ -204,7 +207,7 @@ def test_one_small_image_among_many_is_found(tmp_path: Path) -> None:
     images[1] = Image.fromarray(noise(24, 0))  # not in the sample that is checked first
     index = write_set(tmp_path, images)
     message = str(refusal(index, tmp_path / "cache", [32]))
-    assert "1 of 130 images are smaller than 32 px (the first: index line 3)" in message
+    assert "1 of 130 images are smaller than 32 px, and enlarging them adds nothing: index line 3 (24 px)" in message
     assert message.endswith("all images allow is 24")
 
 
@@ -370,7 +373,7 @@ def test_interrupted_build_leaves_no_process_and_no_array(tmp_path: Path, ending
     built = build_cache(index, folder=cache, resolutions=[16, 64], progress=lambda done, _: reported.append(done))
     assert reported[0] > 32, "the build started again at 0"
     assert reported[-1] == 320
-    assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock", ".json"}
+    assert {path.suffix for path in cache.iterdir()} == {".npy", ".lock", ".json", ".files"}
     for resolution in (16, 64):
         assert (built.open(resolution) == built.open(resolution)[0]).all(), "a row was lost"
     assert built.bad == ()
@@ -574,3 +577,80 @@ def test_training_sees_the_same_from_the_cache_and_from_the_files(
     assert len(cached[0]) == len(decoded[0]) >= 8
     assert all(torch.equal(*pair) for pair in zip(cached[0], decoded[0], strict=True))
     np.testing.assert_array_equal(cached[1], decoded[1])
+
+
+def test_small_images_are_dropped_from_the_resolutions_above_them_alone(tmp_path: Path) -> None:
+    images = noises(130)
+    images[1] = Image.fromarray(noise(24, 0))
+    index = write_set(tmp_path, images)
+    folder = tmp_path / "cache"
+    cache = build_cache(index, folder=folder, resolutions=[16, 32], on_bad_image="drop", processes=1)
+    assert cache.bad == (BadImage(row=1, line=3, reason="24 px, smaller than the largest resolution of 32 px"),)
+    np.testing.assert_array_equal(cache.open(32)[2], noise(32, 2))
+    small = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop")
+    assert (small.bad, small.written_bytes) == ((), 0)
+    assert np.abs(small.open(16)[1] - area_average(noise(24, 0), 16).astype(int)).max() == 0
+    assert build_cache(index, folder=folder, resolutions=[16]).bad == ()
+    with pytest.raises(InputError, match="1 of 130 images are smaller than 32 px"):
+        build_cache(index, folder=folder, resolutions=[16, 32])
+    Image.fromarray(noise(32, 1)).save(index.image_path(1))
+    np.testing.assert_array_equal(
+        build_cache(index, folder=folder, resolutions=[16, 32], processes=1).open(32)[1], noise(32, 1)
+    )
+
+
+def test_image_that_shows_nothing_is_bad(tmp_path: Path) -> None:
+    images = noises(40)
+    images[7] = Image.new("L", (32, 32), 255)
+    index = write_set(tmp_path, images)
+    assert "index line 9 (shows nothing: every pixel has the same grey)" in str(
+        refusal(index, tmp_path / "cache", [16])
+    )
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+    assert [image.line for image in cache.bad] == [9]
+
+
+def test_exchanged_files_are_found_by_name_of_their_line(tmp_path: Path) -> None:
+    """Row 100 is not in the sample that identifies the image set."""
+    index = write_set(tmp_path, noises(200))
+    folder = tmp_path / "cache"
+    build_cache(index, folder=folder, resolutions=[16], check_files=True, processes=1)
+    earlier = index.image_path(100).read_bytes()
+    other = cv2.imencode(".png", noise(32, 7), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+    state = index.image_path(100).stat()
+    for changed in (other, earlier[:-20] + b"\x07" + earlier[-19:]):  # of another size, and of the same size
+        index.image_path(100).write_bytes(changed)
+        assert build_cache(index, folder=folder, resolutions=[16]).written_bytes == 0, "a worker compares the sample"
+        with pytest.raises(InputError, match=r"1 of 200 files have another content than .*: index line 102") as caught:
+            build_cache(index, folder=folder, resolutions=[16], check_files=True)
+        assert "77000" not in str(caught.value)
+    index.image_path(100).write_bytes(other)
+    with pytest.raises(InputError, match="1 of 200 files have another content"):  # never two pictures under one row
+        build_cache(index, folder=folder, resolutions=[16, 32], processes=1)
+    pattern = re.search(r"\(rm (.*)\*\)", str(caught.value))
+    assert pattern is not None
+    index.image_path(100).write_bytes(earlier)
+    os.utime(index.image_path(100), ns=(state.st_mtime_ns + 10**9,) * 2)  # copied: another time, the same picture
+    for _ in range(2):
+        assert build_cache(index, folder=folder, resolutions=[16], check_files=True).written_bytes == 0
+    index.image_path(100).write_bytes(other)
+    for path in folder.glob(Path(pattern[1]).name + "*"):
+        path.unlink()
+    cache = build_cache(index, folder=folder, resolutions=[16, 32], check_files=True, processes=1)
+    np.testing.assert_array_equal(cache.open(32)[100], noise(32, 7))
+
+
+def test_depths_of_deep_images_are_counted(tmp_path: Path) -> None:
+    deep = [Image.fromarray(noise(32, seed).astype(np.uint16) << shift) for seed, shift in ((0, 4), (1, 6), (2, 4))]
+    index = write_set(tmp_path, [*noises(2), *deep])
+    for resolutions in ([16], [16, 32], [32]):
+        cache = build_cache(index, folder=tmp_path / "cache", resolutions=resolutions, processes=1)
+        assert cache.depths == (DepthCount(12, 2, lines=(4, 6)), DepthCount(14, 1, lines=(5,)))
+
+
+def test_named_pipe_does_not_hang_the_build(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(40))
+    index.image_path(0).unlink()
+    os.mkfifo(index.image_path(0))
+    cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
+    assert cache.bad == (BadImage(row=0, line=2, reason="not a regular file"),)
