@@ -5,8 +5,9 @@ import time
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
-from psycopg2.errors import InsufficientPrivilege
-from sqlalchemy import URL, Engine, event
+from psycopg2.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
+from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
+from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, PendingRollbackError
@@ -22,6 +23,8 @@ _TRUSTED_S = 1.0
 """A connection that was used within this time is not checked."""
 _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: after a failover a connection may still reach the old server."""
+OPTUNAS_SCHEMA = "public"
+"""Schema of Optuna's tables."""
 _DEFAULTS: dict[str, Any] = {
     "application_name": "acuity",
     "connect_timeout": 10,
@@ -69,21 +72,25 @@ _PASSING = (
 def connection_arguments(url: URL) -> dict[str, Any]:
     """Arguments of every connection; the query of the URL overrides them.
 
-    The session's time zone is UTC: Optuna compares heartbeats in session-local time, and workers sit in several zones.
+    None of them sets the session: PgBouncer in transaction mode gives each transaction another session, and refuses
+    the argument `options`.
     """
-    options = url.query.get("options", "")
-    given = options if isinstance(options, str) else " ".join(options)
-    arguments = {name: value for name, value in _DEFAULTS.items() if name not in url.query}
-    return arguments | {"options": f"{given} -c timezone=UTC".strip()}
+    return {name: value for name, value in _DEFAULTS.items() if name not in url.query}
 
 
 def engine_arguments(url: URL) -> dict[str, Any]:
-    """Arguments of a worker's engine: a small pool, since a fleet has many workers and Postgres few connections.
+    """Arguments of Optuna's engine. Its statements name the schema public, so that no search path changes their tables.
 
-    A worker keeps 3 connections (calls, heartbeat, claim) and may open more for a moment: if claims held all the
-    connections, no claim could continue.
+    The pool is small, since a fleet has many workers and Postgres few connections. A worker keeps 3 connections (calls,
+    heartbeat, claim) and may open more for a moment: if claims held all the connections, no claim could continue.
     """
-    return {"pool_size": 3, "max_overflow": 12, "connect_args": connection_arguments(url)}
+    return {
+        "pool_size": 3,
+        "max_overflow": 12,
+        "connect_args": connection_arguments(url),
+        "plugins": ["acuity_public_search_path"],
+        "execution_options": {"schema_translate_map": {None: OPTUNAS_SCHEMA}},
+    }
 
 
 def ping_after_idleness(engine: Engine) -> None:
@@ -105,6 +112,33 @@ def ping_after_idleness(engine: Engine) -> None:
 
     event.listen(engine, "checkin", returned)
     event.listen(engine, "checkout", taken)
+
+
+class PublicSearchPath(CreateEnginePlugin):
+    """Begins every transaction of an engine with the search path public, until `end_public_search_path`.
+
+    Optuna's constructor looks along the search path for the table alembic_version.
+    """
+
+    def update_url(self, url: URL) -> URL:
+        """Return the URL as it is."""
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Set the search path in the engine's transactions."""
+        event.listen(engine, "begin", _set_search_path)
+
+
+plugins.register("acuity_public_search_path", __name__, PublicSearchPath.__name__)
+
+
+def end_public_search_path(engine: Engine) -> None:
+    """Leave the search path as it is from now on. This saves a statement in each transaction."""
+    event.remove(engine, "begin", _set_search_path)
+
+
+def _set_search_path(connection: Connection) -> None:
+    connection.exec_driver_sql(f"set local search_path = {OPTUNAS_SCHEMA}")
 
 
 def leave_read_only_servers(engine: Engine) -> None:
@@ -135,6 +169,13 @@ def is_denied(error: BaseException | None) -> bool:
     return isinstance(error, DBAPIError) and isinstance(error.orig, InsufficientPrivilege)
 
 
+def is_missing(error: BaseException | None) -> bool:
+    """Whether the statement names a table or a column that the database does not have."""
+    if isinstance(error, StorageInternalError):
+        return is_missing(error.__cause__)
+    return isinstance(error, DBAPIError) and isinstance(error.orig, UndefinedTable | UndefinedColumn)
+
+
 def is_read_only(error: BaseException | None) -> bool:
     """Whether the server, or the session of this role, is read-only."""
     if isinstance(error, StorageInternalError):
@@ -148,7 +189,7 @@ def explain(error: DBAPIError, url: URL) -> StorageError:
     kind = OutageError if re.search(_PASSING, message) else StorageError
     for pattern, reason, next_step in _EXPLANATIONS:
         if re.search(pattern, message):
-            return kind(f"{masked(url)}: {reason}. {next_step}")
+            return kind(f"{masked(url)}: {reason} ({first_line(error)}). {next_step}")
     return kind(f"{masked(url)}: {first_line(error)}. Check the URL, and that the server runs")
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages._rdb.models import BaseModel
 from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
@@ -21,10 +21,12 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, s
 from acuity.storage.connection import (
     OUTAGES,
     connection_arguments,
+    end_public_search_path,
     engine_arguments,
     explain,
     first_line,
     is_denied,
+    is_missing,
     is_outage,
     is_read_only,
     leave_read_only_servers,
@@ -32,16 +34,17 @@ from acuity.storage.connection import (
 )
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
-from acuity.storage.schema.version import create_schema, has_schema, needs_search_path, set_search_path
+from acuity.storage.schema.version import begin_schema, create_schema, has_schema
 from acuity.storage.url import masked, parse_url
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_MAKING_TABLES = 0x4143_5549_5459  # advisory lock, one bigint: "ACUITY"
 _LONGEST_WAIT_S = 15.0
 _HEARTBEAT_S = 30
 _GRACE_S = 180
 """Age from which Optuna's tools call a heartbeat stale. Acuity's workers follow [workers] of the experiment."""
+OPTUNAS_TABLES = (*BaseModel.metadata.tables, "alembic_version")
+"""Names of Optuna's tables. No table or view of Acuity has one of them, see tests/storage/test_schema_version.py."""
 _EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, InternalError, *OUTAGES)
 
 
@@ -53,8 +56,6 @@ class Database:
     engine: Engine
     storage: BaseStorage
     """Optuna's cached storage: a trial took 0.12 s with it at 1,000 trials, and 7.4 s without the cache."""
-    heartbeats: BaseHeartbeat
-    """The same storage, under the type that records heartbeats."""
     named_url: str | None = field(repr=False)
     """The URL as the user wrote it, perhaps with a password; None for the embedded server."""
 
@@ -73,7 +74,6 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
     url: of a Postgres; None means $ACUITY_STORAGE, else the embedded server. StorageError where it cannot be used,
     OutageError where it cannot be reached or an outage ends the block.
     """
-    os.environ.pop("PGTZ", None)  # in libpq it overrides the session's UTC
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default Optuna logs every study and trial
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE") or None
@@ -91,9 +91,8 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
         stack.callback(storage.engine.dispose)
         stack.callback(storage.remove_session)
         cached = optuna.storages.get_storage(storage)
-        assert isinstance(cached, BaseHeartbeat)
         try:
-            yield Database(url=parsed, engine=storage.engine, storage=cached, heartbeats=cached, named_url=named)
+            yield Database(url=parsed, engine=storage.engine, storage=cached, named_url=named)
         except _EXPLAINED as error:
             if is_denied(error):
                 raise StorageError(
@@ -104,6 +103,11 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
                 raise StorageError(
                     f"{masked(parsed)}: {first_line(error)}: a standby, or a user with default_transaction_read_only. "
                     "Name the primary, and a user that may write"
+                ) from error
+            if is_missing(error):
+                raise StorageError(
+                    f"{masked(parsed)}: {first_line(error)}: its tables are not those of Acuity and Optuna "
+                    f"{optuna.__version__}. Use another database"
                 ) from error
             if not is_outage(error):
                 raise
@@ -166,21 +170,19 @@ def retry_outages(
 
 
 def _make_tables(url: URL) -> None:
-    """Make the tables of Optuna and Acuity where they are missing, under a lock: concurrent attempts would crash."""
+    """Make the tables of Optuna and Acuity where they are missing. One process makes them, the others wait for it."""
     engine = create_engine(url, poolclass=NullPool, connect_args=connection_arguments(url))
     try:
-        with engine.begin() as connection:
-            if needs_search_path(connection):
-                _lock_making_tables(connection, url)
-                set_search_path(connection)
-        with engine.begin() as connection:
-            if has_schema(connection):
-                return
-            _lock_making_tables(connection, url)
-            if has_schema(connection):
-                return
-            _raw_storage(url, skip_table_creation=False).engine.dispose()
-            create_schema(connection)
+        while True:
+            with engine.connect() as connection:
+                if has_schema(connection):
+                    return
+            with engine.connect() as connection, connection.begin() as transaction:
+                if not _begin_making_tables(connection, url):
+                    transaction.rollback()
+                    continue
+                _make_optunas_tables(connection, url)
+                create_schema(connection)
     except ProgrammingError as error:
         if not isinstance(error.orig, InsufficientPrivilege):
             raise
@@ -192,16 +194,31 @@ def _make_tables(url: URL) -> None:
         engine.dispose()
 
 
-def _lock_making_tables(connection: Connection, url: URL) -> None:
+def _begin_making_tables(connection: Connection, url: URL) -> bool:
     connection.execute(text("set local lock_timeout = '60s'"))
     try:
-        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _MAKING_TABLES})
+        return begin_schema(connection)
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise StorageError(
                 f"{masked(url)}: another process has been making its tables for 60 s. Try again"
             ) from None
         raise
+
+
+def _make_optunas_tables(connection: Connection, url: URL) -> None:
+    """Make Optuna's tables in the schema public; StorageError where another program's tables have their names."""
+    query = text("select tablename from pg_tables where schemaname = 'public' and tablename = any(:names)")
+    existing = set(connection.scalars(query, {"names": list(OPTUNAS_TABLES)}))
+    if existing and "version_info" not in existing:
+        raise StorageError(
+            f"{masked(url)}: another program's tables have the names of Optuna's ({', '.join(sorted(existing)[:3])} in "
+            "schema public). Use another database: createdb makes one"
+        )
+    if existing:
+        _optuna_storage(url).engine.dispose()  # raises where they are another version's, before tables are added
+    else:
+        _raw_storage(url, skip_table_creation=False).engine.dispose()
 
 
 def _optuna_storage(url: URL) -> RDBStorage:
@@ -214,10 +231,12 @@ def _optuna_storage(url: URL) -> RDBStorage:
 def _raw_storage(url: URL, *, skip_table_creation: bool) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, since Optuna 2.9
-        return RDBStorage(
+        storage = RDBStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=engine_arguments(url),
             heartbeat_interval=_HEARTBEAT_S,
             grace_period=_GRACE_S,
             skip_table_creation=skip_table_creation,
         )
+    end_public_search_path(storage.engine)
+    return storage

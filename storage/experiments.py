@@ -63,7 +63,9 @@ def delete_experiment(database: Database, name: str) -> list[tuple[str, int]]:
     deletion.
     """
     read_experiment(database, name)
-    query = text("select study_id, study_name from studies where starts_with(study_name, :prefix) order by study_id")
+    query = text(
+        "select study_id, study_name from public.studies where starts_with(study_name, :prefix) order by study_id"
+    )
     with database.engine.connect() as connection:
         studies = connection.execute(query, {"prefix": f"{name}/"}).all()
     for study_id, study_name in studies:

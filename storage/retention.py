@@ -8,22 +8,23 @@ from acuity.storage.database import Database
 _KEPT = text(
     """
     with kept as (
-        select trial_id, number, state::text from trials where study_id = :study_id and state in ('RUNNING', 'WAITING')
+        select trial_id, number, state::text from public.trials
+        where study_id = :study_id and state in ('RUNNING', 'WAITING')
         union
         (select distinct on (p.param_value) t.trial_id, t.number, t.state::text
-        from trials t
-        join trial_values v on v.trial_id = t.trial_id
-        join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
+        from public.trials t
+        join public.trial_values v on v.trial_id = t.trial_id
+        join public.trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
         where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
         order by p.param_value, v.value desc, t.number)
         union
-        select trial_id, number, state::text from trials
+        select trial_id, number, state::text from public.trials
         where study_id = :study_id and state = 'COMPLETE' and :all_complete
     )
     select coalesce(origin.value_json::integer, k.number), coalesce(attempt.value_json::integer, 1), k.state
     from kept k
-    left join trial_user_attributes origin on origin.trial_id = k.trial_id and origin.key = 'origin'
-    left join trial_user_attributes attempt on attempt.trial_id = k.trial_id and attempt.key = 'attempt'
+    left join public.trial_user_attributes origin on origin.trial_id = k.trial_id and origin.key = 'origin'
+    left join public.trial_user_attributes attempt on attempt.trial_id = k.trial_id and attempt.key = 'attempt'
     """
 )
 

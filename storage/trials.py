@@ -1,25 +1,28 @@
-"""The claim lock of a study, and user attributes of a trial written in one transaction."""
+"""The claim lock of a study, and a trial's heartbeat and user attributes."""
 
 import json
-import random
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from acuity.storage.database import Database
 from acuity.storage.errors import StorageError
+from acuity.storage.locks import hold_lock, study_lock
 
-_CLAIMS = 0x4143_5543  # "ACUC", first half of the advisory lock's key; the second half is the study's id
 _LONGEST_WAIT_S = 120.0
 _LONGEST_IDLE_S = 60
 """The server ends the holder's transaction after this idle time, so that a stopped process does not stop the fleet."""
-_STATE = text("select state::text, number from trials where trial_id = :trial_id for update")
+_HEARTBEAT = text(
+    "insert into public.trial_heartbeats (trial_id, heartbeat) "
+    "values (:trial_id, clock_timestamp() at time zone 'utc') "
+    "on conflict (trial_id) do update set heartbeat = excluded.heartbeat"
+)
+_STATE = text("select state::text, number from public.trials where trial_id = :trial_id for update")
 _WRITE = text(
-    "insert into trial_user_attributes (trial_id, key, value_json) "
+    "insert into public.trial_user_attributes (trial_id, key, value_json) "
     "select :trial_id, key, value from unnest(cast(:keys as text[]), cast(:values as text[])) as given (key, value) "
     "on conflict (trial_id, key) do update set value_json = excluded.value_json"
 )
@@ -27,36 +30,25 @@ _WRITE = text(
 
 @contextmanager
 def claim_study(database: Database, study_id: int) -> Iterator[None]:
-    """Hold the study's claim lock during the block. Not re-entrant. StorageError after 120 s of waiting.
-
-    The lock is polled. A worker that waits inside the database keeps a connection that the holder may need: 12 workers
-    on 5 connections deadlocked, and take 0.6 s with polling. A lost connection loses the lock; the block then raises,
-    at its end at the latest.
-    """
-    deadline = time.monotonic() + _LONGEST_WAIT_S
-    pause_s = 0.005
-    while True:
-        with database.engine.begin() as connection:
-            if _try_lock(connection, study_id):
-                yield
-                return
-        if time.monotonic() > deadline:
+    """Hold the study's claim lock during the block. Not re-entrant. StorageError after 120 s of waiting."""
+    with hold_lock(
+        database.engine, study_lock(study_id), wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=True
+    ) as held:
+        if held is None:
             raise StorageError(
                 f"study {study_id} has been claimed by others for {_LONGEST_WAIT_S:.0f} s: "
                 "see which of the fleet's processes hang, and end them"
             )
-        time.sleep(random.uniform(0, pause_s))
-        pause_s = min(2 * pause_s, 0.2)
+        yield
 
 
-def _try_lock(connection: Connection, study_id: int) -> bool:
-    query = text(
-        "select set_config('idle_in_transaction_session_timeout', :idle, true), "
-        "pg_try_advisory_xact_lock(:claims, :study_id)"
-    )
-    idle = f"{_LONGEST_IDLE_S}s"
-    _, locked = connection.execute(query, {"idle": idle, "claims": _CLAIMS, "study_id": study_id}).one()
-    return bool(locked)
+def record_heartbeat(database: Database, trial_id: int) -> None:
+    """Write the time of the database in UTC as the trial's heartbeat.
+
+    Optuna's own method writes the session's local time. Behind PgBouncer the time zone of a session is not known.
+    """
+    with database.engine.begin() as connection:
+        connection.execute(_HEARTBEAT, {"trial_id": trial_id})
 
 
 def write_attributes(database: Database, trial_id: int, attributes: Mapping[str, Any]) -> None:

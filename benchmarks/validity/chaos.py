@@ -203,7 +203,7 @@ class Round:
         """Count what the database holds at the end of the round."""
         rows = _query(
             self.url,
-            "select label, state, coalesce(origin, number), value, requeued from acuity.trials order by trial_id",
+            "select label, state, coalesce(origin, number), value, requeued from acuity.all_trials order by trial_id",
         )
         finished = [row for row in rows if row[1] in ("COMPLETE", "PRUNED")]
         budgets = Counter(row[0] for row in finished)

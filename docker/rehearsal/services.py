@@ -70,18 +70,18 @@ def perform(folder: Path, image: str) -> None:
         expect(is_healthy(engine, dashboard), "dashboard: is healthy")
 
         first = start_as_process_1(engine, container("worker"))
-        epochs = "select count(*) from trial_intermediate_values"
+        epochs = "select count(*) from public.trial_intermediate_values"
         wait_until(lambda: ask(epochs) >= 2, "worker: trains as process 1 on a read-only file system")
         expect(is_healthy(engine, first), "worker: is healthy")
         status, seconds = terminate(first)
         expect(status == 0 and seconds < 10, f"worker: SIGTERM, status {status} after {seconds:.1f} s")
-        expect(ask("select count(*) from trials where state = 'RUNNING'") == 0, "worker: its trial is released")
+        expect(ask("select count(*) from public.trials where state = 'RUNNING'") == 0, "worker: its trial is released")
 
         expect_no_password(engine, passwords, workers := [start_by_buildah(engine, container("worker")) for _ in "12"])
         expect([worker.wait(timeout=600) for worker in workers] == [0, 0], "worker: two more workers end with status 0")
         counted = finished_trials(ask, LABELS)
         expect(counted == [TRIALS] * len(LABELS), f"every label has exactly its {TRIALS} trials: {counted}")
-        resumed = ask("select max(value_json::numeric) from trial_user_attributes where key = 'resumed_epochs'")
+        resumed = ask("select max(value_json::numeric) from public.trial_user_attributes where key = 'resumed_epochs'")
         expect((resumed or 0) >= 1, f"the released trial was resumed after epoch {resumed}")
 
         best = replace(container("worker"), command=[*engine.settings["Entrypoint"], "best", "rehearsal"])

@@ -79,7 +79,7 @@ def postgres(folder: Path, *, password_file: Path) -> Iterator[Callable[[str], A
 
 def finished_trials(ask: Callable[[str], Any], labels: Sequence[str]) -> list[int]:
     """The number of trials of each label that count towards its budget."""
-    finished = "select count(*) from acuity.trials where state in ('COMPLETE', 'PRUNED') and not requeued"
+    finished = "select count(*) from acuity.all_trials where state in ('COMPLETE', 'PRUNED') and not requeued"
     return [ask(f"{finished} and label = '{label}'") for label in labels]
 
 

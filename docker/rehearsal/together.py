@@ -142,10 +142,10 @@ def read_trials(ask: Callable[[str], Any], names: dict[str, str]) -> Trials:
         """
         select coalesce(json_agg(r order by r.started, r.label, r.number), '[]') from (
             select t.label, t.number, t.resolution, t.state, t.value, t.requeued, t.started,
-                (select max(i.step) from trial_intermediate_values i where i.trial_id = t.trial_id) as epochs,
+                (select max(i.step) from public.trial_intermediate_values i where i.trial_id = t.trial_id) as epochs,
                 max(a.value_json) filter (where a.key = 'worker')::json #>> '{}' as worker,
                 max(a.value_json) filter (where a.key = 'resumed_epochs')::integer as resumed_epochs
-            from acuity.trials t left join trial_user_attributes a on a.trial_id = t.trial_id
+            from acuity.all_trials t left join public.trial_user_attributes a on a.trial_id = t.trial_id
             group by t.study_id, t.trial_id, t.label, t.number, t.resolution, t.state, t.value, t.requeued, t.started
         ) r
         """

@@ -14,10 +14,10 @@ from sqlalchemy import Connection, MetaData, String, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from acuity.storage.errors import StorageError
+from acuity.storage.locks import MOVING
 
-_VERSIONS = ("version_info", "alembic_version", "version")
+_NOT_COPIED = ("version_info", "alembic_version", "version", "locks")
 """These tables are not copied. Both databases have their rows, since this program has opened both."""
-_MOVING = 0x4143_554D  # advisory lock: "ACUM"
 _LOCK_WAIT_S = 20
 _SPOOLED_BYTES = 64 * 2**20
 
@@ -75,8 +75,8 @@ def check_no_other_move(source: Connection, target: Connection) -> None:
 
     No other move can begin before both transactions end.
     """
-    moving = text("select pg_try_advisory_xact_lock(:lock)")
-    if not all(connection.scalar(moving, {"lock": _MOVING}) for connection in (source, target)):
+    moving = text("select name from acuity.locks where name = :name for update skip locked")
+    if not all(connection.scalar(moving, {"name": MOVING}) for connection in (source, target)):
         raise StorageError("source and target are one database, or another move is running: name another target")
 
 
@@ -84,7 +84,9 @@ def _tables(connection: Connection) -> list[Table]:
     """Optuna's tables and Acuity's, each after the tables that it refers to."""
     ours = MetaData()
     ours.reflect(connection, schema="acuity")
-    return [table for table in [*BaseModel.metadata.sorted_tables, *ours.sorted_tables] if table.name not in _VERSIONS]
+    return [
+        table for table in [*BaseModel.metadata.sorted_tables, *ours.sorted_tables] if table.name not in _NOT_COPIED
+    ]
 
 
 def _lock(source: Connection, target: Connection, tables: list[Table]) -> None:

@@ -62,7 +62,7 @@ def _check_unused(connection: Connection) -> None:
     users = connection.scalars(query).one()
     if not users:
         return
-    running = text("select experiment from acuity.trials where state = 'RUNNING' group by experiment order by 1")
+    running = text("select experiment from acuity.all_trials where state = 'RUNNING' group by experiment order by 1")
     names = list(connection.scalars(running))
     next_step = (
         "; ".join(f"`acuity stop {name}`" for name in names) + " ends those of a launch"

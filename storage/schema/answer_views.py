@@ -23,12 +23,12 @@ AUC_BY_RESOLUTION_VIEW = f"""
 create view acuity.auc_by_resolution as
 with searched as (
     select distinct on (experiment, label, resolution) experiment, label, resolution, value as auc, auc_se
-    from acuity.trials where not confirm and state = 'COMPLETE'
+    from acuity.all_trials where not confirm and state = 'COMPLETE'
     order by experiment, label, resolution, value desc, number
 ), counted as (
     select experiment, label, resolution, count(*) filter (where state = 'COMPLETE')::integer as complete,
         count(*) filter (where state = 'PRUNED')::integer as pruned
-    from acuity.trials where not confirm and state in ('COMPLETE', 'PRUNED') group by experiment, label, resolution
+    from acuity.all_trials where not confirm and state in ('COMPLETE', 'PRUNED') group by experiment, label, resolution
 ), confirmed as (
     select c.experiment, c.label, r.* from ({_CONFIRMED}) c cross join lateral jsonb_to_recordset(c.by_resolution) as r(
         resolution integer, auc double precision, auc_low double precision, auc_high double precision, seeds integer)
@@ -50,7 +50,7 @@ create view acuity.best_resolution as
 with searched as (
     select distinct on (experiment, label) experiment, label, resolution, architecture, batch_size,
         feasible_batch_size, learning_rate, value as auc, auc_se
-    from acuity.trials where not confirm and state = 'COMPLETE'
+    from acuity.all_trials where not confirm and state = 'COMPLETE'
     order by experiment, label, value desc, number
 ), best as (
     select experiment, label, resolution, architecture, batch_size, feasible_batch_size, learning_rate, auc,
@@ -69,6 +69,7 @@ select experiment, label, resolution, architecture, batch_size, feasible_batch_s
     (reference ->> 'resolution')::integer as reference,
     smallest_adequate ->> 'verdict' as verdict,
     (smallest_adequate ->> 'resolution')::integer as smallest_adequate,
+    (smallest_adequate ->> 'against')::integer as against,
     (smallest_adequate ->> 'auc_difference')::double precision as auc_difference,
     (smallest_adequate ->> 'margin')::double precision as margin,
     (smallest_adequate ->> 'p_value')::double precision as p_value,

@@ -1,4 +1,4 @@
-"""SQL of the view acuity.trials: one row per trial, with its parameters and attributes as columns.
+"""SQL of the view acuity.all_trials: one row per trial, with its parameters and attributes as columns.
 
 Optuna's API reads whole studies (2.9 s for 14 studies of 300 trials). In the view each column is a subquery over a
 unique index, so that columns that a query does not name cost nothing.
@@ -9,18 +9,18 @@ _PARAMETER = """(
     select case when p.distribution_json like '%"choices"%'
         then p.distribution_json::jsonb #>> array['attributes', 'choices', p.param_value::integer::text]
         else p.param_value::text end
-    from trial_params p where p.trial_id = t.trial_id and p.param_name = '{name}'){cast} as {name}"""
+    from public.trial_params p where p.trial_id = t.trial_id and p.param_name = '{name}'){cast} as {name}"""
 
 # json.dumps writes NaN and Infinity, which Postgres accepts as numbers but not as JSON.
 _NUMBER = """(
     select nullif(a.value_json, 'null')::double precision
-    from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}'){cast} as {name}"""
+    from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}'){cast} as {name}"""
 
 # Postgres's JSON refuses some escapes (NUL, half a surrogate pair). A text with them is shown as JSON, so that the view
 # does not fail.
 _TEXT = r"""(
     select case when a.value_json ~ '\\u(0000|[dD][89a-fA-F])' then a.value_json else a.value_json::jsonb #>> '{{}}' end
-    from trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}') as {name}"""
+    from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}') as {name}"""
 
 _COLUMNS = (
     _PARAMETER.format(name="resolution", cast="::integer"),
@@ -41,7 +41,7 @@ _COLUMNS = (
 )
 
 TRIALS_VIEW = f"""
-create view acuity.trials as
+create view acuity.all_trials as
 select
     split_part(s.study_name, '/', 1) as experiment,
     substring(s.study_name from '^[^/]+/(.+?)(?:/confirm)?$') as label,
@@ -50,11 +50,11 @@ select
     t.trial_id,
     t.number,
     t.state::text as state,
-    (select v.value from trial_values v where v.trial_id = t.trial_id and v.objective = 0) as value,
+    (select v.value from public.trial_values v where v.trial_id = t.trial_id and v.objective = 0) as value,
     t.datetime_start at time zone 'utc' as started,
     t.datetime_complete at time zone 'utc' as finished,
     {",".join(_COLUMNS)},
-    exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued') as requeued
-from studies s join trials t on t.study_id = s.study_id
+    exists (select from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued') as requeued
+from public.studies s join public.trials t on t.study_id = s.study_id
 where s.study_name like '%/%'
 """

@@ -1,16 +1,21 @@
 """Create the tables and views of the schema `acuity`, and refuse any other version of it."""
 
+from psycopg2.errors import DuplicateTable, UniqueViolation
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from acuity.storage.errors import StorageError
+from acuity.storage.locks import MOVING, SLOTS
 from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
 from acuity.storage.schema.trials_view import TRIALS_VIEW
 
-VERSION = 1
+VERSION = 2
 """Version of the schema. Every change of the tables or views increments it."""
-_TABLES = """
+_BEGIN = """
 create schema if not exists acuity;
 create table acuity.version (one boolean primary key default true check (one), version integer not null);
+"""
+_TABLES = """
 create table acuity.experiments (
     name text primary key,
     definition jsonb not null,
@@ -56,23 +61,11 @@ create table acuity.scores (
     parquet bytea not null,
     primary key (trial_id, index_sha256)
 );
+create table acuity.locks (name text primary key);
 """
 
 # A view may read the views before it.
 _VIEWS = (TRIALS_VIEW, AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW)
-_SET_SEARCH_PATH = """
-do $$
-begin
-    if not exists (
-        select from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase
-        where d.datname = current_database() and s.setrole = current_user::regrole
-            and array_to_string(s.setconfig, ' ') like '%search_path=%'
-    ) then
-        execute format('alter role %I in database %I set search_path = public', current_user, current_database());
-    end if;
-end
-$$
-"""
 
 
 def has_schema(connection: Connection) -> bool:
@@ -86,26 +79,30 @@ def has_schema(connection: Connection) -> bool:
     return version is not None
 
 
+def begin_schema(connection: Connection) -> bool:
+    """Create the first table within the caller's transaction; False where another process creates it meanwhile.
+
+    Until the end of the transaction this call waits in every other process, so that one process makes the tables. An
+    advisory lock could be held by any role, also by one that only reads.
+    """
+    try:
+        _run(connection, _BEGIN)
+    except (IntegrityError, ProgrammingError) as error:
+        if isinstance(error.orig, UniqueViolation | DuplicateTable):
+            return False
+        raise
+    return True
+
+
 def create_schema(connection: Connection) -> None:
-    """Create tables and views within the caller's transaction, which holds a lock and has created Optuna's tables."""
+    """Create the other tables and the views in the transaction of begin_schema; Optuna's tables exist."""
     _run(connection, _TABLES)
     for view in _VIEWS:
         _run(connection, view)
+    connection.execute(
+        text("insert into acuity.locks (name) select unnest(cast(:names as text[]))"), {"names": [*SLOTS, MOVING]}
+    )
     connection.execute(text("insert into acuity.version (version) values (:version)"), {"version": VERSION})
-
-
-def needs_search_path(connection: Connection) -> bool:
-    """Whether the user is named acuity and has the default search path ("$user", public).
-
-    The schema acuity then comes first, and Optuna would read the view acuity.trials as its table.
-    """
-    query = text("select current_user = 'acuity' and current_setting('search_path') like '%$user%'")
-    return bool(connection.scalar(query))
-
-
-def set_search_path(connection: Connection) -> None:
-    """Set the search path of the user acuity in this database to public, for every program."""
-    _run(connection, _SET_SEARCH_PATH)
 
 
 def _read_version(connection: Connection) -> int | None:

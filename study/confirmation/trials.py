@@ -56,7 +56,7 @@ def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str
     """The existing confirm studies by label."""
     names = {confirm_study_name(experiment.name, label): label for label in experiment.labels}
     query = text(
-        "select s.study_name from studies s join study_user_attributes a on a.study_id = s.study_id "
+        "select s.study_name from public.studies s join public.study_user_attributes a on a.study_id = s.study_id "
         "where s.study_name = any(:names) and a.key = 'plan' order by s.study_id"
     )
     with database.engine.connect() as connection:

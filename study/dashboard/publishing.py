@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database
+from acuity.storage.locks import hold_lock
 from acuity.study.dashboard.notes import is_written_by_acuity, note_text
 from acuity.study.dashboard.plots import dashboard_plots
 from acuity.study.registry.names import confirm_study_name, study_name
@@ -22,7 +23,9 @@ from acuity.study.results.summary import summarise_search
 
 logger = logging.getLogger(__name__)
 _KEY = "acuity:shown"
-_LOCK = 0x4143_554E  # "ACUN": first half of the advisory lock's key; the second half is the study's id
+_LONGEST_WAIT_S = 2.0
+_LONGEST_IDLE_S = 60
+"""The server ends the writer's transaction after this idle time, so that a stopped process does not keep the lock."""
 
 
 def try_to_publish_label(database: Database, registered: Registered, label: str, *, every_s: float = 60) -> None:
@@ -42,9 +45,11 @@ def publish_label(database: Database, registered: Registered, label: str, *, eve
     studies = _find_studies(database, names)
     if names[0] not in studies:
         return False
-    with database.engine.begin() as connection:
-        lock = text("select pg_try_advisory_xact_lock(:lock, :study_id)")
-        if not connection.scalars(lock, {"lock": _LOCK, "study_id": studies[names[0]]}).one():
+    lock = note_lock(studies[names[0]])
+    with hold_lock(
+        database.engine, lock, wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=True
+    ) as connection:
+        if connection is None:
             return False
         age_s, published = _last_published(connection, studies[names[0]])
         if age_s < every_s:  # before read_answer, which takes 0.1 s for 10,000 trials
@@ -58,8 +63,13 @@ def publish_label(database: Database, registered: Registered, label: str, *, eve
     return True
 
 
+def note_lock(study_id: int) -> str:
+    """Name of the lock on a label's note."""
+    return f"note {study_id}"
+
+
 def _find_studies(database: Database, names: list[str]) -> dict[str, int]:
-    query = text("select study_name, study_id from studies where study_name = any(:names)")
+    query = text("select study_name, study_id from public.studies where study_name = any(:names)")
     with database.engine.connect() as connection:
         return {row.study_name: row.study_id for row in connection.execute(query, {"names": names})}
 
@@ -68,7 +78,7 @@ def _last_published(connection: Connection, study_id: int) -> tuple[float, str |
     """Seconds since the note was written (infinite without a note), and the state that it describes."""
     query = text(
         "select extract(epoch from clock_timestamp()) - (value_json::json ->> 'at')::double precision, "
-        "value_json::json ->> 'of' from study_system_attributes where study_id = :study_id and key = :key"
+        "value_json::json ->> 'of' from public.study_system_attributes where study_id = :study_id and key = :key"
     )
     row = connection.execute(query, {"study_id": study_id, "key": _KEY}).one_or_none()
     return (math.inf, None) if row is None else (float(row[0]), row[1])
@@ -113,7 +123,7 @@ def _save_note(study: optuna.Study, note: str) -> None:
 def _store_time(connection: Connection, study_id: int, state: str) -> None:
     """Store the database's time and the state as JSON, which Optuna requires of an attribute."""
     statement = text(
-        "insert into study_system_attributes (study_id, key, value_json) values (:study_id, :key, "
+        "insert into public.study_system_attributes (study_id, key, value_json) values (:study_id, :key, "
         "json_build_object('at', extract(epoch from clock_timestamp()), 'of', cast(:of as text))::text) "
         "on conflict (study_id, key) do update set value_json = excluded.value_json"
     )

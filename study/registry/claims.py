@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from acuity.storage.database import Database
-from acuity.storage.trials import claim_study
+from acuity.storage.trials import claim_study, record_heartbeat
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import count_started
 from acuity.study.registry.record import Registered, checkpoint_name
@@ -124,7 +124,7 @@ def _claim_in_study(
                 database, registered.experiment, registered.exponents, label=label, study=study, trial_id=trial_id
             )
         # Record it before the lock is released: a running trial without a heartbeat counts as an orphan.
-        database.heartbeats.record_heartbeat(trial_id)
+        record_heartbeat(database, trial_id)
     return _make_claim(database, registered, label, study, trial_id, running=running)
 
 
@@ -135,7 +135,7 @@ def claim_waiting_trial(
     trial_id = _start_waiting(database, study, can_hold)
     if trial_id is None:
         return None
-    database.heartbeats.record_heartbeat(trial_id)
+    record_heartbeat(database, trial_id)
     return _make_claim(database, registered, label, study, trial_id, running=0)
 
 
@@ -143,7 +143,7 @@ def _make_claim(
     database: Database, registered: Registered, label: str, study: optuna.Study, trial_id: int, *, running: int
 ) -> Claim:
     query = text(
-        "select t.number, a.key, a.value_json from trials t left join trial_user_attributes a "
+        "select t.number, a.key, a.value_json from public.trials t left join public.trial_user_attributes a "
         "on a.trial_id = t.trial_id and a.key = any(:inherited) where t.trial_id = :trial_id"
     )
     with database.engine.connect() as connection:
@@ -157,7 +157,7 @@ def _count(database: Database, study_id: int) -> tuple[int, int, int]:
     """Numbers of finished, running and waiting trials of a study."""
     query = text(
         "select count(*) filter (where state in ('COMPLETE', 'PRUNED')), count(*) filter (where state = 'RUNNING'), "
-        "count(*) filter (where state = 'WAITING') from trials where study_id = :study_id"
+        "count(*) filter (where state = 'WAITING') from public.trials where study_id = :study_id"
     )
     with database.engine.connect() as connection:
         finished, running, waiting = connection.execute(query, {"study_id": study_id}).one()

@@ -36,10 +36,10 @@ _PROGRESS = text(
         count(*) filter (where t.state = 'RUNNING'), count(*) filter (where t.state = 'WAITING'),
         count(*) filter (where t.state = 'FAIL' and requeued.trial_id is null),
         max(v.value) filter (where t.state = 'COMPLETE')
-    from studies s
-    left join trials t on t.study_id = s.study_id
-    left join trial_values v on v.trial_id = t.trial_id
-    left join trial_user_attributes requeued on requeued.trial_id = t.trial_id and requeued.key = 'requeued'
+    from public.studies s
+    left join public.trials t on t.study_id = s.study_id
+    left join public.trial_values v on v.trial_id = t.trial_id
+    left join public.trial_user_attributes requeued on requeued.trial_id = t.trial_id and requeued.key = 'requeued'
     where s.study_name = any(:names)
     group by s.study_name, s.study_id
     """
@@ -59,7 +59,8 @@ def count_started(database: Database, experiment: Experiment) -> dict[str, int]:
     query = text(
         """
         select s.study_name, count(t.trial_id)
-        from studies s left join trials t on t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'RUNNING')
+        from public.studies s
+        left join public.trials t on t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'RUNNING')
         where s.study_name = any(:names) group by s.study_name
         """
     )
@@ -70,13 +71,15 @@ def count_started(database: Database, experiment: Experiment) -> dict[str, int]:
 
 _FAILURES_IN_A_ROW = 5
 # A requeued attempt continues as another trial, so it is no failure.
-_NOT_REQUEUED = "not exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
+_NOT_REQUEUED = (
+    "not exists (select from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
+)
 
 
 def list_failed_trials(database: Database, experiment: Experiment) -> list[int]:
     """Ids of the trials that have failed and were not requeued."""
     query = text(
-        "select t.trial_id from studies s join trials t on t.study_id = s.study_id "
+        "select t.trial_id from public.studies s join public.trials t on t.study_id = s.study_id "
         f"where s.study_name = any(:names) and t.state = 'FAIL' and {_NOT_REQUEUED}"
     )
     with database.engine.connect() as connection:
@@ -91,18 +94,18 @@ def find_failing_labels(database: Database, experiment: Experiment, *, except_fo
     query = text(
         f"""
         select s.study_name, (array_agg(ended.reason order by ended.trial_id desc))[1]
-        from studies s cross join lateral (
+        from public.studies s cross join lateral (
             select t.trial_id, t.state,
-                (select r.value_json from trial_user_attributes r where r.trial_id = t.trial_id and r.key = 'reason')
-                    as reason
-            from trials t
+                (select r.value_json from public.trial_user_attributes r
+                    where r.trial_id = t.trial_id and r.key = 'reason') as reason
+            from public.trials t
             where t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'FAIL')
                 and not t.trial_id = any(:except_for) and {_NOT_REQUEUED}
             order by t.trial_id desc limit :many
         ) ended
         where s.study_name = any(:names)
             -- Most studies have no failed trial; this check makes the query ten times faster for them.
-            and exists (select from trials f where f.study_id = s.study_id and f.state = 'FAIL')
+            and exists (select from public.trials f where f.study_id = s.study_id and f.state = 'FAIL')
         group by s.study_name having count(*) = :many and bool_and(ended.state = 'FAIL')
         """
     )

@@ -67,7 +67,7 @@ def cancel_trial(database: Database, trial: FrozenTrial, *, reason: str) -> None
 def _stale_trials(database: Database, study_id: int, *, grace_s: float) -> list[int]:
     query = text(
         """
-        select t.trial_id from trials t left join trial_heartbeats h on h.trial_id = t.trial_id
+        select t.trial_id from public.trials t left join public.trial_heartbeats h on h.trial_id = t.trial_id
         where t.study_id = :study_id and t.state = 'RUNNING'
             and (h.trial_id is null
                 or h.heartbeat < (now() at time zone 'utc') - make_interval(secs => :grace_s))

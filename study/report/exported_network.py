@@ -97,7 +97,7 @@ _BEST = text(
     """
     select study_id, trial_id, number, value, resolution, architecture, batch_size, learning_rate, seed,
         count(*) over () as trials
-    from acuity.trials
+    from acuity.all_trials
     where experiment = :experiment and label = :label and not confirm and state = 'COMPLETE'
         and (cast(:resolution as integer) is null or resolution = :resolution)
     order by value desc, number limit 1

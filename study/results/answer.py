@@ -97,17 +97,17 @@ _BY_RESOLUTION = text(
             (array_agg(t.trial_id order by v.value desc nulls last, t.number)
                 filter (where t.state = 'COMPLETE'))[1] as winner,
             min(t.trial_id) as any_trial
-        from studies s
-        join trials t on t.study_id = s.study_id
-        join trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
-        left join trial_values v on v.trial_id = t.trial_id and v.objective = 0
+        from public.studies s
+        join public.trials t on t.study_id = s.study_id
+        join public.trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
+        left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
         where s.study_name = any(:names) and t.state in ('COMPLETE', 'PRUNED')
         group by t.study_id, p.param_value
     )
     select b.label, b.resolution, f.complete, f.pruned, f.winner, b.architecture, b.batch_size, b.feasible_batch_size,
         b.learning_rate, b.value as auc, b.auc_se
     from finished f cross join lateral (
-        select * from acuity.trials t where t.trial_id = coalesce(f.winner, f.any_trial)
+        select * from acuity.all_trials t where t.trial_id = coalesce(f.winner, f.any_trial)
     ) b
     """
 )

@@ -62,7 +62,7 @@ def forecast_cost(database: "Database", experiment: Experiment) -> CostForecast:
 _SECONDS = text(
     """
     select resolution, avg(seconds) as seconds
-    from acuity.trials
+    from acuity.all_trials
     where experiment = :name and not confirm and state = 'COMPLETE' and seconds is not null
     group by resolution
     """

@@ -84,10 +84,10 @@ _RUNNING_TRIALS = text(
         coalesce(last.step, 0), last.intermediate_value,
         t.device,
         extract(epoch from (now() at time zone 'utc') - h.heartbeat)::double precision
-    from acuity.trials t
-    left join trial_heartbeats h on h.trial_id = t.trial_id
+    from acuity.all_trials t
+    left join public.trial_heartbeats h on h.trial_id = t.trial_id
     left join lateral (
-        select i.step, i.intermediate_value from trial_intermediate_values i
+        select i.step, i.intermediate_value from public.trial_intermediate_values i
         where i.trial_id = t.trial_id order by i.step desc limit 1
     ) last on true
     where t.experiment = :name and t.state = 'RUNNING'
@@ -106,9 +106,9 @@ _CONFIRMATIONS = text(
     """
     select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE'),
         count(*) filter (where t.state = 'RUNNING')
-    from studies s
-    join study_user_attributes a on a.study_id = s.study_id and a.key = 'plan'
-    left join trials t on t.study_id = s.study_id
+    from public.studies s
+    join public.study_user_attributes a on a.study_id = s.study_id and a.key = 'plan'
+    left join public.trials t on t.study_id = s.study_id
     where s.study_name = any(:names)
     group by s.study_name, a.value_json
     """

@@ -31,9 +31,10 @@ RELIABLE_IMPORTANCE_TRIALS = 50
 _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
-        feasible_batch_size, batch_cap, epochs, seconds, device, reason, exists (select from trial_user_attributes a
+        feasible_batch_size, batch_cap, epochs, seconds, device, reason,
+        exists (select from public.trial_user_attributes a
             where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = :own) as own
-    from acuity.trials t
+    from acuity.all_trials t
     where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
         and resolution is not null
     """

@@ -16,10 +16,10 @@ _ENDED_TRIALS = text(
     """
     select t.experiment, t.label, t.resolution, t.architecture, t.learning_rate, t.batch_size_exponent,
         case when t.state = 'COMPLETE' then t.value else 0.5 end
-    from acuity.trials t
+    from acuity.all_trials t
     where t.experiment = any(:names) and not t.confirm and t.architecture is not null and (t.state = 'COMPLETE'
         or t.state = 'PRUNED'
-            and exists (select from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'first'))
+            and exists (select from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'first'))
     order by t.trial_id
     """
 )

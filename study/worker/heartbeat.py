@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from acuity.storage.connection import OUTAGES
 from acuity.storage.database import Database
+from acuity.storage.trials import record_heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def record_heartbeats(
     def record() -> None:
         while not done.wait(interval_s):
             try:
-                database.heartbeats.record_heartbeat(trial_id)
+                record_heartbeat(database, trial_id)
                 contact.seen()
             except OUTAGES as error:
                 contact.lost()

@@ -49,6 +49,23 @@ def test_claims_of_a_study_exclude_each_other_and_twelve_do_not_deadlock_on_five
         assert connection.scalars(text("select n from counter")).one() == 36
 
 
+def test_claims_of_several_studies_do_not_deadlock_on_four_connections(database: Database) -> None:
+    """Each claim holds a connection and uses another one. The pool is that of a PgBouncer with 4 connections."""
+    engine = create_engine(database.url, pool_size=4, max_overflow=0, pool_timeout=10)
+    pooled = replace(database, engine=engine)
+
+    def use_second_connection(study_id: int) -> None:
+        with claim_study(pooled, study_id):
+            time.sleep(0.02)
+            with pooled.engine.connect() as connection:
+                connection.execute(text("select 1"))
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(use_second_connection, study_id) for study_id in [*range(12)] * 3]:
+            done.result()
+    engine.dispose()
+
+
 def test_claims_of_different_studies_do_not_wait_for_each_other(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

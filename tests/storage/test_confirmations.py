@@ -46,7 +46,7 @@ def results(auc: float) -> dict[str, Any]:
         "learning_rate": 1e-3, "auc": auc, "auc_low": auc - 0.1, "auc_high": auc + 0.1, "split": "test", "seeds": 5,
     }  # fmt: skip
     verdict = {
-        "verdict": "shown", "resolution": 32, "auc_difference": -0.001, "margin": 0.02, "p_value": 0.01,
+        "verdict": "shown", "resolution": 32, "against": 64, "auc_difference": -0.001, "margin": 0.02, "p_value": 0.01,
         "sentence": "Mass needs 32 px",
     }  # fmt: skip
     by_resolution = [{"resolution": 64, "auc": auc, "auc_low": auc - 0.1, "auc_high": auc + 0.1, "seeds": 5}]
@@ -105,4 +105,4 @@ def test_views_show_the_confirmed_numbers_of_the_answer(database: Database) -> N
     (row,) = json.loads(table.to_json(orient="records"))
     assert (row["experiment"], row["label"], row["resolution"], row["split"]) == ("nih", "Mass", 64, "test")
     assert (row["verdict"], row["smallest_adequate"], row["reference"]) == ("shown", 32, 64)
-    assert (row["auc"], row["seeds"], row["p_value"]) == (0.8, 5, 0.01)
+    assert (row["auc"], row["seeds"], row["against"], row["p_value"]) == (0.8, 5, 64, 0.01)

@@ -16,6 +16,7 @@ from acuity.storage.experiments import (
     save_experiment,
 )
 from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+from acuity.storage.trials import record_heartbeat
 
 DEFINITION = {"labels": ["Pleural Thickening", "Öd%s:em"], "search": {"trials": 40, "rate": 1e-05, "weights": None}}
 
@@ -66,7 +67,7 @@ def test_deletion_removes_the_experiments_studies_and_rows_and_no_others(databas
             )
             trial_id = database.storage.create_new_trial(study._study_id)
             database.storage.set_trial_system_attr(trial_id, "key", 1)
-            database.heartbeats.record_heartbeat(trial_id)
+            record_heartbeat(database, trial_id)
     every = "select count(*) from "
     tables = [
         *("studies", "study_directions", "study_user_attributes", "trials", "trial_values", "trial_params"),

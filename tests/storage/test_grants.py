@@ -101,9 +101,9 @@ def test_reader_reads_later_tables_and_views_too(database: Database, reader_url:
     grant_reader(database, READER, password=PASSWORD)
     with database.engine.begin() as connection:
         connection.exec_driver_sql("create table acuity.later (a integer)")
-        connection.exec_driver_sql("create view acuity.later_view as select * from acuity.trials")
+        connection.exec_driver_sql("create view acuity.later_view as select * from acuity.all_trials")
     with open_storage(reader_url) as opened, opened.engine.connect() as connection:
-        for name in ("later", "later_view", "trials", "best_resolution", "auc_by_resolution"):
+        for name in ("later", "later_view", "all_trials", "best_resolution", "auc_by_resolution"):
             connection.execute(text(f"select * from acuity.{name}"))
 
 
@@ -111,7 +111,7 @@ def test_role_without_a_password_cannot_log_in(database_url: str, reader_url: st
     said = acuity("storage", "grant-reader", READER, storage=database_url).stderr
     assert f"{READER} cannot log in. Grant it to a role that can" in said
     query(server, f"alter role \"{READER}\" password '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
-    assert "this user cannot log in. Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
+    assert "is not permitted to log in). Give it a password" in acuity("best", "x", storage=reader_url, status=1).stderr
     query(server, f'alter role "{READER}" login')
     assert "There is none yet" in acuity("best", "x", storage=reader_url, status=1).stderr
 

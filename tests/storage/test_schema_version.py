@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 
-from acuity.storage.database import Database, open_storage
+from acuity.storage.database import OPTUNAS_TABLES, Database, open_storage
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import read_experiment, save_experiment
 from acuity.storage.schema.version import VERSION
@@ -48,7 +48,16 @@ def _add(database: Database, study_name: str, **trial: Any) -> None:
 
 def _rows(database: Database, where: str = "true") -> list[Mapping[str, Any]]:
     with database.engine.connect() as connection:
-        return list(connection.execute(text(f"select * from acuity.trials where {where} order by trial_id")).mappings())
+        return list(
+            connection.execute(text(f"select * from acuity.all_trials where {where} order by trial_id")).mappings()
+        )
+
+
+def test_no_table_or_view_of_acuity_has_the_name_of_one_of_optunas_tables(database: Database) -> None:
+    """Behind a pooler the schema acuity may come before public in the search path of other programs."""
+    with database.engine.connect() as connection:
+        ours = connection.scalars(text("select relname from pg_class where relnamespace = 'acuity'::regnamespace"))
+        assert not set(ours) & set(OPTUNAS_TABLES)
 
 
 def test_trial_is_shown_with_its_parameters_and_attributes_decoded(database: Database) -> None:
@@ -138,7 +147,9 @@ def test_another_version_of_the_schema_is_refused_and_unchanged(
 def test_query_of_one_experiment_does_not_read_the_others(database: Database) -> None:
     """One index look-up per trial and named column keeps the view fast at 10,000 trials a label."""
     _insert_trials(database, experiments=14, trials=300)
-    query = "select label, resolution, value, auc_se from acuity.trials where experiment = 'e3' and state = 'COMPLETE'"
+    query = (
+        "select label, resolution, value, auc_se from acuity.all_trials where experiment = 'e3' and state = 'COMPLETE'"
+    )
     with database.engine.begin() as connection:
         connection.execute(text("analyze"))
         plan = "\n".join(connection.scalars(text(f"explain (analyze, buffers off) {query}")))

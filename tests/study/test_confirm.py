@@ -147,7 +147,7 @@ def run(database: Database, registered: Registered, *, seeds: int | None = None)
 
 def trainings(database: Database, state: str = "COMPLETE") -> int:
     with database.engine.connect() as connection:
-        query = text("select count(*) from acuity.trials where confirm and state = :state")
+        query = text("select count(*) from acuity.all_trials where confirm and state = :state")
         return connection.scalars(query, {"state": state}).one()
 
 

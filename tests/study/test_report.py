@@ -240,7 +240,7 @@ def test_summary_counts_the_trials_of_the_database(confirmed) -> None:
         with database.engine.connect() as connection:
             query = text(
                 "select count(*) filter (where state = 'COMPLETE'), count(*) filter (where state = 'PRUNED'), "
-                "sum(seconds), max(value) from acuity.trials "
+                "sum(seconds), max(value) from acuity.all_trials "
                 "where not confirm and label = 'Nodule' and state in ('COMPLETE', 'PRUNED')"
             )
             complete, pruned, seconds, best = connection.execute(query).one()

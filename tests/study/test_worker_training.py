@@ -72,7 +72,7 @@ def test_trial_continues_at_half_the_batch_and_the_fleet_keeps_the_size_that_ran
     assert tried[0] > 12 >= tried[-1]
     assert tried == [tried[0] >> halvings for halvings in range(len(tried))]
     assert table(database, "largest", "acuity.feasible_batches") == [(tried[-1],)]
-    ended = table(database, "state, batch_size", "acuity.trials where state <> 'WAITING'")
+    ended = table(database, "state, batch_size", "acuity.all_trials where state <> 'WAITING'")
     assert ended == [("COMPLETE", tried[-1])]
 
 
@@ -88,11 +88,11 @@ def test_memory_that_another_program_holds_changes_neither_the_budget_nor_the_fl
         assert min(tried) < 4
         (known,) = table(database, "largest", "acuity.feasible_batches")
         assert known[0] >= tried[0], "the limit of this device is unchanged"
-        ended = table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
+        ended = table(database, "state", "acuity.all_trials where state in ('COMPLETE', 'PRUNED')")
         assert ended == [], "no budget was spent"
     room_for(monkeypatch, 999)
     run_one(context)  # once the memory is free again the same trial continues
-    ended = table(database, "state, origin, batch_size", "acuity.trials where state in ('COMPLETE', 'PRUNED')")
+    ended = table(database, "state, origin, batch_size", "acuity.all_trials where state in ('COMPLETE', 'PRUNED')")
     assert ended == [("COMPLETE", 0, tried[0])]
 
 
@@ -102,7 +102,7 @@ def test_network_that_does_not_fit_although_the_memory_is_free_is_infeasible(
     context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
     room_for(monkeypatch, 0)
     run_one(context)
-    ended = table(database, "state, reason", "acuity.trials where state <> 'WAITING'")
+    ended = table(database, "state, reason", "acuity.all_trials where state <> 'WAITING'")
     assert [state for state, _ in ended] == ["PRUNED"]
     assert ended[0].reason.startswith("out of memory with a batch of ")
 
@@ -128,13 +128,14 @@ def test_trial_on_a_device_that_no_longer_computes_is_left_to_others_and_the_wor
     context = open_context(database, tmp_path, phantoms)
     monkeypatch.setattr(claimed_training, "train", fails)
     run_one(context)
-    assert table(database, "state", "acuity.trials where state <> 'WAITING'") == [("FAIL",)], (
+    assert table(database, "state", "acuity.all_trials where state <> 'WAITING'") == [("FAIL",)], (
         "the device works, so the trial fails"
     )
     monkeypatch.setattr(attempt, "is_usable", lambda _: False)
     with pytest.raises(DeviceLostError, match="CPU no longer computes: CUDA error"):
         run_one(context)
-    states = [state for (state,) in table(database, "state", "acuity.trials where state <> 'WAITING' order by number")]
+    ended = table(database, "state", "acuity.all_trials where state <> 'WAITING' order by number")
+    states = [state for (state,) in ended]
     assert states == ["FAIL", "RUNNING"], "no heartbeat, as after a crash"
 
 
@@ -146,7 +147,7 @@ def test_fixed_batch_stays_feasible_while_another_program_holds_the_memory(
     monkeypatch.setattr(claimed_training, "memory_shortage", lambda _: "another program holds the rest")
     with pytest.raises(UsageError, match="another program holds the rest"):
         run_one(context)
-    assert table(database, "state", "acuity.trials where state in ('COMPLETE', 'PRUNED')") == []
+    assert table(database, "state", "acuity.all_trials where state in ('COMPLETE', 'PRUNED')") == []
     (known,) = table(database, "largest", "acuity.feasible_batches")
     assert known[0] >= 16
 
@@ -157,5 +158,51 @@ def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
     context = open_context(database, tmp_path, phantoms, search="batch = 16")
     room_for(monkeypatch, 12)
     run_one(context)
-    ended = table(database, "state, batch_size, reason", "acuity.trials where state <> 'WAITING'")
+    ended = table(database, "state, batch_size, reason", "acuity.all_trials where state <> 'WAITING'")
+def test_trial_whose_batch_is_capped_by_the_elements_of_a_tensor_names_the_cap(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
+    for module in (step_memory, batch_limit):
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 10 * 2 * 64**2)
+    tried = room_for(monkeypatch, 999)
+    run_one(context)
+    ended = table(database, "state, batch_size, batch_cap", "acuity.all_trials where state <> 'WAITING'")
+    assert ended == [("COMPLETE", tried[0], "max_elements")]
+
+
+def test_memory_is_measured_before_or_after_a_claim_never_during_it(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
+    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
+    assert claim is not None
+    with claim_study(database, claim.study._study_id):
+        (trial,) = [each for each in claim.study.get_trials() if each._trial_id == claim.trial_id]
+    study = {claim.label: claim.study}
+    write_attributes(database, claim.trial_id, {"batch_size": 8})
+    release_trial(database, claim, reason="its worker had to stop")
+    held, measured_under_lock = [0], []
+
+    @contextmanager
+    def watched(*arguments: Any) -> Iterator[None]:
+        with claim_study(*arguments):
+            held[0] += 1
+            try:
+                yield
+            finally:
+                held[0] -= 1
+
+    def measure(*arguments: Any) -> int:
+        measured_under_lock.append(held[0])
+        return largest_batch(*arguments)
+
+    monkeypatch.setattr(claims, "claim_study", watched)
+    monkeypatch.setattr(batch_limit, "largest_batch", measure)
+    again = loop._claim(context, study, {})
+    assert again is not None
+    assert again.origin == trial.number, "the interrupted trial is resumed, not a new one"
+    assert measured_under_lock == [0]
+
+
     assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]

@@ -22,7 +22,7 @@ def query(url: str | URL, statement: str) -> list[tuple[Any, ...]]:
 
 def count_trials(url: str | URL, where: str) -> int:
     """The number of trials t for which the condition holds."""
-    [[number]] = query(url, f"select count(*) from acuity.trials t where {where}")
+    [[number]] = query(url, f"select count(*) from acuity.all_trials t where {where}")
     return int(number)
 
 

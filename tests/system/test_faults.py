@@ -113,7 +113,7 @@ class Fleet:
 
     def values(self) -> dict[tuple[str, int], float]:
         """The value of each trial, by label and number of the first attempt. A trial has at most one value."""
-        rows = self.sql("select label, coalesce(origin, number), value from acuity.trials where state = 'COMPLETE'")
+        rows = self.sql("select label, coalesce(origin, number), value from acuity.all_trials where state = 'COMPLETE'")
         values = {(label, origin): value for label, origin, value in rows}
         assert len(values) == len(rows), "a trial has two values"
         return values
@@ -244,7 +244,7 @@ def kill(process: BaseProcess, number: int = signal.SIGKILL) -> None:
 
 
 def check_budget(fleet: Fleet, trials: int, *, labels: int = 2) -> None:
-    counts = fleet.sql("select count(*) from acuity.trials where state in ('COMPLETE', 'PRUNED') group by label")
+    counts = fleet.sql("select count(*) from acuity.all_trials where state in ('COMPLETE', 'PRUNED') group by label")
     assert counts == [(trials,)] * labels
     assert fleet.count("state in ('RUNNING', 'WAITING')") == 0
 
@@ -468,9 +468,10 @@ def test_trial_that_kills_its_workers_fails_with_the_reason_and_another_trial_re
     fleet.run(2, deadly_seed=deadly)
     check_budget(fleet, 4)
     assert sum(process.exitcode == -signal.SIGKILL for process in fleet.processes) == 3
-    failed = fleet.sql("select reason, origin from acuity.trials where state = 'FAIL' and not requeued")
+    failed = fleet.sql("select reason, origin from acuity.all_trials where state = 'FAIL' and not requeued")
     assert failed == [("given up: 3 workers died on it", 1)]
-    assert Counter(fleet.sql("select resolution from acuity.trials where state = 'COMPLETE' and label = 'Nodule'")) == {
+    complete = "select resolution from acuity.all_trials where state = 'COMPLETE' and label = 'Nodule'"
+    assert Counter(fleet.sql(complete)) == {
         (16,): 2,
         (32,): 2,
     }

@@ -65,7 +65,7 @@ def test_trial_that_runs_out_of_memory_continues_at_half_the_batch_and_lowers_th
     acuity("launch", str(file), "--workers", "1", "--device", "cpu", environment=environment)
     with database.engine.connect() as connection:
         trials = connection.execute(
-            text("select trial_id, state, batch_size, batch_cap, reason from acuity.trials order by number")
+            text("select trial_id, state, batch_size, batch_cap, reason from acuity.all_trials order by number")
         ).all()
         query = text("select trial_id, value_json::int from trial_user_attributes where key = 'out_of_memory'")
         halvings = dict(connection.execute(query).all())
@@ -95,4 +95,4 @@ def test_worker_whose_memory_has_grown_is_replaced_by_a_new_process(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("a new process replaces it") == 1
     with database.engine.connect() as connection:
-        assert connection.scalar(text("select count(*) from acuity.trials where state = 'COMPLETE'")) == 4
+        assert connection.scalar(text("select count(*) from acuity.all_trials where state = 'COMPLETE'")) == 4

@@ -17,6 +17,7 @@ from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import save_experiment
 from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+from acuity.storage.trials import record_heartbeat
 from acuity.study.move import move_storage
 from support.commands import acuity
 from support.tiny_experiment import write_tiny_experiment
@@ -69,7 +70,7 @@ def fill(database: Database) -> None:
             trial.report(value, epoch + 1)
         trial.set_user_attr("number", number)
         if number == 3:
-            database.heartbeats.record_heartbeat(trial._trial_id)
+            record_heartbeat(database, trial._trial_id)
         elif number == 2:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
@@ -219,7 +220,8 @@ def test_experiment_continues_at_the_server_to_the_raised_budget(
     assert "4 trials to run" in launched.stderr
     with open_storage(empty_database_url) as database, database.engine.connect() as connection:
         finished = text(
-            "select label, count(*), max(number) from acuity.trials where state in ('COMPLETE', 'PRUNED') group by 1"
+            "select label, count(*), max(number) from acuity.all_trials "
+            "where state in ('COMPLETE', 'PRUNED') group by 1"
         )
         assert sorted(connection.execute(finished).all()) == [("Cardiomegaly", 7, 6), ("Nodule", 7, 6)]
     for label in json.loads(acuity("best", "tiny", "--format", "json", environment=on_server).stdout)["labels"]:
