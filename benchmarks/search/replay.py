@@ -107,7 +107,7 @@ def confirm(
 ) -> tuple[dict[int, Configuration], int, float]:
     """Confirm as `acuity confirm` does; returns each resolution's finalist, the reference and the cost in CPU seconds.
 
-    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, and the smallest one. At each of them the
+    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. At each of them the
     NOMINEES_PER_RESOLUTION best trials by validation AUC are trained once more. The finalist has the highest mean of
     both AUCs, and is trained until it has the default number of seeds. trainings = 2 trains nominees twice and leaves
     the search's AUC out of the mean.
@@ -116,7 +116,8 @@ def confirm(
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
-    chosen = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP} | {min(best)}
+    near_best = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP}
+    chosen = near_best | {min(best), max(best)}
     cost, finalists, means = 0.0, {}, {}
     for resolution in sorted(chosen):
         candidates = []

@@ -171,7 +171,7 @@ class Confirm:
 
     __pydantic_config__ = _STRICT
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
-    """The default is every resolution within 0.05 AUC of the search's best, and the smallest resolution."""
+    """The default is every resolution within 0.05 AUC of the search's best, the smallest and the largest."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """Non-inferiority margin: the AUC that an adequate resolution may lose against the reference."""
     seeds: Annotated[int, Field(ge=3)] = 5

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -36,6 +36,18 @@ class Nominee:
 
 
 @dataclass(frozen=True)
+class SkippedResolution:
+    """A searched resolution that is not confirmed, so that no verdict covers it."""
+
+    resolution: int
+    reason: Literal["no_complete_trial", "below_best", "not_named"]
+    """"below_best": its best AUC is more than MAX_AUC_GAP below the best AUC of the search. "not_named": [confirm]
+    names other resolutions."""
+    validation_auc: float | None
+    """Its best AUC in the search."""
+
+
+@dataclass(frozen=True)
 class Nomination:
     """The nominees of one label."""
 
@@ -44,6 +56,8 @@ class Nomination:
     """In ascending order of resolution, then in descending order of AUC."""
     trials: dict[int, int]
     """Number of finished trials of the search at each confirmed resolution."""
+    skipped: tuple[SkippedResolution, ...]
+    """In ascending order of resolution."""
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -91,8 +105,10 @@ def nominate_label(
 ) -> Nomination:
     """Nominate configurations of one label from its finished trials.
 
-    only: the resolutions to confirm. By default these are the resolutions within MAX_AUC_GAP of the best AUC and the
-    smallest resolution. UsageError where a resolution to confirm has no complete trial.
+    only: the resolutions to confirm. By default these are the resolutions within MAX_AUC_GAP of the best AUC, the
+    smallest and the largest with a complete trial. A few validation patients can put the largest resolution far below
+    the best AUC by chance, and the verdict must exclude a gain there. UsageError where a resolution to confirm has no
+    complete trial.
     """
     complete: dict[int, list[FrozenTrial]] = {resolution: [] for resolution in sorted(resolutions)}
     for trial in trials:
@@ -102,7 +118,7 @@ def nominate_label(
     if not best:
         raise UsageError(f"label {label}: none of its {len(trials)} trials is complete; widen the search")
     near_best = [resolution for resolution, auc in best.items() if auc >= max(best.values()) - MAX_AUC_GAP]
-    confirmed = sorted({*(only or (*near_best, min(best)))})
+    confirmed = sorted({*(only or (*near_best, min(best), max(best)))})
     missing = [resolution for resolution in confirmed if resolution not in best]
     if missing:
         raise UsageError(
@@ -120,6 +136,15 @@ def nominate_label(
             ]
         ),
         trials={resolution: finished[resolution] for resolution in confirmed},
+        skipped=tuple(
+            SkippedResolution(
+                resolution,
+                reason="no_complete_trial" if resolution not in best else "not_named" if only else "below_best",
+                validation_auc=best.get(resolution),
+            )
+            for resolution in complete
+            if resolution not in confirmed
+        ),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
-from acuity.study.confirmation.nomination import Nomination
+from acuity.study.confirmation.nomination import Nomination, SkippedResolution
 from acuity.study.confirmation.plan import TrainedFinalist
 from acuity.study.registry.record import Registered, checkpoint_name
 
@@ -50,6 +50,8 @@ class LabelProtocol:
     reference: int
     """Resolution (px) with the highest mean validation AUC over seeds. The smallest of equals."""
     finalists: tuple[Finalist, ...]
+    skipped: tuple[SkippedResolution, ...]
+    """Searched resolutions that are not confirmed."""
 
     def finalist(self, resolution: int) -> Finalist:
         """The finalist of a resolution."""
@@ -116,7 +118,9 @@ def _label_protocol(
         for resolution, each in sorted(trained.items())
     )
     reference = max(finalists, key=lambda each: (each.validation_auc, -each.resolution))
-    return LabelProtocol(label=nomination.label, reference=reference.resolution, finalists=finalists)
+    return LabelProtocol(
+        label=nomination.label, reference=reference.resolution, finalists=finalists, skipped=nomination.skipped
+    )
 
 
 def _finalist(trained: TrainedFinalist, checkpoint_study: str, *, trials: int) -> Finalist:

@@ -362,6 +362,7 @@ LABEL = LabelProtocol(
     finalists=tuple(
         Finalist(resolution, "test_resnet", 24, 24, 1e-3, trials=2, runs=runs_of(resolution)) for resolution in (16, 32)
     ),
+    skipped=(),
 )
 
 

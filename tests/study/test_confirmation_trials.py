@@ -65,7 +65,7 @@ def registered(database: Database) -> Registered:
 
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
-    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, {32: 3, 64: 2}), seeds=seeds)
+    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, {32: 3, 64: 2}, ()), seeds=seeds)
 
 
 def take(database: Database, registered: Registered, *, largest: int = 999) -> Claim | None:

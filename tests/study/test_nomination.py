@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from acuity.study.confirmation.nomination import nominate_label
+from acuity.study.confirmation.nomination import SkippedResolution, nominate_label
 from acuity.study.errors import UsageError
 
 RESOLUTIONS = (32, 64, 128, 256)
@@ -44,10 +44,18 @@ SEARCH = [
 ]
 
 
-def test_resolutions_near_the_best_and_the_smallest_are_confirmed() -> None:
+def test_resolutions_near_the_best_the_smallest_and_the_largest_are_confirmed() -> None:
     nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
     assert nomination.resolutions == (32, 128, 256), "256 px is .05 below the best AUC, 64 px is .16 below"
     assert nomination.trials == {32: 1, 128: 4, 256: 2}
+    assert nomination.skipped == (SkippedResolution(64, "below_best", 0.74),)
+
+
+def test_largest_resolution_is_confirmed_also_if_it_is_far_below_the_best() -> None:
+    search = [trial(32, 0.72), trial(64, 0.726), trial(128, 0.66), trial(256, 0.658)]
+    nomination = nominate_label("Effusion", search, resolutions=RESOLUTIONS, only=None)
+    assert nomination.resolutions == (32, 64, 256)
+    assert nomination.skipped == (SkippedResolution(128, "below_best", 0.66),)
 
 
 def test_three_best_configurations_of_each_resolution_are_nominated_and_the_earlier_of_equals() -> None:
@@ -62,11 +70,14 @@ def test_three_best_configurations_of_each_resolution_are_nominated_and_the_earl
 def test_experiment_file_can_name_the_resolutions() -> None:
     nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=(256, 64))
     assert nomination.resolutions == (64, 256)
+    assert nomination.skipped == (SkippedResolution(32, "not_named", 0.6), SkippedResolution(128, "not_named", 0.9))
 
 
 def test_named_resolution_without_complete_trial_is_rejected() -> None:
     pruned = [*SEARCH[2:], trial(32, None)]
-    assert nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=None).resolutions == (128, 256)
+    nomination = nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=None)
+    assert nomination.resolutions == (128, 256)
+    assert nomination.skipped == tuple(SkippedResolution(each, "no_complete_trial", None) for each in (32, 64))
     with pytest.raises(UsageError, match="label Mass: 32 px has no complete trial, nothing to confirm there"):
         nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=(32,))
     with pytest.raises(UsageError, match="none of its 1 trials is complete"):

@@ -37,7 +37,7 @@ def chosen(resolution: int, aucs: list[float]) -> TrainedFinalist:
 )
 def test_reference_has_the_highest_mean_over_the_seeds(aucs: dict[int, list[float]], reference: int) -> None:
     finalists = {resolution: chosen(resolution, runs) for resolution, runs in aucs.items()}
-    nomination = Nomination("Nodule", (), trials=dict.fromkeys(aucs, 12))
+    nomination = Nomination("Nodule", (), trials=dict.fromkeys(aucs, 12), skipped=())
     protocol = _label_protocol(nomination, finalists, "nih/Nodule/confirm 3")
     assert protocol.reference == reference
     assert [finalist.resolution for finalist in protocol.finalists] == sorted(aucs)
