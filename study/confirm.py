@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from acuity.objectives.device.device import open_device
-from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
+from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
 from acuity.storage.database import Database
 from acuity.study.confirmation.nomination import nominate
@@ -95,8 +95,9 @@ def _warn_of_few_patients(image_set: ImageSet, labels: tuple[str, ...], *, seeds
     not_estimable = [entry.label for entry in cohort if not entry.plan.estimable]
     if not_estimable:
         console.print(
-            f"Warning: too few positive test patients for a verdict on {', '.join(not_estimable)} (of "
-            f"{MIN_POSITIVE_PATIENTS} that are needed); confirming is a use of the test patients all the same",
+            f"Warning: too few test patients for a verdict on {', '.join(not_estimable)} (needed: "
+            f"{MIN_POSITIVE_PATIENTS} positive and {MIN_NEGATIVE_PATIENTS} negative); confirming is a use of the test "
+            "patients all the same",
             soft_wrap=True,
             highlight=False,
         )

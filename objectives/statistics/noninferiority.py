@@ -1,6 +1,7 @@
-"""Noninferiority tests of resolutions against a reference, and the smallest noninferior resolution."""
+"""Noninferiority tests of resolutions against every larger one, and the smallest noninferior resolution."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,20 +10,24 @@ from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
-from acuity.objectives.statistics.estimates import ResolutionEstimates, make_auc_pair
-from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
+from acuity.objectives.statistics.estimates import ResolutionEstimates, estimate_auc, make_auc_pair
+from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 
+CHANCE = 0.5
+"""AUC of a network that has learned nothing."""
+Reason = Literal["positive_patients", "negative_patients", "chance"]
 _MAX_ADDITIONAL_PATIENTS = 10_000_000
 
 
 @dataclass(frozen=True)
 class NoninferiorityTest:
-    """The test that a resolution's AUC is less than the margin below the AUC of the reference."""
+    """The test that a resolution's AUC is less than the margin below the AUC of a larger resolution."""
 
     resolution: int
     reference: int
+    """The larger resolution."""
     difference: float
-    """AUC of the resolution minus the AUC of the reference."""
+    """AUC of the resolution minus the AUC of the larger resolution."""
     difference_low: float
     """One-sided lower limit. It is above -margin exactly if the outcome is "shown"."""
     margin: float
@@ -42,33 +47,48 @@ class NoninferiorityVerdict:
     """The verdict on a label, and the tests behind it."""
 
     verdict: Literal["shown", "undecided", "not_estimable"]
+    reason: Reason | None
+    """Why the verdict is not estimable: too few patients, or a reference whose AUC is not shown to be above 0.5."""
     resolution: int | None
-    """None unless shown. The reference if the next smaller resolution is shown to be worse, or was not confirmed."""
+    """None unless shown. The largest resolution if the next smaller one is shown to be worse, or was not confirmed."""
+    against: int | None
+    """The larger resolution in the comparison of `auc_difference`, which has the largest p value. None without one."""
     auc_difference: float | None
-    """AUC of `resolution`, or of the undecided resolution, minus the AUC of the reference."""
+    """AUC of `resolution`, or of the undecided resolution, minus the AUC of `against`."""
     margin: float
     p_value: float | None
-    """p value of the noninferiority test of `auc_difference`. None for the reference."""
+    """p value of the noninferiority test of `auc_difference`, the largest over all larger resolutions. None where no
+    larger resolution was confirmed."""
     positive_patients: int
+    negative_patients: int
     more_positive_patients: int | None
-    """Number of additional positive patients that would decide the last test, or make the label estimable."""
+    """Number of additional positive patients that would decide the last tested resolution, or make the label estimable.
+    """
     steps: tuple[NoninferiorityTest, ...]
-    """In descending order of resolution, up to the first failure."""
+    """The tests of each resolution against every larger one, in the order of testing, up to the first resolution that
+    fails a test."""
 
 
 def check_noninferiority(
-    estimates: ResolutionEstimates, resolution: int, *, reference: int, margin: float, level: float = 0.05
+    estimates: ResolutionEstimates,
+    resolution: int,
+    *,
+    reference: int,
+    margin: float,
+    level: float = 0.05,
+    level_of_worse: float | None = None,
 ) -> NoninferiorityTest:
-    """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of the reference.
+    """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of a larger one.
 
-    InputError for a margin that is not between 0 and 0.5.
+    level_of_worse: level of the opposite test, by default `level`. InputError for a margin that is not between 0 and
+    0.5.
     """
     if not 0 < margin < 0.5:
         raise InputError(f"margin is {margin}, must be between 0 and 0.5 AUC: 0.02 is usual")
     pair = make_auc_pair(estimates, resolution, reference=reference)
     se, degrees = difference_standard_error(pair)
     p_value = float(student.sf(*t_statistic(pair, value=-margin)))
-    undecided = level < p_value < 1 - level
+    undecided = level < p_value < 1 - (level_of_worse or level)
     return NoninferiorityTest(
         resolution=resolution,
         reference=reference,
@@ -86,53 +106,119 @@ def check_noninferiority(
 def find_smallest_noninferior(
     estimates: ResolutionEstimates, *, reference: int, margin: float, level: float = 0.05
 ) -> NoninferiorityVerdict:
-    """Test each smaller resolution against the reference, in descending order, up to the first failure.
+    """Test the reference, then each smaller resolution, against every larger one, up to the first that fails a test.
 
-    This fixed-sequence procedure needs no correction for multiple comparisons: each test has the full level, and the
-    probability of returning a resolution that loses the margin or more is at most that level (Maurer, Hothorn &
-    Lehmacher 1995; Bretz et al., Stat Med 2009;28:586-604). The order and the reference must not be chosen on these
-    patients.
+    A resolution is shown if each of its tests succeeds at the full level (intersection-union test: Berger,
+    Technometrics 1982;24:295-300). The fixed sequence of resolutions needs no correction for multiple comparisons
+    either (Maurer, Hothorn & Lehmacher 1995; Bretz et al., Stat Med 2009;28:586-604). So the probability of returning a
+    resolution that loses the margin or more against any larger one is at most the level. The order and the reference
+    must not be chosen on these patients. A reference chosen on other patients may itself be too small. Tests against
+    the reference alone therefore err with a probability of up to .20 (benchmarks/validity/coverage.py).
+
+    A resolution is worse if a test shows a larger loss than the margin, at the level divided by its number of tests. If
+    the reference is worse, the resolutions above it are tested in descending order instead.
+
+    A reference without a lower limit of its 95 % interval above 0.5 has no verdict.
     """
     start = estimates.position(reference)
-    if estimates.positive_patients < MIN_POSITIVE_PATIENTS:
-        return _without_resolution(estimates, verdict="not_estimable", margin=margin, steps=())
-    steps: list[NoninferiorityTest] = []
-    for resolution in reversed(estimates.resolutions[:start]):
-        steps.append(check_noninferiority(estimates, resolution, reference=reference, margin=margin, level=level))
-        if steps[-1].outcome != "shown":
-            break
-    if steps and steps[0].outcome == "undecided":
-        return _without_resolution(estimates, verdict="undecided", margin=margin, steps=tuple(steps))
-    smallest = next((step for step in reversed(steps) if step.outcome == "shown"), None)
+    if reason := _reason_without_verdict(estimates, reference=reference):
+        return _without_verdict(estimates, reason=reason, margin=margin)
+    last = len(estimates.resolutions) - 1
+    steps, shown, failed = _step_down(estimates, range(start, -1, -1), margin=margin, level=level)
+    if not shown and start < last and outcome_of_tests(failed) == "worse":
+        above, shown, failed_above = _step_down(estimates, range(last - 1, start, -1), margin=margin, level=level)
+        steps, failed = (*steps, *above), failed_above or failed
+    undecided = bool(failed) and not shown and outcome_of_tests(failed) == "undecided"
+    decisive = decisive_test(failed if undecided else shown) if undecided or shown else None
+    smallest = decisive.resolution if decisive else estimates.resolutions[last]
     return NoninferiorityVerdict(
-        verdict="shown",
-        resolution=smallest.resolution if smallest else reference,
-        auc_difference=smallest.difference if smallest else 0.0,
+        verdict="undecided" if undecided else "shown",
+        reason=None,
+        resolution=None if undecided else smallest,
+        against=decisive.reference if decisive else None,
+        auc_difference=decisive.difference if decisive else 0.0,
         margin=margin,
-        p_value=smallest.p_value if smallest else None,
+        p_value=decisive.p_value if decisive else None,
         positive_patients=estimates.positive_patients,
-        more_positive_patients=steps[-1].more_positive_patients if steps else None,
-        steps=tuple(steps),
+        negative_patients=estimates.negative_patients,
+        more_positive_patients=patients_to_decide(failed) if failed else None,
+        steps=steps,
     )
 
 
-def _without_resolution(
-    estimates: ResolutionEstimates,
-    *,
-    verdict: Literal["undecided", "not_estimable"],
-    margin: float,
-    steps: tuple[NoninferiorityTest, ...],
-) -> NoninferiorityVerdict:
+def outcome_of_tests(tests: Sequence[NoninferiorityTest]) -> Literal["shown", "worse", "undecided"]:
+    """Outcome of a resolution's tests against all larger ones."""
+    outcomes = {test.outcome for test in tests}
+    return "worse" if "worse" in outcomes else "undecided" if "undecided" in outcomes else "shown"
+
+
+def decisive_test(tests: Sequence[NoninferiorityTest]) -> NoninferiorityTest:
+    """The test with the largest p value, which decides a resolution."""
+    return max(tests, key=lambda test: test.p_value)
+
+
+def patients_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
+    """Number of additional positive patients that would decide a resolution. None if it is decided or cannot be."""
+    decisive = decisive_test(tests)
+    if outcome_of_tests(tests) != "undecided":
+        return None
+    if decisive.difference <= -decisive.margin:  # one loss above the margin decides the resolution
+        return decisive.more_positive_patients
+    needed = [test.more_positive_patients for test in tests if test.outcome == "undecided"]
+    return None if None in needed else max(filter(None, needed))
+
+
+def _step_down(
+    estimates: ResolutionEstimates, positions: Sequence[int], *, margin: float, level: float
+) -> tuple[tuple[NoninferiorityTest, ...], ...]:
+    """All tests, the tests of the last resolution that is shown, and the tests of the first that is not.
+
+    The largest resolution has no test and counts as shown.
+    """
+    steps: tuple[NoninferiorityTest, ...] = ()
+    shown: tuple[NoninferiorityTest, ...] = ()
+    for position in positions:
+        resolution, larger = estimates.resolutions[position], estimates.resolutions[:position:-1]
+        tests = tuple(
+            check_noninferiority(
+                estimates,
+                resolution,
+                reference=each,
+                margin=margin,
+                level=level,
+                level_of_worse=level / len(larger),
+            )
+            for each in larger
+        )
+        steps += tests
+        if outcome_of_tests(tests) != "shown":
+            return steps, shown, tests
+        shown = tests
+    return steps, shown, ()
+
+
+def _reason_without_verdict(estimates: ResolutionEstimates, *, reference: int) -> Reason | None:
+    if estimates.positive_patients < MIN_POSITIVE_PATIENTS:
+        return "positive_patients"
+    if estimates.negative_patients < MIN_NEGATIVE_PATIENTS:
+        return "negative_patients"
+    return None if estimate_auc(estimates, reference).auc_low > CHANCE else "chance"
+
+
+def _without_verdict(estimates: ResolutionEstimates, *, reason: Reason, margin: float) -> NoninferiorityVerdict:
     missing = MIN_POSITIVE_PATIENTS - estimates.positive_patients
     return NoninferiorityVerdict(
-        verdict=verdict,
+        verdict="not_estimable",
+        reason=reason,
         resolution=None,
-        auc_difference=steps[0].difference if steps else None,
+        against=None,
+        auc_difference=None,
         margin=margin,
-        p_value=steps[0].p_value if steps else None,
+        p_value=None,
         positive_patients=estimates.positive_patients,
-        more_positive_patients=steps[0].more_positive_patients if steps else missing,
-        steps=steps,
+        negative_patients=estimates.negative_patients,
+        more_positive_patients=missing if reason == "positive_patients" else None,
+        steps=(),
     )
 
 

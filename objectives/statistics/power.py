@@ -10,6 +10,8 @@ from acuity.objectives.statistics.intervals import hanley_mcneil_variance, satte
 
 MIN_POSITIVE_PATIENTS = 30
 """A label with fewer positive test patients is not estimable."""
+MIN_NEGATIVE_PATIENTS = 10
+"""A label with fewer negative test patients is not estimable."""
 _AUC = 0.8
 _CORRELATION = 0.8
 # .86 * .0135 / sqrt(2): the ratios of two AUCs in Sabottke & Spieler have an SD of .012 to .015 over seeds.
@@ -70,5 +72,5 @@ def estimate_power(
         positive_patients=positive_patients,
         auc_half_width=float(expit(logit(auc) + logit_half_width) - expit(logit(auc) - logit_half_width)) / 2,
         margin=standard_errors * math.sqrt(difference_variance + 2 * seed_variance),
-        estimable=positive_patients >= MIN_POSITIVE_PATIENTS,
+        estimable=positive_patients >= MIN_POSITIVE_PATIENTS and negative_patients >= MIN_NEGATIVE_PATIENTS,
     )

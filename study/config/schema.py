@@ -173,7 +173,7 @@ class Confirm:
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
     """The default is every resolution within 0.05 AUC of the search's best, the smallest and the largest."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
-    """Non-inferiority margin: the AUC that an adequate resolution may lose against the reference."""
+    """Non-inferiority margin: the AUC that an adequate resolution may lose against a larger one."""
     seeds: Annotated[int, Field(ge=3)] = 5
     """Trainings per finalist. Their spread is part of every confidence interval."""
 

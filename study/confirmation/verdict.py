@@ -64,7 +64,15 @@ def conclude_label(
         "best": _best(protocol.finalist(protocol.reference), reference, part=part),
         "reference": {"resolution": protocol.reference, "auc": reference["auc"]},
         "smallest_adequate": _verdict_entry(verdict)
-        | {"sentence": verdict_sentence(protocol, verdict, reference_auc=reference["auc"], comparisons=comparisons)},
+        | {
+            "sentence": verdict_sentence(
+                protocol,
+                verdict,
+                reference=estimate_auc(estimates, protocol.reference),
+                comparisons=comparisons,
+            )
+        },
+        "skipped": [asdict(each) for each in protocol.skipped],
         "by_resolution": by_resolution,
         "steps": [asdict(step) for step in verdict.steps],
         "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],

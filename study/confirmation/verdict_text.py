@@ -1,82 +1,119 @@
 """The verdict on a label in sentences, with the numbers behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
+from acuity.objectives.statistics.estimates import AucEstimate
 from acuity.objectives.statistics.multiple_comparisons import Comparison
-from acuity.objectives.statistics.noninferiority import NoninferiorityTest, NoninferiorityVerdict
-from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
+from acuity.objectives.statistics.noninferiority import (
+    CHANCE,
+    NoninferiorityTest,
+    NoninferiorityVerdict,
+    decisive_test,
+    outcome_of_tests,
+    patients_to_decide,
+)
+from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
+from acuity.study.confirmation.nomination import MAX_AUC_GAP, SkippedResolution
 from acuity.study.confirmation.protocol import LabelProtocol
 
 _LEVEL = 0.05
 
 
 def verdict_sentence(
-    protocol: LabelProtocol, verdict: NoninferiorityVerdict, *, reference_auc: float, comparisons: Sequence[Comparison]
+    protocol: LabelProtocol,
+    verdict: NoninferiorityVerdict,
+    *,
+    reference: AucEstimate,
+    comparisons: Sequence[Comparison],
 ) -> str:
-    """The verdict on a label, its test statistics, and the comparisons with larger resolutions.
-
-    The reference was chosen on validation patients, so a larger resolution may be better than the reference.
-    """
-    label, reference = protocol.label, f"the reference of {protocol.reference} px (AUC {reference_auc:.3f})"
+    """The verdict on a label, its decisive test, the next smaller resolution, and the resolutions that were skipped."""
     if verdict.verdict == "not_estimable":
-        return (
-            f"{label}: not estimable, with {verdict.positive_patients} positive patients; "
-            f"{MIN_POSITIVE_PATIENTS} are needed."
-        )
-    last = verdict.steps[-1] if verdict.steps else None
+        return f"{protocol.label}: not estimable, {_reason(verdict, reference=reference)}."
+    failed = _failed_tests(verdict)
+    named = f"The reference is {reference.resolution} px (AUC {reference.auc:.3f})."
+    skipped = map(_skipped_resolution, protocol.skipped)
     if verdict.verdict == "undecided":
-        assert last is not None
-        return f"{label}: undecided against {reference}. {_undecided_test(last)}. {_additional_patients(last)}"
-    if verdict.resolution == protocol.reference:
-        begin = f"{label} needs {protocol.reference} px, the reference itself (AUC {reference_auc:.3f})."
+        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed), named, *skipped])
+    assert verdict.resolution is not None
+    if verdict.against is None:
+        sentences = [f"{protocol.label} needs {verdict.resolution} px, the largest confirmed resolution."]
     else:
-        shown = next(step for step in verdict.steps if step.resolution == verdict.resolution)
-        trials = protocol.finalist(shown.resolution).trials
-        begin = (
-            f"{label} needs {shown.resolution} px: shown to lose less than {verdict.margin:g} AUC against {reference} "
-            f"(difference {shown.difference:+.3f}, at least {shown.difference_low:+.3f}; p = {shown.p_value:.2g}; best "
-            f"of {trials} trials)."
-        )
-    return " ".join(
-        [begin, _next_smaller_resolution(last), *_larger_resolutions(protocol, comparisons, margin=verdict.margin)]
-    )
+        sentences = [_shown(protocol, verdict), *_better_resolutions(comparisons, verdict)]
+    return " ".join([*sentences, *_next_smaller_resolution(failed), named, *skipped])
 
 
-def _undecided_test(step: NoninferiorityTest) -> str:
+def _reason(verdict: NoninferiorityVerdict, *, reference: AucEstimate) -> str:
+    if verdict.reason == "positive_patients":
+        return f"with {verdict.positive_patients} positive patients; {MIN_POSITIVE_PATIENTS} are needed"
+    if verdict.reason == "negative_patients":
+        return f"with {verdict.negative_patients} negative patients; {MIN_NEGATIVE_PATIENTS} are needed"
     return (
-        f"Whether {step.resolution} px loses less than {step.margin:g} AUC is open (difference {step.difference:+.3f}, "
-        f"could be {step.difference_low:+.3f})"
+        f"since the reference of {reference.resolution} px is not shown to be better than chance (AUC "
+        f"{reference.auc:.3f}, 95 % {reference.auc_low:.3f} to {reference.auc_high:.3f}; the lower limit must be above "
+        f"{CHANCE:g})"
     )
 
 
-def _additional_patients(step: NoninferiorityTest) -> str:
-    if step.more_positive_patients is None:
-        return "More patients alone would not decide it: more seeds may."
-    return f"About {step.more_positive_patients:,} more positive patients would decide it."
+def _failed_tests(verdict: NoninferiorityVerdict) -> tuple[NoninferiorityTest, ...]:
+    """The tests of the largest resolution that was tested and not shown."""
+    by_resolution = [tuple(tests) for _, tests in groupby(verdict.steps, key=lambda step: step.resolution)]
+    failed = (tests for tests in by_resolution if outcome_of_tests(tests) != "shown")
+    return max(failed, key=lambda tests: tests[0].resolution, default=())
 
 
-def _next_smaller_resolution(last: NoninferiorityTest | None) -> str:
-    """The result of the next smaller resolution than the verdict's."""
-    if last is None or last.outcome == "shown":
-        return "No smaller resolution was confirmed."
-    if last.outcome == "worse":
-        return f"{last.resolution} px is shown to lose more ({last.difference:+.3f})."
-    return f"{_undecided_test(last)}. {_additional_patients(last)}"
+def _shown(protocol: LabelProtocol, verdict: NoninferiorityVerdict) -> str:
+    test = decisive_test([step for step in verdict.steps if step.resolution == verdict.resolution])
+    return (
+        f"{protocol.label} needs {test.resolution} px: shown to lose less than {test.margin:g} AUC against every "
+        f"larger confirmed resolution (closest: {test.reference} px, difference {test.difference:+.3f}, at least "
+        f"{test.difference_low:+.3f}; p = {test.p_value:.2g}; best of {protocol.finalist(test.resolution).trials} "
+        "trials)."
+    )
 
 
-def _larger_resolutions(protocol: LabelProtocol, comparisons: Sequence[Comparison], *, margin: float) -> list[str]:
-    """A sentence for each resolution above the reference: its gain, and whether a gain above the margin is excluded."""
-    sentences = []
+def _better_resolutions(comparisons: Sequence[Comparison], verdict: NoninferiorityVerdict) -> Iterator[str]:
+    """A sentence for each larger resolution that is better than the verdict's, by less than the margin."""
     for each in comparisons:
         difference = each.difference  # the smaller resolution's AUC less the larger's
-        if difference.resolution != protocol.reference:
-            continue
-        better = each.p_value_holm <= _LEVEL and difference.difference < 0
-        gain = f"; that it gains more than {margin:g} is not excluded"
-        is_open = not better and -difference.difference_low > margin
-        sentences.append(
-            f"{difference.reference} px is {'shown better' if better else 'not shown better'} than the reference "
-            f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
-            f"{-difference.difference_low:+.3f}){gain if is_open else ''}."
+        if difference.resolution == verdict.resolution and difference.difference < 0 and each.p_value_holm <= _LEVEL:
+            yield (
+                f"{difference.reference} px is shown to be better, by less than {verdict.margin:g} "
+                f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
+                f"{-difference.difference_low:+.3f})."
+            )
+
+
+def _next_smaller_resolution(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
+    """The result of the next smaller resolution than the verdict's."""
+    if not failed:
+        yield "No smaller resolution was confirmed."
+    elif outcome_of_tests(failed) == "worse":
+        test = decisive_test(failed)
+        yield (
+            f"{test.resolution} px is shown to lose more than {test.margin:g} ({test.difference:+.3f} against "
+            f"{test.reference} px)."
         )
-    return sentences
+    else:
+        yield from _undecided(failed)
+
+
+def _undecided(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
+    test, more = decisive_test(failed), patients_to_decide(failed)
+    yield (
+        f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
+        f"(difference {test.difference:+.3f}, could be {test.difference_low:+.3f})."
+    )
+    if more is None:
+        yield "More patients alone would not decide it: more seeds may."
+    else:
+        yield f"About {more:,} more positive patients would decide it."
+
+
+def _skipped_resolution(skipped: SkippedResolution) -> str:
+    reasons = {
+        "no_complete_trial": "no complete trial",
+        "below_best": f"validation AUC {skipped.validation_auc or 0:.3f}, more than {MAX_AUC_GAP:g} below the best",
+        "not_named": "not named under [confirm] resolutions",
+    }
+    return f"{skipped.resolution} px was not confirmed ({reasons[skipped.reason]})."

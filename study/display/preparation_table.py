@@ -31,11 +31,11 @@ def preparation_table(preparation: Preparation) -> Group:
             "-" if power.margin is None else f"{power.margin:.3f}" if power.estimable else "not estimable",
         )
     facts = "\n".join(_facts(preparation))
-    warnings = [Text(warning, style="bold") for warning in preparation.warnings]
+    warnings = [Text(warning, style="bold") for warning in (*preparation.warnings, *preparation.suspicions)]
     note = (
         "positive: images (patients). AUC +-: half the width of the 95 % interval for an AUC of 0.8 on the test "
         "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
-        f"non-inferior, with 80 % power and {preparation.seeds} seeds."
+        f"non-inferior to one larger resolution, with 80 % power and {preparation.seeds} seeds."
     )
     return Group(Text(facts), *warnings, Text(), table, Text(), Text(note, style="italic"))
 

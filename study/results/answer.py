@@ -59,7 +59,8 @@ class LabelAnswer:
     reference: dict[str, Any] | None
     """Resolution and AUC of the reference. None until confirmed."""
     smallest_adequate: dict[str, Any] | None
-    """verdict, resolution, auc_difference, margin, p_value, patients and sentence. None until confirmed."""
+    """verdict, reason, resolution, against, auc_difference, margin, p_value, patients and sentence. None until
+    confirmed."""
     by_resolution: tuple[ResolutionAnswer, ...]
     trials: dict[str, int]
     """Number of trials of the search by state."""
@@ -119,8 +120,8 @@ def best_resolution(name: str, *, storage: str | None = None, label: str | None 
     The columns experiment, label, resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
     auc_low, auc_high, split and seeds describe the best configuration, which is the reference once the experiment is
     confirmed. The columns reference (px), verdict (shown, undecided or not_estimable), smallest_adequate (px),
-    auc_difference, margin, p_value and sentence are missing until then. The column warning exists where the split is by
-    image or has no test part.
+    against (px), auc_difference, margin, p_value and sentence are missing until then. The column warning exists where
+    the split is by image or has no test part.
 
     storage: as for --storage. StorageError where no such experiment exists.
     """

@@ -12,17 +12,20 @@ from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
 
 from acuity.objectives.errors import InputError
+from acuity.study.confirmation.nomination import SkippedResolution
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
 from acuity.study.confirmation.verdict import conclude_label
 
 RUN = Run(trial_id=0, checkpoint_study="s", origin=0, attempt=1, seed=0, validation_auc=0.8)
 
 
-def protocol(resolutions: Sequence[int], *, reference: int, seeds: int = 3) -> LabelProtocol:
+def protocol(
+    resolutions: Sequence[int], *, reference: int, seeds: int = 3, skipped: Sequence[SkippedResolution] = ()
+) -> LabelProtocol:
     finalists = tuple(
         Finalist(resolution, "resnet34", 32, 64, 1e-3, trials=12, runs=(RUN,) * seeds) for resolution in resolutions
     )
-    return LabelProtocol("Mass", reference, finalists)
+    return LabelProtocol("Mass", reference, finalists, skipped=tuple(skipped))
 
 
 def table(scores: np.ndarray, *, positives: int, seed: int = 0) -> pd.DataFrame:
@@ -111,36 +114,82 @@ def test_smallest_noninferior_resolution_is_shown() -> None:
     verdict = found["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"], verdict["margin"]) == ("shown", 64, 0.02)
     assert found["reference"]["resolution"] == found["best"]["resolution"] == 128
-    assert [step["resolution"] for step in found["steps"]] == [64, 32]
+    assert [(step["resolution"], step["reference"]) for step in found["steps"]] == [(64, 128), (32, 128), (32, 64)]
     assert found["not_worse"] == [64, 128]
     assert verdict["sentence"].startswith(
-        "Mass needs 64 px: shown to lose less than 0.02 AUC against the reference of 128"
+        "Mass needs 64 px: shown to lose less than 0.02 AUC against every larger confirmed resolution (closest: 128 px"
     )
+    assert "The reference is 128 px" in verdict["sentence"]
     assert "best of 12 trials" in verdict["sentence"]
-    assert "32 px is shown to lose more" in verdict["sentence"]
+    assert "32 px is shown to lose more than 0.02 (-0." in verdict["sentence"]
 
 
-def test_reference_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
+def test_largest_resolution_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
     tables = {32: seeds_of(100, gap=0.2), 64: seeds_of(100, gap=2.0)}
     found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
     assert (found["smallest_adequate"]["verdict"], found["smallest_adequate"]["resolution"]) == ("shown", 64)
-    assert "Mass needs 64 px, the reference itself" in found["smallest_adequate"]["sentence"]
+    assert found["smallest_adequate"]["against"] is found["smallest_adequate"]["p_value"] is None
+    sentence = found["smallest_adequate"]["sentence"]
+    assert sentence.startswith("Mass needs 64 px, the largest confirmed resolution. 32 px is shown to lose more")
 
 
-def test_sentence_names_a_larger_resolution_that_is_better_than_the_reference() -> None:
+def test_reference_that_loses_more_than_the_margin_against_a_larger_resolution_is_not_named() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.0), 128: seeds_of(100, gap=2.0)}
     found = conclude_label(protocol([32, 64, 128], reference=32), tables, margin=0.02)
-    sentence = found["smallest_adequate"]["sentence"]
-    assert "32 px, the reference itself" in sentence
-    assert "64 px is not shown better than the reference" in sentence
-    assert "128 px is shown better than the reference (+0." in sentence
+    verdict = found["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"]) == ("shown", 128)
+    assert [(step["resolution"], step["reference"]) for step in found["steps"]] == [(32, 128), (32, 64), (64, 128)]
+    assert "Mass needs 128 px, the largest confirmed resolution. 64 px is shown to lose more" in verdict["sentence"]
+    assert "The reference is 32 px" in verdict["sentence"]
 
 
-def test_sentence_names_a_gain_above_the_reference_that_is_not_excluded() -> None:
+def test_smallest_resolution_as_reference_is_tested_against_every_larger_one() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
-    sentence = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]["sentence"]
-    assert "64 px is not shown better than the reference" in sentence
-    assert "); that it gains more than 0.02 is not excluded." in sentence
+    verdict = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"], verdict["against"]) == ("undecided", None, 64)
+    assert 0.05 < verdict["p_value"] < 0.95
+    assert "Whether 32 px loses less than 0.02 AUC against 64 px is open" in verdict["sentence"]
+    alike = {32: seeds_of(100, gap=1.5), 64: seeds_of(100, gap=1.5), 128: seeds_of(100, gap=1.5)}
+    verdict = conclude_label(protocol([32, 64, 128], reference=32), alike, margin=0.02)["smallest_adequate"]
+    assert (verdict["verdict"], verdict["resolution"]) == ("shown", 32)
+    assert verdict["p_value"] < 0.05
+    assert "No smaller resolution was confirmed." in verdict["sentence"]
+
+
+def test_sentence_names_a_larger_resolution_that_is_better_by_less_than_the_margin() -> None:
+    tables = {32: seeds_of(100, gap=1.50, jitter=0.01), 64: seeds_of(100, gap=1.56, jitter=0.01)}
+    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.04)
+    assert found["smallest_adequate"]["resolution"] == 32
+    assert "64 px is shown to be better, by less than 0.04 (+0.008, 95 % +0." in found["smallest_adequate"]["sentence"]
+
+
+def test_sentence_and_json_name_the_skipped_resolutions_with_the_reason() -> None:
+    tables = {32: seeds_of(100, gap=1.5), 64: seeds_of(100, gap=1.5)}
+    skipped = (
+        SkippedResolution(16, "below_best", 0.658),
+        SkippedResolution(128, "no_complete_trial", None),
+        SkippedResolution(256, "not_named", 0.7),
+    )
+    found = conclude_label(protocol([32, 64], reference=64, skipped=skipped), tables, margin=0.02)
+    sentence = found["smallest_adequate"]["sentence"]
+    assert "16 px was not confirmed (validation AUC 0.658, more than 0.05 below the best)." in sentence
+    assert "128 px was not confirmed (no complete trial)." in sentence
+    assert "256 px was not confirmed (not named under [confirm] resolutions)." in sentence
+    assert found["skipped"][1] == {"resolution": 128, "reason": "no_complete_trial", "validation_auc": None}
+
+
+def test_reference_at_chance_has_no_verdict() -> None:
+    tables = {32: seeds_of(100, gap=0.0), 64: seeds_of(100, gap=0.05)}
+    verdict = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]
+    assert (verdict["verdict"], verdict["reason"], verdict["resolution"]) == ("not_estimable", "chance", None)
+    assert "the reference of 32 px is not shown to be better than chance (AUC 0." in verdict["sentence"]
+
+
+def test_fewer_than_ten_negative_patients_are_not_estimable() -> None:
+    tables = {32: seeds_of(111, gap=1.0, images=120), 64: seeds_of(111, gap=1.0, images=120)}
+    verdict = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)["smallest_adequate"]
+    assert (verdict["verdict"], verdict["reason"]) == ("not_estimable", "negative_patients")
+    assert verdict["sentence"] == "Mass: not estimable, with 9 negative patients; 10 are needed."
 
 
 def test_few_patients_are_undecided_with_the_number_that_would_decide() -> None:
