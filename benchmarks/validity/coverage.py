@@ -1,8 +1,17 @@
-"""Claim: Acuity's intervals cover known AUCs in 93 to 97 %, and its non-inferiority test errs in at most 5 %.
+"""Claim: Acuity names a resolution that is too small in at most 5 %, and its intervals cover known AUCs in 93 to 97 %.
 
 Scores are drawn from a binormal model, so that each resolution's AUC is known exactly. A patient has several correlated
 images (3.6 on average, as in NIH). All networks score the same images. One part of the score variance is specific to
-the resolution, one to the seed, and seeds differ in skill. With 5,000 repetitions per scenario:
+the resolution, one to the seed, and seeds differ in skill.
+
+The verdict comes first. The reference is the resolution with the highest AUC on validation patients, drawn with the
+same networks. A named resolution is too small if a larger one is better by the margin or more. In each of seven shapes
+of AUC against resolution, with 3 and 5 seeds and three numbers of positive patients, a verdict is too small in at most
+5 % (+ two Monte Carlo standard errors). The rule that tests against the reference alone is judged on the same scores.
+Right is the smallest resolution that loses less than the margin against every larger one. With --quick only this
+part runs, in about 5 minutes.
+
+The other parts have 5,000 repetitions per scenario:
 
 - the 95 % intervals of an AUC and of a difference cover the truth in 93 to 97 %;
 - a resolution that loses exactly the margin is called not inferior in at most 5 % (+ two Monte Carlo standard errors),
@@ -13,13 +22,14 @@ Two alternatives are estimates for comparison: the variance without the interact
 Rockette), and a t test on the AUC scale in place of the logit scale. The known limits are printed too. They have no
 goals.
 
-Run: python benchmarks/validity/coverage.py (half an hour on one core).
+Run: python benchmarks/validity/coverage.py [--quick] (an hour on one core; --quick 5 minutes).
 """
 
+import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +43,14 @@ from scipy.stats import t as student
 from acuity.objectives.statistics.delong import covariance, delong_components
 from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
 from acuity.objectives.statistics.estimates import (
+    ResolutionEstimates,
     estimate_auc,
     estimate_difference,
     estimate_resolutions,
     make_auc_pair,
 )
 from acuity.objectives.statistics.noninferiority import check_noninferiority, find_smallest_noninferior
+from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal, print_result
@@ -46,6 +58,10 @@ from result_line import make_goal, print_result
 Floats = NDArray[np.float64]
 REPETITIONS = 5000
 LEVEL = 0.05
+MARGIN = 0.02
+VERDICT_REPETITIONS = {40: 2000, 157: 2000, 716: 1000}
+"""Repetitions of each cell by its expected number of positive test patients."""
+QUICK_REPETITIONS = {40: 400, 157: 300, 716: 100}
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,17 @@ LIMITS = (
     ),
     Scenario("limit: 34, AUC near 1", patients=200, aucs={64: 0.96, 128: 0.98}, seeds=5, skill_sd=0.03),
 )
+_RESOLUTIONS = (32, 64, 96, 128)
+# AUCs at _RESOLUTIONS. In the first three a resolution loses exactly the margin, where a test errs most often.
+SHAPES = {
+    "boundary at top": (0.78, 0.78, 0.78, 0.80),
+    "step": (0.78, 0.78, 0.80, 0.80),
+    "middle best": (0.78, 0.78, 0.80, 0.78),
+    "gradual": (0.76, 0.775, 0.79, 0.80),
+    "flat": (0.80, 0.80, 0.80, 0.80),
+    "inverted": (0.82, 0.81, 0.80, 0.79),
+    "late gain": (0.74, 0.74, 0.75, 0.80),
+}
 STEP_DOWN = Scenario("step-down", patients=600, aucs={32: 0.70, 64: 0.78, 96: 0.795, 128: 0.80}, seeds=5, skill_sd=0.03)
 
 
@@ -161,6 +188,81 @@ def simulate(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str
     return {name: float(count / repetitions) for name, count in counts.items()}
 
 
+def make_verdict_scenario(shape: str, *, positives: int, seeds: int) -> Scenario:
+    """Validation and test patients, equally many. `positives`: the expected number of positive test patients.
+
+    With fewer images of each patient than in the other scenarios, large cells take less time.
+    """
+    images = 2.0
+    # A patient with the finding has k images (geometric with this mean), of which none shows it with 0.4^k.
+    shown = 1 - (0.4 / images) / (1 - 0.4 * (1 - 1 / images))
+    return Scenario(
+        shape,
+        patients=2 * round(positives / (0.2 * shown)),
+        aucs=dict(zip(_RESOLUTIONS, SHAPES[shape], strict=True)),
+        seeds=seeds,
+        skill_sd=0.03,
+        images_a_patient=images,
+    )
+
+
+def simulate_verdicts(scenario: Scenario, *, repetitions: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Share of repetitions in which each rule names a too small and the right resolution, and any at all.
+
+    "every_larger": the rule of find_smallest_noninferior. "reference_alone": its peer. "patients": their mean numbers.
+    """
+    generator = np.random.default_rng(seed)
+    right = min(resolution for resolution in scenario.aucs if _loss(scenario, resolution) < MARGIN - 1e-9)
+    counts: dict[str, defaultdict[str, float]] = {
+        rule: defaultdict(float, too_small=0, right=0, named=0) for rule in ("every_larger", "reference_alone")
+    }
+    positives = 0.0
+    for _ in range(repetitions):
+        targets, scores, patients = draw(scenario, generator)
+        is_test = patients >= scenario.patients // 2
+        validation_aucs = {
+            resolution: delong_components(targets[~is_test], rows[:, ~is_test], patients[~is_test]).aucs.mean()
+            for resolution, rows in scores.items()
+        }
+        reference = max(validation_aucs, key=lambda resolution: (validation_aucs[resolution], -resolution))
+        estimates = estimate_resolutions(
+            targets[is_test],
+            {resolution: rows[:, is_test] for resolution, rows in scores.items()},
+            patients[is_test],
+        )
+        positives += estimates.positive_patients
+        named_by_rule = {
+            "every_larger": find_smallest_noninferior(estimates, reference=reference, margin=MARGIN).resolution,
+            "reference_alone": _smallest_against_reference(estimates, reference=reference),
+        }
+        for rule, named in named_by_rule.items():
+            if named is not None:
+                counts[rule]["named"] += 1
+                counts[rule]["right"] += named == right
+                counts[rule]["too_small"] += _loss(scenario, named) >= MARGIN - 1e-9
+    shares = {rule: {name: count / repetitions for name, count in found.items()} for rule, found in counts.items()}
+    return shares | {"patients": {"positive": positives / repetitions}}
+
+
+def _loss(scenario: Scenario, resolution: int) -> float:
+    """Largest true AUC of this and all larger resolutions, minus the true AUC of the resolution."""
+    return max(auc for other, auc in scenario.aucs.items() if other >= resolution) - scenario.aucs[resolution]
+
+
+def _smallest_against_reference(estimates: ResolutionEstimates, *, reference: int) -> int | None:
+    """Step-down whose tests compare smaller resolutions with the reference alone. Larger ones are not compared."""
+    if estimates.positive_patients < MIN_POSITIVE_PATIENTS:
+        return None
+    named = reference
+    for resolution in reversed([each for each in estimates.resolutions if each < reference]):
+        test = check_noninferiority(estimates, resolution, reference=reference, margin=MARGIN)
+        if test.outcome == "shown":
+            named = resolution
+            continue
+        return None if named == reference and test.outcome == "undecided" else named
+    return named
+
+
 def simulate_step_down(
     scenario: Scenario, *, margin: float, repetitions: int, seed: int = 0
 ) -> tuple[float, dict[str, int]]:
@@ -218,6 +320,46 @@ def _goal(name: str, value: float, *, goal: str, met: bool) -> dict[str, Any]:
     return make_goal(name, value, goal, met=met, low=value - half, high=value + half, digits=4)
 
 
+def _verdict_goals(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cell with the largest excess over its limit, and the mean share of right verdicts of each rule."""
+
+    def limit(cell: dict[str, Any]) -> float:
+        return LEVEL + 2 * _monte_carlo_se(LEVEL, cell["repetitions"])
+
+    goals = []
+    for rule, expected in (("every_larger", True), ("reference_alone", False)):
+        worst = max(cells, key=lambda cell: cell[rule]["too_small"] - limit(cell))
+        value, most = worst[rule]["too_small"], limit(worst)
+        half = 1.96 * _monte_carlo_se(value, worst["repetitions"])
+        name = f"too_small_{rule}_highest ({worst['shape']}, {worst['positives']} positives, {worst['seeds']} seeds)"
+        goal, met = (f"<= {most:.4f}", value <= most) if expected else (f"> {most:.4f}: shown to fail", value > most)
+        goals.append(make_goal(name, value, goal, met=met, low=max(value - half, 0), high=value + half, digits=4))
+    return goals
+
+
+def run_verdicts(repetitions: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Simulate each shape, number of positive patients and number of seeds; print a row for each."""
+    columns = "shape | positive patients | seeds | n"
+    rules = "too small | right | named"
+    print(f"| {columns} | {rules} | reference alone: {rules} |")
+    print("|" + "---|" * 10)
+    cells = []
+    for shape in SHAPES:
+        for positives, count in repetitions.items():
+            for seeds in (3, 5):
+                found = simulate_verdicts(
+                    make_verdict_scenario(shape, positives=positives, seeds=seeds), repetitions=count
+                )
+                cells.append({"shape": shape, "positives": positives, "seeds": seeds, "repetitions": count} | found)
+                shares = [
+                    f"{found[rule][name]:.3f}"
+                    for rule in ("every_larger", "reference_alone")
+                    for name in ("too_small", "right", "named")
+                ]
+                print(f"| {shape} | {positives} | {seeds} | {count} | {' | '.join(shares)} |", flush=True)
+    return cells
+
+
 def _goals(rows: dict[str, dict[str, float]], too_small: float) -> list[dict[str, Any]]:
     error_limit = LEVEL + 2 * _monte_carlo_se(LEVEL, REPETITIONS)
     goals = []
@@ -236,7 +378,17 @@ def _goals(rows: dict[str, dict[str, float]], too_small: float) -> list[dict[str
 
 
 def main() -> None:
-    """Run every scenario, print the table and the line of JSON."""
+    """Run every scenario, print the tables and the line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="simulate the verdicts alone, with fewer repetitions")
+    quick = parser.parse_args().quick
+    versions = {"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__}
+    repetitions = QUICK_REPETITIONS if quick else VERDICT_REPETITIONS
+    cells = run_verdicts(repetitions)
+    if quick:
+        print_result("coverage_guard", n=repetitions, goals=_verdict_goals(cells), versions=versions, verdicts=cells)
+        return
+    print()
     columns = {
         "positive_patients": "positive patients",
         "auc_covered": "AUC covered",
@@ -259,9 +411,10 @@ def main() -> None:
     print(f"\nstep-down, true AUCs {dict(STEP_DOWN.aucs)}, margin 0.02: named {named}, too small in {too_small:.3f}")
     print_result(
         "coverage",
-        n=REPETITIONS,
-        goals=_goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
-        versions={"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__},
+        n={"verdicts": repetitions, "others": REPETITIONS},
+        goals=_verdict_goals(cells) + _goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
+        versions=versions,
+        verdicts=cells,
         scenarios=rows,
         step_down=named,
     )

@@ -207,24 +207,62 @@ def test_p_value_is_that_of_the_t_distribution() -> None:
 def test_fixed_sequence_stops_at_the_first_failure() -> None:
     # 32 px would be shown, but 64 px was not.
     answer = find_smallest_noninferior(
-        make_estimates({32: 0.80, 64: 0.785, 96: 0.80, 128: 0.80, 256: 0.81}), reference=128, margin=0.02
+        make_estimates({32: 0.80, 64: 0.785, 96: 0.80, 128: 0.80, 256: 0.802}, seed_sd=0.001),
+        reference=128,
+        margin=0.02,
     )
     assert answer.verdict == "shown"
     assert answer.resolution == 96
-    assert answer.auc_difference == pytest.approx(0)
-    assert answer.p_value is not None
-    assert answer.p_value < 0.05
-    assert [step.resolution for step in answer.steps] == [96, 64]
-    assert answer.steps[1].outcome == "undecided"
-    assert answer.more_positive_patients == answer.steps[1].more_positive_patients
+    assert [(step.resolution, step.reference) for step in answer.steps] == [
+        (128, 256), (96, 256), (96, 128), (64, 256), (64, 128), (64, 96)
+    ]  # fmt: skip
+    # The numbers are those of the test with the largest p value.
+    assert (answer.against, answer.p_value) == (256, answer.steps[1].p_value)
+    assert answer.auc_difference == pytest.approx(-0.002)
+    assert answer.steps[2].p_value < answer.steps[1].p_value < 0.05
+    failed = answer.steps[3:]
+    assert {step.outcome for step in failed} == {"undecided"}
+    assert answer.more_positive_patients == max(step.more_positive_patients or 0 for step in failed)
 
 
-def test_reference_is_the_verdict_where_the_next_resolution_is_shown_to_be_worse() -> None:
+def test_resolution_is_shown_only_if_it_is_noninferior_to_every_larger_one() -> None:
+    estimates = make_estimates({32: 0.80, 64: 0.80, 128: 0.81}, seed_sd=0.001)
+    tests = [check_noninferiority(estimates, 32, reference=each, margin=0.02) for each in (64, 128)]
+    assert [each.outcome for each in tests] == ["shown", "undecided"]
+    for reference in (32, 64, 128):
+        answer = find_smallest_noninferior(estimates, reference=reference, margin=0.02)
+        assert (answer.verdict, answer.against) == ("undecided", 128), f"reference {reference} px"
+        assert answer.p_value is not None
+        assert answer.p_value > 0.05
+        assert answer.more_positive_patients is not None
+
+
+def test_resolutions_above_a_reference_that_is_worse_are_tested_from_the_largest() -> None:
+    aucs = {32: 0.70, 64: 0.70, 96: 0.78, 128: 0.80, 256: 0.80}
+    answer = find_smallest_noninferior(make_estimates(aucs), reference=64, margin=0.02)
+    assert (answer.verdict, answer.resolution, answer.against) == ("shown", 128, 256)
+    assert [step.resolution for step in answer.steps] == [64, 64, 64, 128, 96, 96]
+    worse = find_smallest_noninferior(make_estimates({64: 0.70, 128: 0.80}), reference=64, margin=0.02)
+    assert (worse.verdict, worse.resolution, worse.p_value) == ("shown", 128, None)
+
+
+def test_worse_resolution_is_shown_at_the_level_divided_by_its_number_of_tests() -> None:
+    # One of two tests has an opposite p value between .025 and .05.
+    estimates = make_estimates({64: 0.80, 96: 0.80, 128: 0.834})
+    opposite = 1 - check_noninferiority(estimates, 64, reference=128, margin=0.02).p_value
+    assert 0.025 < opposite < 0.05
+    answer = find_smallest_noninferior(estimates, reference=64, margin=0.02)
+    assert (answer.verdict, answer.steps[0].outcome) == ("undecided", "undecided")
+    # One loss above the margin decides the resolution, so the other comparisons need no more patients.
+    assert answer.more_positive_patients == answer.steps[0].more_positive_patients
+
+
+def test_largest_resolution_is_the_verdict_where_the_next_one_is_shown_to_be_worse() -> None:
     answer = find_smallest_noninferior(make_estimates({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution, answer.auc_difference, answer.p_value) == ("shown", 128, 0.0, None)
     assert answer.steps[0].outcome == "worse"
     assert answer.more_positive_patients is None
-    alone = find_smallest_noninferior(make_estimates({64: 0.72, 128: 0.80}), reference=64, margin=0.02)
+    alone = find_smallest_noninferior(make_estimates({64: 0.72}), reference=64, margin=0.02)
     assert (alone.verdict, alone.resolution, alone.steps) == ("shown", 64, ())
 
 
@@ -256,9 +294,30 @@ def test_fewer_than_30_positive_patients_are_not_estimable() -> None:
         make_estimates({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02
     )
     assert (answer.verdict, answer.resolution, answer.p_value) == ("not_estimable", None, None)
+    assert answer.reason == "positive_patients"
     assert (answer.positive_patients, answer.more_positive_patients) == (29, 1)
     enough = find_smallest_noninferior(make_estimates({64: 0.8, 128: 0.8}, patients=30), reference=128, margin=0.02)
     assert enough.verdict != "not_estimable"
+
+
+def test_fewer_than_10_negative_patients_are_not_estimable() -> None:
+    estimates = make_estimates({64: 0.80, 128: 0.80})
+    few = find_smallest_noninferior(replace(estimates, negative_patients=9), reference=128, margin=0.02)
+    assert (few.verdict, few.reason, few.more_positive_patients) == ("not_estimable", "negative_patients", None)
+    enough = find_smallest_noninferior(replace(estimates, negative_patients=10), reference=128, margin=0.02)
+    assert enough.verdict != "not_estimable"
+    assert not estimate_power(200, 9).estimable
+    assert estimate_power(200, 10).estimable
+
+
+def test_reference_without_a_lower_limit_above_chance_is_not_estimable() -> None:
+    aucs = {64: 0.528, 128: 0.52}
+    chance = find_smallest_noninferior(make_estimates(aucs), reference=64, margin=0.02)
+    assert estimate_auc(make_estimates(aucs), 64).auc_low < 0.5
+    assert (chance.verdict, chance.reason, chance.resolution) == ("not_estimable", "chance", None)
+    assert (chance.p_value, chance.steps, chance.more_positive_patients) == (None, (), None)
+    better = find_smallest_noninferior(make_estimates(aucs, se=0.01), reference=64, margin=0.02)
+    assert better.verdict != "not_estimable"
 
 
 def test_invalid_arguments_are_rejected_with_the_next_step() -> None:
@@ -347,3 +406,13 @@ def test_fixed_sequence_rarely_returns_a_resolution_that_is_too_small(simulation
     wrong, named = simulation.simulate_step_down(simulation.STEP_DOWN, margin=0.02, repetitions=150, seed=14)
     assert wrong <= 0.05 + 2 * 0.018
     assert named["96"] > named.get("64", 0)
+
+
+def test_verdict_against_every_larger_resolution_holds_its_level_where_the_reference_alone_does_not(
+    simulation: ModuleType,
+) -> None:
+    scenario = simulation.make_verdict_scenario("boundary at top", positives=40, seeds=3)
+    found = simulation.simulate_verdicts(scenario, repetitions=200, seed=15)
+    assert found["every_larger"]["too_small"] <= 0.05 + 2 * 0.0154
+    assert found["reference_alone"]["too_small"] > 0.10
+    assert found["patients"]["positive"] == pytest.approx(40, abs=1)
