@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from acuity.objectives.device.allocator import return_large_blocks
-from acuity.objectives.device.device import Device, limit_memory, open_device
+from acuity.objectives.device.device import Device, check_precision, limit_memory, open_device
 from acuity.objectives.training.batch_probe import BatchProbe, probe_batch
 from acuity.study.config.schema import Experiment
 
@@ -58,6 +58,8 @@ def probe_batches(settings: list[NetworkSetting], *, device_name: str, memory_gi
     InputError for an architecture that is unknown or takes no such images.
     """
     device = open_device(device_name, workers=1, memory_budget_gib=memory_gib)
+    for setting in settings:
+        check_precision(device.torch_device, setting.precision)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         futures = [processes.submit(_probe, setting, device_name, memory_gib) for setting in settings]
         try:

@@ -64,7 +64,7 @@ def prepare(file: Path, as_json: bool) -> None:
 @click.argument("architecture", required=False)
 @click.argument("resolution", type=click.IntRange(min=16), required=False)
 @click.option("--all", "file", type=click.Path(path_type=Path), help="Every network and resolution of this experiment.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True)
 @device_option
 @click.option(
     "--memory-gib",
@@ -84,6 +84,9 @@ def fit(
     as_json: bool,
 ) -> None:
     """Find the largest batch size that fits, by an estimate and a few real training steps."""
+    from acuity.objectives.device.allocator import expand_gpu_segments
+
+    expand_gpu_segments()
     from acuity.study.config.loading import load
     from acuity.study.display.batch_table import batch_table
     from acuity.study.display.console import results_console
@@ -168,9 +171,10 @@ def worker(name: str, data: Path | None, device: str, workers: int, threads: int
     After SIGTERM or Ctrl-C the worker releases its trial and exits with status 0. Status 75: the database is away.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the worker sets its handler, after seconds of imports
-    from acuity.objectives.device.allocator import return_large_blocks
+    from acuity.objectives.device.allocator import expand_gpu_segments, return_large_blocks
 
     return_large_blocks()
+    expand_gpu_segments()
     from acuity.storage.errors import OutageError
     from acuity.study.errors import DeviceLostError
     from acuity.study.worker.loop import run_worker

@@ -17,7 +17,7 @@ from acuity.study.config.schema import caveats
 from acuity.study.registry.record import Registered
 from acuity.study.report.exported_network import ChosenNetwork
 
-_AUTOCAST = ", computed under torch.autocast(dtype=torch.bfloat16) and then in float32"
+_AUTOCAST = ", computed under torch.autocast(dtype=torch.bfloat16), its last layer and the score in float32"
 """The threshold, calibration and performance of a bf16 network hold for bf16; fp32 gives other scores."""
 
 

@@ -5,9 +5,15 @@ import torch
 from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.batch_probe import probe_batch
 from acuity.objectives.training.prediction import uses_channels_last
-from acuity.objectives.training.step_memory import StepMemory, estimate_step_memory, largest_batch
+from acuity.objectives.training.step_memory import (
+    MAX_ELEMENTS,
+    StepMemory,
+    estimate_step_memory,
+    largest_batch,
+    largest_countable_batch,
+)
 from acuity.storage.database import Database
-from acuity.storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch
+from acuity.storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch, read_feasible_batch
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 
@@ -27,6 +33,20 @@ def memory_limit(
     return find_or_measure(database, key, measure)
 
 
+def known_memory_limit(
+    database: Database, device: Device, experiment: Experiment, *, architecture: str, resolution: int
+) -> int | None:
+    """Largest batch size that fits the memory, from the fleet's table; None where it is not measured yet."""
+    return read_feasible_batch(database, _key(device, experiment, architecture, resolution))
+
+
+def element_limit(device: Device, experiment: Experiment, *, architecture: str, resolution: int) -> int | None:
+    """Largest batch size without a tensor of more than 2^31 - 1 elements; None where no such tensor fits the memory."""
+    if device.memory_budget_bytes <= MAX_ELEMENTS:
+        return None
+    return largest_countable_batch(_step_memory(_key(device, experiment, architecture, resolution), device))
+
+
 def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
     """Largest batch size of a step that ran; where the largest batch of any trial ran, the estimate, if larger."""
     _refuse_if_held(device)
@@ -40,9 +60,10 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
     )
     torch.cuda.empty_cache()
     _refuse_if_held(device)
-    if fit.verified < most // 8 * 8:
+    memory = _step_memory(key, device)
+    if fit.verified < min(most, largest_countable_batch(memory)) // 8 * 8:
         return fit.verified
-    return max(fit.verified, largest_batch(_step_memory(key, device), device.memory_budget_bytes))
+    return max(fit.verified, largest_batch(memory, device.memory_budget_bytes))
 
 
 def _refuse_if_held(device: Device) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from acuity.objectives.device.device import limit_memory, open_device
+from acuity.objectives.device.device import check_precision, limit_memory, open_device
 from acuity.objectives.device.gpu_lock import choose_device
 from acuity.objectives.device.memory import resident_bytes
 from acuity.storage.database import open_storage
@@ -25,7 +25,7 @@ from acuity.study.registry.progress import find_failing_labels, list_failed_tria
 from acuity.study.registry.record import check_same_images, checkpoints_of, read_registered, with_current_budget
 from acuity.study.registry.recovery import requeue_stale_trials
 from acuity.study.worker.attempt import run_attempt
-from acuity.study.worker.batch_limit import memory_limit
+from acuity.study.worker.batch_limit import known_memory_limit, memory_limit
 from acuity.study.worker.context import WorkerContext
 from acuity.study.worker.heartbeat import DatabaseContact
 
@@ -59,6 +59,7 @@ def run_worker(
             threads=threads,
             memory_budget_gib=experiment.workers.memory_budget_gib,
         )
+        check_precision(share.torch_device, experiment.training.precision)
         limit_memory(share)
         context = WorkerContext(
             database=database,
@@ -140,27 +141,56 @@ def _requeue_stale_trials(context: WorkerContext, confirming: Mapping[str, optun
 def _claim(
     context: WorkerContext, studies: Mapping[str, optuna.Study], confirming: Mapping[str, optuna.Study]
 ) -> Claim | None:
-    """Claim a trial of the search, else one of a confirmation."""
+    """Claim a trial of the search, else one of a confirmation.
+
+    A claim looks limits of memory up. Where one is missing, it is measured here, after the claim's lock is released,
+    and the claim is repeated. A measurement takes up to minutes, and no other worker can claim during a claim.
+    """
     for claim_next, candidates in ((claim_trial, studies), (claim_confirm_trial, confirming)):
-        claim = context.retry_outages(
-            claim_next, context.database, context.registered, candidates, can_hold=partial(_can_hold, context)
-        )
+        while True:
+            try:
+                claim = context.retry_outages(
+                    claim_next, context.database, context.registered, candidates, can_hold=partial(_can_hold, context)
+                )
+            except _NotMeasuredError as missing:
+                architecture, resolution = missing.architecture, missing.resolution
+            else:
+                break
+            context.retry_outages(
+                memory_limit,
+                context.database,
+                context.device,
+                context.experiment,
+                architecture=architecture,
+                resolution=resolution,
+            )
         if claim is not None:
             return claim
     return None
 
 
+class _NotMeasuredError(Exception):
+    """The fleet's table has no limit of this network on this device."""
+
+    def __init__(self, architecture: str, resolution: int) -> None:
+        super().__init__(architecture, resolution)
+        self.architecture = architecture
+        self.resolution = resolution
+
+
 def _can_hold(context: WorkerContext, parameters: dict[str, Any], batch_size: int) -> bool:
-    """Whether the batch fits on this device; True for a trial with open parameters."""
+    """Whether the batch fits on this device; True for a trial with open parameters. The caller holds a claim's lock.
+
+    _NotMeasuredError where the fleet's table does not have the limit.
+    """
     if not {"architecture", "resolution"} <= parameters.keys():
         return True
-    limit = memory_limit(
-        context.database,
-        context.device,
-        context.experiment,
-        architecture=parameters["architecture"],
-        resolution=parameters["resolution"],
+    architecture, resolution = parameters["architecture"], parameters["resolution"]
+    limit = known_memory_limit(
+        context.database, context.device, context.experiment, architecture=architecture, resolution=resolution
     )
+    if limit is None:
+        raise _NotMeasuredError(architecture, resolution)
     return batch_size <= limit
 
 

@@ -17,7 +17,7 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.search.hyperparameters import make_hyperparameters
 from acuity.study.search.space import Configuration, choose_batch_size
-from acuity.study.worker.batch_limit import lower_memory_limit, memory_limit
+from acuity.study.worker.batch_limit import element_limit, lower_memory_limit, memory_limit
 from acuity.study.worker.context import WorkerContext
 from acuity.study.worker.reporter import Reporter
 
@@ -103,7 +103,7 @@ def _train_unless_out_of_memory(
             data,
             seed=_seed(context, claim),
             device=context.device.torch_device,
-            workers=context.device.workers,
+            image_budget_bytes=context.device.image_budget_bytes,
             report=reporter,
             should_stop=context.stop.is_set,
             load_checkpoint=lambda: checkpoints.read(claim.checkpoint_study, claim.origin, attempt=attempt),
@@ -127,8 +127,15 @@ def _feasible_batch(context: WorkerContext, configuration: Configuration, data: 
         architecture=configuration.architecture,
         resolution=configuration.resolution,
     )
+    countable = element_limit(
+        context.device,
+        context.experiment,
+        architecture=configuration.architecture,
+        resolution=configuration.resolution,
+    )
     batch = cap_batch(
         limit,
+        countable=countable,
         training_images=len(data.training),
         max_batch_size=search.max_batch_size,
         min_updates_per_epoch=search.min_updates_per_epoch,

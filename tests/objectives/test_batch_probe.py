@@ -1,15 +1,19 @@
 """The largest batch size found has run in a real step within the budget."""
 
 import json
+import os
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from acuity.objectives.device.memory import MIB
+from acuity.objectives.errors import InputError
 from acuity.objectives.training.batch_probe import probe_batch
 from acuity.study.cli.main import acuity
 from acuity.study.config.loading import parse
+from acuity.study.config.schema import Training
 from acuity.study.fit import searched_settings
 
 CPU = torch.device("cpu")
@@ -69,6 +73,27 @@ def test_command_prints_the_batch_size_and_names_a_missing_or_unknown_argument()
     assert CliRunner().invoke(acuity, ["fit", "test_resnet"]).exit_code == 2
     unknown = CliRunner().invoke(acuity, ["fit", "test_resnot", "32"])
     assert "test_resnet" in str(unknown.exception)
+
+
+@pytest.mark.parametrize("command", [["fit", "test_resnet", "32"], ["worker", "nih"]], ids=lambda words: words[0])
+def test_commands_that_train_expand_the_segments_of_a_gpu(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise InputError(f"allocator: {os.environ.get('PYTORCH_ALLOC_CONF')}")
+
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setattr("acuity.study.fit.probe_batches", stop)
+    monkeypatch.setattr("acuity.study.worker.loop.run_worker", stop)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    done = CliRunner().invoke(acuity, command)
+    assert str(done.exception) == "allocator: expandable_segments:True"
+
+
+def test_precisions_of_the_experiment_file_are_those_of_the_command() -> None:
+    precisions = get_args(get_type_hints(Training)["precision"])
+    assert precisions == ("fp32", "tf32", "bf16")
+    (option,) = [option for option in acuity.commands["fit"].params if option.name == "precision"]
+    assert tuple(option.type.choices) == precisions
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,19 @@ from sqlalchemy import text
 
 from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.interface import Hyperparameters, Outcome
+from acuity.objectives.training.step_memory import largest_batch
 from acuity.objectives.training.train import train
 from acuity.storage.database import Database
+from acuity.storage.trials import claim_study, write_attributes
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
 from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import DeviceLostError, UsageError
+from acuity.study.registry import claims
 from acuity.study.registry.claims import claim_trial
+from acuity.study.registry.recovery import release_trial
 from acuity.study.registry.register import register
-from acuity.study.worker import attempt
+from acuity.study.worker import attempt, batch_limit, loop
 from acuity.study.worker import training as claimed_training
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.context import WorkerContext
@@ -152,23 +158,16 @@ def test_fixed_batch_stays_feasible_while_another_program_holds_the_memory(
     assert known[0] >= 16
 
 
-def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
-    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context = open_context(database, tmp_path, phantoms, search="batch = 16")
-    room_for(monkeypatch, 12)
-    run_one(context)
-    ended = table(database, "state, batch_size, reason", "acuity.all_trials where state <> 'WAITING'")
 def test_trial_whose_batch_is_capped_by_the_elements_of_a_tensor_names_the_cap(
     database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
-    for module in (step_memory, batch_limit):
-        monkeypatch.setattr(module, "MAX_ELEMENTS", 10 * 2 * 64**2)
+    monkeypatch.setattr(batch_limit, "MAX_ELEMENTS", 0)
+    monkeypatch.setattr(batch_limit, "largest_countable_batch", lambda _: 7)
     tried = room_for(monkeypatch, 999)
     run_one(context)
     ended = table(database, "state, batch_size, batch_cap", "acuity.all_trials where state <> 'WAITING'")
-    assert ended == [("COMPLETE", tried[0], "max_elements")]
+    assert (ended, tried) == ([("COMPLETE", 7, "max_elements")], [7])
 
 
 def test_memory_is_measured_before_or_after_a_claim_never_during_it(
@@ -205,4 +204,11 @@ def test_memory_is_measured_before_or_after_a_claim_never_during_it(
     assert measured_under_lock == [0]
 
 
+def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = open_context(database, tmp_path, phantoms, search="batch = 16")
+    room_for(monkeypatch, 12)
+    run_one(context)
+    ended = table(database, "state, batch_size, reason", "acuity.all_trials where state <> 'WAITING'")
     assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]
