@@ -154,7 +154,7 @@ class Training:
     weights: Path | None = None
     network_input: Resolution | None = None
     """Enlarge every resolution to this input size, in px. It separates lost information from lost geometry."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     augment: bool = True
 
