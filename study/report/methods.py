@@ -7,7 +7,7 @@ Items are those of CLAIM 2024 (Tejani et al., Radiol Artif Intell 2024;6:e240300
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from acuity.objectives.statistics.power import MIN_POSITIVE_PATIENTS
+from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import MAX_AUC_GAP, NOMINEES_PER_RESOLUTION
@@ -197,9 +197,9 @@ def _training(experiment: Experiment) -> str:
     return (
         f"One binary network a label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
         f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
-        "one-cycle schedule and binary cross-entropy. Since a finding is rare, positive images weighed as the "
-        "negatives together (at most 20 times a negative one); scores are therefore no probabilities, and were not "
-        f"recalibrated for what follows. {changes}"
+        "one-cycle schedule and binary cross-entropy. All positive images together had the weight of all negative "
+        "images (a positive image at most 20 times that of a negative one); scores are therefore no probabilities, and "
+        f"were not recalibrated for what follows. {changes}"
     )
 
 
@@ -214,7 +214,7 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     going_on = (
         f"At each of {_list(named)} px"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
-        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, and at the smallest,"
+        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     return (
@@ -236,11 +236,16 @@ def _statistics(protocol: Protocol | None) -> str:
     return (
         "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components averaged "
         "over seeds, plus the variance between seeds over their number; 95 % intervals use t quantiles at "
-        f"Satterthwaite's degrees of freedom. Non-inferiority to the reference at a margin of {protocol.margin:g} AUC "
-        "was tested one-sided at 5 % in decreasing order of resolution, stopping at the first failure. Two-sided "
-        "differences within a label were adjusted by Holm's method. Labels with fewer than "
-        f"{MIN_POSITIVE_PATIENTS} positive test patients were not tested. All inference is conditional on the "
-        "training patients."
+        f"Satterthwaite's degrees of freedom. Non-inferiority at a margin of {protocol.margin:g} AUC was tested "
+        "one-sided at 5 %. The reference, then each smaller resolution in decreasing order, was tested against every "
+        "larger confirmed resolution, up to the first resolution that failed a test. If the reference was shown to "
+        "lose more than the margin, the resolutions above it were tested in decreasing order instead. A resolution was "
+        "named only if all its tests succeeded (intersection-union test); its p value is the largest of them. The "
+        "level of 5 % holds for each label; it was not adjusted for the number of labels. Two-sided differences within "
+        "a label were adjusted by Holm's method. Labels with fewer than "
+        f"{MIN_POSITIVE_PATIENTS} positive or {MIN_NEGATIVE_PATIENTS} negative test patients were not tested, nor "
+        "labels with a reference whose 95 % interval did not lie above an AUC of 0.5. All inference is conditional on "
+        "the training patients."
     )
 
 
