@@ -8,10 +8,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+_BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
+_LONGEST_BLANK = max(map(len, _BLANK))
 OLDEST_AGE_YEARS = 120.0
 """A larger age is unknown: NIH's table has ages up to 414."""
 Uncertain = Literal["positive", "negative", "leave_out"]
 Blank = Literal["negative", "leave_out"]
+
+
+class ColumnError(ValueError):
+    """A mistake in a column: the line and the rule, without the file's path."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class LabelPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """A file's text by column name, and the line on which each row ends."""
+    """A file's text by column name, and the line on which each row ends. A blank cell is "" (`plain_cell`)."""
 
     lines: Sequence[int]
     text: Mapping[str, Sequence[str]]
@@ -48,8 +54,16 @@ class IndexContent:
     """float32 [N, len(labels)]."""
     rejected_columns: Mapping[str, str] = field(default_factory=dict)
     """Name of each column that is not a label -> the reason."""
+    suspicions: tuple[str, ...] = ()
+    """Facts about cells and labels that may be a mistake, with counts and examples."""
     folder: str = ""
     """The release's folder, with which the publisher's paths start. [data] images may be this folder or its parent."""
+
+
+def plain_cell(text: str) -> str:
+    """The text of a cell without surrounding spaces. Empty for the words with which programs write a missing value."""
+    text = text.strip()
+    return "" if len(text) <= _LONGEST_BLANK and text.lower() in _BLANK else text
 
 
 def image_table(

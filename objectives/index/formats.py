@@ -5,14 +5,15 @@ A new format is one module that turns columns into `IndexContent`, and one entry
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index import chexpert, nih, padchest, plain_table
-from acuity.objectives.index.cells import Columns, IndexContent, LabelPolicy
+from acuity.objectives.index.cells import ColumnError, Columns, IndexContent, LabelPolicy
 from acuity.objectives.index.reader import read_columns
+from acuity.objectives.index.suspicions import similar_labels, unknown_words
 
 FormatName = Literal["nih", "chexpert", "padchest", "table"]
 
@@ -51,7 +52,11 @@ def read_content(
         return header if form.optional is None else form.required + form.optional
 
     columns = read_columns(path, select)
-    return used[0].read(columns, policy or LabelPolicy())
+    try:
+        content = used[0].read(columns, policy or LabelPolicy())
+    except ColumnError as error:
+        raise InputError(f"{path}: {error}") from None
+    return replace(content, suspicions=(*similar_labels(content), *unknown_words(columns, content)))
 
 
 def suggest_name(wrong: str, known: Sequence[str]) -> str:

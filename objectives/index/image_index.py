@@ -37,6 +37,8 @@ class ImageIndex:
     """File names as the index writes them, without the folders that `locate_files` adds."""
     rejected_columns: Mapping[str, str] = field(default_factory=dict)
     """Name of each column that is not a label -> the reason."""
+    suspicions: tuple[str, ...] = ()
+    """Facts about cells and labels that may be a mistake, with counts and examples."""
 
     @cached_property
     def sha256(self) -> str:
@@ -98,6 +100,7 @@ def read_index(
         targets=content.targets,
         names=names,
         rejected_columns=content.rejected_columns,
+        suspicions=content.suspicions,
     )
 
 
@@ -120,6 +123,12 @@ def _check_rows(path: Path, table: pd.DataFrame) -> None:
     _refuse(path, table, absolute, "has an absolute path", "image paths start at the folder of [data] images")
     upward = file.str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f]", regex=True)
     _refuse(path, table, upward, "has a path with `..` or a control character in it", "images lie below [data] images")
+    too_long = file.map(_is_too_long).astype(bool)
+    _refuse(path, table, too_long, "has a path too long for a file system", "a name has at most 255 bytes")
+
+
+def _is_too_long(file: str) -> bool:
+    return len(file) > 63 and (len(file.encode()) > 4000 or max(len(name.encode()) for name in file.split("/")) > 255)
 
 
 def _normalize(file: str) -> str:

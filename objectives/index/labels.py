@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from acuity.objectives.index.cells import Columns, LabelPolicy, factorize, map_distinct
+from acuity.objectives.index.cells import ColumnError, Columns, LabelPolicy, factorize, map_distinct, plain_cell
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
-_BLANK = ("", "nan", "na", "n/a", "none", "null", "<na>")
 
 
 def labels_from_lists(
@@ -20,7 +19,7 @@ def labels_from_lists(
     is NaN.
     """
     codes, distinct = factorize(cells)
-    listed = [names_in(cell) - ignored - {""} for cell in distinct]
+    listed = [{plain_cell(name) for name in names_in(cell)} - ignored - {""} for cell in distinct]
     labels = tuple(sorted(set().union(*listed) - {normal}))
     column = {label: position for position, label in enumerate(labels)}
     targets = np.zeros((len(listed), len(labels)), dtype=np.float32)
@@ -44,7 +43,7 @@ def labels_from_columns(
 
     def value(cell: str) -> float:
         lower = cell.lower()
-        if _is_blank(cell):
+        if not cell:
             return values[policy.blank]
         if lower in ("true", "false"):
             return float(lower == "true")
@@ -59,7 +58,7 @@ def labels_from_columns(
         if np.isinf(column).any():
             line = columns.lines[int(np.isinf(column).argmax())]
             rejected[name] = f"index line {line:,} has something else than 1, 0, -1 or nothing in it"
-        elif all(map(_is_blank, set(columns.text[name]))):
+        elif not any(columns.text[name]):
             rejected[name] = "there is nothing in it"
         else:
             labels.append(name)
@@ -72,19 +71,21 @@ def apply_no_finding(columns: Columns, labels: tuple[str, ...], targets: np.ndar
     """bool [N]: images whose `No Finding` is 1. Sets the targets of their blank cells to 0, in place.
 
     Blank `Support Devices` cells keep their target, since `No Finding` does not cover devices (Irvin et al. 2019, arXiv
-    1901.07031). Without a `No Finding` column: the images on which every label is known to be absent.
+    1901.07031). Without a `No Finding` column, or if it is blank: the images on which every label is known to be
+    absent. ColumnError if a cell is not 1, 0, -1 or blank.
     """
-    if NO_FINDING not in columns.text:
+    if not any(columns.text.get(NO_FINDING, ())):
         absent: np.ndarray = (targets == 0).all(axis=1) & bool(labels)
         return absent
-    (_, flags, _) = labels_from_columns(columns, [NO_FINDING], LabelPolicy())
+    (_, flags, rejected) = labels_from_columns(columns, [NO_FINDING], LabelPolicy())
+    if rejected:
+        raise ColumnError(
+            f"column {NO_FINDING}: {rejected[NO_FINDING]}: correct it, or give the column another name, since it says "
+            "which images are healthy"
+        )
     no_finding: np.ndarray = (flags == 1).any(axis=1)
     for position, label in enumerate(labels):
         if label != SUPPORT_DEVICES:
-            blank = map_distinct(columns.text[label], _is_blank).astype(bool)
+            blank = np.array([not cell for cell in columns.text[label]])
             targets[no_finding & blank, position] = 0
     return no_finding
-
-
-def _is_blank(cell: str) -> bool:
-    return cell.lower() in _BLANK

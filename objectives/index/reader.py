@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import Columns
+from acuity.objectives.index.cells import Columns, plain_cell
 
 SelectColumns = Callable[[list[str]], Sequence[str]]
 """Chooses the columns to keep from the header. The other columns are not stored."""
@@ -26,6 +26,8 @@ def read_columns(path: Path, select: SelectColumns) -> Columns:
     The first row of a Parquet file has line number 2, as below a header.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe could block for ever
+            raise InputError(f"{path}: is not a regular file; an index is a CSV or Parquet file")
         with path.open("rb") as file:
             start = file.read(4)
             if start == b"PAR1":
@@ -74,7 +76,12 @@ def _csv_columns(path: Path, text: io.TextIOWrapper, select: SelectColumns) -> C
             )
         lines.append(line)
         records.append(pick(row))
-    return Columns(lines, {name: [record[i].strip() for record in records] for i, name in enumerate(kept)})
+    return Columns(lines, {name: _plain_cells([record[i] for record in records]) for i, name in enumerate(kept)})
+
+
+def _plain_cells(cells: list[str]) -> list[str]:
+    plain = {cell: plain_cell(cell) for cell in set(cells)}
+    return [plain[cell] for cell in cells]
 
 
 def _split_names(header: list[str], fields: int) -> list[str]:
@@ -118,6 +125,7 @@ def _parquet_columns(path: Path, select: SelectColumns) -> Columns:
 
 
 def _text(value: object) -> str:
-    """The text of a cell. None and NaN are empty."""
+    """The text of a cell. Bytes are UTF-8: older programs write text columns without saying that they are text."""
     is_missing = value is None or value != value
-    return "" if is_missing else str(value).strip()
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    return "" if is_missing else plain_cell(text)

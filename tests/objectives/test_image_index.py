@@ -248,3 +248,75 @@ def test_any_quoted_table_round_trips(
         for column, label in enumerate(content.labels):
             expected = float(label in names) if names else np.nan
             np.testing.assert_equal(float(content.targets[row, column]), expected)
+
+
+BLANKS = ("nan", "NaN", "None", "NULL", "null", "n/a", "<NA>", "", "  ")
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blank_words_are_no_file_patient_finding_or_view(tmp_path: Path, blank: str) -> None:
+    header = "Image Index,Finding Labels,Patient ID,View Position"
+    assert "index line 3 has no patient id" in refusal(tmp_path, header, "a.png,Mass,1,PA", f"b.png,Mass,{blank},PA")
+    assert "index line 3 names no file" in refusal(tmp_path, header, "a.png,Mass,1,PA", f"{blank},Mass,2,PA")
+    index = read_lines(tmp_path, header, "a.png,Mass,1,PA", f"b.png,{blank},2,{blank}", f"c.png,Mass|{blank},3,AP")
+    assert index.labels == ("Mass",)
+    np.testing.assert_array_equal(index.target("Mass"), [1, np.nan, 1])
+    assert index.table["view"].tolist() == ["PA", "", "AP"]
+
+
+def test_words_that_only_begin_like_a_blank_are_kept(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, "Image Index,Finding Labels,Patient ID", "nan.png,Nodule,nan7", "b.png,None seen,0")
+    assert index.table["patient"].tolist() == ["nan7", "0"]
+    assert index.labels == ("Nodule", "None seen")
+
+
+def test_labels_that_may_be_one_finding_are_suspected(tmp_path: Path) -> None:
+    rows = [
+        f"{i}.png,{finding},{i}" for i, finding in enumerate(("Mass", "mass", '"Mass, Nodule"', "Nodule", "Edema_x"))
+    ]
+    index = read_lines(tmp_path, "Image Index,Finding Labels,Patient ID", *rows)
+    assert index.suspicions == (
+        'Labels that differ by case or spaces only: "Mass" (1 images, index line 2) and "mass" (1 images, index line '
+        "3). They count as different findings.",
+        'Label "Mass, Nodule" (1 images, index line 4) contains the name of "Mass", which is a label too: its images '
+        "do not count as images of that label. If the cell lists several findings, separate them as the format does.",
+    )
+    assert read_lines(tmp_path, HEADER, *ROWS).suspicions == ()
+
+
+def test_a_name_too_long_for_a_file_system_is_refused_by_line(tmp_path: Path) -> None:
+    long = "x" * 300 + ".png"
+    rows = (f"{long},Mass,0,7,58,M,PA,1,1,1,1", f"a/{'ü' * 140}/b.png,Mass,0,7,58,M,PA,1,1,1,1")
+    for lines in ((HEADER, *ROWS, *rows), (HEADER, *rows, *ROWS)):
+        message = refusal(tmp_path, *lines, secrets=SECRETS)
+        assert "has a path too long for a file system (2 such lines in all)" in message
+        assert "xxxx" not in message
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("a/B.png", "a/b.PNG"),
+        ("a/b.png", "A/b.png"),
+        ("a/u\u0308.png", "a/\u00fc.png"),
+        ("\u00fc/x.png", "u\u0308/x.png"),
+    ],
+)
+def test_missing_image_that_is_there_in_another_spelling_says_so(tmp_path: Path, written: str, on_disk: str) -> None:
+    file = tmp_path / "images" / on_disk
+    file.parent.mkdir(parents=True)
+    file.touch()
+    index = read_lines(tmp_path, "file,patient,Mass", f"{written},1,1", "gone/x.png,2,0")
+    with pytest.raises(
+        InputError, match=r"for 1 of them, the first index line 2, a file is there that differs by case"
+    ):
+        check_images_present(index)
+    file.unlink()
+    with pytest.raises(InputError, match=r"files missing in all\): complete the folder"):
+        check_images_present(index)
+
+
+def test_a_named_pipe_as_index_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "index.csv")
+    with pytest.raises(InputError, match="is not a regular file"):
+        read_index(tmp_path / "index.csv", images=tmp_path)

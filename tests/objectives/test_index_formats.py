@@ -267,3 +267,50 @@ def test_any_label_columns_round_trip(tmp_path_factory: pytest.TempPathFactory, 
             np.testing.assert_array_equal(index.target(label), expected)
         else:
             assert {cells[column] for cells in rows} <= {"", "nan"}
+
+
+@pytest.mark.parametrize("cell", ["2", "Yes", "No", "0.5"])
+def test_no_finding_is_checked_as_labels_are(tmp_path: Path, cell: str) -> None:
+    """One stray cell used to drop the column's meaning, which changed every prevalence."""
+    row = "CheXpert-v1.0-small/train/patient00009/study1/view1_frontal.jpg,Male,50,Frontal,AP,{},,"
+    message = refusal(tmp_path, CHEXPERT, *CHEXPERT_ROWS, row.format(cell), secrets=("patient00009",))
+    assert "column No Finding: index line 6 has something else than 1, 0, -1 or nothing in it: correct it" in message
+    plain = ("file,patient,No Finding,Mass", "a.png,p1,1,", f"b.png,p2,{cell},1")
+    assert "column No Finding: index line 3" in refusal(tmp_path, *plain)
+    assert read_lines(tmp_path, CHEXPERT, *CHEXPERT_ROWS, row.format("nan")).table["no_finding"].sum() == 1
+
+
+def test_a_blank_no_finding_column_says_nothing(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, "file,patient,No Finding,Mass", "a.png,p1,,0", "b.png,p2,nan,1")
+    assert index.table["no_finding"].tolist() == [True, False]
+
+
+def test_sex_and_age_in_unknown_words_are_suspected(tmp_path: Path) -> None:
+    header = "file,patient,Mass,sex,age"
+    index = read_lines(tmp_path, header, "a.png,p1,1,weiblich,adult", "b.png,p2,0,m,", "c.png,p3,0,weiblich,")
+    assert index.suspicions == (
+        "Column sex: 2 of 3 cells are not M, F, male or female (index line 2, 4); they count as unknown.",
+        "Column age: 1 of 1 cells are not an age of at most 120 years (index line 2); they count as unknown.",
+    )
+    assert read_lines(tmp_path, header, "a.png,p1,1,F,7", "b.png,p2,0,O,414", "c.png,p3,0,M,9").suspicions == ()
+
+
+@pytest.mark.parametrize("name", ["chexpert_train.csv.gz", "Data_Entry_2017_v2020.csv.gz"])
+def test_published_tables_are_not_suspected(name: str) -> None:
+    path = published(name)
+    assert read_index(path, images=path.parent).suspicions == ()
+
+
+def test_text_of_parquet_may_be_bytes_and_blank_words(tmp_path: Path) -> None:
+    table = {"file": [b"a.png", b"b.png", b"c.png"], "patient": [b"p1", "p\u00fc".encode(), b"p3"]}
+    labels = {"Mass": [b"1", b"None", b"0"], "site": [b"Bonn", None, b"nan"]}
+    path = tmp_path / "index.parquet"
+    pd.DataFrame(table | labels).to_parquet(path)
+    index = read_index(path, images=tmp_path)
+    assert index.table["file"].tolist() == ["a.png", "b.png", "c.png"]
+    assert index.table["patient"].tolist() == ["p1", "p\u00fc", "p3"]
+    assert index.table["site"].tolist() == ["Bonn", "", ""]
+    np.testing.assert_array_equal(index.target("Mass"), [1, np.nan, 0])
+    pd.DataFrame(table | {"patient": [b"\xff", b"2", b"3"]}).to_parquet(path)
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_index(path, images=tmp_path)

@@ -1,0 +1,64 @@
+"""Find labels and cells of an index that may be a mistake."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from acuity.objectives.index.cells import Columns, IndexContent
+
+_SEPARATORS = re.compile(r"\s*[,;|/&+]\s*|\s+and\s+", re.IGNORECASE)
+_WORDS = (
+    ("sex", ("Patient Sex", "Patient Gender", "Sex", "PatientSex_DICOM", "sex"), "M, F, male or female"),
+    ("age", ("Patient Age", "Age", "age"), "an age of at most 120 years"),
+)
+
+
+def similar_labels(content: IndexContent) -> Iterator[str]:
+    """Labels that differ by case or spaces only, and labels that contain a separator and another label's name."""
+    by_word: dict[str, list[str]] = {}
+    for label in content.labels:
+        by_word.setdefault(_word(label), []).append(label)
+    for labels in by_word.values():
+        if len(labels) > 1:
+            named = " and ".join(_with_count(content, label) for label in labels)
+            yield f"Labels that differ by case or spaces only: {named}. They count as different findings."
+    for label in content.labels:
+        parts = _SEPARATORS.split(label)
+        known = [by_word[_word(part)][0] for part in parts if len(parts) > 1 and by_word.get(_word(part))]
+        if known:
+            yield (
+                f'Label {_with_count(content, label)} contains the name of "{known[0]}", which is a label too: its '
+                "images do not count as images of that label. If the cell lists several findings, separate them as "
+                "the format does."
+            )
+
+
+def unknown_words(columns: Columns, content: IndexContent) -> Iterator[str]:
+    """Columns of sex or age of which less than half of the cells that are not blank could be read."""
+    for name, headings, expected in _WORDS:
+        heading = next((heading for heading in headings if heading in columns.text), None)
+        if heading is None:
+            continue
+        filled = np.array([bool(cell) for cell in columns.text[heading]])
+        values = content.table[name]
+        unread = filled & (values.isna() | (values == "")).to_numpy(bool)
+        if unread.sum() > filled.sum() / 2:
+            yield (
+                f"Column {heading}: {unread.sum():,} of {filled.sum():,} cells are not {expected} (index line "
+                f"{_lines(content, unread)}); they count as unknown."
+            )
+
+
+def _word(label: str) -> str:
+    return re.sub(r"[\s_-]+", " ", label).strip().casefold()
+
+
+def _with_count(content: IndexContent, label: str) -> str:
+    positive = content.targets[:, content.labels.index(label)] == 1
+    return f'"{label}" ({positive.sum():,} images, index line {_lines(content, positive)})'
+
+
+def _lines(content: IndexContent, rows: np.ndarray) -> str:
+    lines: Sequence[int] = content.table["line"].to_numpy()[rows][:3].tolist()
+    return ", ".join(f"{line:,}" for line in lines) or "-"
