@@ -37,7 +37,8 @@ class SplitFile:
 def read_split_file(path: Path) -> SplitFile | None:
     """The content of the file, None if it does not exist. InputError if it is damaged or not a split."""
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        with path.open(encoding="utf-8", newline="") as file:  # a patient may have a carriage return in it
+            rows = list(csv.reader(file))
     except FileNotFoundError:
         return None
     except (UnicodeDecodeError, csv.Error):
@@ -72,7 +73,9 @@ def write_split_file(path: Path, split: SplitFile) -> None:
     text.write(f"sha256 {parts_digest(split.parts)}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "part"))
-    writer.writerows((patient, PARTS[part]) for patient, part in split.parts.items())
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for patient, part in split.parts.items():  # csv does not quote a carriage return if lines end without one
+        (quoting if "\r" in patient else writer).writerow((patient, PARTS[part]))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

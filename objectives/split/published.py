@@ -1,6 +1,8 @@
 """Read a published split: NIH's two lists of files, or the split column of an index."""
 
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def published_parts(
 
     Empty without lists and column. One list is enough: images that it does not name are in the other part. If the
     column has no validation, its training images become TRAIN_VAL. InputError if an image is in no part or in both
-    lists, or if a patient is in two parts.
+    lists, if a list's name fits several images, or if a patient is in two parts.
     """
     column = index.table["split"].to_numpy(object)
     lists = train_val_list is not None or test_list is not None
@@ -48,10 +50,8 @@ def published_parts(
 
 
 def _parts_from_lists(index: ImageIndex, train_val_list: Path | None, test_list: Path | None) -> np.ndarray:
-    stems = [_stem(name) for name in index.names]
     in_train_val, in_test = (
-        np.array([stem in listed for stem in stems]) if listed else None
-        for listed in (_read_list(path) for path in (train_val_list, test_list))
+        None if path is None else _listed(index, path, _read_list(path)) for path in (train_val_list, test_list)
     )
     if in_test is None:
         assert in_train_val is not None
@@ -67,11 +67,53 @@ def _parts_from_lists(index: ImageIndex, train_val_list: Path | None, test_list:
     return np.where(in_test, "test", TRAIN_VAL).astype(object)
 
 
-def _read_list(path: Path | None) -> set[str] | None:
-    if path is None:
-        return None
+def _listed(index: ImageIndex, path: Path, entries: set[str]) -> np.ndarray:
+    """bool [N]: images that a list names, by the whole path, else without image extensions, else without folders.
+
+    A later rule is for images and entries that no earlier rule has matched. Folders are ignored only if no entry
+    matches an image by a path with folders: else the list means these folders. InputError if an entry fits several
+    images, or an image several entries.
+    """
+    names = [_path(name) for name in index.names]
+    left = _without_release_folder(entries, names)
+    listed = np.zeros(len(names), dtype=bool)
+    for key in (str, _without_extensions, _base_name):
+        if key is _base_name and any("/" in name for name, fits in zip(names, listed, strict=True) if fits):
+            break
+        keys = [key(name) for name in names]
+        rows, named = Counter(keys), Counter(map(key, left))
+        fits = np.array([own in named for own in keys]) & ~listed
+        several = fits & np.array([rows[own] > 1 or named[own] > 1 for own in keys])
+        if several.any():
+            raise InputError(
+                f"{path}: a name in it fits more than one image, or several names fit one image, as of "
+                f"{index.row_name(int(several.argmax()))} of {index.path} ({several.sum():,} such lines in all): write "
+                "each path as the index does"
+            )
+        listed |= fits
+        matched = {own for own, is_listed in zip(keys, listed, strict=True) if is_listed}
+        left = {entry for entry in left if key(entry) not in matched}
+    return listed
+
+
+def _without_release_folder(entries: set[str], names: Sequence[str]) -> set[str]:
+    """The entries without the folder with which all begin, if paths of the index match then and none has the folder.
+
+    CheXpert's release begins every path with its own folder, which `ImageIndex.names` leaves out.
+    """
+    folders = {entry.partition("/")[0] for entry in entries}
+    folder = f"{folders.pop()}/" if len(folders) == 1 else ""
+    if not folder or any(name.startswith(folder) for name in names):
+        return entries
+    shorter = {entry.removeprefix(folder) for entry in entries}
+    return shorter if any("/" in name and name in shorter for name in names) else entries
+
+
+def _read_list(path: Path) -> set[str]:
     try:
-        names = {_stem(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe could block for ever
+            raise InputError(f"{path}: is not a regular file; a list has one image name per line")
+        names = {_path(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(f"{path}: cannot be read ({why}); a list has one image name per line") from None
@@ -80,9 +122,18 @@ def _read_list(path: Path | None) -> set[str] | None:
     return names
 
 
-def _stem(name: str) -> str:
-    """The name without folder and image extensions: images may be converted or moved. A DICOM UID keeps its dots."""
-    return _ENDINGS.sub("", name.rpartition("/")[2])
+def _path(name: str) -> str:
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def _without_extensions(name: str) -> str:
+    """The path without image extensions: images may be converted. A DICOM UID keeps its dots."""
+    return _ENDINGS.sub("", name)
+
+
+def _base_name(name: str) -> str:
+    """The name without folder and image extensions: images may be moved."""
+    return _without_extensions(name).rpartition("/")[2]
 
 
 def _parts_from_column(index: ImageIndex, column: np.ndarray) -> np.ndarray:

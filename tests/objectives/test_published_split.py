@@ -1,5 +1,6 @@
 """A published split is used unchanged. Training and validation are divided by patient if it leaves them open."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,61 @@ def test_a_column_without_test_images_or_beside_lists_is_refused(tmp_path: Path)
 def test_an_index_without_parts_has_none_published(tmp_path: Path) -> None:
     assert published_parts(nih(tmp_path)) == {}
     assert published_parts(read_lines(tmp_path, "file,patient,Mass,split", "a.png,p1,1,")) == {}
+
+
+def spots(folder: Path, *names: str) -> ImageIndex:
+    lines = [f"{name},p{number},{number % 2}" for number, name in enumerate(names)]
+    return read_lines(folder, "file,patient,Mass", *lines)
+
+
+def listed_as_test(index: ImageIndex, folder: Path, *entries: str, **lists: Path) -> list[int]:
+    """Rows in the test part with this test list."""
+    (folder / "test.txt").write_text("\n".join(entries))
+    parts = published_parts(index, test_list=folder / "test.txt", **lists)
+    return [row for row, patient in enumerate(index.table["patient"]) if parts[patient] == "test"]
+
+
+RECURRING = ("train/pos_001.png", "train/pos_002.png", "test/pos_001.png", "test/pos_003.png")
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ""])
+def test_whole_paths_are_matched_before_base_names(tmp_path: Path, ending: str) -> None:
+    index = spots(tmp_path, *RECURRING)
+    entries = [f"test/pos_00{number}{ending}" for number in (1, 3)]
+    assert listed_as_test(index, tmp_path, *entries) == [2, 3]
+    assert listed_as_test(index, tmp_path, *(f".\\test\\pos_00{number}{ending}" for number in (1, 3))) == [2, 3]
+    (tmp_path / "train.txt").write_text(f"train/pos_001{ending}\ntrain/pos_002{ending}")
+    assert listed_as_test(index, tmp_path, *entries, train_val_list=tmp_path / "train.txt") == [2, 3]
+    # An index without the row that an entry names: a row of the same base name is another image.
+    index = spots(tmp_path, *RECURRING[:2], RECURRING[3])
+    assert listed_as_test(index, tmp_path, *entries) == [2]
+
+
+def test_names_that_fit_several_images_are_refused(tmp_path: Path) -> None:
+    index = spots(tmp_path, *RECURRING)
+    for entry in ("pos_001.png", "other/pos_001.png", "pos_001"):
+        with pytest.raises(
+            InputError, match=r"index line 2 of .* \(2 such lines in all\): write each path as the index"
+        ):
+            listed_as_test(index, tmp_path, entry, "pos_003.png")
+    flat = spots(tmp_path, "pos_001.png", "pos_002.png")
+    with pytest.raises(InputError, match=r"index line 2 of .* \(1 such lines in all\)"):
+        listed_as_test(flat, tmp_path, "a/pos_001.png", "b/pos_001.png")
+    ending = spots(tmp_path, "x.png", "x.jpg", "y.png")
+    assert listed_as_test(ending, tmp_path, "x.jpg") == [1]
+    with pytest.raises(InputError, match="index line 2 of"):
+        listed_as_test(ending, tmp_path, "x.dcm")
+
+
+def test_chexperts_paths_match_with_and_without_the_releases_folder(tmp_path: Path) -> None:
+    paths = [f"{part}/patient0000{i}/study1/view1_frontal.jpg" for i, part in enumerate(("train", "train", "valid"))]
+    lines = [f"CheXpert-v1.0-small/{path},Male,60,Frontal,AP,,{i % 2},0" for i, path in enumerate(paths)]
+    index = read_lines(tmp_path, "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Fracture", *lines)
+    for entry in (paths[2], f"CheXpert-v1.0-small/{paths[2]}"):
+        assert listed_as_test(index, tmp_path, entry) == [2]
+
+
+def test_a_pipe_as_list_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is not a regular file"):
+        published_parts(nih(tmp_path), test_list=tmp_path / "pipe")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.split import split as split_module
-from acuity.objectives.split.file import PARTS
+from acuity.objectives.split.file import PARTS, SplitFile, read_split_file, write_split_file
 from acuity.objectives.split.split import check_label, read_or_make_split
 
 FRACTIONS = (0.64, 0.16, 0.20)
@@ -289,3 +289,12 @@ def test_full_nih_set_keeps_its_shares(tmp_path: Path) -> None:
         test = split.part == PARTS.index("test")
         assert abs(patients[positive & test].nunique() / patients[positive].nunique() - 0.20) < 0.005
         assert abs((positive & test).sum() / positive.sum() - 0.20) < 0.01
+
+
+@pytest.mark.parametrize("patient", ["7\r8", "7\r", '7"8', "7,8", "7\u2028", "7\x0b8"])
+def test_any_patient_id_is_read_back_from_the_split_file(tmp_path: Path, patient: str) -> None:
+    parts = {patient: 0, "9": 2}
+    write_split_file(tmp_path / "split.csv", SplitFile(seed=0, fractions=(0.64, 0.16, 0.2), parts=parts))
+    read = read_split_file(tmp_path / "split.csv")
+    assert read is not None
+    assert read.parts == parts
