@@ -46,6 +46,8 @@ class Preparation:
     """Free disk space in the folder of the arrays."""
     cost: "CostForecast | None"
     """None where no storage is named and there is no embedded server yet."""
+    suspicions: tuple[str, ...]
+    """Facts that may be a mistake in the image set, with counts and examples."""
     warnings: tuple[str, ...]
     """Warnings that every result carries. Empty for a split by patient with test patients."""
 
@@ -65,7 +67,7 @@ def prepare(
     A second call finds the split and the cache complete. InputError names the mistake. progress: called with
     (images done, images in all).
     """
-    image_set = open_image_set(experiment, progress=progress)
+    image_set = open_image_set(experiment, check_files=True, progress=progress)
     folder = image_set.cache.folder
     check_networks_once(experiment, folder)
     return Preparation(
@@ -81,6 +83,7 @@ def prepare(
         cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
         free_bytes=shutil.disk_usage(folder).free,
         cost=_predict_cost(experiment, storage_url),
+        suspicions=image_set.suspicions,
         warnings=caveats(experiment),
     )
 

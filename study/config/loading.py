@@ -19,7 +19,7 @@ _ADAPTER = TypeAdapter(Experiment)
 def load(path: Path) -> Experiment:
     """Read and check an experiment file. UsageError names the file, the key, the value and the rule."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror or error}. `acuity new {path}` writes a template to start from"

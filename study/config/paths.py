@@ -8,11 +8,18 @@ from typing import Any
 import platformdirs
 
 from acuity.study.config.schema import Experiment
+from acuity.study.errors import UsageError
 
 
 def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
-    """Make every relative path start at folder."""
-    return _map_paths(experiment, lambda path: folder / path.expanduser())
+    """Make every relative path start at folder. UsageError for a path with a NUL character in it."""
+
+    def resolve(path: Path) -> Path:
+        if "\0" in str(path):
+            raise UsageError(f"{str(path)!r}: a path cannot have a NUL character (\\u0000) in it; take it out")
+        return folder / path.expanduser()
+
+    return _map_paths(experiment, resolve)
 
 
 def move_paths(experiment: Experiment, folder: Path) -> Experiment:

@@ -39,6 +39,8 @@ class ImageSet:
     repeats: DuplicateCounts
     whole_index_sha256: str
     """SHA-256 of the index before filters."""
+    suspicions: tuple[str, ...]
+    """Facts about labels, cells and pixels that may be a mistake in the image set, with counts and examples."""
 
     @property
     def identity(self) -> ImageIdentity:
@@ -52,11 +54,14 @@ class ImageSet:
         )
 
 
-def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
+def open_image_set(
+    experiment: Experiment, *, check_files: bool = False, progress: Callable[[int, int], None] | None = None
+) -> ImageSet:
     """Read and filter the index, read or write the split, and build the missing arrays of the cache.
 
     Bad images, and images that repeat a picture of an earlier part, are in no part. InputError names a mistake in the
-    image set. progress: called with (images done, images in all) while the cache is built.
+    image set. check_files: compare every file with the one that was decoded, not only a sample. progress: called with
+    (images done, images in all) while the cache is built.
     """
     selection = select_images(experiment)
     index = selection.index
@@ -68,6 +73,7 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
         resolutions=experiment.search.resolutions,
         fit=experiment.data.fit,
         on_bad_image=experiment.data.on_bad_image,
+        check_files=check_files,
         progress=progress,
     )
     bad = [image.row for image in cache.bad]
@@ -91,6 +97,21 @@ def open_image_set(experiment: Experiment, *, progress: Callable[[int, int], Non
         left_out=selection.filtered.left_out,
         repeats=counts,
         whole_index_sha256=selection.whole.sha256,
+        suspicions=(*index.suspicions, *_different_depths(cache)),
+    )
+
+
+def _different_depths(cache: ImageCache) -> tuple[str, ...]:
+    """A suspicion if the images of 16 bits are scaled by different depths."""
+    if len(cache.depths) < 2:
+        return ()
+    groups = "; ".join(
+        f"{group.bits} bits: {group.images:,} images (index line {', '.join(f'{line:,}' for line in group.lines)})"
+        for group in cache.depths
+    )
+    return (
+        f"The images of 16 bits use different depths, and each is scaled by its own: {groups}. Look at one of each: a "
+        "few brighter pixels may have made the others of an image dark.",
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from acuity.objectives.errors import InputError
 from acuity.objectives.index.cells import LabelPolicy
 from acuity.objectives.index.filters import FilteredIndex, Filters, apply_filters
 from acuity.objectives.index.image_index import ImageIndex, read_index
@@ -61,6 +62,11 @@ def select_images(experiment: Experiment) -> ImageSelection:
         policy=LabelPolicy(uncertain=data.uncertain, blank=data.blank),
     )
     published = published_parts(whole, train_val_list=data.train_val_list, test_list=data.test_list)
+    if published and (data.paper_split or data.split_by == "image"):  # of lists, the experiment file's check says so
+        raise InputError(
+            f"{data.index}: has a split column, and [data] has {'paper_split' if data.paper_split else 'split_by'} as "
+            "well; keep one of the two (the split is read from a column named split alone)"
+        )
     filtered = apply_filters(
         whole,
         Filters(

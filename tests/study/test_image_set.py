@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.split.file import PARTS
@@ -160,3 +161,40 @@ def test_filters_change_the_meaning_of_a_trial_and_the_format_does_not(folder: P
 def test_a_filter_that_leaves_too_few_patients_says_so(folder: Path) -> None:
     with pytest.raises(InputError, match=r"label Cardiomegaly: patients with a positive .* widen \[data\]'s filters"):
         open_image_set(experiment(folder, "views = ['PA']\nages = [60, 70]"))
+
+
+@pytest.mark.parametrize("key", ["paper_split = true", "split_by = 'image'"])
+def test_a_split_column_is_refused_where_lists_are(folder: Path, key: str) -> None:
+    rows = [line.split(",") for line in (folder / "Data_Entry.csv").read_text().splitlines()[1:]]
+    lines = [
+        f"{row[0]},{row[3]},{int('Cardiomegaly' in row[1])},{'test' if int(row[3]) % 4 == 0 else 'train'}"
+        for row in rows
+    ]
+    table = "\n".join(["file,patient,Cardiomegaly,split", *lines])
+    (folder / "Data_Entry.csv").write_text(table)
+    with pytest.raises(InputError, match=r"has a split column, and \[data\] has (paper_split|split_by) as well"):
+        open_image_set(experiment(folder, key))
+    with pytest.raises(UsageError, match="and a published split"):
+        experiment(folder, f"{key}\ntest_list = 'test_list.txt'")
+    (folder / "Data_Entry.csv").write_text(table.replace(",split\n", ",part\n", 1))
+    open_image_set(experiment(folder, key))
+
+
+def test_constant_pictures_join_no_patients(folder: Path) -> None:
+    """Black images of many patients used to be one picture that occurs more than once."""
+    whole = open_image_set(experiment(folder))
+    parts = dict(zip(whole.index.table["patient"], whole.split.part, strict=True))
+    whole.split.path.unlink()
+    black = np.flatnonzero(~whole.index.table["patient"].duplicated().to_numpy())[10:40]
+    for row in black:
+        Image.fromarray(np.zeros((128, 128), np.uint8)).save(folder / "images" / whole.index.names[row])
+    shutil.rmtree(folder / "cache")
+    with pytest.raises(
+        InputError, match=r"30 of 240 images cannot be read: index line .* \(shows nothing: every pixel"
+    ):
+        open_image_set(experiment(folder))
+    dropped = open_image_set(experiment(folder, 'on_bad_image = "drop"'))
+    assert dropped.repeats.pictures == 0
+    assert len(dropped.cache.bad) == 30
+    assert dict(zip(dropped.index.table["patient"], whole.split.part, strict=True)) == parts
+    assert {int(part) for part in dropped.split.part[black]} == {len(PARTS)}

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from acuity.objectives.statistics.power import estimate_power
 from acuity.study.cli.main import acuity
@@ -84,3 +86,50 @@ def test_dropped_repeated_and_filtered_images_are_printed(phantoms: Path, tmp_pa
     answer = json.loads(CliRunner().invoke(acuity, ["prepare", str(file), "--json"]).output)
     assert answer["bad_images"][0]["line"] == 2
     assert answer["repeats"]["pictures"] == 1
+
+
+def test_prepare_finds_exchanged_files_and_says_how_to_use_them(phantoms: Path, tmp_path: Path) -> None:
+    copy_phantoms(phantoms, tmp_path)
+    file = tmp_path / "mine.toml"
+    file.write_text(experiment_text(labels=LABELS))
+    assert CliRunner().invoke(acuity, ["prepare", str(file)]).exit_code == 0
+    files = sorted((tmp_path / "images").iterdir())
+    for row in (5, 6):  # not in the sample that identifies the image set
+        Image.fromarray(np.asarray(Image.open(files[row]))[::-1]).save(files[row])
+    refused = CliRunner().invoke(acuity, ["prepare", str(file)])
+    assert refused.exit_code != 0
+    assert "2 of 240 files have another content than when the arrays were built: index line 7, index line 8." in str(
+        refused.exception
+    ) + refused.output.replace("\n", " ")
+
+
+def test_different_depths_and_similar_labels_are_printed(phantoms: Path, tmp_path: Path) -> None:
+    copy_phantoms(phantoms, tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    for row, file in enumerate(files[:60]):
+        deep = np.asarray(Image.open(file).convert("L")).astype(np.uint16) << (4 if row % 20 else 8)
+        Image.fromarray(deep).save(file)
+    index = tmp_path / "Data_Entry.csv"
+    index.write_text(index.read_text().replace("Nodule", "nodule", 1))
+    file = tmp_path / "mine.toml"
+    file.write_text(experiment_text(labels='["Fibrosis"]'))
+    answer = json.loads(CliRunner().invoke(acuity, ["prepare", str(file), "--json"]).output)
+    labels, depths = answer["suspicions"]
+    assert labels.startswith('Labels that differ by case or spaces only: "Nodule" (')
+    assert "12 bits: 57 images (index line 3, 4, 5); 16 bits: 3 images (index line 2, 22, 42)" in depths
+    output = " ".join(CliRunner().invoke(acuity, ["prepare", str(file)]).output.split())
+    assert "16 bits: 3 images" in output
+    assert files[0].name not in output
+
+
+def test_small_images_are_dropped_and_listed(phantoms: Path, tmp_path: Path) -> None:
+    copy_phantoms(phantoms, tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    Image.open(files[3]).resize((24, 24)).save(files[3])
+    file = tmp_path / "mine.toml"
+    file.write_text(experiment_text(labels=LABELS))
+    refused = CliRunner().invoke(acuity, ["prepare", str(file)])
+    assert "index line 5 (24 px). Leave such images out with" in str(refused.exception) + refused.output
+    file.write_text(experiment_text(labels=LABELS, data='on_bad_image = "drop"'))
+    output = " ".join(CliRunner().invoke(acuity, ["prepare", str(file)]).output.split())
+    assert "Dropped as bad: 1 images: index line 5 (24 px, smaller than the largest resolution of" in output
