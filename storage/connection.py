@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from acuity.storage.errors import OutageError, StorageError
-from acuity.storage.url import masked
+from acuity.storage.url import embedded_arguments, masked
 
 OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTimeoutError, StorageInternalError)
 """A storage call raises these during an outage, and rarely for other reasons: see is_outage."""
@@ -75,7 +75,7 @@ def connection_arguments(url: URL) -> dict[str, Any]:
     None of them sets the session: PgBouncer in transaction mode gives each transaction another session, and refuses
     the argument `options`.
     """
-    return {name: value for name, value in _DEFAULTS.items() if name not in url.query}
+    return {name: value for name, value in _DEFAULTS.items() if name not in url.query} | embedded_arguments(url)
 
 
 def engine_arguments(url: URL) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from acuity.storage.connection import (
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.schema.version import begin_schema, create_schema, has_schema
-from acuity.storage.url import masked, parse_url
+from acuity.storage.url import UNPINNED_VARIABLES, masked, parse_url
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,6 +77,9 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default Optuna logs every study and trial
     with ExitStack() as stack:
         named = url or os.environ.get("ACUITY_STORAGE") or None
+        if not named:
+            for variable in UNPINNED_VARIABLES:
+                os.environ.pop(variable, None)
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())
         try:
             _make_tables(parsed)

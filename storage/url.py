@@ -3,7 +3,11 @@
 import ipaddress
 import os
 import re
+from functools import cache
+from pathlib import Path
 
+import psycopg2
+from psycopg2.extensions import parse_dsn
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -13,6 +17,30 @@ from acuity.storage.passwords import read_password_file
 DRIVER = "postgresql+psycopg2"
 PASSWORD_FILE = "ACUITY_STORAGE_PASSWORD_FILE"
 """Variable that names a file with the password, for a URL without one: containers get secrets as files."""
+EMBEDDED_LOCK = "server.lock"
+"""File in the folder of an embedded server, beside the folder of the socket. The server's processes hold it."""
+_EMBEDDED_ARGUMENTS = {
+    "hostaddr": "",
+    "port": "5432",
+    "passfile": "",
+    "options": "",
+    "client_encoding": "utf8",
+    "target_session_attrs": "any",
+    "load_balance_hosts": "disable",
+    "require_auth": "scram-sha-256",
+    "channel_binding": "disable",
+    "requirepeer": "",
+    "gssencmode": "disable",
+    "sslmode": "disable",
+    "sslnegotiation": "postgres",
+    "sslcertmode": "disable",
+    "sslrootcert": "",
+    "ssl_min_protocol_version": "",
+    "ssl_max_protocol_version": "",
+    "connect_timeout": "10",
+}
+UNPINNED_VARIABLES = ("PGSERVICE", "PGSERVICEFILE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""Variables of libpq that no argument overrides."""
 _NEXT_STEP = "Name a Postgres (postgresql://user:password@host:5432/database) or drop --storage for the embedded one"
 
 
@@ -47,6 +75,27 @@ def parse_url(text: str) -> URL:
         return url
     password = read_password_file(os.environ, PASSWORD_FILE)
     return url if password is None else url.set(password=password)
+
+
+def embedded_arguments(url: URL) -> dict[str, str]:
+    """Arguments that keep libpq's variables (PGPORT, PGSERVICE, …) from the embedded server; none for another server.
+
+    libpq reads a variable, or an entry of the service file, for each argument that is not given.
+    """
+    host = url.query.get("host")
+    if not isinstance(host, str) or not (Path(host).parent / EMBEDDED_LOCK).exists():
+        return {}
+    return {name: value for name, value in _EMBEDDED_ARGUMENTS.items() if _is_known(name)}
+
+
+@cache
+def _is_known(argument: str) -> bool:
+    """Whether this libpq knows the argument: libpq 15 has no require_auth."""
+    try:
+        parse_dsn(f"{argument}=''")
+    except psycopg2.ProgrammingError:
+        return False
+    return True
 
 
 def masked(url: URL) -> str:

@@ -1,13 +1,17 @@
 """Start the embedded Postgres for its first user, share it, and stop it after the last user.
 
-Every user holds a shared flock on users.lock. keeper.py stops the server when no user holds it. The server runs if a
+Every user holds a shared flock on users.lock. keeper.py stops the server when no user holds it. Where the server has
+ended before, a user starts it again. The server runs if a
 connection succeeds, and has ended if server.lock is free. Process ids are not used, since they are recycled.
 """
 
 import fcntl
+import logging
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +31,17 @@ from acuity.storage.embedded.folder import (
     read_password,
 )
 from acuity.storage.errors import StorageError
-from acuity.storage.url import DRIVER
+from acuity.storage.url import DRIVER, EMBEDDED_LOCK, embedded_arguments
 
+logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 120.0
 """Enough for a recovery after a crash, or for a last checkpoint before a stop, on a slow disk."""
 _STOP_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5
 _POLL_S = 0.02
+_WATCH_S = 1.0
+_LONGEST_WATCH_S = 30.0
+"""Longest pause between two attempts to start a server that does not start."""
 
 
 @contextmanager
@@ -48,16 +56,49 @@ def embedded_server(folder: Path | None = None) -> Iterator[URL]:
     users_lock = _open_lock(folder, "users.lock")
     try:
         _lock(users_lock, fcntl.LOCK_SH, "its earlier server is still stopping", folder)
-        start_lock = _open_lock(folder, "start.lock")
-        try:
-            _lock(start_lock, fcntl.LOCK_EX, "another process is still starting it", folder)
-            url = _ensure_running(folder, account)
-        finally:
-            os.close(start_lock)
-        yield url
+        url = _start_once(folder, account)
+        with _restarting(folder, account):
+            yield url
     finally:
         os.close(users_lock)
         _wait_while_stopping(folder)
+
+
+def _start_once(folder: Path, account: str | None) -> URL:
+    """Start the server unless it runs. Of several processes one starts it, and the others wait for that."""
+    start_lock = _open_lock(folder, "start.lock")
+    try:
+        _lock(start_lock, fcntl.LOCK_EX, "another process is still starting it", folder)
+        return _ensure_running(folder, account)
+    finally:
+        os.close(start_lock)
+
+
+@contextmanager
+def _restarting(folder: Path, account: str | None) -> Iterator[None]:
+    """Start the server again during the block, where it has ended although this process uses it: after a kill -9."""
+    done = threading.Event()
+
+    def watch() -> None:
+        pause_s = _WATCH_S
+        while not done.wait(pause_s * random.uniform(0.5, 1.5)):
+            try:
+                if _is_held(folder, EMBEDDED_LOCK):
+                    continue
+                logger.warning("the embedded Postgres in %s has ended; one of its users starts it again", folder)
+                _start_once(folder, account)
+                pause_s = _WATCH_S
+            except (StorageError, OSError) as error:
+                logger.warning("%s", error)
+                pause_s = min(2 * pause_s, _LONGEST_WATCH_S)
+
+    watcher = threading.Thread(target=watch, name=f"watcher of {folder}", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join(timeout=_WATCH_S)  # a server that it starts later has no user and ends
 
 
 def _ensure_running(folder: Path, account: str | None) -> URL:
@@ -109,7 +150,7 @@ def _wait_until_answers(url: URL, folder: Path) -> bool:
     """True once a connection succeeds, False once no process of the server lives."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
-        lives = _is_held(folder, "server.lock")
+        lives = _is_held(folder, EMBEDDED_LOCK)
         if lives and _answers(url):
             return True
         if not lives:
@@ -147,7 +188,7 @@ def _connect(url: URL) -> psycopg2.extensions.connection:
         user=url.username,
         password=url.password,
         dbname=url.database,
-        connect_timeout=_CONNECT_TIMEOUT_S,
+        **(embedded_arguments(url) | {"connect_timeout": _CONNECT_TIMEOUT_S}),
     )
 
 
@@ -160,7 +201,7 @@ def _url(folder: Path) -> URL:
 def _wait_while_stopping(folder: Path) -> None:
     """Return when the server is down or others use it, so that the last user leaves no server process behind."""
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while time.monotonic() < deadline and _is_held(folder, "server.lock"):
+    while time.monotonic() < deadline and _is_held(folder, EMBEDDED_LOCK):
         if _is_shared(folder):
             return
         time.sleep(_POLL_S)

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
+from acuity.storage.database import open_storage
 from acuity.storage.embedded import server as server_module
 from acuity.storage.embedded.account import ACCOUNT, server_binaries
 from acuity.storage.embedded.folder import default_folder, refuse_network_file_system
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import StorageError
-from acuity.storage.url import masked
+from acuity.storage.url import UNPINNED_VARIABLES, masked
 from support.postgres import libpq_url, query
 from support.processes import find_processes
 from support.waiting import wait_until
@@ -70,6 +71,42 @@ def folder(stopped: Path, empty_folder: Path) -> Path:
     return empty_folder
 
 
+_VARIABLES = {
+    "PGHOST": "127.0.0.1",
+    "PGHOSTADDR": "127.0.0.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "wrong",
+    "PGDATABASE": "nowhere",
+    "PGPASSFILE": "/dev/null/missing",
+    "PGSERVICE": "missing",
+    "PGSERVICEFILE": "/missing",
+    "PGOPTIONS": "-c no_such_setting=1",
+    "PGAPPNAME": "other",
+    "PGCLIENTENCODING": "no_such_encoding",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGLOADBALANCEHOSTS": "no_such_value",
+    "PGREQUIREAUTH": "none",
+    "PGCHANNELBINDING": "require",
+    "PGREQUIREPEER": "nobody",
+    "PGGSSENCMODE": "require",
+    "PGGSSLIB": "no_such_value",
+    "PGKRBSRVNAME": "other",
+    "PGSSLMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLCERT": "/missing",
+    "PGSSLKEY": "/missing",
+    "PGSSLCERTMODE": "require",
+    "PGSSLROOTCERT": "system",
+    "PGSSLCRL": "/missing",
+    "PGSSLMINPROTOCOLVERSION": "no_such_value",
+    "PGSSLMAXPROTOCOLVERSION": "no_such_value",
+    "PGCONNECT_TIMEOUT": "no_such_value",
+    "PGTZ": "no_such_zone",
+    "PGDATESTYLE": "no_such_style",
+    "PGGEQO": "no_such_value",
+}
+"""Variables that libpq 17 reads, with values that another server may need."""
 _users: list["User"] = []
 
 
@@ -96,9 +133,11 @@ class User:
             raise AssertionError(self.process.communicate()[1])
         return line.replace("+psycopg2", "")
 
-    def leave(self) -> None:
+    def leave(self, *, crashes: int = 0) -> None:
         out, error = self.process.communicate(timeout=60)
-        assert (out, error) == ("left\n", "")
+        assert out == "left\n"
+        assert error.count("\n") <= crashes, error
+        assert error.count("has ended; one of its users starts it again") == error.count("\n"), error
 
     def kill(self) -> None:
         self.process.kill()
@@ -106,6 +145,20 @@ class User:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("variable", _VARIABLES)
+def test_embedded_server_is_opened_whatever_libpqs_variables_say(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_START_TIMEOUT_S", 1.0)
+    for name in UNPINNED_VARIABLES:
+        monkeypatch.setenv(name, "")  # restored after the test, as open_storage removes it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, _VARIABLES[variable])
+    with open_storage() as database, database.engine.connect() as connection:
+        assert connection.scalar(text("select current_database()")) == "acuity"
 
 
 def _server_processes(folder: Path) -> list[int]:
@@ -183,7 +236,7 @@ def test_crashed_server_recovers_at_the_next_start(folder: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     os.kill(keeper, signal.SIGKILL)
-    user.leave()
+    user.leave(crashes=1)
     with embedded_server(folder) as url:
         assert query(url, "select answer from kept") == [(42,)]
     assert "automatic recovery" in (folder / "server.log").read_text()
@@ -197,10 +250,42 @@ def test_crashed_server_recovers_while_its_old_users_live(folder: Path) -> None:
     new = User(folder)
     assert new.url() == url
     assert query(url, "select 1") == [(1,)]
-    old.leave()
+    old.leave(crashes=1)
     assert _server_processes(folder)
-    new.leave()
+    new.leave(crashes=1)
     assert not _server_processes(folder)
+
+
+def test_crashed_server_is_started_again_by_one_of_its_users(folder: Path) -> None:
+    users = [User(folder) for _ in range(4)]
+    [url] = {user.url() for user in users}
+    query(url, "create table kept as select 42 as answer")
+    for _ in range(2):
+        [crashed, *_] = _server_processes(folder)
+        os.kill(crashed, signal.SIGKILL)
+        wait_until(lambda: _answers(url))
+        assert query(url, "select answer from kept") == [(42,)]
+        assert len(_postmasters(folder)) == 1
+    for user in users:
+        assert user.process.poll() is None
+        user.kill()
+    wait_until(lambda: not _server_processes(folder))
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(psycopg2.OperationalError):
+        return query(url, "select 1") == [(1,)]
+    return False
+
+
+def _postmasters(folder: Path) -> list[int]:
+    """Ids of the server's processes that the keeper has started: all others are children of one of these."""
+    processes = _server_processes(folder)
+
+    def parent(pid: int) -> int:
+        return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+
+    return [pid for pid in processes if parent(pid) not in processes]
 
 
 def test_recycled_process_id_does_not_prevent_a_start(folder: Path) -> None:
