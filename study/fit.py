@@ -53,29 +53,29 @@ def searched_settings(experiment: Experiment) -> list[NetworkSetting]:
 def probe_batches(settings: list[NetworkSetting], *, device_name: str, memory_gib: float | None) -> ProbedBatches:
     """Find the largest batch size of each network setting.
 
-    Each setting has a new process, since memory that an allocator caches for one network is missing for the next.
+    Each setting has a new process, since memory that an allocator caches for one network is missing for the next. This
+    process does not open the device, since its CUDA context would take memory of the GPU.
     device_name: as `open_device` takes it. memory_gib: the budget of a training step; None for that of a worker.
     InputError for an architecture that is unknown or takes no such images.
     """
-    device = open_device(device_name, workers=1, memory_budget_gib=memory_gib)
-    for setting in settings:
-        check_precision(device.torch_device, setting.precision)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         futures = [processes.submit(_probe, setting, device_name, memory_gib) for setting in settings]
         try:
-            probes = [future.result() for future in futures]
+            results = [future.result() for future in futures]
         except BaseException:
             processes.shutdown(cancel_futures=True)
             raise
     resolutions = [setting.resolution for setting in settings]
-    return ProbedBatches(device, tuple(zip(resolutions, probes, strict=True)))
+    probes = [probe for _, probe in results]
+    return ProbedBatches(results[0][0], tuple(zip(resolutions, probes, strict=True)))
 
 
-def _probe(setting: NetworkSetting, device_name: str, memory_gib: float | None) -> BatchProbe:
+def _probe(setting: NetworkSetting, device_name: str, memory_gib: float | None) -> tuple[Device, BatchProbe]:
     return_large_blocks()  # as a worker does
     device = open_device(device_name, workers=1, memory_budget_gib=memory_gib)
+    check_precision(device.torch_device, setting.precision)
     limit_memory(device)
-    return probe_batch(
+    probe = probe_batch(
         setting.architecture,
         input_size=setting.input_size,
         precision=setting.precision,
@@ -83,3 +83,4 @@ def _probe(setting: NetworkSetting, device_name: str, memory_gib: float | None) 
         budget_bytes=device.memory_budget_bytes,
         max_batch_size=setting.max_batch_size,
     )
+    return device, probe

@@ -69,14 +69,9 @@ def open_device(
 
 
 def _find_device(choice: str) -> torch.device:
-    if choice == "auto" or choice.startswith("cuda"):
-        with warnings.catch_warnings(record=True) as reasons:  # PyTorch warns of a driver that is too old
-            warnings.simplefilter("always")
-            has_gpu = torch.cuda.is_available()
-        if not has_gpu and _DRIVER.exists() and not _gpus_are_hidden():
-            raise InputError(_unusable_driver(choice, [str(reason.message) for reason in reasons]))
-        if choice == "auto":
-            choice = "cuda" if has_gpu else "cpu"
+    check_driver(choice)
+    if choice == "auto":
+        choice = "cuda" if _has_gpu()[0] else "cpu"
     try:
         device = torch.device(choice)
         if device.type == "cuda":
@@ -89,6 +84,25 @@ def _find_device(choice: str) -> torch.device:
             f"device {choice} cannot be used here ({first_line(error)}); use --device cpu or another one"
         ) from None
     return device
+
+
+def check_driver(choice: str) -> None:
+    """InputError if an NVIDIA driver is here that PyTorch cannot use, unless choice is "cpu".
+
+    Otherwise "auto" would train on the CPU of a machine with a GPU.
+    """
+    if choice != "auto" and not choice.startswith("cuda"):
+        return
+    has_gpu, reasons = _has_gpu()
+    if not has_gpu and _DRIVER.exists() and not _gpus_are_hidden():
+        raise InputError(_unusable_driver(choice, reasons))
+
+
+def _has_gpu() -> tuple[bool, list[str]]:
+    """Whether PyTorch can use a GPU, with its warnings, for example of a driver that is too old."""
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        return torch.cuda.is_available(), [str(reason.message) for reason in reasons]
 
 
 def _gpus_are_hidden() -> bool:

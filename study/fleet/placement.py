@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from acuity.objectives.device.device import check_driver
 from acuity.study.errors import UsageError
 
 
@@ -37,11 +38,13 @@ class Placement:
 def place_workers(options: FleetOptions) -> list[Placement]:
     """Spread the workers of this host over its GPUs, or over its cores where it has no GPU.
 
-    Empty where the workers run on a cluster, or where this command starts none. UsageError for a missing device.
+    Empty where the workers run on a cluster, or where this command starts none. UsageError for a missing device,
+    InputError for a driver that PyTorch cannot use.
     """
     device, workers, per_gpu = options.device, options.workers, options.per_gpu
     if options.cluster is not None or workers == 0:
         return []
+    check_driver(device)
     cores = len(os.sched_getaffinity(0))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device} cannot be used here: PyTorch sees no GPU; use --device cpu or another host")

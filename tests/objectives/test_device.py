@@ -27,6 +27,7 @@ from acuity.objectives.device.device import (
 )
 from acuity.objectives.device.memory import is_device_error, is_out_of_memory
 from acuity.objectives.errors import InputError
+from acuity.study.fleet.placement import FleetOptions, place_workers
 from support.standin_gpu import State, standin_gpu
 
 GPU = torch.device("cuda:0")
@@ -122,6 +123,8 @@ def test_driver_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(
     monkeypatch.setattr(device_module, "_DRIVER", tmp_path / "nvidiactl")
     with pytest.raises(InputError, match=r"found version 11040.*update the driver.*--device cpu trains on the CPU"):
         open_device(choice, workers=1, threads=torch.get_num_threads())
+    with pytest.raises(InputError, match="--device cpu"):
+        place_workers(FleetOptions(device=choice))
     assert open_device("cpu", workers=1, threads=torch.get_num_threads()).torch_device.type == "cpu"
     if choice == "auto":
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
