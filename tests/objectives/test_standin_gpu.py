@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import timm
@@ -396,6 +397,25 @@ def test_child_process_gets_the_gpus_when_it_imports_torch():
         "import torch; print(torch.cuda.device_count(), torch.ones(2, device='cuda:3').sum().item())", devices=4
     )
     assert (child.returncode, child.stdout) == (0, "4 2.0\n"), child.stderr
+
+
+@pytest.mark.parametrize("before", ["", "torch._C._ensureCUDADeviceGuardSet();"])
+def test_gpus_can_follow_a_backward_pass_on_the_cpu(before):
+    code = f"""
+import torch
+{before}
+torch.ones(1, requires_grad=True).sum().backward()
+from support.standin_gpu import standin_gpu
+for devices in (1, 8):
+    with standin_gpu(devices=devices):
+        weight = torch.ones(1, device=f"cuda:{{devices - 1}}", requires_grad=True)
+        weight.sum().backward()
+        print(weight.grad.device)
+torch.ones(1, requires_grad=True).sum().backward()
+"""
+    tests = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    child = subprocess.run([sys.executable, "-c", code], env=tests, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (0, "cuda:0\ncuda:7\n"), child.stderr
 
 
 def test_visible_devices_choose_and_number_the_gpus(monkeypatch):

@@ -27,12 +27,14 @@ import torch.cuda
 from support.standin_gpu.allocator import Allocator
 from support.standin_gpu.kernels import Kernels
 from support.standin_gpu.native import (
+    MAX_DEVICES,
     call_back,
     cpu_allocator,
     drain,
     guard_table,
     hooks_table,
     pack_device,
+    start_backward_threads,
     unpack_device,
 )
 from support.standin_gpu.settings import Settings, environment
@@ -41,6 +43,7 @@ from support.standin_gpu.streams import Key, Order, OrderError, stream_bases
 __all__ = ["OrderError", "Settings", "State", "environment", "install", "standin_gpu"]
 
 _installed: "State | None" = None
+_threads = threading.local()  # autograd's threads keep their device
 _HOST_READS = ("item", "numpy", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
 
@@ -49,6 +52,7 @@ class State:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        assert settings.devices <= MAX_DEVICES
         self.physical = _visible(settings.devices)
         self.order = Order()
         self.allocator = Allocator(settings, self.physical)
@@ -57,18 +61,17 @@ class State:
         synchronize."""
         self.kernels_launched = 0
         self.sync_debug_mode = 0
-        self._threads = threading.local()
         self._process = os.getpid()
         self._undo: list[Any] = []
 
     @property
     def device(self) -> int:
         """The current device of this thread."""
-        return int(self._threads.__dict__.get("device", 0))
+        return int(_threads.__dict__.get("device", 0))
 
     @device.setter
     def device(self, index: int) -> None:
-        self._threads.device = index
+        _threads.device = index
 
     def set_device(self, index: int) -> None:
         """cudaSetDevice: CUDA 12 and later create the context at once."""
@@ -96,12 +99,10 @@ class State:
 
 
 def install(settings: Settings | None = None, **changes: Any) -> State:
-    """Put stand-in GPUs into this process until standin_gpu's end or the process's; keywords are fields of Settings.
-
-    A process that ran a backward pass before has threads for one GPU only, as in PyTorch.
-    """
+    """Put stand-in GPUs into this process until standin_gpu's end or the process's; keywords are fields of Settings."""
     global _installed
     assert _installed is None, "a stand-in is installed already"
+    _threads.device = 0
     state = _installed = State(settings or Settings(**changes))
     _replace_functions(state)
     kernels = Kernels(state)
@@ -325,7 +326,8 @@ def _replace_objects(state: State, kernels: Kernels) -> None:
     guard.replace("getDevice", get_device)
     guard.replace("setDevice", set_device)
     guard.replace("uncheckedSetDevice", set_device)
-    guard.replace("deviceCount", call_back(ctypes.c_int8)(lambda: count))
+    counted = [MAX_DEVICES]
+    guard.replace("deviceCount", call_back(ctypes.c_int8)(lambda: counted[0]))
 
     @call_back(ctypes.c_bool, ctypes.c_int8)
     def has_primary_context(index: int) -> bool:
@@ -347,6 +349,8 @@ def _replace_objects(state: State, kernels: Kernels) -> None:
         table.install()
         state._undo.append(table.restore)
         atexit.register(table.restore)
+    start_backward_threads()
+    counted[0] = count
     if state.settings.folder:
         atexit.register(_write_counts, state)
 

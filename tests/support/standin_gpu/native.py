@@ -22,6 +22,7 @@ _STREAM_CODE = {"getStream": "0fb7c6 31d2 c3", "exchangeStream": "4889f0 c3"}
 _PUSH = "48ba {list} 488b02 48894728 f0480fb13a 75f5 c3"  # link a released description into the list, at its byte 40
 _TAKE = "48ba {list} 31c0 488702 c3"  # return the list and leave it empty
 
+MAX_DEVICES = 8
 LOCK = threading.RLock()
 """Of all bookkeeping; a thread that holds it may release a tensor, which takes it again."""
 
@@ -138,6 +139,24 @@ def hooks_table() -> Table:
     get_hooks = library._ZN2at6detail12getCUDAHooksEv
     get_hooks.restype = ctypes.c_void_p
     return Table(get_hooks(), slots)
+
+
+def start_backward_threads() -> None:
+    """Start autograd's thread for each device that the guard counts.
+
+    PyTorch does this once, at the first backward pass, which may have found no GPU.
+    """
+    library = ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so"))
+    get_engine = library._ZN5torch8autograd6Engine18get_default_engineEv
+    get_engine.restype = ctypes.c_void_p
+    engine = ctypes.c_void_p(get_engine())
+    library._ZN5torch8autograd6Engine30initialize_device_threads_poolEv(engine)
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    before = sum(name.startswith("pt_autograd_") for name in names)
+    if before < MAX_DEVICES:
+        for _ in range(before):  # these wait for work from queues that nothing fills any more
+            library._ZN5torch8autograd6Engine36decrement_non_reentrant_thread_countEv(engine)
+        library._ZN5torch8autograd6Engine20start_device_threadsEv(engine)
 
 
 def cpu_allocator() -> int:
