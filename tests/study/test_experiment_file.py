@@ -171,3 +171,14 @@ def test_another_host_finds_the_paths_in_the_folder_of_the_index(tmp_path: Path)
     assert moved.data.index == Path("/mnt/nih/Data_Entry.csv")
     assert moved.data.images == Path("/mnt/nih/images")
     assert moved.data.cache == Path("/fast/cache")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "nih.toml").write_text("\ufeff" + GOOD, encoding="utf-8")
+    assert load(tmp_path / "nih.toml").name == "nih"
+
+
+def test_a_nul_character_in_a_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "nih.toml").write_text(GOOD.replace('"images"', '"im\\u0000ages"'))
+    with pytest.raises(UsageError, match="NUL character"):
+        load(tmp_path / "nih.toml")
