@@ -149,7 +149,7 @@ def test_speed_of_a_batch_is_that_of_its_second_step(monkeypatch: pytest.MonkeyP
         "test_resnet", input_size=32, precision="fp32", device=device, budget_bytes=GIB, max_batch_size=16
     )
     assert probe.verified == 16
-    assert probe.images_per_second > 16 / 3
+    assert probe.images_per_second > 16 / 1.3  # a mean of both steps is below
 
 
 @pytest.mark.parametrize("kind", ["AcceleratorError", "cublas", "cudnn", "host", "find", "get", "driver"])
