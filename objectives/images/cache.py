@@ -67,6 +67,8 @@ class ImageCache:
     bad: tuple[BadImage, ...]
     """Images that cannot be read or are smaller than the largest resolution, in the order of the index. Their rows must
     not be used."""
+    small: int
+    """Number of these that are only smaller than the largest resolution."""
     depths: tuple[DepthCount, ...]
     """Images of 16 bits by the bit depth by which they were scaled, the smallest depth first."""
     written_bytes: int
@@ -129,6 +131,7 @@ def build_cache(
         key=key,
         count=len(index.table),
         bad=bad_images(index, record.left_out(build.largest)),
+        small=len(record.small_below(build.largest).keys() - record.bad.keys()),
         depths=_count_depths(index, record),
         written_bytes=written,
         seconds=time.perf_counter() - began,
@@ -166,10 +169,10 @@ def _sample(index: ImageIndex) -> list[int]:
 
 
 def _count_depths(index: ImageIndex, record: CacheRecord) -> tuple[DepthCount, ...]:
-    lines = index.table["line"]
+    lines = index.table["line"].to_numpy()
     rows = {bits: sorted(row for row, depth in record.depths.items() if depth == bits) for bits in BIT_DEPTHS}
     return tuple(
-        DepthCount(bits, len(some), tuple(int(lines.iat[row]) for row in some[:_NAMED_LINES]))
+        DepthCount(bits, len(some), tuple(int(lines[row]) for row in some[:_NAMED_LINES]))
         for bits, some in rows.items()
         if some
     )

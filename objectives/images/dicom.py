@@ -22,6 +22,7 @@ from acuity.objectives.images.depth import GreyImage, estimate_depth
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 _INSTALL = "pip install 'acuity-hpo[dicom]'"
 _META_GROUP = b"\x02\0\0\0UL\x04\0"
@@ -74,8 +75,8 @@ def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
     return dataset
 
 
-def _syntax_of_bare_dataset(dataset: "Dataset") -> str:
-    """The UID of the uncompressed transfer syntax in which pydicom has read a dataset without header."""
+def _syntax_of_bare_dataset(dataset: "Dataset") -> "UID":
+    """The uncompressed transfer syntax in which pydicom has read a dataset without header."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     is_implicit, is_little_endian = dataset.original_encoding

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _files_path(path: Path) -> Path:
     return path.with_suffix(".files")
 
 
-def _text_keys(facts: dict[int, str] | dict[int, int]) -> dict[str, str | int]:
+def _text_keys(facts: Mapping[int, str | int]) -> dict[str, str | int]:
     return {str(row): fact for row, fact in sorted(facts.items())}
 
 

@@ -44,6 +44,8 @@ class Demographics:
     """Number of images that each filter leaves out. A filter that leaves out none is absent."""
     unreadable: int
     """Images in no part because their files cannot be read (on_bad_image = "drop")."""
+    small: int
+    """Images in no part because they are smaller than the largest resolution (on_bad_image = "drop")."""
     repeated: int
     """Images in no part because an image of an earlier part shows the same picture."""
 
@@ -65,7 +67,8 @@ def read_demographics(registered: Registered) -> Demographics | None:
         parts={part: _describe(image_set, part) for part in PARTS if len(image_set.split.rows(part))},
         labels=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
         left_out={name: count for name, count in image_set.left_out.items() if count},
-        unreadable=len(image_set.cache.bad),
+        unreadable=len(image_set.cache.bad) - image_set.cache.small,
+        small=image_set.cache.small,
         repeated=image_set.repeats.left_out,
     )
 

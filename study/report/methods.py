@@ -97,6 +97,8 @@ def _left_out(cohort: Demographics) -> str:
         text += f" Left out before by the experiment's filters: {filters}."
     if cohort.unreadable:
         text += f" Left out because their files could not be read: {cohort.unreadable:,}."
+    if cohort.small:
+        text += f" Left out because they are smaller than the largest resolution: {cohort.small:,}."
     if cohort.repeated:
         text += f" Left out because an image of an earlier part shows the same picture: {cohort.repeated:,}."
     return text

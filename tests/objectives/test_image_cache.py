@@ -588,6 +588,7 @@ def test_small_images_are_dropped_from_the_resolutions_above_them_alone(tmp_path
     assert cache.bad == (BadImage(row=1, line=3, reason="24 px, smaller than the largest resolution of 32 px"),)
     np.testing.assert_array_equal(cache.open(32)[2], noise(32, 2))
     small = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop")
+    assert (cache.small, small.small) == (1, 0)
     assert (small.bad, small.written_bytes) == ((), 0)
     assert np.abs(small.open(16)[1] - area_average(noise(24, 0), 16).astype(int)).max() == 0
     assert build_cache(index, folder=folder, resolutions=[16]).bad == ()
