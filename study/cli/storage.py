@@ -52,10 +52,16 @@ def grant_reader(role: str) -> None:
             "with --storage; `acuity storage move` moves the embedded server's experiments to it"
         )
     with open_database() as database:
-        can_log_in = grant(database, role, password=password)
+        reader = grant(database, role, password=password)
         address = masked(database.url.set(username=role))
     click.echo(f"{role} may read all tables here, and write none", err=True)
-    if can_log_in:
+    if reader.can_make:
+        click.echo(
+            f"every role of this database may make {' and '.join(reader.can_make)}, so {role} may too: they take disk. "
+            "Run this command as a superuser once to take that right from all roles",
+            err=True,
+        )
+    if reader.can_log_in:
         click.echo(f"log in with {address}", err=True)
     else:
         click.echo(

@@ -282,10 +282,12 @@ def _postmasters(folder: Path) -> list[int]:
     """Ids of the server's processes that the keeper has started: all others are children of one of these."""
     processes = _server_processes(folder)
 
-    def parent(pid: int) -> int:
-        return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    def parent(pid: int) -> int | None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        return None  # a connection's process, which has ended
 
-    return [pid for pid in processes if parent(pid) not in processes]
+    return [pid for pid in processes if parent(pid) not in (None, *processes)]
 
 
 def test_recycled_process_id_does_not_prevent_a_start(folder: Path) -> None:

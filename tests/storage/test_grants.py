@@ -7,6 +7,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 
+import optuna
 import psycopg2
 import pytest
 from psycopg2.errors import InsufficientPrivilege
@@ -15,6 +16,7 @@ from sqlalchemy import URL, event, text
 from acuity.storage.admin.grants import grant_reader
 from acuity.storage.database import Database, open_storage
 from acuity.storage.errors import StorageError
+from acuity.storage.trials import claim_study
 from acuity.storage.url import parse_url
 from support import commands
 from support.confirmed_experiment import repeat_search
@@ -84,6 +86,14 @@ def test_reader_sees_answer_progress_and_dashboard_and_can_change_nothing(databa
             "create schema mine",
             "update trials set state = 'FAIL'",
             "create role other",
+            "create temporary table mine (a integer)",
+            "create function pg_temp.mine() returns integer language sql return 1",
+            "select lo_create(0)",
+            "select lo_from_bytea(0, 'mine')",
+            "select * from acuity.locks for update",
+            "select * from public.studies for update",
+            "lock table acuity.locks in row share mode",
+            "lock table public.trials in share mode",
             "copy trials to program 'true'",
             "select pg_read_file('/etc/hostname')",
         ):
@@ -121,14 +131,89 @@ def test_role_with_more_rights_is_refused_as_a_reader(database: Database, reader
         grant_reader(database, "acuity")
     query(server, f'create role "{READER}" nologin')
     query(database.url, f'grant insert on trials to "{READER}"')
-    with pytest.raises(StorageError, match=rf"{READER} exists and may write trials: that is no reader"):
+    with pytest.raises(StorageError, match=rf"{READER} exists and may write public.trials: that is no reader"):
         grant_reader(database, READER)
     query(database.url, f'revoke insert on trials from "{READER}"')
     query(database.url, "grant create on schema public to public")
     with pytest.raises(StorageError, match="run `revoke create on schema public from public`"):
         grant_reader(database, READER)
     query(database.url, "revoke create on schema public from public")
-    assert not grant_reader(database, READER)
+    assert not grant_reader(database, READER).can_log_in
+
+
+_BEYOND = [
+    ("grant pg_execute_server_program to {role}", "act as pg_execute_server_program"),
+    ("grant pg_write_all_data to {role}", "act as pg_write_all_data"),
+    ("grant between to {role}; grant acuity to between", "be a superuser, bypass row security, make databases"),
+    ("grant between to {role}; grant pg_write_server_files to between", "act as pg_write_server_files"),
+    ("grant between to {role}; alter table acuity.scores owner to between", "change acuity.scores"),
+    ("alter role {role} createrole", "make roles"),
+    ("alter role {role} createdb", "make databases"),
+    ("alter role {role} replication", "replicate the server"),
+    ("alter role {role} bypassrls", "bypass row security"),
+    ("grant update (value_json) on public.trial_user_attributes to {role}", "write public.trial_user_attributes"),
+    ("grant trigger on public.trials to {role}", "write public.trials"),
+    ("grant maintain on public.trials to {role}", "write public.trials"),
+    ("grant insert (name) on acuity.experiments to public", "write acuity.experiments"),
+    ("grant usage on sequence public.trials_trial_id_seq to {role}", "advance public.trials_trial_id_seq"),
+    ("grant create on database {database} to {role}", "make schemas in this database"),
+]
+
+
+@pytest.mark.parametrize(("right", "word"), _BEYOND)
+def test_every_right_beyond_reading_is_found(
+    right: str,
+    word: str,
+    database: Database,
+    reader_url: str,  # noqa: ARG001
+    server: URL,
+) -> None:
+    names = {"role": f'"{READER}"', "database": database.url.database}
+    query(server, f"create role {names['role']} nologin")
+    query(server, "create role between nologin")
+    try:
+        for statement in right.format(**names).split(";"):
+            query(database.url, statement)
+        with pytest.raises(StorageError, match=rf"{READER} exists and may {word}"):
+            grant_reader(database, READER)
+    finally:
+        query(database.url, "reassign owned by between to acuity; drop owned by between; drop role between")
+
+
+def test_reader_cannot_stop_claims(database: Database, reader_url: str) -> None:
+    """The locks that claims took before were open to every role."""
+    grant_reader(database, READER, password=PASSWORD)
+    with open_storage(reader_url) as reader, reader.engine.begin() as connection:
+        for statement in (
+            f"select pg_advisory_xact_lock({0x4143_5543}, 1)",
+            "lock table acuity.locks in access share mode",
+            "lock table public.studies in access share mode",
+            "lock table public.trials in access share mode",
+        ):
+            connection.exec_driver_sql(statement)
+        study_id = optuna.create_study(storage=database.storage)._study_id
+        with claim_study(database, study_id):
+            database.storage.create_new_trial(study_id)
+
+
+def test_owner_that_is_no_superuser_is_told_what_every_role_may_make(
+    empty_database_url: str,
+    reader_url: str,  # noqa: ARG001
+    server: URL,
+) -> None:
+    name = parse_url(empty_database_url).database
+    query(server, "create role plain login createrole password 'plain'")
+    query(server, f"alter database {name} owner to plain")
+    try:
+        plain = parse_url(empty_database_url).set(username="plain", password="plain")
+        with open_storage(plain.render_as_string(hide_password=False)) as opened:
+            assert grant_reader(opened, READER).can_make == ("large objects",)
+        with open_storage(empty_database_url) as opened:
+            assert grant_reader(opened, READER).can_make == ()
+    finally:
+        query(server.set(database=name), f'drop owned by "{READER}"')
+        query(server, f"alter database {name} owner to acuity")
+        query(server.set(database=name), "reassign owned by plain to acuity; drop owned by plain; drop role plain")
 
 
 @pytest.mark.parametrize("name", ["", "pg_reader", "public", "1st", 'a"b', "a;drop table trials", "x" * 64, "none"])
