@@ -32,9 +32,9 @@ def launch(
 ) -> Registered:
     """Run the experiment until every label has its budget of trials.
 
-    Checks and prepares everything on this host first. Then it returns at once where the workers run on a cluster,
-    where the fleet has no workers (`acuity worker` starts them), and with in_background: the arguments of the `acuity`
-    that runs the experiment in the background.
+    Checks and prepares everything on this host first. Returns at once in three cases: the workers run on a cluster, the
+    fleet has no workers (`acuity worker` starts them), or in_background is given. in_background: arguments of the
+    `acuity` that runs the experiment in the background.
     """
     placements = place_workers(fleet)
     image_set = _prepare(database, experiment, console)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from acuity.objectives.training.augmentation import augment, enlarge
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.loader import BatchLoader
+from acuity.objectives.training.padding_gradients import zero_padding_gradients
 from acuity.objectives.training.prediction import Predictor, compute_logits, make_predictor
 
 REFERENCE_BATCH = 128  # learning rates are stated at it; AdamW's best rate grows with the square root of the batch size
@@ -27,6 +28,9 @@ class Learner(Predictor):
 def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: torch.device) -> Learner:
     """Build the network with AdamW on a one-cycle schedule; torch's seed determines its random weights."""
     predictor = make_predictor(hyperparameters, device=device)
+    if device.type == "cpu" and hyperparameters.precision == "bf16":
+        blank = torch.zeros(2, 1, predictor.side, predictor.side)
+        zero_padding_gradients(predictor.network, lambda: compute_logits(predictor, blank))
     peak_rate = hyperparameters.learning_rate * math.sqrt(hyperparameters.batch_size / REFERENCE_BATCH)
     # No weight decay of norms and biases.
     groups = timm.optim.param_groups_weight_decay(predictor.network, hyperparameters.weight_decay)
