@@ -1,21 +1,19 @@
 """Detect a table's format and read its content.
 
-A new format is one module that turns columns into `IndexContent`, and one entry in FORMATS.
+A new format is one module that turns columns into `IndexContent`, one name in format_names.py and one entry in FORMATS.
 """
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index import chexpert, nih, padchest, plain_table
 from acuity.objectives.index.cells import ColumnError, Columns, IndexContent, LabelPolicy
+from acuity.objectives.index.format_names import FormatName
 from acuity.objectives.index.reader import read_columns
 from acuity.objectives.index.suspicions import similar_labels, unknown_words
-
-FormatName = Literal["nih", "chexpert", "padchest", "table"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import pandas as pd
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.cells import LabelPolicy
 from acuity.objectives.index.folders import locate_files
-from acuity.objectives.index.formats import FormatName, read_content, suggest_name
+from acuity.objectives.index.format_names import FormatName
+from acuity.objectives.index.formats import read_content, suggest_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from acuity.objectives.index.format_names import FormatName
 from acuity.study.config.value_types import (
     Age,
     BatchChoice,
@@ -52,7 +53,7 @@ class Data:
     """The table patient -> part. The default is a file beside the index."""
     cache: Path | None = None
     """Folder for the array of each resolution. The default is the user's cache folder."""
-    format: Literal["nih", "chexpert", "padchest", "table"] | None = None
+    format: FormatName | None = None
     """The default follows from the index's columns."""
     train_val_list: Path | None = None
     """A published split: the list of images of the training and validation patients."""

@@ -4,6 +4,7 @@ import csv
 import gzip
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.cells import LabelPolicy
+from acuity.objectives.index.format_names import FormatName
+from acuity.objectives.index.formats import FORMATS
 from acuity.objectives.index.image_index import read_index, take_rows
 from acuity.objectives.index.missing_images import check_images_present
 from support.index_files import read_lines, refusal
@@ -314,3 +317,7 @@ def test_text_of_parquet_may_be_bytes_and_blank_words(tmp_path: Path) -> None:
     pd.DataFrame(table | {"patient": [b"\xff", b"2", b"3"]}).to_parquet(path)
     with pytest.raises(InputError, match="not UTF-8"):
         read_index(path, images=tmp_path)
+
+
+def test_every_format_of_the_experiment_file_has_a_reader() -> None:
+    assert set(FORMATS) == set(get_args(FormatName))
