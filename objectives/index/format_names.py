@@ -1,4 +1,4 @@
-"""Names of the index formats, as the experiment file writes them. Imports nothing, so that reading the file is quick."""
+"""Names of the index formats in the experiment file. Imports nothing, so that the file is read quickly."""
 
 from typing import Literal
 

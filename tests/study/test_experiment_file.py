@@ -52,7 +52,11 @@ def read(text: str):
         ("trials = 12", "trials = 12\nlearning_rate = [0.1]", r"search.learning_rate has too few values"),
         ("epochs = 5", "", r"training.epochs is missing"),
         ("epochs = 5", "epochs = 5.5", r"training.epochs has 5.5, must be a valid integer"),
-        ("epochs = 5", 'epochs = 5\nprecision = "fp8"', r"training.precision has \"fp8\", must be 'fp32', 'tf32' or 'bf16'"),
+        (
+            "epochs = 5",
+            'epochs = 5\nprecision = "fp8"',
+            r"training.precision has \"fp8\", must be 'fp32', 'tf32' or 'bf16'",
+        ),
         ("epochs = 5", 'epochs = 5\npretrained = true\nweights = "w"', r"both given"),
         (
             "epochs = 5",
