@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -183,13 +184,11 @@ def _make_database(url: URL) -> None:
 
 
 def _connect(url: URL) -> psycopg2.extensions.connection:
-    return psycopg2.connect(
-        host=url.query["host"],
-        user=url.username,
-        password=url.password,
-        dbname=url.database,
-        **(embedded_arguments(url) | {"connect_timeout": _CONNECT_TIMEOUT_S}),
+    arguments: dict[str, Any] = {**embedded_arguments(url), "connect_timeout": _CONNECT_TIMEOUT_S}
+    connection: psycopg2.extensions.connection = psycopg2.connect(
+        host=url.query["host"], user=url.username, password=url.password, dbname=url.database, **arguments
     )
+    return connection
 
 
 def _url(folder: Path) -> URL:
