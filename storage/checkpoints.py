@@ -1,6 +1,7 @@
 """Read and write the checkpoints of trials, in a folder or at an address that fsspec knows."""
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -16,6 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from acuity.storage.errors import StorageError
 
+logger = logging.getLogger(__name__)
+_MAGIC = b"acuity checkpoint\n"
+"""Beginning of every file; the SHA-256 of the rest follows, then the rest."""
 _LONGEST_NAME_BYTES = 255
 """Limit for a folder's name on the usual file systems."""
 
@@ -48,29 +52,26 @@ class Checkpoints:
     folder: str
 
     def read(self, study: str, origin: int, *, attempt: int) -> bytes | None:
-        """The newest checkpoint of this attempt or an earlier one; None where there is none.
+        """The newest undamaged checkpoint of this attempt or an earlier one; None where there is none.
 
-        StorageError where it exists and cannot be read.
+        A checkpoint that cannot be read, or with another SHA-256 than at its writing, is passed over with a warning.
         """
         earlier = (found for of, found in self.attempts(study) if of == origin and found <= attempt)
         for found in sorted(earlier, reverse=True):
             path = f"{self._study_folder(study)}/{origin}.{found}.ckpt"
             try:
-                data: bytes = self.files.cat_file(path)
+                return _check_digest(self.files.cat_file(path))
             except FileNotFoundError:
                 continue
             except Exception as error:  # each file system has its own errors
-                raise StorageError(
-                    f"checkpoint {_without_secrets(path)} cannot be read ({_reason(error)}): "
-                    "mend that, or delete it to restart its trial"
-                ) from None
-            return data
+                logger.warning("checkpoint %s is not used (%s)", _without_secrets(path), _reason(error))
         return None
 
     def write(self, study: str, origin: int, *, attempt: int, data: bytes) -> None:
         """Replace an attempt's checkpoint. StorageError where the disk is full; the earlier checkpoint then stays."""
         folder = self._study_folder(study)
         path = f"{folder}/{origin}.{attempt}.ckpt"
+        data = _MAGIC + hashlib.sha256(data).digest() + data
         try:
             self.files.makedirs(folder, exist_ok=True)
             if isinstance(self.files, LocalFileSystem):
@@ -142,6 +143,15 @@ def _folder_name(study: str) -> str:
 def _parse_name(name: str) -> tuple[int, int]:
     origin, attempt, *_ = name.split(".")
     return int(origin), int(attempt)
+
+
+def _check_digest(stored: bytes) -> bytes:
+    """The checkpoint in a stored file; ValueError where a bit of the file has changed."""
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    data = stored[start:]
+    if stored[:start] != _MAGIC + hashlib.sha256(data).digest():
+        raise ValueError("it is damaged: its SHA-256 is not the one at its writing")
+    return data
 
 
 def _write_atomically(path: str, data: bytes) -> None:

@@ -2,8 +2,6 @@
 
 import io
 import logging
-import pickle
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 from acuity.objectives.device.memory import is_device_error
 
 logger = logging.getLogger(__name__)
-_DAMAGED = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,9 @@ def checkpoint_from_bytes(data: bytes, *, identity: str) -> Checkpoint | None:
     """
     try:
         checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except _DAMAGED as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises any kind, such as AttributeError or IndexError
         if is_device_error(error):
             raise
         logger.warning("checkpoint of %d bytes is damaged (%s): training starts from zero", len(data), error)

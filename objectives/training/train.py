@@ -123,7 +123,9 @@ def _start(
         learner.network.load_state_dict(checkpoint.network)
         learner.optimiser.load_state_dict(checkpoint.optimiser)
         learner.scheduler.load_state_dict(checkpoint.scheduler)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         if is_device_error(error):
             raise
         logger.warning("checkpoint of other library versions (%s): training starts from zero", error)

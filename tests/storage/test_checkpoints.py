@@ -79,6 +79,37 @@ def test_labels_in_any_script_have_separate_checkpoints(checkpoints: Checkpoints
     assert checkpoints.read(f"{study}/confirm", 7, attempt=1) == b"confirmation"
 
 
+def test_checkpoint_with_a_changed_bit_is_passed_over_with_a_warning(
+    on_disk: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 3")
+    on_disk.write(STUDY, 7, attempt=2, data=b"epoch 5")
+    on_disk.write(STUDY, 8, attempt=1, data=b"another trial's")
+    [newest] = Path(on_disk.folder).rglob("7.2.ckpt")
+    whole = newest.read_bytes()
+    for position in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << position % 8
+        newest.write_bytes(flipped)
+        assert on_disk.read(STUDY, 7, attempt=2) == b"epoch 3", f"bit {position}"
+    for length in range(len(whole)):
+        newest.write_bytes(whole[:length])
+        assert on_disk.read(STUDY, 7, attempt=2) == b"epoch 3", f"{length} bytes"
+    assert "7.2.ckpt is not used (it is damaged" in caplog.text
+    assert on_disk.read(STUDY, 8, attempt=1) == b"another trial's"
+
+
+def test_checkpoint_that_cannot_be_read_restarts_its_trial(
+    on_disk: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 3")
+    [path] = Path(on_disk.folder).rglob("7.1.ckpt")
+    path.unlink()
+    path.mkdir()
+    assert on_disk.read(STUDY, 7, attempt=1) is None
+    assert "7.1.ckpt is not used (Is a directory)" in caplog.text
+
+
 def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -> None:
     on_disk.write(STUDY, 7, attempt=1, data=b"whole")
     folder = Path(on_disk.folder)
