@@ -2,8 +2,10 @@
 
 import os
 import platform
+import pwd
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -65,7 +67,27 @@ def make_folder(folder: Path, account: str | None) -> Path:
             f"{folder} cannot hold the embedded Postgres ({error.strerror}). "
             "Name another folder with ACUITY_EMBEDDED_DIR"
         ) from None
+    _refuse_shared_folder(folder)
     return folder
+
+
+def _refuse_shared_folder(folder: Path) -> None:
+    """StorageError where another user owns the folder or may write to it: that user could exchange the database."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        try:
+            owner = pwd.getpwuid(found.st_uid).pw_name
+        except KeyError:
+            owner = str(found.st_uid)
+        raise StorageError(
+            f"{folder} belongs to user {owner}, who could exchange the embedded Postgres's files. "
+            "Name a folder of your own with ACUITY_EMBEDDED_DIR"
+        )
+    if found.st_mode & 0o022:
+        raise StorageError(
+            f"other users may write to {folder} and exchange the embedded Postgres's files: "
+            f"run `chmod go-w {shlex.quote(str(folder))}`, or name another folder with ACUITY_EMBEDDED_DIR"
+        )
 
 
 def refuse_network_file_system(folder: Path, *, mounts: str | None = None) -> None:

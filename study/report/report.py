@@ -1,5 +1,6 @@
 """`acuity report`: write an HTML page, the same report in Markdown, and figures for a paper."""
 
+import secrets
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +86,7 @@ def _metadata(registered: Registered, suffix: str) -> dict[str, Any]:
 
 def _replace(path: Path, text: str) -> None:
     """Replace the file in one step, so a reader sees the old text or the new text."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with unfinished.open("x", encoding="utf-8") as stream:  # never through a link that another user has planted
+        stream.write(text)
     unfinished.replace(path)

@@ -110,6 +110,18 @@ def test_checkpoint_that_cannot_be_read_restarts_its_trial(
     assert "7.1.ckpt is not used (Is a directory)" in caplog.text
 
 
+def test_planted_link_does_not_lead_a_write_to_another_file(on_disk: Checkpoints, tmp_path: Path) -> None:
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 1")
+    [path] = Path(on_disk.folder).rglob("7.1.ckpt")
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"another user's file")
+    path.unlink()
+    path.symlink_to(theirs)
+    on_disk.write(STUDY, 7, attempt=1, data=b"epoch 2")
+    assert theirs.read_bytes() == b"another user's file"
+    assert on_disk.read(STUDY, 7, attempt=1) == b"epoch 2"
+
+
 def test_interrupted_write_leaves_the_earlier_checkpoint(on_disk: Checkpoints) -> None:
     on_disk.write(STUDY, 7, attempt=1, data=b"whole")
     folder = Path(on_disk.folder)

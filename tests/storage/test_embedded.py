@@ -454,6 +454,22 @@ def test_folder_is_found_by_argument_environment_and_user(monkeypatch: pytest.Mo
     assert default_folder().parent == Path("/home/anna/.data/acuity/postgres-18")
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o770])
+def test_folder_that_other_users_may_write_to_is_refused(mode: int, folder: Path) -> None:
+    folder.chmod(mode)
+    with pytest.raises(StorageError, match=r"other users may write to .*run `chmod go-w /"), embedded_server(folder):
+        pass
+    assert not _server_processes(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may give a folder away")
+def test_folder_of_another_user_is_refused(folder: Path) -> None:
+    os.chown(folder, 65_432, -1)
+    with pytest.raises(StorageError, match=r"belongs to user 65432, who could exchange"), embedded_server(folder):
+        pass
+    assert not _server_processes(folder)
+
+
 def test_unusable_folders_are_refused_in_one_line(folder: Path) -> None:
     folder.parent.joinpath("file").touch()
     blocked = folder.parent / "file" / "server"
