@@ -254,10 +254,10 @@ def test_user_without_rights_gets_an_error_with_the_next_step(
 
 
 @pytest.mark.usefixtures("database")
-def test_read_only_storage_is_named_in_the_error(database_url: str) -> None:
-    url = f"{database_url}&options=-c%20default_transaction_read_only=on"
+def test_read_only_storage_is_named_in_the_error(database_url: str, administrator: Callable[[str], None]) -> None:
+    administrator(f"alter database {make_url(database_url).database} set default_transaction_read_only = on")
     message = r"read-only transaction: a standby, or a user with.*Name the primary"
-    with pytest.raises(StorageError, match=message) as caught, open_storage(url) as closed:
+    with pytest.raises(StorageError, match=message) as caught, open_storage(database_url) as closed:
         save_experiment(closed, "nih", {"images": "mine"})
     assert "mine" not in str(caught.value)
 
