@@ -6,7 +6,7 @@ RUNS := .venv/.installed
 DEVELOPS := .venv/.installed-dev
 BUILT := .venv/built
 
-.PHONY: install install-dev demo test check check-static slow slurm rehearsal
+.PHONY: install install-dev demo test check check-static slow slurm standin rehearsal
 
 install: $(RUNS)
 
@@ -29,7 +29,10 @@ test: install-dev
 	$(BIN)/pytest
 
 slow: install-dev
-	$(BIN)/pytest -m 'slow or browser'
+	$(BIN)/pytest -m '(slow or browser) and not standin'
+
+standin: install-dev
+	$(BIN)/pytest -m 'standin and not slow'
 
 slurm: install-dev
 	$(BIN)/pytest -m slurm

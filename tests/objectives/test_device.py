@@ -30,6 +30,8 @@ from acuity.objectives.errors import InputError
 from acuity.study.fleet.placement import FleetOptions, place_workers
 from support.standin_gpu import State, standin_gpu
 
+pytestmark = pytest.mark.standin
+
 GPU = torch.device("cuda:0")
 
 

@@ -34,6 +34,8 @@ from acuity.objectives.training.train import train
 from support.standin_gpu import standin_gpu
 from support.threads import one_thread
 
+pytestmark = pytest.mark.standin
+
 GIB = 2**30
 CPU = torch.device("cpu")
 BASE = Hyperparameters("test_resnet", resolution=32, batch_size=16, learning_rate=1e-2, epochs=2)

@@ -18,6 +18,8 @@ from support.standin_gpu.allocator import ERRORS
 from support.standin_gpu.settings import GIB, MIB, Settings
 from support.threads import one_thread
 
+pytestmark = pytest.mark.standin
+
 
 @pytest.fixture
 def gpus():

@@ -11,6 +11,8 @@ from support.postgres import count_trials
 from support.standin_gpu.settings import GIB, Settings
 from support.tiny_experiment import write_tiny_experiment
 
+pytestmark = pytest.mark.standin
+
 
 def launch_on_gpus(
     experiment: Path, *arguments: str, environment: dict[str, str], settings: Settings
