@@ -73,8 +73,8 @@ def read_checkpoint(checkpoints: Checkpoints, run: Run, *, resolution: int) -> b
     checkpoint = checkpoints.read(run.checkpoint_study, run.origin, attempt=run.attempt)
     if checkpoint is None:
         raise UsageError(
-            f"the network of {_name(run, resolution)} is not in {checkpoints.folder}, or is damaged: run this where the fleet's "
-            "checkpoints are, or put it back"
+            f"the network of {_name(run, resolution)} is not in {checkpoints.folder}, or is damaged: run this where "
+            "the fleet's checkpoints are, or put it back"
         )
     return checkpoint
 

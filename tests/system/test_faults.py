@@ -1,5 +1,6 @@
 """No trial is lost when workers or Postgres are killed, stopped or disconnected, or when the disk is full."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -341,6 +342,14 @@ def postmaster(folder: Path) -> int:
     return int((folder / "data" / "postmaster.pid").read_text().split()[0])
 
 
+@contextmanager
+def held_down(folder: Path) -> Iterator[None]:
+    """No user of the server may start it again during the block."""
+    with (folder / "start.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def restart(folder: Path) -> None:
     with embedded_server(folder):
         pass
@@ -374,10 +383,11 @@ def test_training_continues_during_an_outage_and_no_report_is_lost(
         fleet = make_fleet(url)
         workers = fleet.start(2)
         mid_trial(fleet, 2)
-        os.kill(postmaster(folder), how)
-        trained = fleet.epochs_trained()
-        time.sleep(5)  # longer than the grace period
-        assert fleet.epochs_trained() > trained
+        with held_down(folder):
+            os.kill(postmaster(folder), how)
+            trained = fleet.epochs_trained()
+            time.sleep(5)  # longer than the grace period
+            assert fleet.epochs_trained() > trained
         restart(folder)
         for worker in workers:
             worker.join()
@@ -397,8 +407,9 @@ def test_worker_exits_with_status_75_after_a_long_outage_and_keeps_its_checkpoin
         fleet = make_fleet(url, patience_min="0.03")
         [worker] = fleet.start()
         mid_trial(fleet, 1)
-        os.kill(postmaster(folder), signal.SIGINT)
-        worker.join(timeout=60)
+        with held_down(folder):
+            os.kill(postmaster(folder), signal.SIGINT)
+            worker.join(timeout=60)
         assert worker.exitcode == os.EX_TEMPFAIL, fleet.log()
         assert "waited 2 s, which is the limit. Bring it back and launch again" in fleet.log().splitlines()[-1]
         assert "Traceback" not in fleet.log()
