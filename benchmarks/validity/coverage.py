@@ -384,9 +384,10 @@ def main() -> None:
     quick = parser.parse_args().quick
     versions = {"python": sys.version.split()[0], "numpy": np.__version__, "scipy": scipy.__version__}
     repetitions = QUICK_REPETITIONS if quick else VERDICT_REPETITIONS
-    cells = run_verdicts(repetitions)
+    verdicts = run_verdicts(repetitions)
     if quick:
-        print_result("coverage_guard", n=repetitions, goals=_verdict_goals(cells), versions=versions, verdicts=cells)
+        goals = _verdict_goals(verdicts)
+        print_result("coverage_guard", n=repetitions, goals=goals, versions=versions, verdicts=verdicts)
         return
     print()
     columns = {
@@ -412,9 +413,10 @@ def main() -> None:
     print_result(
         "coverage",
         n={"verdicts": repetitions, "others": REPETITIONS},
-        goals=_verdict_goals(cells) + _goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
+        goals=_verdict_goals(verdicts)
+        + _goals({scenario.name: rows[scenario.name] for scenario in SCENARIOS}, too_small),
         versions=versions,
-        verdicts=cells,
+        verdicts=verdicts,
         scenarios=rows,
         step_down=named,
     )
