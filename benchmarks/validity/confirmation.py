@@ -15,7 +15,6 @@ Labels that need a resolution above the largest one are left out. On two idle co
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +25,7 @@ from acuity.objectives.phantoms.truth import TRUTH
 
 sys.path.append(str(Path(__file__).parents[1]))
 from child_process import private_environment, time_command
+from folders import scratch_folder
 from result_line import make_goal, print_result
 
 _MARGIN = 0.05
@@ -68,9 +68,8 @@ def main() -> None:
     seconds = []
     for seed in range(asked.first_seed, asked.first_seed + asked.sets):
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="acuity-confirmation-") as folder:
-            Path(folder).chmod(0o711)
-            answer = _run_set(Path(folder), labels, asked.resolutions, images=asked.images, seed=seed)
+        with scratch_folder("acuity-confirmation-") as folder:
+            answer = _run_set(folder, labels, asked.resolutions, images=asked.images, seed=seed)
         seconds.append(time.perf_counter() - began)
         cells = []
         for entry in answer["labels"]:
