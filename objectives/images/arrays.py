@@ -92,8 +92,9 @@ def open_complete(array: CacheArray) -> np.ndarray | None:
 
 
 def create_draft(array: CacheArray) -> None:
-    """Make a draft of the array's size: the header, then zeros."""
-    with array.draft.open("wb") as file:
+    """Make a draft of the array's size: the header, then zeros. It is a new file, also where a link has its name."""
+    array.draft.unlink(missing_ok=True)
+    with array.draft.open("xb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
         assert file.tell() == _HEADER_BYTES
         file.truncate(array.size)

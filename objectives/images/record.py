@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from acuity.objectives.atomic_write import write_atomically
 from acuity.objectives.images.arrays import CacheArray, JobReport
 
 
@@ -66,13 +67,13 @@ class CacheRecord:
             "depths": _text_keys(self.depths),
             "done": {str(resolution): sorted(chunks) for resolution, chunks in self.done.items()},
         }
-        _write(self.path, json.dumps(table).encode())
+        write_atomically(self.path, json.dumps(table).encode())
 
     def save_files(self) -> None:
         """Write the states of the files alone."""
         content = io.BytesIO()
         np.save(content, self.files)
-        _write(_files_path(self.path), content.getvalue())
+        write_atomically(_files_path(self.path), content.getvalue())
 
 
 def new_record(path: Path, count: int) -> CacheRecord:
@@ -105,16 +106,3 @@ def _files_path(path: Path) -> Path:
 
 def _text_keys(facts: Mapping[int, str | int]) -> dict[str, str | int]:
     return {str(row): fact for row, fact in sorted(facts.items())}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a temporary file, flush it, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

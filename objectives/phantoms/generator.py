@@ -1,6 +1,7 @@
 """Write synthetic radiographs in NIH's file format, with three findings that need 32, 64 and 128 px."""
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from acuity.objectives.atomic_write import write_atomically
 from acuity.objectives.phantoms.anatomy import draw_thorax
 from acuity.objectives.phantoms.film import (
     CANVAS,
@@ -63,7 +65,7 @@ class Phantom:
 def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed: int = 0) -> Path:
     """Write folder/images/*.png and folder/Data_Entry.csv in the format of NIH's file of 2020; returns the CSV's path.
 
-    images: number of films. size: pixels a side. The CSV is moved into place last, so that all its images exist.
+    images: number of films. size: pixels a side. The CSV is written last, so that all its images exist.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[object, ...]] = []
@@ -76,12 +78,11 @@ def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed
         width, height, spacing = _DETECTORS[(phantom.patient + phantom.follow_up) % len(_DETECTORS)]
         person = (phantom.follow_up, phantom.patient, phantom.age, sex, view)
         rows.append((name, findings, *person, width, height, spacing, spacing))
-    path, draft = folder / "Data_Entry.csv", folder / "Data_Entry.csv.part"
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        # In NIH's header, two column names contain a comma without quotes: 9 names for 11 fields.
-        file.write(_HEADER + "\n")
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    draft.replace(path)
+    table = io.StringIO()
+    table.write(_HEADER + "\n")  # two column names contain a comma without quotes: 9 names for 11 fields
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    path = folder / "Data_Entry.csv"
+    write_atomically(path, table.getvalue().encode())
     return path
 
 

@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from acuity.objectives.atomic_write import write_atomically
 from acuity.objectives.index.image_index import ImageIndex
 from acuity.objectives.split.split import EXCLUDED, Split
 
@@ -43,10 +43,8 @@ def find_cached_duplicates(pixels: np.ndarray, *, bad: Collection[int] = ()) -> 
         if kept["array"] == identity:
             return [[int(row) for row in rows] for rows in kept["repeats"]]
     duplicates = find_duplicates(pixels, bad=bad)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # In a read-only folder every process computes the duplicates.
-        temporary.write_text(json.dumps({"array": identity, "repeats": duplicates}))
-        temporary.replace(path)
+        write_atomically(path, json.dumps({"array": identity, "repeats": duplicates}).encode())
     return duplicates
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from acuity.objectives.atomic_write import write_atomically
 from acuity.objectives.errors import InputError
 
 PARTS = ("training", "validation", "test")
@@ -66,7 +67,7 @@ def read_split_file(path: Path) -> SplitFile | None:
 
 
 def write_split_file(path: Path, split: SplitFile) -> None:
-    """Write a temporary file, then rename it: a reader sees the old split or the new one."""
+    """Replace the file in one step. InputError if it cannot be written."""
     text = io.StringIO()
     fractions = " ".join(f"{fraction}" for fraction in split.fractions)
     text.write(f"{_TITLE}: each patient's part; do not edit; seed {split.seed}; fractions {fractions}; ")
@@ -76,17 +77,10 @@ def write_split_file(path: Path, split: SplitFile) -> None:
     quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for patient, part in split.parts.items():  # csv does not quote a carriage return if lines end without one
         (quoting if "\r" in patient else writer).writerow((patient, PARTS[part]))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, text.getvalue().encode())
     except OSError as error:
         raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_OTHER_FILE}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
