@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
+from acuity.objectives.device.device import check_driver
 from acuity.objectives.errors import InputError
 
 
 def choose_device(choice: str, *, folder: Path) -> str:
     """Replace "auto" or "cuda" by the GPU with the fewest workers if there are several; else return choice.
 
-    folder: one that all workers of this host share. InputError if it cannot hold lock files.
+    folder: one that all workers of this host share. InputError if it cannot hold lock files, or as `check_driver`.
     """
+    check_driver(choice)  # torch counts GPUs by NVML, also those that it cannot use
     if choice not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return choice
     gpus = [str(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]

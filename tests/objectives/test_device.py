@@ -25,6 +25,7 @@ from acuity.objectives.device.device import (
     memory_budget,
     open_device,
 )
+from acuity.objectives.device.gpu_lock import choose_device
 from acuity.objectives.device.memory import is_device_error, is_out_of_memory
 from acuity.objectives.errors import InputError
 from acuity.study.fleet.placement import FleetOptions, place_workers
@@ -121,10 +122,13 @@ def test_driver_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", is_available)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # NVML counts GPUs without CUDA
     (tmp_path / "nvidiactl").touch()
     monkeypatch.setattr(device_module, "_DRIVER", tmp_path / "nvidiactl")
     with pytest.raises(InputError, match=r"found version 11040.*update the driver.*--device cpu trains on the CPU"):
         open_device(choice, workers=1, threads=torch.get_num_threads())
+    with pytest.raises(InputError, match=r"found version 11040"):
+        choose_device(choice, folder=tmp_path)
     with pytest.raises(InputError, match="--device cpu"):
         place_workers(FleetOptions(device=choice))
     assert open_device("cpu", workers=1, threads=torch.get_num_threads()).torch_device.type == "cpu"
