@@ -88,7 +88,9 @@ def check_noninferiority(
     pair = make_auc_pair(estimates, resolution, reference=reference)
     se, degrees = difference_standard_error(pair)
     p_value = float(student.sf(*t_statistic(pair, value=-margin)))
-    undecided = level < p_value < 1 - (level_of_worse or level)
+    level_of_worse = level_of_worse or level
+    undecided = level < p_value < 1 - level_of_worse
+    level_to_decide = level if pair.difference > -margin else level_of_worse
     return NoninferiorityTest(
         resolution=resolution,
         reference=reference,
@@ -99,7 +101,7 @@ def check_noninferiority(
         degrees_of_freedom=degrees,
         p_value=p_value,
         outcome="undecided" if undecided else "shown" if p_value <= level else "worse",
-        more_positive_patients=_additional_patients(pair, margin=margin, level=level) if undecided else None,
+        more_positive_patients=_additional_patients(pair, margin=margin, level=level_to_decide) if undecided else None,
     )
 
 

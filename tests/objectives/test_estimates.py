@@ -257,6 +257,20 @@ def test_worse_resolution_is_shown_at_the_level_divided_by_its_number_of_tests()
     assert answer.more_positive_patients == answer.steps[0].more_positive_patients
 
 
+def test_patients_that_would_show_a_loss_are_counted_at_the_level_of_that_test() -> None:
+    estimates = make_estimates({64: 0.80, 128: 0.83}, seed_sd=0.001)
+
+    def more_patients(level: float, level_of_worse: float) -> int:
+        test = check_noninferiority(
+            estimates, 64, reference=128, margin=0.02, level=level, level_of_worse=level_of_worse
+        )
+        assert test.outcome == "undecided"
+        assert test.more_positive_patients is not None
+        return test.more_positive_patients
+
+    assert more_patients(0.05, 0.025) == more_patients(0.025, 0.025) > more_patients(0.05, 0.05)
+
+
 def test_largest_resolution_is_the_verdict_where_the_next_one_is_shown_to_be_worse() -> None:
     answer = find_smallest_noninferior(make_estimates({64: 0.72, 128: 0.80}), reference=128, margin=0.02)
     assert (answer.verdict, answer.resolution, answer.auc_difference, answer.p_value) == ("shown", 128, 0.0, None)
