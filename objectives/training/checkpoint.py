@@ -44,8 +44,6 @@ def checkpoint_from_bytes(data: bytes, *, identity: str) -> Checkpoint | None:
     """
     try:
         checkpoint = Checkpoint(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged pickle raises any kind, such as AttributeError or IndexError
         if is_device_error(error):
             raise

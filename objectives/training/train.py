@@ -123,8 +123,6 @@ def _start(
         learner.network.load_state_dict(checkpoint.network)
         learner.optimiser.load_state_dict(checkpoint.optimiser)
         learner.scheduler.load_state_dict(checkpoint.scheduler)
-    except MemoryError:
-        raise
     except Exception as error:
         if is_device_error(error):
             raise

@@ -177,7 +177,7 @@ def saved_training(device: torch.device = CPU) -> bytes:
     return saved[-1]
 
 
-@pytest.mark.parametrize("error", [LOST, FULL, RuntimeError("CUDA error: out of memory")], ids=str)
+@pytest.mark.parametrize("error", [LOST, FULL, RuntimeError("CUDA error: out of memory"), MemoryError("no")], ids=str)
 @pytest.mark.parametrize("fails", ["torch.load", "torch.nn.Module.load_state_dict"])
 def test_error_of_the_gpu_is_not_a_damaged_checkpoint(
     monkeypatch: pytest.MonkeyPatch, error: Exception, fails: str
