@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from acuity.objectives.training import loader
 from acuity.objectives.training.loader import open_loaders, prefetch
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
@@ -57,8 +56,7 @@ def test_closed_prefetch_leaves_no_thread() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("budget_bytes", [0, 2**30], ids=["streamed", "resident"])
-def test_gpu_gets_the_same_images_resident_or_streamed(monkeypatch: pytest.MonkeyPatch, budget_bytes: int) -> None:
-    monkeypatch.setattr(loader, "image_memory_budget", lambda *_, **__: budget_bytes)
-    training, _ = open_loaders(IMAGES, *PARTS, device=torch.device("cuda"))
+def test_gpu_gets_the_same_images_resident_or_streamed(budget_bytes: int) -> None:
+    training, _ = open_loaders(IMAGES, *PARTS, device=torch.device("cuda"), image_budget_bytes=budget_bytes)
     for batch, positions in zip(training(BATCHES), BATCHES, strict=True):
         np.testing.assert_array_equal(batch.squeeze(1).cpu().numpy(), IMAGES[5 + positions.numpy()])
