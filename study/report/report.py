@@ -1,6 +1,5 @@
 """`acuity report`: write an HTML page, the same report in Markdown, and figures for a paper."""
 
-import secrets
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from acuity.objectives.atomic_write import write_atomically
 from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database
 from acuity.study.confirmation.protocol import read_protocol
@@ -43,7 +43,7 @@ def write_report(database: Database, registered: Registered, out: Path) -> list[
             page = render_page(contents)
         for name, text in (("report.html", page), ("report.md", render_markdown(contents))):
             written.append(out / name)
-            _replace(out / name, text)
+            write_atomically(out / name, text.encode())
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}; name another folder with --out") from None
     return written
@@ -82,11 +82,3 @@ def _metadata(registered: Registered, suffix: str) -> dict[str, Any]:
     if suffix == "svg":
         return {"Date": None, "Creator": f"acuity-hpo {version('acuity-hpo')}"}
     return {"CreationDate": None, "Title": registered.experiment.name, "Creator": f"acuity-hpo {version('acuity-hpo')}"}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace the file in one step, so a reader sees the old text or the new text."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with unfinished.open("x", encoding="utf-8") as stream:  # never through a link that another user has planted
-        stream.write(text)
-    unfinished.replace(path)

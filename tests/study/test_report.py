@@ -35,11 +35,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def folder(confirmed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The confirmed experiment's report."""
+    """The confirmed experiment's report, in a folder where another user has planted links."""
     out = tmp_path_factory.mktemp("report")
+    for name in ("report.html", ".report.html.tmp"):
+        (out / name).symlink_to(out / "theirs")
     with open_storage(confirmed.url) as database:
         write_report(database, confirmed.registered, out)
     return out
+
+
+def test_planted_links_do_not_lead_a_report_to_another_file(folder: Path) -> None:
+    assert (folder / "report.html").is_file()
+    assert not (folder / "report.html").is_symlink()
+    assert not (folder / "theirs").exists()
 
 
 @pytest.fixture(scope="module")
