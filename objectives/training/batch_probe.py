@@ -126,7 +126,7 @@ def _make_learner_if_it_fits(
     settings = Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision)
     try:
         return make_learner(settings, total_steps=1000, device=device)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     return None
@@ -159,7 +159,7 @@ def _take_steps(
         ):
             loss.item()  # waits for the step
             finished.append(time.perf_counter())
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         learner.optimiser.zero_grad()

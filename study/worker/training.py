@@ -111,7 +111,7 @@ def _train_unless_out_of_memory(
                 claim.checkpoint_study, claim.origin, attempt=attempt, data=data
             ),
         )
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
     return None

@@ -44,14 +44,16 @@ def open_context(database: Database, folder: Path, phantoms: Path, *, search: st
     return make_context(database, registered, stop=threading.Event())
 
 
-def room_for(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
+def room_for(
+    monkeypatch: pytest.MonkeyPatch, images: int, *, error: type[Exception] = torch.OutOfMemoryError
+) -> list[int]:
     """Let a batch of more images run out of memory; return the list that records every batch size."""
     tried = []
 
     def train_in_little(hyperparameters: Hyperparameters, *args: Any, **kwargs: Any) -> Outcome:
         tried.append(hyperparameters.batch_size)
         if hyperparameters.batch_size > images:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error("out of memory")
         return train(hyperparameters, *args, **kwargs)
 
     monkeypatch.setattr(claimed_training, "train", train_in_little)
@@ -69,11 +71,12 @@ def table(database: Database, columns: str, source: str) -> list[Any]:
         return list(connection.execute(text(f"select {columns} from {source}")).all())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])  # of PyTorch, and of numpy or Python
 def test_trial_continues_at_half_the_batch_and_the_fleet_keeps_the_size_that_ran(
-    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     context = open_context(database, tmp_path, phantoms, search='batch = "largest"')
-    tried = room_for(monkeypatch, 12)
+    tried = room_for(monkeypatch, 12, error=error)
     run_one(context)
     assert tried[0] > 12 >= tried[-1]
     assert tried == [tried[0] >> halvings for halvings in range(len(tried))]
