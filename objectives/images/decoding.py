@@ -23,8 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from acuity.objectives.errors import InputError, UnreadableImageError
 from acuity.objectives.images.codestream import codestream_end, without_gaps
-from acuity.objectives.images.depth import GreyImage, estimate_depth
-from acuity.objectives.images.dicom import check_variation, dicom_grey, dicom_size, is_dicom, open_dicom
+from acuity.objectives.images.depth import estimate_depth
+from acuity.objectives.images.dicom import dicom_grey, dicom_size, is_dicom, open_dicom
+from acuity.objectives.images.grey import GreyImage, check_variation
 from acuity.objectives.images.resizing import Fit, max_resolution
 
 _FORMATS = ("PNG", "JPEG")
@@ -55,7 +56,7 @@ def decode_grey(data: bytes) -> GreyImage:
     have the same grey. InputError if a DICOM file needs a package that is not installed. Redirects standard error of
     the whole process while it decodes.
     """
-    with _errors_as_unreadable():
+    with _errors_as_unreadable(data):
         image = _decode_dicom(data) if is_dicom(data) else _decode_png_or_jpeg(data)
         check_variation(image.pixels)
         return image
@@ -65,10 +66,11 @@ def max_resolution_of_file(path: Path, fit: Fit) -> int:
     """The largest resolution that does not enlarge the image, from the file's header alone. UnreadableImageError."""
     try:
         check_regular(path)
-        with path.open("rb") as file, _errors_as_unreadable():
+        with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
             file.seek(0)
-            size = dicom_size(open_dicom(file, header_only=True)) if is_dicom(head) else _open(file).size
+            with _errors_as_unreadable(head):
+                size = dicom_size(open_dicom(file, header_only=True)) if is_dicom(head) else _open(file).size
     except OSError as error:
         raise UnreadableImageError(_reason_without_path(error)) from None
     return max_resolution(size, fit)
@@ -150,17 +152,14 @@ def _check_area(size: tuple[int, int]) -> None:
 
 
 def _open(file: IO[bytes]) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns at a lower number of pixels than LARGEST_PIXELS.
-        warnings.simplefilter("ignore")
-        try:
-            return Image.open(file, formats=_FORMATS)
-        except UnidentifiedImageError:
-            raise UnreadableImageError("not a PNG, JPEG or DICOM image") from None
-        except Image.DecompressionBombError:
-            raise UnreadableImageError(_TOO_LARGE) from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImageError(_reason_without_path(error)) from None
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not a PNG, JPEG or DICOM image") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(_TOO_LARGE) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImageError(_reason_without_path(error)) from None
 
 
 def _decode(data: bytes, *, colour: bool) -> np.ndarray | None:
@@ -198,13 +197,23 @@ def _scale_deep(image: np.ndarray) -> GreyImage:
 
 
 @contextlib.contextmanager
-def _errors_as_unreadable() -> Iterator[None]:
-    """Turn an unforeseen error of a decoder into an UnreadableImageError with the error's name."""
-    try:
-        yield
-    except (UnreadableImageError, InputError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk or of the process
+def _errors_as_unreadable(head: bytes) -> Iterator[None]:
+    """Turn an unforeseen error of a decoder into an UnreadableImageError without the file's data. Mute warnings.
+
+    head: the start of the file. Decoders raise errors of many types for a damaged file. Pillow warns at a lower number
+    of pixels than LARGEST_PIXELS.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (UnreadableImageError, InputError, MemoryError):
             raise
-        raise UnreadableImageError(f"the decoder failed ({type(error).__name__})") from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno:  # of the disk or of the process
+                raise
+            raise UnreadableImageError(
+                "a DICOM whose header or pixels are damaged or incomplete"
+                if is_dicom(head)
+                else f"the decoder failed ({type(error).__name__})"
+            ) from None

@@ -13,16 +13,6 @@ _OFFSET = 1 << 15
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class GreyImage:
-    """The grey pixels of a file."""
-
-    pixels: np.ndarray
-    """uint8 or float32 [H, W], from 0 (black) to 255 (white)."""
-    depth: int | None = None
-    """Bits by which an image of 16 bits was scaled. None if the file itself gives the range."""
-
-
 @dataclass(frozen=True)
 class DepthRange:
     """The smallest depth that holds an image, and the range of its values."""

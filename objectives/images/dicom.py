@@ -1,24 +1,20 @@
-"""Decode a DICOM radiograph to the grey values that a viewer shows.
+"""Read a DICOM radiograph, and refuse a file that does not hold one whole image.
 
-Stored values pass the modality transformation (DICOM PS3.3 C.11.1), then the VOI LUT or window (C.11.2). Both are
-applied to a table of all stored values, not to each pixel. pydicom reads the file and its plugins decompress it. They
-are the optional extra `acuity-hpo[dicom]`.
+pydicom reads the file and its plugins decompress it. They are the optional extra `acuity-hpo[dicom]`. Their errors, of
+any type, mean a damaged file: the caller turns them into an UnreadableImageError.
 """
 
-import contextlib
 import importlib
-import math
-import warnings
 import zlib
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from acuity.objectives.errors import InputError, UnreadableImageError
 from acuity.objectives.images.codestream import coded_size, codestream_end
-from acuity.objectives.images.depth import GreyImage, estimate_depth
+from acuity.objectives.images.dicom_display import map_to_grey, stored_range
+from acuity.objectives.images.grey import GreyImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -58,16 +54,15 @@ def open_dicom(file: IO[bytes], *, header_only: bool = False) -> "Dataset":
     except ImportError:
         raise InputError(f"these images are DICOM files, which need pydicom to be read: {_INSTALL}") from None
     _check_inflated(file)
-    with _errors_as_unreadable():
-        head = file.read(132)
-        file.seek(0)
-        dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=header_only, force=not _has_preamble(head))
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            dataset.file_meta.TransferSyntaxUID = _syntax_of_bare_dataset(dataset)
-        kind = str(dataset.get("SOPClassUID", pydicom.uid.UID("")).name) or "DICOM of no class"
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        size = dicom_size(dataset) if "Rows" in dataset and "Columns" in dataset else (0, 0)
-        holds_pixels = header_only or "PixelData" in dataset
+    head = file.read(132)
+    file.seek(0)
+    dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=header_only, force=not _has_preamble(head))
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = _syntax_of_bare_dataset(dataset)
+    kind = str(dataset.get("SOPClassUID", pydicom.uid.UID("")).name) or "DICOM of no class"
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    size = dicom_size(dataset) if "Rows" in dataset and "Columns" in dataset else (0, 0)
+    holds_pixels = header_only or "PixelData" in dataset
     if min(size) < 1 or not holds_pixels:
         raise UnreadableImageError(f"{kind}: a DICOM object without an image")
     if frames != 1:
@@ -91,18 +86,11 @@ def dicom_size(dataset: "Dataset") -> tuple[int, int]:
 
 
 def dicom_grey(dataset: "Dataset") -> GreyImage:
-    """Decompress to grey: float32 [H, W] from 0 (black) to 255 (white).
-
-    Applies rescale or modality LUT, then the first VOI LUT or else the first window, and inverts MONOCHROME1. Without
-    VOI LUT and window, the range of the stored bits goes from black to white. If 16 bits are stored, the range is that
-    of the smallest depth that holds the image (`estimate_depth`). Declared padding is black and does not count for the
-    depth (C.7.5.1.1.2). Colour becomes luminance.
-    """
+    """Decompress to grey: float32 [H, W] from 0 (black) to 255 (white). Colour becomes luminance."""
     _check_decoder(dataset)
-    with _errors_as_unreadable():
-        bits = int(dataset.BitsStored)
-        photometric = str(dataset.PhotometricInterpretation)
-        samples = int(dataset.get("SamplesPerPixel") or 1)
+    bits = int(dataset.BitsStored)
+    photometric = str(dataset.PhotometricInterpretation)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
     monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
     if not monochrome and photometric != "RGB" and not photometric.startswith("YBR"):
         raise UnreadableImageError(f"a DICOM in {photometric}, must be MONOCHROME1, MONOCHROME2 or RGB")
@@ -110,14 +98,14 @@ def dicom_grey(dataset: "Dataset") -> GreyImage:
         raise UnreadableImageError(f"a DICOM of {samples} samples a pixel in {photometric}")
     if bits > 16:
         raise UnreadableImageError(f"a DICOM of {bits} bits a pixel, must be 16 at most")
-    with _errors_as_unreadable():
-        _check_coded_size(dataset)
-        _check_native_size(dataset)
-        if monochrome:
-            return _show(dataset, *_stored_values(dataset, bits))
-        stored = _decompress(dataset, samples)
-        luminance: np.ndarray = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        return GreyImage(luminance * np.float32(255 / ((1 << bits) - 1)))
+    _check_coded_size(dataset)
+    _check_native_size(dataset)
+    if monochrome:
+        stored, bits = _stored_values(dataset, bits)
+        return map_to_grey(dataset, stored, bits=bits)
+    colour = _decompress(dataset, samples)
+    luminance: np.ndarray = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return GreyImage(luminance * np.float32(255 / ((1 << bits) - 1)))
 
 
 def _decompress(dataset: "Dataset", samples: int) -> np.ndarray:
@@ -145,11 +133,11 @@ def _stored_values(dataset: "Dataset", bits: int) -> tuple[np.ndarray, int]:
     whole = _decompress(dataset, 1)
     dataset.PixelRepresentation = int(signed)
     values = whole.view(whole.dtype.str.replace("u", "i")) if signed else whole
-    least, most = _stored_range(bits, signed=signed)
+    least, most = stored_range(bits, signed=signed)
     stored_bits, shift = bits, high_bit + 1 - bits
     if shift < 0:  # fewer bits than BitsStored
         bits = high_bit + 1
-        least, most = _stored_range(bits, signed=signed)
+        least, most = stored_range(bits, signed=signed)
     elif not (values & ((1 << shift) - 1)).any() and high_bit < allocated:
         return values >> shift, bits
     if signed and whole.max() < 1 << bits:  # the bits above the sign are cleared
@@ -161,135 +149,10 @@ def _stored_values(dataset: "Dataset", bits: int) -> tuple[np.ndarray, int]:
     return values, bits
 
 
-def _show(dataset: "Dataset", stored: np.ndarray, bits: int) -> GreyImage:
-    """Map stored values to grey through a table."""
-    signed = stored.dtype.kind == "i"
-    lowest, largest = _stored_range(bits, signed=signed)
-    padding = _padding(dataset, stored, signed=signed)
-    native = stored if padding is None else stored[~padding]
-    if not native.size:
-        raise UnreadableImageError("shows nothing: every pixel is padding")
-    depth = None
-    if bits == 16 and not dataset.get("VOILUTSequence") and _window(dataset) is None:
-        estimate = estimate_depth(native)
-        depth, lowest, largest = estimate.depth, estimate.least, estimate.most
-    shown = _to_unit(dataset, np.arange(lowest, largest + 1))
-    if not np.isfinite(shown).all():
-        raise UnreadableImageError("a DICOM whose rescale, LUT or window is not a number")
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    # pydicom has cleared the bits above the stored ones, where older files keep overlays.
-    positions = np.clip(stored, lowest, largest).astype(np.int32) - lowest
-    grey: np.ndarray = (255 * shown).astype(np.float32)[positions]
-    if padding is not None:
-        check_variation(grey[~padding])
-        grey[padding] = 0
-    return GreyImage(grey, depth)
-
-
-def check_variation(grey: np.ndarray) -> None:
-    """UnreadableImageError if all pixels have the same grey, within one level."""
-    if float(grey.max()) - float(grey.min()) < 1:
-        raise UnreadableImageError("shows nothing: every pixel has the same grey")
-
-
-def _padding(dataset: "Dataset", stored: np.ndarray, *, signed: bool) -> np.ndarray | None:
-    """bool [H, W]: pixels that the file declares as padding (C.7.5.1.1.2). None if it declares none."""
-
-    def stored_value(name: str) -> int | None:
-        value = dataset.get(name)
-        if value is None or value == "":
-            return None
-        # Some files write the value with the other sign.
-        bits = 8 * stored.dtype.itemsize
-        number = int(value) % (1 << bits)
-        return number - (1 << bits) if signed and number >= 1 << bits - 1 else number
-
-    first = stored_value("PixelPaddingValue")
-    if first is None:
-        return None
-    last = stored_value("PixelPaddingRangeLimit")
-    bounds = sorted((first, first if last is None else last))
-    padding: np.ndarray = (stored >= bounds[0]) & (stored <= bounds[1])
-    return padding
-
-
-def _stored_range(bits: int, *, signed: bool) -> tuple[int, int]:
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def _to_unit(dataset: "Dataset", values: np.ndarray) -> np.ndarray:
-    """Grey in [0, 1] of each stored value. values: every possible stored value, ascending."""
-    slope, intercept = _rescale(dataset)
-    if dataset.get("ModalityLUTSequence"):
-        output, most = _look_up(dataset, dataset.ModalityLUTSequence[0], values)
-        least = 0.0
-    else:
-        output, least, most = values * slope + intercept, 0.0, 0.0
-    if dataset.get("VOILUTSequence"):
-        output, most = _look_up(dataset, dataset.VOILUTSequence[0], np.rint(output).astype(np.int64))
-        return output / most
-    window = _window(dataset)
-    if window is None:
-        if not dataset.get("ModalityLUTSequence"):
-            output = values * np.sign(slope)  # a tiny slope beside a large intercept loses digits
-            least, most = float(output.min()), float(output.max())
-        return (output - least) / (most - least)
-    centre, width = window
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if function == "SIGMOID":
-        return np.asarray(1 / (1 + np.exp(-4 * (output - centre) / width)))
-    # C.11.2.1.2.1: LINEAR is defined for integers and for widths from 1, where 1 is a threshold. Files whose slope
-    # makes fractions have smaller widths, which only LINEAR_EXACT can mean.
-    if function == "LINEAR" and (width > 1 or (width == 1 and abs(slope) >= 1)):
-        centre, width = centre - 0.5, max(width - 1, 1e-6)
-    return np.clip((output - centre) / width + 0.5, 0, 1)
-
-
-def _rescale(dataset: "Dataset") -> tuple[float, float]:
-    """Rescale slope and intercept. 1 and 0 if there are none, or if the slope is 0 or not finite."""
-    slope, intercept = (_number(dataset, name) for name in ("RescaleSlope", "RescaleIntercept"))
-    if slope is None:
-        slope = 1.0
-    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept or 0):
-        return 1.0, 0.0
-    return slope, intercept or 0.0
-
-
-def _window(dataset: "Dataset") -> tuple[float, float] | None:
-    """Centre and width of the first window. None if there is no usable window."""
-    centre, width = (_number(dataset, name) for name in ("WindowCenter", "WindowWidth"))
-    if centre is None or width is None or not (math.isfinite(centre) and math.isfinite(width) and width > 0):
-        return None
-    return centre, width
-
-
-def _number(dataset: "Dataset", name: str) -> float | None:
-    """The first value of an element. None if it is absent or blank."""
-    value: Any = dataset.get(name)
-    value = value[0] if isinstance(value, (list, tuple)) or hasattr(value, "append") else value
-    return None if value is None or value == "" else float(value)
-
-
-def _look_up(dataset: "Dataset", table: "Dataset", values: np.ndarray) -> tuple[np.ndarray, float]:
-    """The LUT's output for each value, and its largest possible output.
-
-    Values beyond the LUT map to its first or last entry (C.11.1.1).
-    """
-    entries, first, bits = (int(value) for value in table.LUTDescriptor)
-    data = table.LUTData
-    if isinstance(data, bytes):
-        wide = len(data) >= 2 * (entries or 1 << 16)
-        data = np.frombuffer(data, dtype=("<u2" if dataset.original_encoding[1] else ">u2") if wide else np.uint8)
-    output = np.asarray(data, dtype=np.float64)[: entries or 1 << 16]
-    return output[np.clip(values - first, 0, len(output) - 1)], max((1 << bits) - 1, output.max())
-
-
 def _check_decoder(dataset: "Dataset") -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    with _errors_as_unreadable():
-        syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -331,23 +194,9 @@ def _check_inflated(file: IO[bytes]) -> None:
         first = 144 if _has_preamble(head) else 12
         file.seek(first + int.from_bytes(head[first - 4 : first], "little"))
         inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
-        with _errors_as_unreadable():
-            while rest:
-                size += len(inflater.decompress(rest, 1 << 20))
-                if size > _MAX_INFLATED_BYTES:
-                    raise UnreadableImageError("a deflated DICOM of more than 1 GiB")
-                rest = inflater.unconsumed_tail
+        while rest:
+            size += len(inflater.decompress(rest, 1 << 20))
+            if size > _MAX_INFLATED_BYTES:
+                raise UnreadableImageError("a deflated DICOM of more than 1 GiB")
+            rest = inflater.unconsumed_tail
     file.seek(0)
-
-
-@contextlib.contextmanager
-def _errors_as_unreadable() -> Iterator[None]:
-    """Turn any error of pydicom or its plugins into an UnreadableImageError without the file's data. Mute warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (UnreadableImageError, InputError, MemoryError):
-            raise
-        except Exception:
-            raise UnreadableImageError("a DICOM whose header or pixels are damaged or incomplete") from None

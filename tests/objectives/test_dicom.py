@@ -1,6 +1,8 @@
 """A DICOM file is decoded to the picture that a viewer shows, or refused with the kind of object."""
 
+import errno
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -382,6 +384,20 @@ def test_bombs_are_refused_before_they_unpack(tmp_path: Path, monkeypatch: pytes
     path = write(tmp_path, deflated)
     assert path.stat().st_size < 1 << 18
     assert "a deflated DICOM of more than 1 GiB" in refusal(path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), MemoryError()])
+def test_error_of_the_process_is_not_reported_as_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    path = write(tmp_path, radiograph(picture(8), bits=8))
+    monkeypatch.setattr("pydicom.dcmread", fail)
+    with pytest.raises(type(error)) as caught:
+        read_grey(path)
+    assert caught.value is error
 
 
 def test_without_pydicom_the_error_names_the_package_to_install(
