@@ -1,8 +1,8 @@
 """Start the embedded Postgres for its first user, share it, and stop it after the last user.
 
-Every user holds a shared flock on users.lock. keeper.py stops the server when no user holds it. Where the server has
-ended before, a user starts it again. The server runs if a
-connection succeeds, and has ended if server.lock is free. Process ids are not used, since they are recycled.
+Every user holds a shared flock on users.lock. keeper.py stops the server when no user holds it. Where the server ends
+earlier, one of its users starts it again. The server runs if a connection succeeds, and has ended if server.lock is
+free. Process ids are not used, since they are recycled.
 """
 
 import fcntl
@@ -84,10 +84,9 @@ def _restarting(folder: Path, account: str | None) -> Iterator[None]:
         pause_s = _WATCH_S
         while not done.wait(pause_s * random.uniform(0.5, 1.5)):
             try:
-                if _is_held(folder, EMBEDDED_LOCK):
-                    continue
-                logger.warning("the embedded Postgres in %s has ended; one of its users starts it again", folder)
-                _start_once(folder, account)
+                if not _is_held(folder, EMBEDDED_LOCK):
+                    logger.warning("the embedded Postgres in %s has ended; one of its users starts it again", folder)
+                    _start_once(folder, account)
                 pause_s = _WATCH_S
             except (StorageError, OSError) as error:
                 logger.warning("%s", error)
