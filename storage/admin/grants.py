@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg2.extensions
-from optuna.storages._rdb.models import BaseModel
 from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
 from acuity.storage.connection import first_line
-from acuity.storage.database import Database
+from acuity.storage.database import OPTUNAS_TABLES, Database
 from acuity.storage.errors import StorageError
 from acuity.storage.url import masked
 
@@ -160,7 +159,7 @@ def _verifier(connection: Connection, role: str, password: str) -> str:
 def _grant(connection: Connection, role: str) -> None:
     reader = _quoted(connection, role)
     database = _quoted(connection, connection.scalars(text("select current_database()")).one())
-    optunas = ", ".join(f"public.{name}" for name in [*BaseModel.metadata.tables, "alembic_version"])
+    optunas = ", ".join(f"public.{name}" for name in OPTUNAS_TABLES)
     # Usually every role has these two rights, and only the owners may grant them.
     can_connect, sees_public = connection.execute(
         text(
