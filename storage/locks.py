@@ -44,7 +44,7 @@ def hold_lock(
     """
     parameters = {
         "name": name,
-        "slots": list(SLOTS) if nested else [],
+        "slots": list(SLOTS),
         "needs_slot": nested,
         "idle": f"{round(longest_idle_s * 1000)}ms",
     }
