@@ -41,17 +41,16 @@ def publish_label(database: Database, registered: Registered, label: str, *, eve
 
     Returns False where no trial is new, where the note is younger than every_s, and while another process writes.
     """
-    names = [study_name(registered.experiment.name, label), confirm_study_name(registered.experiment.name, label)]
-    studies = _find_studies(database, names)
-    if names[0] not in studies:
+    studies = _find_studies(database, registered, label)
+    search = studies.get(study_name(registered.experiment.name, label))
+    if search is None:
         return False
-    lock = note_lock(studies[names[0]])
     with hold_lock(
-        database.engine, lock, wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=True
+        database.engine, note_lock(search), wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=True
     ) as connection:
         if connection is None:
             return False
-        age_s, published = _last_published(connection, studies[names[0]])
+        age_s, published = _last_published(connection, search)
         if age_s < every_s:  # before read_answer, which takes 0.1 s for 10,000 trials
             return False
         entry = read_answer(database, registered.experiment.name, label=label).labels[0]
@@ -59,7 +58,7 @@ def publish_label(database: Database, registered: Registered, label: str, *, eve
         if state == published:
             return False
         _write(database, registered, entry, studies)
-        _store_time(connection, studies[names[0]], state)
+        _store_time(connection, search, state)
     return True
 
 
@@ -68,7 +67,11 @@ def note_lock(study_id: int) -> str:
     return f"note {study_id}"
 
 
-def _find_studies(database: Database, names: list[str]) -> dict[str, int]:
+def _find_studies(database: Database, registered: Registered, label: str) -> dict[str, int]:
+    """Ids, by name, of the searches of all labels and of this label's confirmation: its note links them."""
+    experiment = registered.experiment
+    names = [study_name(experiment.name, each) for each in experiment.labels]
+    names.append(confirm_study_name(experiment.name, label))
     query = text("select study_name, study_id from public.studies where study_name = any(:names)")
     with database.engine.connect() as connection:
         return {row.study_name: row.study_id for row in connection.execute(query, {"names": names})}
@@ -94,22 +97,15 @@ def _state(database: Database, registered: Registered, entry: LabelAnswer) -> st
 def _write(database: Database, registered: Registered, entry: LabelAnswer, studies: dict[str, int]) -> None:
     summary = summarise_search(database, registered, entry.label, importance=False)
     plots = dashboard_plots(entry, summary) if summary.complete else {}
-    search, confirmation = (
-        optuna.load_study(storage=database.storage, study_name=name) if name in studies else None
-        for name in (
-            study_name(registered.experiment.name, entry.label),
-            confirm_study_name(registered.experiment.name, entry.label),
-        )
-    )
-    siblings = _find_studies(
-        database, [study_name(registered.experiment.name, each) for each in registered.experiment.labels]
-    )
-    assert search is not None
-    _save_note(search, note_text(registered, entry, siblings | studies))
-    for name, figure in plots.items():
-        save_plotly_graph_object(search, figure, graph_object_id=name)
-    if confirmation is not None:
-        _save_note(confirmation, note_text(registered, entry, siblings | studies, confirms=True))
+    name = registered.experiment.name
+    search = optuna.load_study(storage=database.storage, study_name=study_name(name, entry.label))
+    _save_note(search, note_text(registered, entry, studies))
+    for plot, figure in plots.items():
+        save_plotly_graph_object(search, figure, graph_object_id=plot)
+    confirm_name = confirm_study_name(name, entry.label)
+    if confirm_name in studies:
+        confirmation = optuna.load_study(storage=database.storage, study_name=confirm_name)
+        _save_note(confirmation, note_text(registered, entry, studies, confirms=True))
         if plots:
             save_plotly_graph_object(confirmation, plots["auc-by-resolution"], graph_object_id="auc-by-resolution")
 
