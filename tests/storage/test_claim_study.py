@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -98,7 +97,7 @@ with open_storage() as database, claim_study(database, 1):
     input()
 """
     environment = os.environ | {"ACUITY_STORAGE": database.url.render_as_string(hide_password=False)}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, env=environment,
+    with subprocess.Popen([sys.executable, "-c", script], env=environment,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:  # fmt: skip
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"claimed\n"

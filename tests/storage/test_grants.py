@@ -181,7 +181,7 @@ def test_every_right_beyond_reading_is_found(
 
 
 def test_reader_cannot_stop_claims(database: Database, reader_url: str) -> None:
-    """The locks that claims took before were open to every role."""
+    """Every role may take an advisory lock, so claims take none."""
     grant_reader(database, READER, password=PASSWORD)
     with open_storage(reader_url) as reader, reader.engine.begin() as connection:
         for statement in (
@@ -196,7 +196,7 @@ def test_reader_cannot_stop_claims(database: Database, reader_url: str) -> None:
             database.storage.create_new_trial(study_id)
 
 
-def test_owner_that_is_no_superuser_is_told_what_every_role_may_make(
+def test_owner_that_is_no_superuser_gets_a_list_of_what_every_role_may_make(
     empty_database_url: str,
     reader_url: str,  # noqa: ARG001
     server: URL,
