@@ -130,8 +130,9 @@ def find_smallest_noninferior(
     if not shown and start < last and outcome_of_tests(failed) == "worse":
         above, shown, failed_above = _step_down(estimates, range(last - 1, start, -1), margin=margin, level=level)
         steps, failed = (*steps, *above), failed_above or failed
-    undecided = bool(failed) and not shown and outcome_of_tests(failed) == "undecided"
-    decisive = decisive_test(failed if undecided else shown) if undecided or shown else None
+    undecided = not shown and outcome_of_tests(failed) == "undecided"
+    tests = failed if undecided else shown
+    decisive = decisive_test(tests) if tests else None
     smallest = decisive.resolution if decisive else estimates.resolutions[last]
     return NoninferiorityVerdict(
         verdict="undecided" if undecided else "shown",
@@ -143,13 +144,13 @@ def find_smallest_noninferior(
         p_value=decisive.p_value if decisive else None,
         positive_patients=estimates.positive_patients,
         negative_patients=estimates.negative_patients,
-        more_positive_patients=patients_to_decide(failed) if failed else None,
+        more_positive_patients=patients_to_decide(failed),
         steps=steps,
     )
 
 
 def outcome_of_tests(tests: Sequence[NoninferiorityTest]) -> Literal["shown", "worse", "undecided"]:
-    """Outcome of a resolution's tests against all larger ones."""
+    """Outcome of a resolution's tests against all larger ones. Without a test it is "shown"."""
     outcomes = {test.outcome for test in tests}
     return "worse" if "worse" in outcomes else "undecided" if "undecided" in outcomes else "shown"
 
@@ -161,9 +162,9 @@ def decisive_test(tests: Sequence[NoninferiorityTest]) -> NoninferiorityTest:
 
 def patients_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
     """Number of additional positive patients that would decide a resolution. None if it is decided or cannot be."""
-    decisive = decisive_test(tests)
     if outcome_of_tests(tests) != "undecided":
         return None
+    decisive = decisive_test(tests)
     if decisive.difference <= -decisive.margin:  # one loss above the margin decides the resolution
         return decisive.more_positive_patients
     needed = [test.more_positive_patients for test in tests if test.outcome == "undecided"]
