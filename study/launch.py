@@ -82,7 +82,7 @@ def _print_forecast(
     experiment = registered.experiment
     console.print(
         f"{experiment.name}: {len(experiment.labels)} labels, {cost_line(cost)} "
-        f"{workers} worker{'s' if workers > 1 else ''}, storage {masked(database.url)}",
+        f"{workers} worker{'s' if workers != 1 else ''}, storage {masked(database.url)}",
         soft_wrap=True,
     )
     for name, trials in count_learnt(database, experiment, registered.exponents).items():
