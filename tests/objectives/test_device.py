@@ -31,8 +31,6 @@ from acuity.objectives.errors import InputError
 from acuity.study.fleet.placement import FleetOptions, place_workers
 from support.standin_gpu import State, standin_gpu
 
-pytestmark = pytest.mark.standin
-
 GPU = torch.device("cuda:0")
 
 
@@ -50,6 +48,7 @@ def imitate_gpu(
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=total))
 
 
+@pytest.mark.standin
 def test_gpu_is_opened_by_its_number_and_its_memory_is_limited_there(gpus: State) -> None:
     first = open_device("cuda", workers=1)
     assert first.torch_device == torch.device("cuda:0")
@@ -62,6 +61,7 @@ def test_gpu_is_opened_by_its_number_and_its_memory_is_limited_there(gpus: State
     assert fractions == pytest.approx([share / (8 * GIB)] * 2)
 
 
+@pytest.mark.standin
 def test_second_gpu_is_opened_without_a_context_on_the_first(gpus: State) -> None:
     limit_memory(open_device("cuda:1", workers=1))
     assert [gpus.allocator.memories[number].has_context for number in (0, 1)] == [False, True]
@@ -150,6 +150,7 @@ def test_driver_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.cuda")  # PyTorch warns and continues
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpus")
 def test_gpu_without_kernels_is_refused_at_the_door(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], usable: bool
@@ -207,19 +208,17 @@ def test_other_errors_of_a_gpu_are_not_out_of_memory() -> None:
 
 def test_segments_are_expandable_unless_the_user_has_configured_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        with monkeypatch.context() as own:
-            own.setenv("PYTORCH_ALLOC_CONF", "")
-            own.delenv("PYTORCH_ALLOC_CONF")
-            own.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
-            own.setenv(variable, "max_split_size_mb:128")
-            before = dict(os.environ)
+        configured = {variable: "max_split_size_mb:128"}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", configured.copy())
             expand_gpu_segments()
-            assert dict(os.environ) == before
-            own.delenv(variable)
-            expand_gpu_segments()
-            assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+            assert os.environ == configured
+    monkeypatch.setattr(os, "environ", {})
+    expand_gpu_segments()
+    assert os.environ == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpus")
 def test_share_of_a_worker_holds_its_images() -> None:
     share = replace(open_device("cuda", workers=2), name="")

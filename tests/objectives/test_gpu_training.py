@@ -34,8 +34,6 @@ from acuity.objectives.training.train import train
 from support.standin_gpu import standin_gpu
 from support.threads import one_thread
 
-pytestmark = pytest.mark.standin
-
 GIB = 2**30
 CPU = torch.device("cpu")
 BASE = Hyperparameters("test_resnet", resolution=32, batch_size=16, learning_rate=1e-2, epochs=2)
@@ -69,6 +67,7 @@ def raise_error(error: Exception) -> Any:
     return fail
 
 
+@pytest.mark.standin
 def test_images_are_streamed_without_a_context_on_another_gpu() -> None:
     images = some_images().images
     with standin_gpu(devices=2, total_memory=4 * GIB) as state:
@@ -79,6 +78,7 @@ def test_images_are_streamed_without_a_context_on_another_gpu() -> None:
         assert [state.allocator.memories[number].has_context for number in (0, 1)] == [False, True]
 
 
+@pytest.mark.standin
 def test_thread_that_copies_images_has_the_loaders_gpu_as_its_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[tuple[str, int]] = []
     with standin_gpu(devices=2, total_memory=4 * GIB):
@@ -93,6 +93,7 @@ def test_thread_that_copies_images_has_the_loaders_gpu_as_its_current_one(monkey
     assert [number for name, number in chosen if name.startswith("images")] == [1]
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpu")
 def test_loader_has_one_copy_stream_for_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     device = open_device("cuda", workers=1).torch_device
@@ -111,6 +112,7 @@ def test_loader_has_one_copy_stream_for_all_epochs(monkeypatch: pytest.MonkeyPat
     assert len(streams) == 1
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpu")
 def test_batch_is_verified_by_two_steps_within_the_reserved_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     device = open_device("cuda", workers=1)
@@ -137,6 +139,7 @@ def test_batch_is_verified_by_two_steps_within_the_reserved_memory(monkeypatch: 
     assert measured[0] == pytest.approx(probe.peak_memory_mib, rel=0.1)
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpu")
 def test_speed_of_a_batch_is_that_of_its_second_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def plan_in_first_step(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
@@ -154,6 +157,7 @@ def test_speed_of_a_batch_is_that_of_its_second_step(monkeypatch: pytest.MonkeyP
     assert probe.images_per_second > 16 / 1.3  # a mean of both steps is below
 
 
+@pytest.mark.standin
 @pytest.mark.parametrize("kind", ["AcceleratorError", "cublas", "cudnn", "host", "find", "get", "driver"])
 def test_probe_that_runs_out_of_memory_in_disguise_ends_below_the_limit(kind: str) -> None:
     with one_thread(), standin_gpu(total_memory=4 * GIB, out_of_memory=kind):
@@ -196,6 +200,7 @@ def test_damaged_checkpoint_of_a_network_is_still_an_input_error() -> None:
         load_network(b"", BASE, device=CPU)
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpu")
 def test_checkpoint_is_read_to_the_cpu_and_the_gpu_holds_one_network() -> None:
     device = open_device("cuda", workers=1).torch_device
@@ -216,6 +221,7 @@ def test_checkpoint_is_read_to_the_cpu_and_the_gpu_holds_one_network() -> None:
     assert {tensor.device.type for tensor in restored.network.values()} == {"cpu"}
 
 
+@pytest.mark.standin
 @pytest.mark.usefixtures("gpu")
 def test_checkpoint_is_not_copied_to_the_gpu_by_torch_load(monkeypatch: pytest.MonkeyPatch) -> None:
     device = open_device("cuda", workers=1).torch_device
