@@ -42,11 +42,6 @@ _FILE_ERRORS = {
 _LOST_PIXELS = re.compile(r"Corrupt JPEG data: .*|Premature end of JPEG file|Inconsistent progression sequence.*")
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """The pixels of `decode_grey`, for the file at path."""
-    return decode_grey(read_file(path)).pixels
-
-
 def decode_grey(data: bytes) -> GreyImage:
     """Decode an image: uint8 [H, W], or float32 [H, W] in [0, 255] if the file has more than 8 bits.
 

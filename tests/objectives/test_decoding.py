@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import decode_grey, max_resolution_of_file, read_grey
+from acuity.objectives.images.decoding import decode_grey, max_resolution_of_file
 from acuity.objectives.images.resizing import Fit, area_average, fit_square
+from support.image_files import read_grey
 
 Damage = Callable[[bytes], bytes]
 

@@ -35,8 +35,9 @@ from pydicom.uid import (
 )
 
 from acuity.objectives.errors import InputError, UnreadableImageError
-from acuity.objectives.images.decoding import max_resolution_of_file, read_grey
+from acuity.objectives.images.decoding import max_resolution_of_file
 from acuity.objectives.images.resizing import area_average
+from support.image_files import read_grey
 
 PATIENT = "Mustermann^Erika"
 

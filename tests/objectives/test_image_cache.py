@@ -23,13 +23,13 @@ from PIL import Image
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.cache import DepthCount, build_cache, cache_bytes
-from acuity.objectives.images.decoding import read_grey
 from acuity.objectives.images.faults import BadImage
 from acuity.objectives.images.resizing import area_average, fit_square
 from acuity.objectives.index.image_index import ImageIndex, read_index, take_rows
 from acuity.objectives.training.interface import Hyperparameters, LabelledImages
 from acuity.objectives.training.loader import BatchLoader, open_loaders
 from acuity.objectives.training.train import train
+from support.image_files import read_grey
 from support.processes import find_processes
 from support.waiting import wait_until
 
@@ -267,8 +267,6 @@ def test_full_disk_is_refused_with_figures_before_building(tmp_path: Path, monke
 
 FULL_DISK = """
 import shutil, sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.cache import build_cache
@@ -313,8 +311,6 @@ def test_folder_that_cannot_be_written_is_refused_with_the_option_to_change(tmp_
 
 BUILD = """
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from acuity.objectives.images.cache import build_cache
 from acuity.objectives.index.image_index import read_index
