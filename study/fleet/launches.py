@@ -92,11 +92,6 @@ def find_launches(experiment: str, *, storage_url: str | None) -> list[Launch]:
 def stop_launches(experiment: str, *, storage_url: str | None) -> int:
     """End the launches of an experiment on this host; returns their number. The workers release their trials."""
     launches = find_launches(experiment, storage_url=storage_url)
-    if not launches:
-        raise UsageError(
-            f"no launch of {experiment} runs on {platform.node()} as this user. Stop a worker that you started "
-            "with `acuity worker` by Ctrl-C or SIGTERM"
-        )
     for launch in launches:
         os.kill(launch.process, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_S

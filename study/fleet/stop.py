@@ -1,9 +1,10 @@
 """`acuity stop`: end this user's launches of an experiment on this host, and its jobs on Slurm."""
 
+import platform
 from dataclasses import dataclass
 
 from acuity.study.errors import UsageError
-from acuity.study.fleet.launches import find_launches, stop_launches
+from acuity.study.fleet.launches import stop_launches
 from acuity.study.fleet.slurm import cancel_jobs
 
 
@@ -22,7 +23,7 @@ def stop_experiment(name: str, *, storage_url: str | None) -> Stopped:
 
     storage_url: only those of this storage; None for those of all storages.
     """
-    launches = stop_launches(name, storage_url=storage_url) if find_launches(name, storage_url=storage_url) else 0
+    launches = stop_launches(name, storage_url=storage_url)
     try:
         jobs = cancel_jobs(name, storage_url=storage_url)
     except UsageError as error:
@@ -30,5 +31,8 @@ def stop_experiment(name: str, *, storage_url: str | None) -> Stopped:
             raise
         return Stopped(launches, [], unknown=str(error))
     if not launches and not jobs:
-        stop_launches(name, storage_url=storage_url)  # raises the UsageError
+        raise UsageError(
+            f"no launch of {name} runs on {platform.node()} as this user. Stop a worker that you started "
+            "with `acuity worker` by Ctrl-C or SIGTERM"
+        )
     return Stopped(launches, jobs, unknown=None)
