@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from support.waiting import wait_until
+
 _LIBRARIES = Path(torch.__file__).parent / "lib"
 _HEADERS = Path(torch.__file__).parent / "include"
+_TASKS = Path("/proc/self/task")
 _CPU, _CUDA = 0, 1
 _NEXT, _DELETER = 40, 56  # offsets in DLManagedTensor; the tensor's device is at 8
 # x86-64 code, since ctypes cannot return a c10::Stream: {device: 2 bytes, id: 8 bytes} in two registers. Nor may Python
@@ -142,21 +145,29 @@ def hooks_table() -> Table:
 
 
 def start_backward_threads() -> None:
-    """Start autograd's thread for each device that the guard counts.
+    """Start autograd's thread for each device that the guard counts, and wait until each has its name.
 
-    PyTorch does this once, at the first backward pass, which may have found no GPU.
+    PyTorch starts them once, at the first backward pass, which may have found no GPU. It counts a thread that still
+    waits for Python's lock. The thread gets its name after that, and Python may not end before.
     """
+    before = _count_backward_threads()
+    if before >= MAX_DEVICES:
+        return
     library = ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so"))
     get_engine = library._ZN5torch8autograd6Engine18get_default_engineEv
     get_engine.restype = ctypes.c_void_p
     engine = ctypes.c_void_p(get_engine())
+    others = set(_TASKS.iterdir())
     library._ZN5torch8autograd6Engine30initialize_device_threads_poolEv(engine)
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    before = sum(name.startswith("pt_autograd_") for name in names)
-    if before < MAX_DEVICES:
+    if len(set(_TASKS.iterdir()) - others) < MAX_DEVICES:
         for _ in range(before):  # these wait for work from queues that nothing fills any more
             library._ZN5torch8autograd6Engine36decrement_non_reentrant_thread_countEv(engine)
         library._ZN5torch8autograd6Engine20start_device_threadsEv(engine)
+    wait_until(lambda: _count_backward_threads() == before + MAX_DEVICES)
+
+
+def _count_backward_threads() -> int:
+    return sum(file.read_text().startswith("pt_autograd_") for file in _TASKS.glob("*/comm"))
 
 
 def cpu_allocator() -> int:
