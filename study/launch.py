@@ -7,19 +7,18 @@ from rich.console import Console
 from acuity.storage.database import Database
 from acuity.storage.url import masked
 from acuity.study.config.schema import Experiment, caveats
-from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set, training_images
+from acuity.study.dataset.image_set import ImageSet, training_images
 from acuity.study.display.console import decoding_bar
 from acuity.study.display.live import live_progress
 from acuity.study.fleet.launches import start_in_background
 from acuity.study.fleet.placement import FleetOptions, Placement, place_workers
 from acuity.study.fleet.slurm import print_submission, submit_workers
 from acuity.study.fleet.supervisor import run_fleet
+from acuity.study.prepare import prepare_images
 from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
 from acuity.study.results.forecast import CostForecast, cost_line, forecast_cost, forecast_disk
 from acuity.study.search.history import check_learn_from, count_learnt
-from acuity.study.search.networks import check_networks
-from acuity.study.search.space import check_fixed_batch
 
 
 def launch(
@@ -37,7 +36,9 @@ def launch(
     `acuity` that runs the experiment in the background.
     """
     placements = place_workers(fleet)
-    image_set = _prepare(database, experiment, console)
+    check_learn_from(database, experiment)
+    with decoding_bar(console) as progress:
+        image_set = prepare_images(experiment, progress=progress)
     images = training_images(image_set, experiment.labels)
     registered = register(database, experiment, image_set.identity, training_images=images)
     cost = forecast_cost(database, experiment)
@@ -57,16 +58,6 @@ def launch(
     else:
         _run_here(database, registered, placements, console, images=images)
     return registered
-
-
-def _prepare(database: Database, experiment: Experiment, console: Console) -> ImageSet:
-    """Check what needs no image first, since decoding a large image set takes minutes."""
-    check_networks(experiment)
-    check_learn_from(database, experiment)
-    with decoding_bar(console) as progress:
-        image_set = open_image_set(experiment, progress=progress)
-    check_fixed_batch(experiment, fewest_training_images(image_set, experiment.labels))
-    return image_set
 
 
 def _print_forecast(

@@ -13,9 +13,10 @@ from acuity.objectives.images.faults import BadImage
 from acuity.objectives.split.duplicates import DuplicateCounts
 from acuity.storage.embedded.folder import default_folder
 from acuity.storage.errors import StorageError
+from acuity.study.config.rules import check_fixed_batch
 from acuity.study.config.schema import Experiment, caveats
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
-from acuity.study.dataset.image_set import open_image_set
+from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set
 from acuity.study.search.networks import check_networks_once
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def prepare(
     A second call finds the split and the cache complete. InputError names the mistake. progress: called with
     (images done, images in all).
     """
-    image_set = open_image_set(experiment, check_files=True, progress=progress)
+    image_set = prepare_images(experiment, check_files=True, progress=progress)
     folder = image_set.cache.folder
-    check_networks_once(experiment, folder)
     return Preparation(
         experiment=experiment.name,
         images=len(image_set.index.table),
@@ -86,6 +86,20 @@ def prepare(
         suspicions=image_set.suspicions,
         warnings=caveats(experiment),
     )
+
+
+def prepare_images(
+    experiment: Experiment, *, check_files: bool = False, progress: Callable[[int, int], None] | None = None
+) -> ImageSet:
+    """Check the networks, open the image set, and check a fixed batch size against its images.
+
+    The networks come first, since decoding a large image set takes minutes. check_files and progress: as in
+    `open_image_set`. InputError or UsageError names the mistake.
+    """
+    check_networks_once(experiment)
+    image_set = open_image_set(experiment, check_files=check_files, progress=progress)
+    check_fixed_batch(experiment, fewest_training_images(image_set, experiment.labels))
+    return image_set
 
 
 def _predict_cost(experiment: Experiment, storage_url: str | None) -> "CostForecast | None":

@@ -1,4 +1,4 @@
-"""Rules between two sections of an experiment file."""
+"""Rules between two sections of an experiment file, and between the file and its image set."""
 
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
@@ -17,4 +17,16 @@ def check_across_sections(experiment: Experiment, *, source: str) -> None:
         raise UsageError(
             f"{source}: search.learn_from has {experiment.name}, this experiment's name; its labels learn from each "
             "other anyway, so leave it out"
+        )
+
+
+def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
+    """UsageError where a fixed batch size leaves an epoch too few optimiser steps: no trial would be feasible."""
+    search = experiment.search
+    most = training_images // search.min_updates_per_epoch
+    most = most // 8 * 8 or most  # as a trial's feasible batch is rounded
+    if isinstance(search.batch, int) and search.batch > most:
+        raise UsageError(
+            f"search.batch is {search.batch}, must be at most {most}: {training_images:,} training images and at least "
+            f"min_updates_per_epoch = {search.min_updates_per_epoch} steps an epoch, down to a multiple of 8"
         )

@@ -1,10 +1,13 @@
 """Check that every network of a search space exists and takes images of every resolution."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 from importlib.metadata import version
 from pathlib import Path
+
+import platformdirs
 
 from acuity.study.config.schema import Experiment
 
@@ -28,14 +31,21 @@ def check_networks(experiment: Experiment) -> None:
         check_input_size(architecture, input_size)
 
 
-def check_networks_once(experiment: Experiment, folder: Path) -> None:
-    """`check_networks`, unless a file in the folder records that it passed. Importing torch alone takes longer."""
-    passed = folder / f"networks-{_digest(experiment)}.checked"
+def check_networks_once(experiment: Experiment) -> None:
+    """`check_networks`, unless a file in the user's cache records that it passed. Importing torch alone takes longer.
+
+    Nothing is recorded for networks with weights: their files may be gone at the next call.
+    """
+    if experiment.training.pretrained or experiment.training.weights is not None:
+        check_networks(experiment)
+        return
+    passed = Path(platformdirs.user_cache_dir("acuity")) / f"networks-{_digest(experiment)}.checked"
     if passed.exists():
         return
     check_networks(experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    passed.touch()
+    with contextlib.suppress(OSError):  # a cache that cannot be written only means that the check is repeated
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()
 
 
 def _input_sizes(experiment: Experiment) -> list[int]:
@@ -44,7 +54,5 @@ def _input_sizes(experiment: Experiment) -> list[int]:
 
 
 def _digest(experiment: Experiment) -> str:
-    training = experiment.training
-    weights = training.weights and [str(training.weights), training.weights.exists()]
-    checked = [experiment.search.architectures, _input_sizes(experiment), training.pretrained, weights]
+    checked = [experiment.search.architectures, _input_sizes(experiment)]
     return hashlib.sha256(json.dumps([*checked, version("timm"), version("torch")]).encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 
 from acuity.study.config.schema import Experiment
-from acuity.study.errors import UsageError
 
 BELOW_THE_MEDIAN = "below the median of earlier trials at this epoch"
 """Reason of a trial that the pruner stopped; other PRUNED trials diverged or did not fit."""
@@ -34,18 +33,6 @@ def batch_size_exponents(experiment: Experiment, training_images: int) -> tuple[
     largest = max(2, min(search.max_batch_size, training_images // search.min_updates_per_epoch))
     high = math.ceil(math.log2(largest))
     return min(math.ceil(math.log2(search.min_batch_size)), high), high
-
-
-def check_fixed_batch(experiment: Experiment, training_images: int) -> None:
-    """UsageError where a fixed batch size leaves an epoch too few optimiser steps: no trial would be feasible."""
-    search = experiment.search
-    most = training_images // search.min_updates_per_epoch
-    most = most // 8 * 8 or most  # as a trial's feasible batch is rounded
-    if isinstance(search.batch, int) and search.batch > most:
-        raise UsageError(
-            f"search.batch is {search.batch}, must be at most {most}: {training_images:,} training images and at least "
-            f"min_updates_per_epoch = {search.min_updates_per_epoch} steps an epoch, down to a multiple of 8"
-        )
 
 
 def suggest(trial: optuna.Trial, experiment: Experiment, exponents: tuple[int, int]) -> Configuration:

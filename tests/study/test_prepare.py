@@ -133,3 +133,21 @@ def test_small_images_are_dropped_and_listed(phantoms: Path, tmp_path: Path) -> 
     file.write_text(experiment_text(labels=LABELS, data='on_bad_image = "drop"'))
     output = " ".join(CliRunner().invoke(acuity, ["prepare", str(file)]).output.split())
     assert "Dropped as bad: 1 images: index line 5 (24 px, smaller than the largest resolution of" in output
+
+
+@pytest.mark.parametrize(
+    ("changed", "message", "decodes"),
+    [
+        (("test_resnet", "test_resnt"), "test_resnt", False),
+        (("[search]\n", "[search]\nbatch = 512\n"), "search.batch is 512, must be at most", True),
+    ],
+    ids=["architecture", "batch"],
+)
+def test_prepare_reports_an_unknown_network_before_decoding_and_a_batch_that_no_epoch_has_images_for(
+    experiment: Path, changed: tuple[str, str], message: str, decodes: bool
+) -> None:
+    experiment.write_text(experiment.read_text().replace(*changed))
+    done = CliRunner().invoke(acuity, ["prepare", str(experiment)])
+    assert done.exit_code == 1
+    assert message in str(done.exception)
+    assert (experiment.parent / "cache").exists() == decodes

@@ -7,13 +7,13 @@ import optuna
 import pytest
 
 from acuity.study.config.loading import parse
+from acuity.study.config.rules import check_fixed_batch
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.search.recipes import own_recipes
 from acuity.study.search.space import (
     Configuration,
     batch_size_exponents,
-    check_fixed_batch,
     choose_batch_size,
     make_pruner,
     make_sampler,
