@@ -39,6 +39,18 @@ def workers_alive(home: Path) -> list[int]:
     return find_processes(is_ours)
 
 
+def launch_until_two_trials_run(
+    experiment: Path, *, epochs: int, environment: dict[str, str], database_url: str
+) -> "subprocess.Popen[bytes]":
+    """Launch two workers in a new session, and return a second after both have a trial."""
+    experiment.write_text(experiment.read_text().replace("epochs = 2", f"epochs = {epochs}"))
+    command = [*ACUITY, "launch", str(experiment), "--workers", "2"]
+    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
+    time.sleep(1)
+    return launcher
+
+
 def test_an_experiment_runs_from_its_file_to_the_answer(
     experiment: Path, environment: dict[str, str], database_url: str
 ) -> None:
@@ -101,12 +113,7 @@ def test_launch_leaves_nothing_running_however_it_ends(
     experiment: Path, environment: dict[str, str], home: Path, database_url: str, how: signal.Signals
 ) -> None:
     """On Ctrl-C, a closed terminal and SIGKILL, which a process cannot handle."""
-    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
-    launcher = subprocess.Popen(
-        [*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment, start_new_session=True
-    )
-    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
-    time.sleep(1)
+    launcher = launch_until_two_trials_run(experiment, epochs=300, environment=environment, database_url=database_url)
     os.killpg(launcher.pid, how)
     assert launcher.wait(timeout=15) == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     wait_until(lambda: workers_alive(home) == [], 15 if how is signal.SIGKILL else 0.1)
@@ -119,10 +126,7 @@ def test_launch_leaves_nothing_running_however_it_ends(
 def test_trial_of_a_killed_worker_resumes_at_its_last_epoch(
     experiment: Path, environment: dict[str, str], home: Path, database_url: str
 ) -> None:
-    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 40"))
-    launcher = subprocess.Popen([*ACUITY, "launch", str(experiment), "--workers", "2"], env=environment)
-    wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 60)
-    time.sleep(1)
+    launcher = launch_until_two_trials_run(experiment, epochs=40, environment=environment, database_url=database_url)
     os.kill(workers_alive(home)[0], signal.SIGKILL)
     assert launcher.wait(timeout=200) == 0
     assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 10
