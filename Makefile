@@ -31,7 +31,7 @@ test: install-dev
 slow: install-dev
 	$(BIN)/pytest -m '(slow or browser) and not standin'
 
-# A process for each file: in one process, a later file's sums are in another order, and its tests compare them.
+# A process for each file: after test_gpu_training.py in the same process, test_standin_gpu.py finds other sums than on the CPU.
 standin: install-dev
 	failed=; for file in $$(grep -rl --include='test_*.py' 'mark\.standin' tests); do \
 		$(BIN)/pytest -m 'standin and not slow' $$file || failed=1; \
