@@ -145,7 +145,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End at once where a stand-in GPU was installed: PyTorch's destructors may abort on the tables that it patched."""
-    if "support.standin_gpu" in sys.modules and _STATUS in config.stash:
+    standin_gpu = sys.modules.get("support.standin_gpu")
+    if standin_gpu is not None and standin_gpu.was_installed and _STATUS in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(config.stash[_STATUS])

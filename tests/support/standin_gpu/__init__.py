@@ -43,6 +43,8 @@ from support.standin_gpu.streams import Key, Order, OrderError, stream_bases
 __all__ = ["OrderError", "Settings", "State", "environment", "install", "standin_gpu"]
 
 _installed: "State | None" = None
+was_installed = False
+"""True from the first installation on: PyTorch's destructors may abort at the end of this process."""
 _threads = threading.local()  # autograd's threads keep their device
 _HOST_READS = ("item", "numpy", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
@@ -100,8 +102,9 @@ class State:
 
 def install(settings: Settings | None = None, **changes: Any) -> State:
     """Put stand-in GPUs into this process until standin_gpu's end or the process's; keywords are fields of Settings."""
-    global _installed
+    global _installed, was_installed
     assert _installed is None, "a stand-in is installed already"
+    was_installed = True
     _threads.device = 0
     state = _installed = State(settings or Settings(**changes))
     _replace_functions(state)
