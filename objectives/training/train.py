@@ -47,8 +47,8 @@ def train(
     """Train and validate a network.
 
     report(epoch, validation AUC) is called after each epoch, counted from 1; the training ends if it returns True.
-    A resumed training first reports its finished epochs again. Only the answer to the last of these counts, since the
-    others have already been trained. On a CPU with the same number of threads, the result of a resumed training equals
+    A resumed training first reports its finished epochs again. Of these reports only the last can end the training: it
+    continued after the earlier ones. On a CPU with the same number of threads, the result of a resumed training equals
     that of an uninterrupted one bit for bit. image_budget_bytes: as `open_loaders` takes it. Raises Interrupted within
     a batch after should_stop() returns True, Diverged, InputError.
     """
@@ -64,33 +64,38 @@ def train(
     training, validation = open_loaders(
         data.images, data.training, data.validation, device=device, image_budget_bytes=image_budget_bytes
     )
-    targets, known = torch.from_numpy(data.targets[data.training]), data.targets[data.validation]
+    training_targets = torch.from_numpy(data.targets[data.training])
+    validation_targets = data.targets[data.validation]
 
     resumed_epochs = len(aucs)
-    answers = [report(epoch, area) for epoch, area in enumerate(aucs, start=1)]
-    stopped = bool(answers) and answers[-1] and len(aucs) < hyperparameters.epochs
+    stop_requests = [report(epoch, value) for epoch, value in enumerate(aucs, start=1)]
+    stopped = bool(stop_requests) and stop_requests[-1] and len(aucs) < hyperparameters.epochs
     steps, steps_s, scores = 0, 0.0, None
     while len(aucs) < hyperparameters.epochs and not stopped:
         epoch = len(aucs) + 1
         epoch_started = time.perf_counter()
-        _train_one_epoch(learner, training, targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop)
+        _train_one_epoch(
+            learner, training, training_targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop
+        )
         steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
-        scores = _predict(learner, validation, num_images=len(known), epoch=epoch, should_stop=should_stop)
-        aucs.append(auc(known, scores))
+        scores = _predict(learner, validation, num_images=len(validation_targets), epoch=epoch, should_stop=should_stop)
+        aucs.append(auc(validation_targets, scores))
         if save_checkpoint:
             seconds = seconds_before + time.perf_counter() - started
             save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds, identity=identity)))
         stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
 
     if scores is None:  # the checkpoint holds all epochs
-        scores = _predict(learner, validation, num_images=len(known), epoch=len(aucs), should_stop=should_stop)
+        scores = _predict(
+            learner, validation, num_images=len(validation_targets), epoch=len(aucs), should_stop=should_stop
+        )
         if save_checkpoint:  # earlier attempts' checkpoints are removed when the trial ends
             save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds_before, identity=identity)))
     return Outcome(
-        auc=auc(known, scores),
-        auc_se=auc_standard_error(known, scores, data.patients[data.validation]),
-        accuracy=accuracy(known, scores, threshold=youden_threshold(known, scores)),
-        average_precision=average_precision(known, scores),
+        auc=auc(validation_targets, scores),
+        auc_se=auc_standard_error(validation_targets, scores, data.patients[data.validation]),
+        accuracy=accuracy(validation_targets, scores, threshold=youden_threshold(validation_targets, scores)),
+        average_precision=average_precision(validation_targets, scores),
         epochs=len(aucs),
         resumed_epochs=resumed_epochs,
         seconds=seconds_before + time.perf_counter() - started,

@@ -144,7 +144,7 @@ def _tell(
 ) -> None:
     """Tell the trial once; repeating it is a no-op; raise UpdateFinishedTrialError if another worker took it."""
     finished = context.retry_outages(claim.study.tell, trial, value, state=state, skip_if_finished=True)
-    if finished.state is TrialState.FAIL:
+    if finished.state is TrialState.FAIL:  # this worker never writes FAIL here: another one has requeued the trial
         raise UpdateFinishedTrialError
 
 

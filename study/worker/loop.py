@@ -75,7 +75,10 @@ def run_worker(
 
 
 def run_trials(context: WorkerContext) -> bool:
-    """Run trials until the budgets are spent or the context's stop is set. Returns as `run_worker`."""
+    """Run trials until the budgets are spent or the context's stop is set.
+
+    Returns True where a new process must replace this one.
+    """
     failed_before = context.retry_outages(list_failed_trials, context.database, context.experiment)
     failing: dict[str, str] = {}
     size_at_first: int | None = None
@@ -112,7 +115,7 @@ def run_trials(context: WorkerContext) -> bool:
 
 
 class _Notes:
-    """Writes the dashboard's notes and plots, in at most a hundredth of the worker's time before it exits."""
+    """Writes the dashboard's notes and plots: during the work in at most 1 % of its time, at the end all of them."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -130,7 +133,10 @@ class _Notes:
 
 
 def _requeue_stale_trials(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
-    """Requeue trials of dead workers, one grace period after an outage or a pause: before, all heartbeats are old."""
+    """Requeue trials of dead workers after one grace period of unbroken contact with the database.
+
+    Right after an outage, or a pause of this process, the heartbeats of live workers are old, too.
+    """
     grace_s = context.experiment.workers.grace_s
     context.contact.seen()
     if context.contact.unbroken_s() > grace_s:
