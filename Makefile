@@ -6,7 +6,7 @@ RUNS := .venv/.installed
 DEVELOPS := .venv/.installed-dev
 BUILT := .venv/built
 
-.PHONY: install install-dev demo test check check-static slow slurm standin rehearsal
+.PHONY: install install-dev demo test check check-static docs slow slurm standin rehearsal
 
 install: $(RUNS)
 
@@ -45,11 +45,17 @@ rehearsal: install-dev
 
 check: check-static test
 
+# The reference pages come from the program; the site is in site/.
+docs: install-dev
+	$(BIN)/python website/reference.py
+	$(BIN)/zensical build --strict
+
 # import-linter does not follow the links in acuity/, so it reads a built copy. Building it also tests the packaging.
 check-static: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --strict
 	rm -rf build $(BUILT)
 	$(PIP) install --no-deps --no-build-isolation --target $(BUILT) .
 	cd $(BUILT) && ../bin/lint-imports --config ../../pyproject.toml

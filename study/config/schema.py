@@ -48,7 +48,9 @@ class Data:
 
     __pydantic_config__ = _STRICT
     index: Path
+    """The table of the images: a published one, or one of yours, as CSV or Parquet."""
     images: Path
+    """The folder at which the table's file names start."""
     split: Path | None = None
     """The table patient -> part. The default is a file beside the index."""
     cache: Path | None = None
@@ -68,11 +70,13 @@ class Data:
     blank: Literal["negative", "leave_out"] = "leave_out"
     """Meaning of an empty cell in a label's column."""
     views: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Use only images of these views, named as in the index. The default is every view."""
     ages: tuple[Age, Age] | None = None
     """Lowest and highest age in years, both included."""
     no_finding: Literal["keep", "leave_out", "only_negatives"] = "keep"
     """Images without any finding: keep them as negatives, leave them out, or use them as the only negatives."""
     one_image_per_patient: bool = False
+    """Use only the first image of each patient that passes the other filters."""
     fit: Literal["pad", "stretch"] = "pad"
     """How an image that is not square becomes square."""
     on_bad_image: Literal["refuse", "drop"] = "refuse"
@@ -97,18 +101,27 @@ class Search:
 
     __pydantic_config__ = _STRICT
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)]
+    """Side of the images in px, at most the size of the images' files."""
     architectures: Annotated[tuple[str, ...], Field(min_length=1)]
+    """timm's names of the networks."""
     trials: PositiveInt
     """Finished trials (complete and pruned) per label."""
     min_complete_per_resolution: PositiveInt = 3
+    """Complete trials at each resolution before the sampler chooses."""
     learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
     """Range at a batch size of 128."""
     batch: BatchChoice = "search"
+    """Search the batch size, use the largest feasible one, or use a fixed one."""
     min_batch_size: BatchSize = 16
+    """Lower limit of the searched batch sizes."""
     max_batch_size: BatchSize = 1024
+    """Upper limit of every batch size."""
     min_updates_per_epoch: PositiveInt = 20
+    """Updates that an epoch must have. It limits the batch size of a small training part."""
     pruner: Literal["median", "none"] = "median"
+    """Stop a trial whose validation AUC is below the median of the other trials after the same epoch."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial trials and the samplers."""
     learn_from: tuple[Name, ...] = ()
     """Experiments in the same storage. Their best configurations are the first trials."""
 
@@ -151,13 +164,19 @@ class Training:
 
     __pydantic_config__ = _STRICT
     epochs: PositiveInt
+    """Epochs of every trial."""
     pretrained: bool = False
+    """Start from timm's weights. They are downloaded once."""
     weights: Path | None = None
+    """Start from the weights in this file, as safetensors or a PyTorch state dict."""
     network_input: Resolution | None = None
     """Enlarge every resolution to this input size, in px. It separates lost information from lost geometry."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of a training step. tf32 and bf16 need a GPU of compute capability 8 or higher."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    """Weight decay of AdamW."""
     augment: bool = True
+    """Shift, rotate, zoom and change contrast at random, without mirroring."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -196,6 +215,7 @@ class Workers:
     storage_patience_min: PositiveFloat = 30.0
     """How long a worker waits for a database that does not answer."""
     heartbeat_s: PositiveInt = 30
+    """Interval between two heartbeats of a running trial, in seconds."""
     grace_s: PositiveInt = 180
     """After this time without a heartbeat, another worker resumes a running trial."""
     checkpoints: str | None = None
@@ -217,14 +237,19 @@ class Cluster:
 
     __pydantic_config__ = _STRICT
     partition: str | None = None
+    """The default is the cluster's."""
     account: str | None = None
+    """The default is the cluster's."""
     qos: str | None = None
+    """Quality of service. The default is the cluster's."""
     constraint: str | None = None
     """Features that the node must have, such as "a100"."""
     time_limit_min: PositiveInt = 240
     """Time limit of one run of a job. A job at its limit is requeued while trials remain."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
+    """GPUs of each worker. With 0 it trains on the CPU."""
     cpus_per_worker: PositiveInt = 4
+    """CPU cores of each worker."""
     memory_gib: PositiveFloat | None = None
     """The node's memory for each worker. The default is the partition's."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
@@ -254,7 +279,9 @@ class Experiment:
 
     __pydantic_config__ = _STRICT
     name: Name
+    """Name of the experiment in the storage: letters, digits, '.', '_' and '-', at most 64."""
     labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    """The diagnoses, named as in the index. Each has one study, and each trial trains one binary network."""
     data: Data
     search: Search
     training: Training

@@ -1,0 +1,234 @@
+"""Write the pages of docs/reference that follow from the program: commands, experiment file, error messages.
+
+    python website/reference.py
+
+tests/study/test_documentation.py fails where a page differs from what this script writes.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import TypeAdapter
+
+from acuity.study.cli import main
+from acuity.study.config import schema
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+GENERATED = "<!-- website/reference.py writes this page. Do not edit it. -->\n"
+SECTIONS = {
+    "": "The first lines of the file, before any section.",
+    "data": "The image set, and which of its images are used. See [Image sets](../image-sets.md).",
+    "search": "The search space and its budget. See [How the search works](../search.md).",
+    "training": "The training of every trial.",
+    "confirm": "The confirmation on test patients. See [Reading the answer](../answer.md).",
+    "workers": "Limits of the workers. See [A fleet](../fleet.md).",
+    "cluster": "The Slurm resources of each worker, for `--cluster slurm`. See [A fleet](../fleet.md).",
+}
+"""Section of the experiment file -> its introduction."""
+
+
+ERRORS = {"InputError", "UsageError", "StorageError"}
+MESSAGES = {
+    "study/*.py": "Commands",
+    "study/config/*.py": "Experiment file",
+    "objectives/index/*.py": "Table of images",
+    "objectives/split/*.py": "Split",
+    "objectives/images/*.py": "Image files and arrays",
+    "objectives/device/*.py": "Devices",
+    "objectives/training/*.py": "Networks and training",
+    "objectives/statistics/*.py": "Statistics",
+    "study/dataset/*.py": "Selected images",
+    "study/search/*.py": "Search",
+    "study/registry/*.py": "Experiments in the storage",
+    "study/worker/*.py": "Workers",
+    "study/fleet/*.py": "Launches and Slurm",
+    "study/confirmation/*.py": "Confirmation",
+    "study/results/*.py": "Results",
+    "study/report/*.py": "Report and export",
+    "study/dashboard/*.py": "Dashboard",
+    "storage/**/*.py": "Postgres and checkpoints",
+}
+"""Files -> heading of their error messages."""
+
+
+def commands_page() -> str:
+    """Every command with its usage, its options and its example."""
+    lines = [GENERATED, "# Commands", ""]
+    lines += ["Results are printed to stdout, everything else to stderr.", ""]
+    lines += ["Exit status 0: done. 1: failed, with one line that says why. 2: wrong usage.", ""]
+    for path, command in _commands(main.acuity, "acuity"):
+        lines += _command(path, command)
+    return "\n".join(lines)
+
+
+def experiment_file_page() -> str:
+    """Every key of the experiment file with its type, its rule, its default and its meaning."""
+    json_schema = TypeAdapter(schema.Experiment).json_schema()
+    lines = [GENERATED, "# Experiment file", ""]
+    lines += ["An experiment is one TOML file. `acuity new FILE` writes one with comments.", ""]
+    lines += ["Relative paths start at the file's folder. An unknown key is an error.", ""]
+    for section, introduction in SECTIONS.items():
+        name = f"[{section}]" if section else "Top level"
+        properties, owner = json_schema["properties"], schema.Experiment
+        required = json_schema["required"]
+        if section:
+            reference = properties[section]
+            definition = _resolve(reference.get("allOf", [reference])[0], json_schema)
+            properties, required = definition["properties"], definition.get("required", [])
+            owner = getattr(schema, definition["title"])
+        meanings = _field_docstrings(owner)
+        lines += [f"## {name}", "", introduction, "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        for key, value in properties.items():
+            if not section and key in SECTIONS:
+                continue
+            default = "required" if key in required else _toml(value.get("default"))
+            lines.append(f"| `{key}` | {_type(value, json_schema)} | {default} | {_cell(meanings[key])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def messages_page() -> str:
+    """Every error message with its remedy, by the folder that raises it."""
+    lines = [GENERATED, "# Error messages", ""]
+    lines += [
+        "A mistake ends a command with exit status 1 and one line: the value, the rule and the next step.",
+        "",
+    ]
+    lines += ["This page lists the lines. An ellipsis (…) replaces values.", ""]
+    for folder, title in MESSAGES.items():
+        messages = {message for file in sorted(ROOT.glob(folder)) for message in _messages(file)}
+        lines += [f"## {title}", "", *(f"- {_escaped(message)}" for message in sorted(messages, key=_sort_key)), ""]
+    return "\n".join(lines)
+
+
+def _messages(file: Path) -> Iterator[str]:
+    """The texts of the file's errors that users see. Texts that only repeat a value are left out."""
+    shown = ERRORS | ({"ValueError"} if file.parent.name == "config" else set())  # pydantic's checks raise ValueError
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)):
+            continue
+        if node.exc.func.id in shown and node.exc.args:
+            message = _template_text(node.exc.args[0])
+            if len(re.sub(r"\W|\d", "", message)) >= 12:
+                yield message
+
+
+def _template_text(node: ast.expr) -> str:
+    """The text of a string, with an ellipsis for each value in it. Empty if the node is no string."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _template_text(node.left) + _template_text(node.right)
+    return ""
+
+
+def _sort_key(message: str) -> tuple[str, str]:
+    return re.sub(r"\W", "", message).casefold(), message
+
+
+def _escaped(message: str) -> str:
+    return re.sub(r"([<>*_\[\]|`])", r"\\\1", re.sub(r"\s+", " ", message))
+
+
+def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if command is None or command.hidden:
+            continue
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _command(path: str, command: click.Command) -> list[str]:
+    context = click.Context(command, info_name=path)
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [f"## {path}", "", inspect.cleandoc(command.help or ""), "", "```", f"{path} {usage}", "```", ""]
+    lines += ["| option | meaning |", "| --- | --- |"]
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            lines.append(f"| `{_cell(record[0])}` | {_cell(record[1])} |")
+    if command.epilog:
+        example = re.sub(r"^\s*Examples?:\s*", "", inspect.cleandoc(command.epilog).replace("\b", ""))
+        lines += ["", "Example:", "", "```", inspect.cleandoc(example), "```"]
+    return [*lines, ""]
+
+
+def _field_docstrings(owner: type) -> dict[str, str]:
+    """Field -> the string below it in the class."""
+    (body,) = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body
+    assert isinstance(body, ast.ClassDef)
+    docstrings = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(docstring))):
+                docstrings[name] = inspect.cleandoc(docstring)
+    return docstrings
+
+
+def _resolve(value: Mapping[str, Any], json_schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    return json_schema["$defs"][value["$ref"].rsplit("/", 1)[1]] if "$ref" in value else value
+
+
+def _type(value: Mapping[str, Any], json_schema: Mapping[str, Any]) -> str:
+    value = _resolve(value, json_schema)
+    if "anyOf" in value:
+        return " or ".join(_type(option, json_schema) for option in value["anyOf"] if option.get("type") != "null")
+    if "enum" in value:
+        return ", ".join(f"`{_literal(choice)}`" for choice in value["enum"])
+    if "const" in value:
+        return f"`{_literal(value['const'])}`"
+    kind = value.get("type")
+    if kind == "array":
+        if "prefixItems" in value:
+            return "list of " + " and ".join(_type(item, json_schema) for item in value["prefixItems"])
+        return f"list of {_type(value['items'], json_schema)}"
+    if value.get("format") == "path":
+        return "path"
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    return words.get(str(kind), "table") + _limits(value)
+
+
+def _limits(value: Mapping[str, Any]) -> str:
+    names = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {value[name]:g}" for name, sign in names.items() if name in value]
+    if "multipleOf" in value:
+        limits.append(f"a multiple of {value['multipleOf']}")
+    return f" ({', '.join(limits)})" if limits else ""
+
+
+def _literal(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _toml(default: object) -> str:
+    if default is None or default in ([], {}):
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, list):
+        return "`[" + ", ".join(_literal(item) for item in default) + "]`"
+    return f"`{_literal(default)}`"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+PAGES = {"commands.md": commands_page, "experiment-file.md": experiment_file_page, "messages.md": messages_page}
+"""File in docs/reference -> the function that writes its text."""
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (REFERENCE / name).write_text(page(), encoding="utf-8")
