@@ -23,8 +23,12 @@ class CommonOptions:
     storage: str | None = None
 
 
-def command(example: str, *, group: click.Group | None = None) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    example: str, *, name: str | None = None, group: click.Group | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of `acuity`, or of a group in it, with the common options and an example in its help text.
+
+    name: of the command. The default is the function's.
 
     The common options are not passed to the function: `open_database`, `named_storage` and `is_verbose` read them.
     """
@@ -32,7 +36,7 @@ def command(example: str, *, group: click.Group | None = None) -> Callable[[Call
     def decorate(function: Callable[..., None]) -> click.Command:
         for option in (_verbose_option, _storage_option):
             function = option(function)
-        command: click.Command = (group or acuity).command(epilog=f"\b\nExample:\n  {example}")(function)
+        command: click.Command = (group or acuity).command(name, epilog=f"\b\nExample:\n  {example}")(function)
         return command
 
     return decorate

@@ -5,17 +5,66 @@ The commands import heavy packages themselves, so that --help takes little time.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from acuity.study.cli.options import command, device_option, open_database
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+)
+
+
+@command("acuity list", name="list")
+@_format_option
+def list_experiments(form: str) -> None:
+    """List the experiments of the storage with their progress."""
+    from acuity.study.results.tables import read_experiments
+
+    with open_database() as database:
+        table = read_experiments(database)
+    if form == "table":
+        _print_experiments(table)
+    else:
+        _print_table(table, form)
+
+
+@command("acuity trials nih --format csv")
+@click.argument("name")
+@click.option("--label", help="Only this label.")
+@_format_option
+def trials(name: str, label: str | None, form: str) -> None:
+    """Print every trial of an experiment, of the search and of the confirmation.
+
+    The table has the main columns; csv, json and markdown have all columns of the view acuity.all_trials.
+    """
+    from acuity.study.display.answer_table import trials_table
+    from acuity.study.display.console import results_console
+    from acuity.study.results.tables import read_trials
+
+    with open_database() as database:
+        table = read_trials(database, name, label=label)
+    if form == "table":
+        results_console().print(trials_table(table))
+    else:
+        _print_table(table, form)
+
 
 @command("acuity status nih --watch")
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option("--watch", is_flag=True, help="Show the progress until nothing is left to run, or until Ctrl-C.")
-def status(name: str, watch: bool) -> None:
+def status(name: str | None, watch: bool) -> None:
     """Show the progress of each label of an experiment, and the running trials on all hosts.
+
+    Without NAME, list the experiments of the storage, as `acuity list` does.
 
     With --watch the table redraws itself; a file or a pipe gets a line every ten seconds. The command ends with status
     0 once every label has its trials and a confirmation that has begun is complete. It also waits while no worker runs
@@ -26,9 +75,14 @@ def status(name: str, watch: bool) -> None:
     from acuity.study.display.watch import watch as watch_experiment
     from acuity.study.registry.record import read_registered
     from acuity.study.results.status import read_status
+    from acuity.study.results.tables import read_experiments
 
+    if name is None and watch:
+        raise click.UsageError("--watch needs the NAME of an experiment; `acuity list` prints the names")
     with open_database() as database:
-        if watch:
+        if name is None:
+            _print_experiments(read_experiments(database))
+        elif watch:
             watch_experiment(database, name, results_console())
         else:
             experiment = read_registered(database, name).experiment
@@ -62,26 +116,34 @@ def dashboard(port: int, host: str, writable: bool) -> None:
 @click.argument("name")
 @click.option("--label", help="Only this label; after a confirmation, with all results.")
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv", "markdown"]),
-    default="table",
+    "--by",
+    type=click.Choice(["label", "resolution"]),
+    default="label",
     show_default=True,
+    help="A row per label, or per label and resolution, in csv and markdown.",
 )
-def best(name: str, label: str | None, form: str) -> None:
-    """Print the best resolution per label: the confirmed one, or before a confirmation the search's optimistic one."""
-    from acuity.study.display.answer_table import answer_table, details_table, markdown_table
+@_format_option
+def best(name: str, label: str | None, by: str, form: str) -> None:
+    """Print the best resolution per label: the confirmed one, or before a confirmation the search's optimistic one.
+
+    With --by resolution, print the AUC at every resolution.
+    """
+    from acuity.study.display.answer_table import answer_table, auc_table, details_table
     from acuity.study.display.console import results_console
     from acuity.study.results.answer import read_answer, read_best_resolution
+    from acuity.study.results.tables import read_auc_by_resolution
 
     with open_database() as database:
-        if form in ("csv", "markdown"):
-            table = read_best_resolution(database, name, label=label)
-            click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
+        if form in ("csv", "markdown") or (by == "resolution" and form == "json"):
+            read = read_best_resolution if by == "label" else read_auc_by_resolution
+            _print_table(read(database, name, label=label), form)
             return
         answer = read_answer(database, name, label=label)
     if form == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
+        return
+    if by == "resolution":
+        results_console().print(auc_table(answer))
         return
     results_console().print(answer_table(answer))
     if label is not None:
@@ -149,3 +211,24 @@ def report(name: str, out: Path) -> None:
     with open_database() as database:
         write_report(database, read_registered(database, name), out)
     click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)
+
+
+def _print_experiments(table: "DataFrame") -> None:
+    from acuity.study.display.console import results_console
+    from acuity.study.display.progress_table import experiments_table
+
+    if table.empty:
+        click.echo(
+            "There is no experiment yet. `acuity launch FILE` makes one; `acuity demo` makes an example.", err=True
+        )
+    else:
+        results_console().print(experiments_table(table))
+
+
+def _print_table(table: "DataFrame", form: str) -> None:
+    from acuity.study.display.answer_table import markdown_table
+
+    if form == "json":
+        click.echo(table.to_json(orient="records", date_format="iso", indent=2))
+    else:
+        click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))

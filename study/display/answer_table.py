@@ -9,7 +9,7 @@ from rich.text import Text
 
 from acuity.study.display.plain_table import plain_table
 from acuity.study.results.answer import Answer, LabelAnswer, ResolutionAnswer
-from acuity.study.units import format_times
+from acuity.study.units import format_duration, format_times
 
 
 def answer_table(answer: Answer) -> Group:
@@ -20,11 +20,41 @@ def answer_table(answer: Answer) -> Group:
     )  # fmt: skip
     for entry in answer.labels:
         best.add_row(*_best_row(entry))
-    resolutions = [at.resolution for at in answer.labels[0].by_resolution]
-    by_resolution = plain_table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
+    return Group(best, Text(), _by_resolution_table(answer), Text(), *_notes(answer))
+
+
+def auc_table(answer: Answer) -> Group:
+    """The AUC at each resolution and the number of trials behind it, one row per label and resolution."""
+    table = plain_table("label", "px", "AUC (95 %)", "trials\n(pruned)", "seeds")
     for entry in answer.labels:
-        by_resolution.add_row(Text(entry.label), *map(_auc_with_interval, entry.by_resolution))
-    return Group(best, Text(), by_resolution, Text(), *_notes(answer))
+        for at in entry.by_resolution:
+            trials = f"{at.complete + at.pruned} ({at.pruned})"
+            table.add_row(Text(entry.label), str(at.resolution), _auc_with_interval(at), trials, str(at.seeds or "-"))
+    return Group(table, Text(), *_notes(answer))
+
+
+def trials_table(trials: pd.DataFrame) -> Table:
+    """One row per trial with its main columns, from `read_trials`."""
+    table = plain_table(
+        "label", "trial", "state", "px", "architecture", "batch", "learning\nrate", "epochs", "AUC", "time", "reason",
+        text=("state", "architecture", "reason"),
+    )  # fmt: skip
+    for row in trials.to_dict("records"):
+        state = "requeued" if row["requeued"] else str(row["state"]).lower()
+        table.add_row(
+            Text(f"{row['label']}{' (confirm)' if row['confirm'] else ''}"),
+            str(row["number"]),
+            state,
+            _shown(row["resolution"], ".0f"),
+            Text("" if pd.isna(row["architecture"]) else row["architecture"]),
+            _shown(row["batch_size"], ".0f"),
+            _shown(row["learning_rate"], ".2g"),
+            _shown(row["epochs"], ".0f"),
+            _shown(row["value"], ".3f"),
+            "" if pd.isna(row["seconds"]) else format_duration(row["seconds"]),
+            Text("" if pd.isna(row["reason"]) else row["reason"]),
+        )
+    return table
 
 
 def details_table(entry: LabelAnswer) -> Group:
@@ -82,6 +112,18 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or value != value:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _by_resolution_table(answer: Answer) -> Table:
+    resolutions = [at.resolution for at in answer.labels[0].by_resolution]
+    table = plain_table("AUC (95 %) at", *(f"{resolution} px" for resolution in resolutions))
+    for entry in answer.labels:
+        table.add_row(Text(entry.label), *map(_auc_with_interval, entry.by_resolution))
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None or pd.isna(value) else format(value, form)
 
 
 def _best_row(entry: LabelAnswer) -> list[Text | str]:

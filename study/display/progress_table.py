@@ -1,6 +1,7 @@
 """Terminal tables of an experiment's progress."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -10,6 +11,9 @@ from rich.text import Text
 from acuity.study.display.plain_table import plain_table
 from acuity.study.results.status import ConfirmationProgress, ExperimentStatus, RunningTrial
 from acuity.study.units import format_duration
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _MAX_ROWS = 24
 """Running trials that the table shows."""
@@ -40,6 +44,26 @@ def progress_table(
     if status.running:
         parts += [Text(), _running_table(status.running, epochs=epochs, images_per_second=images_per_second)]
     return Group(*parts)
+
+
+def experiments_table(experiments: "DataFrame") -> Table:
+    """One row per experiment, from `read_experiments`."""
+    import pandas as pd
+
+    table = plain_table("experiment", "labels", "trials", "running", "state", "last sign of life", text=("state",))
+    now = pd.Timestamp.now("UTC")
+    for row in experiments.to_dict("records"):
+        last = row["last_sign"]
+        age = "" if pd.isna(last) else f"{format_duration(max(0.0, (now - last).total_seconds()))} ago"
+        table.add_row(
+            Text(row["experiment"]),
+            str(row["labels"]),
+            f"{row['finished']}/{row['trials']}",
+            str(row["running"]),
+            row["state"],
+            age,
+        )
+    return table
 
 
 def progress_line(status: ExperimentStatus) -> str:

@@ -134,7 +134,7 @@ def read_best_resolution(database: Database, name: str, *, label: str | None = N
     import pandas as pd
 
     experiment = read_registered(database, name).experiment
-    labels = _select_labels(experiment, label)
+    labels = select_labels(experiment, label)
     query = text(
         "select * from acuity.best_resolution where experiment = :name and label = any(:labels) "
         "order by array_position(cast(:labels as text[]), label)"
@@ -152,7 +152,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
     """
     registered = read_registered(database, name)
     experiment = registered.experiment
-    labels = _select_labels(experiment, label)
+    labels = select_labels(experiment, label)
     stored = find_confirmation(database, name)
     confirmed = {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
     with database.engine.connect() as connection:
@@ -173,7 +173,8 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
     )
 
 
-def _select_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
+def select_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
+    """The label alone, or all labels of the experiment. UsageError for a label that it does not have."""
     if label is None:
         return experiment.labels
     if label not in experiment.labels:

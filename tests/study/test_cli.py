@@ -32,8 +32,8 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_is_registered() -> None:
     assert COMMANDS == [
-        "best", "confirm", "dashboard", "delete", "demo", "export", "fit", "launch", "new", "prepare", "report",
-        "score", "status", "stop", "storage grant-reader", "storage move", "worker",
+        "best", "confirm", "dashboard", "delete", "demo", "export", "fit", "launch", "list", "new", "prepare", "report",
+        "score", "status", "stop", "storage grant-reader", "storage move", "trials", "worker",
     ]  # fmt: skip
 
 
