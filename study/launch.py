@@ -6,7 +6,7 @@ from rich.console import Console
 
 from acuity.storage.database import Database
 from acuity.storage.url import masked
-from acuity.study.config.schema import Experiment, caveats
+from acuity.study.config.schema import Experiment, caveats, with_found_format
 from acuity.study.dataset.image_set import ImageSet, training_images
 from acuity.study.display.console import decoding_bar
 from acuity.study.display.live import live_progress
@@ -39,6 +39,7 @@ def launch(
     check_learn_from(database, experiment)
     with decoding_bar(console) as progress:
         image_set = prepare_images(experiment, progress=progress)
+    experiment = with_found_format(experiment, image_set.index.format_name)
     images = training_images(image_set, experiment.labels)
     registered = register(database, experiment, image_set.identity, training_images=images)
     cost = forecast_cost(database, experiment)

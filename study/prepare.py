@@ -14,7 +14,7 @@ from acuity.objectives.split.duplicates import DuplicateCounts
 from acuity.storage.embedded.folder import default_folder
 from acuity.storage.errors import StorageError
 from acuity.study.config.rules import check_fixed_batch
-from acuity.study.config.schema import Experiment, caveats
+from acuity.study.config.schema import Experiment, caveats, with_found_format
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
 from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set
 from acuity.study.search.networks import check_networks_once
@@ -84,7 +84,7 @@ def prepare(
         free_bytes=shutil.disk_usage(folder).free,
         cost=_predict_cost(experiment, storage_url),
         suspicions=image_set.suspicions,
-        warnings=caveats(experiment),
+        warnings=caveats(with_found_format(experiment, image_set.index.format_name)),
     )
 
 

@@ -44,8 +44,7 @@ def score_index(
             f"{registered.experiment.name} comes first"
         )
     protocol = read_protocol(stored.protocol)
-    external = _with_index(registered.experiment, index_path, images or index_path.parent / "images")
-    index = select_images(external).index
+    external, index = _read_external(registered.experiment, index_path, images or index_path.parent / "images")
     if index.sha256 == protocol.index_sha256:
         raise UsageError(f"{index_path} is the experiment's own index, whose test patients `acuity confirm` scores")
     _check_disjoint(registered, index)
@@ -85,12 +84,22 @@ def score_index(
     return results
 
 
-def _with_index(experiment: Experiment, index: Path, images: Path) -> Experiment:
-    """The experiment with another index and its images, and otherwise the same data settings."""
+def _read_external(experiment: Experiment, index: Path, images: Path) -> tuple[Experiment, ImageIndex]:
+    """The experiment with another index and its images, and that index.
+
+    The other data settings are the same. [data] columns are used if the index has them, else its format is found.
+    """
     data = replace(
         experiment.data, index=index, images=images, split=None, format=None, train_val_list=None, test_list=None
     )
-    return replace(experiment, data=data)
+    external = replace(experiment, data=data)
+    if data.columns is not None:
+        try:
+            return external, select_images(external).index
+        except InputError as error:
+            logger.info("the experiment's columns do not fit %s: %s", index.name, error)
+            external = replace(experiment, data=replace(data, columns=None))
+    return external, select_images(external).index
 
 
 def _check_disjoint(registered: Registered, index: ImageIndex) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import LabelPolicy
 from acuity.objectives.index.folders import locate_files
-from acuity.objectives.index.format_names import FormatName
-from acuity.objectives.index.formats import read_content, suggest_name
+from acuity.objectives.tables.cells import LabelPolicy
+from acuity.objectives.tables.column_mapping import ColumnMapping, FormatName
+from acuity.objectives.tables.formats import read_content, suggest_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,9 @@ class ImageIndex:
     """Name of each column that is not a label -> the reason."""
     suspicions: tuple[str, ...] = ()
     """Facts about cells and labels that may be a mistake, with counts and examples."""
+    format_name: FormatName = "table"
+    has_patients: bool = True
+    """False if each image counts as a patient, since the table names no patients."""
 
     @cached_property
     def sha256(self) -> str:
@@ -59,7 +62,8 @@ class ImageIndex:
         if label in self.rejected_columns:
             raise InputError(
                 f'"{label}" is a column of {self.path} but no label: {self.rejected_columns[label]}. A label\'s column '
-                "has 1 (present), 0 (absent), -1 (uncertain) or nothing in each line"
+                "has 1 (present), 0 (absent), -1 (uncertain) or nothing in each line; other words are given by [data] "
+                "columns.values, such as values = { YES = 1, NO = 0 }"
             )
         if label not in self.labels:
             raise InputError(f'"{label}" is not a label of {self.path}. {suggest_name(label, self.labels)}')
@@ -79,14 +83,15 @@ def read_index(
     *,
     images: Path,
     format_name: FormatName | None = None,
+    mapping: ColumnMapping | None = None,
     policy: LabelPolicy | None = None,
 ) -> ImageIndex:
-    """Read and check the table of an image set (.csv, also gzipped, or Parquet). Opens no image.
+    """Read and check the table of an image set. Opens no image.
 
-    format_name None: the columns decide. InputError names the line and the rule if a row has no patient, repeats a file
-    or has a path outside the folder of images.
+    format_name, mapping, policy: as in `read_content`. InputError names the line and the rule if a row has no patient,
+    repeats a file or has a path outside the folder of images.
     """
-    content = read_content(path, format_name=format_name, policy=policy)
+    content = read_content(path, format_name=format_name, mapping=mapping, policy=policy)
     table = content.table
     _check_rows(path, table)
     table["file"] = [_normalize(file) for file in table["file"]]
@@ -102,6 +107,8 @@ def read_index(
         names=names,
         rejected_columns=content.rejected_columns,
         suspicions=content.suspicions,
+        format_name=content.format_name,
+        has_patients=content.has_patients,
     )
 
 
@@ -143,7 +150,14 @@ def _check_repeated_files(path: Path, table: pd.DataFrame) -> None:
         row = int(repeated.to_numpy().argmax())
         first = table["line"].iat[int((file == file.iat[row]).to_numpy().argmax())]
         fault = f"names the same file as line {first:,}"
-        _refuse(path, table, repeated, fault, "an index has one line per image: take the repeats out")
+        _refuse(
+            path,
+            table,
+            repeated,
+            fault,
+            "an index has one line per image: take the repeats out, or say with [data] columns.rows_per_image how "
+            "the lines of an image count",
+        )
 
 
 def _refuse(path: Path, table: pd.DataFrame, faulty: "pd.Series[bool]", fault: str, rule: str) -> None:

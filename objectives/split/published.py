@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import factorize
 from acuity.objectives.index.image_index import ImageIndex
+from acuity.objectives.tables.cells import factorize
 
 TRAIN_VAL = "train_val"
 """Training or validation: divided by patient when the split is made."""
@@ -20,6 +20,7 @@ _WORDS = {
     "training": "training",
     "val": "validation",
     "valid": "validation",
+    "validate": "validation",
     "validation": "validation",
     "test": "test",
     "train_val": TRAIN_VAL,

@@ -11,6 +11,8 @@ _FREE = (
     "data.index",
     "data.images",
     "data.format",
+    "data.columns",  # the index's SHA-256 shows whether files, patients, labels or targets change
+    "data.columns.",
     "data.split",
     "data.train_val_list",
     "data.test_list",

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from acuity.objectives.index.format_names import FormatName
+from acuity.objectives.tables.column_mapping import EACH_FILE, WITHOUT_PATIENTS, ColumnMapping, FormatName
 from acuity.study.config.value_types import (
     Age,
     BatchChoice,
@@ -33,6 +33,11 @@ NO_TEST = (
     "patients that selected the configuration, and nothing can be confirmed."
 )
 
+BY_FILE = (
+    "The index names no patients, so each image counts as another patient. A patient with several images may be in "
+    "several parts. Then AUCs are optimistic and intervals too narrow."
+)
+
 _STRICT = ConfigDict(extra="forbid")
 # Acuity sets these options of sbatch itself, or another key of [cluster] does.
 _RESERVED_OPTIONS = {
@@ -40,6 +45,26 @@ _RESERVED_OPTIONS = {
     "no-requeue", "nodes", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time",
     "wrap",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns(ColumnMapping):
+    """The columns of an index of no known format, or columns in place of those of the format."""
+
+    __pydantic_config__ = _STRICT
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.labels is not None and self.findings is not None:
+            raise ValueError("data.columns.labels and data.columns.findings are both given; keep one of the two")
+        if self.separator is not None and self.findings is None:
+            raise ValueError("data.columns.separator is given without data.columns.findings, which it divides")
+        if self.reader is not None and self.rows_per_image is None:
+            raise ValueError(
+                'data.columns.reader is given without data.columns.rows_per_image: "any", "majority" or "all" of the '
+                "readers make an image positive"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,8 @@ class Data:
     """Folder for the array of each resolution. The default is the user's cache folder."""
     format: FormatName | None = None
     """The default follows from the index's columns."""
+    columns: Columns | None = None
+    """The index's columns, where they are not those of a known format."""
     train_val_list: Path | None = None
     """A published split: the list of images of the training and validation patients."""
     test_list: Path | None = None
@@ -304,4 +331,12 @@ def _require_unique(key: str, values: Sequence[object]) -> None:
 def caveats(experiment: Experiment) -> tuple[str, ...]:
     """Warnings that every result of the experiment carries. Empty for a split by patient with test patients."""
     data = experiment.data
-    return ((BY_IMAGE,) if data.split_by == "image" else ()) + ((NO_TEST,) if data.paper_split else ())
+    patient = data.columns.patient if data.columns is not None else None
+    by_file = patient == EACH_FILE or (patient is None and data.format in WITHOUT_PATIENTS)
+    held = ((BY_IMAGE, data.split_by == "image"), (BY_FILE, by_file), (NO_TEST, data.paper_split))
+    return tuple(caveat for caveat, is_held in held if is_held)
+
+
+def with_found_format(experiment: Experiment, found: FormatName) -> Experiment:
+    """The experiment with the format that its index was found to have, so that its caveats are known without it."""
+    return replace(experiment, data=replace(experiment.data, format=experiment.data.format or found))

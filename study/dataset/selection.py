@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import LabelPolicy
 from acuity.objectives.index.filters import FilteredIndex, Filters, apply_filters
 from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.split.published import published_parts
 from acuity.objectives.split.split import Split, read_or_make_split, take_split
+from acuity.objectives.tables.cells import LabelPolicy
 from acuity.study.config.paths import split_path
 from acuity.study.config.schema import Experiment
 
@@ -59,6 +59,7 @@ def select_images(experiment: Experiment) -> ImageSelection:
         data.index,
         images=data.images,
         format_name=data.format,
+        mapping=data.columns,
         policy=LabelPolicy(uncertain=data.uncertain, blank=data.blank),
     )
     published = published_parts(whole, train_val_list=data.train_val_list, test_list=data.test_list)

@@ -8,7 +8,7 @@ from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load
-from acuity.study.config.schema import Experiment
+from acuity.study.config.schema import Experiment, with_found_format
 from acuity.study.errors import UsageError
 from acuity.study.registry.identity import ImageIdentity
 from acuity.study.registry.record import Registered, check_same_images, from_stored, read_registered, save_registered
@@ -49,6 +49,8 @@ def read_or_update(database: Database, name: str) -> Registered:
     experiment = load(Path(name))
     earlier = read_registered(database, experiment.name)
     _check_unchanged(earlier.experiment, experiment)
+    if earlier.experiment.data.format is not None:
+        experiment = with_found_format(experiment, earlier.experiment.data.format)
     return _save(database, replace(earlier, experiment=experiment))
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.formats import read_content
 from acuity.objectives.index.image_index import read_index
 from acuity.objectives.index.missing_images import check_images_present, find_missing_images
+from acuity.objectives.tables.formats import read_content
 from support.index_files import read_lines, refusal
 
 HEADER = (
@@ -131,7 +131,7 @@ def test_hash_depends_on_the_content_and_not_on_the_folder(tmp_path: Path) -> No
 def test_missing_empty_or_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.csv: no such file"):
         read_index(tmp_path / "gone.csv", images=tmp_path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder without readings"):
         read_index(tmp_path, images=tmp_path)
     path = tmp_path / "index.csv"
     for data, why in (

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import LabelPolicy
-from acuity.objectives.index.format_names import FormatName
-from acuity.objectives.index.formats import FORMATS
 from acuity.objectives.index.image_index import read_index, take_rows
 from acuity.objectives.index.missing_images import check_images_present
+from acuity.objectives.tables.cells import LabelPolicy
+from acuity.objectives.tables.column_mapping import FormatName
+from acuity.objectives.tables.formats import FORMATS
 from support.index_files import read_lines, refusal
 
 CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Support Devices"

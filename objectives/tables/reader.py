@@ -1,8 +1,12 @@
-"""Read an index file, CSV (also gzipped) or Parquet, into text by column with a line number per row."""
+"""Read an index file into text by column with a line number per row.
+
+It is a CSV or JSON Lines file (also gzipped), a Parquet file, or a folder of texts with one reading of an image each.
+"""
 
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.index.cells import Columns, plain_cell
+from acuity.objectives.tables.cells import Columns, plain_cell
 
 SelectColumns = Callable[[list[str]], Sequence[str]]
 """Chooses the columns to keep from the header. The other columns are not stored."""
@@ -23,9 +27,12 @@ quote the name but not the values."""
 def read_columns(path: Path, select: SelectColumns) -> Columns:
     """The columns that select chooses. InputError for a file that is missing, damaged or not a table.
 
-    The first row of a Parquet file has line number 2, as below a header.
+    The first row of a Parquet file has line number 2, as below a header. A folder's texts are the columns study_id (the
+    file's name) and findings (its content), and line 1 is the first of them by name.
     """
     try:
+        if path.is_dir():
+            return _folder_columns(path, select)
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe could block for ever
             raise InputError(f"{path}: is not a regular file; an index is a CSV or Parquet file")
         with path.open("rb") as file:
@@ -34,8 +41,9 @@ def read_columns(path: Path, select: SelectColumns) -> Columns:
                 return _parquet_columns(path, select)
             file.seek(0)
             binary = gzip.GzipFile(fileobj=file) if start.startswith(b"\x1f\x8b") else file
-            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
-                return _csv_columns(path, text, select)
+            with io.TextIOWrapper(io.BufferedReader(binary), encoding="utf-8-sig", newline="") as text:
+                is_json = text.buffer.peek(4).lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+                return _json_columns(path, text, select) if is_json else _csv_columns(path, text, select)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; [data] index names the image set's table (NIH's Data_Entry CSV)"
@@ -76,7 +84,46 @@ def _csv_columns(path: Path, text: io.TextIOWrapper, select: SelectColumns) -> C
             )
         lines.append(line)
         records.append(pick(row))
-    return Columns(lines, {name: _plain_cells([record[i] for record in records]) for i, name in enumerate(kept)})
+    return Columns(lines, {name: _plain_cells([record[i] for record in records]) for i, name in enumerate(kept)}, path)
+
+
+def _json_columns(path: Path, text: io.TextIOWrapper, select: SelectColumns) -> Columns:
+    """One object per line. The keys of the first are the columns."""
+    kept: Sequence[str] = ()
+    lines: list[int] = []
+    records = []
+    for line, content in enumerate(text, start=1):
+        if not content.strip():
+            continue
+        try:
+            record = json.loads(content)
+            assert isinstance(record, dict)
+        except (ValueError, RecursionError, AssertionError):
+            raise InputError(
+                f"{path}: line {line:,} is not a JSON object; JSON Lines have one object in each line"
+            ) from None
+        if not lines:
+            header = list(record)
+            kept = [name for name in select(header) if name in header]
+        lines.append(line)
+        records.append([_text(record.get(name)) for name in kept])
+    return Columns(lines, {name: [record[i] for record in records] for i, name in enumerate(kept)}, path)
+
+
+def _folder_columns(path: Path, select: SelectColumns) -> Columns:
+    """The texts (.txt) of a folder. InputError if it has none."""
+    files = sorted(file for file in path.glob("*.txt") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise InputError(
+            f"{path}: is a folder without readings (.txt); [data] index names a CSV or Parquet file, or the "
+            "ClinicalReadings folder of the Shenzhen or Montgomery set"
+        )
+    kept = select(["study_id", "findings"])
+    texts = {
+        "study_id": [file.stem for file in files],
+        "findings": [plain_cell(file.read_text(encoding="utf-8-sig", errors="replace")) for file in files],
+    }
+    return Columns(range(1, len(files) + 1), {name: texts[name] for name in kept if name in texts}, path)
 
 
 def _plain_cells(cells: list[str]) -> list[str]:
@@ -120,7 +167,7 @@ def _parquet_columns(path: Path, select: SelectColumns) -> Columns:
     if not len(table):
         raise InputError(f"{path}: has columns but no rows; an index has one row per image")
     return Columns(
-        range(2, len(table) + 2), {name: [_text(value) for value in table[name].to_pylist()] for name in kept}
+        range(2, len(table) + 2), {name: [_text(value) for value in table[name].to_pylist()] for name in kept}, path
     )
 
 

@@ -4,7 +4,7 @@ import ast
 
 import numpy as np
 
-from acuity.objectives.index.cells import (
+from acuity.objectives.tables.cells import (
     OLDEST_AGE_YEARS,
     Columns,
     IndexContent,
@@ -12,7 +12,7 @@ from acuity.objectives.index.cells import (
     image_table,
     map_distinct,
 )
-from acuity.objectives.index.labels import labels_from_lists
+from acuity.objectives.tables.labels import labels_from_lists
 
 REQUIRED_COLUMNS = ("ImageID", "PatientID", "Labels")
 OPTIONAL_COLUMNS = ("Projection", "PatientBirth", "StudyDate_DICOM", "PatientSex_DICOM")
@@ -38,7 +38,7 @@ def read_padchest(columns: Columns, _: LabelPolicy) -> IndexContent:
         sex=columns.first_of("PatientSex_DICOM"),
         no_finding=(targets == 0).all(axis=1),
     )
-    return IndexContent(table, labels, targets)
+    return IndexContent(table, labels, targets, headings={"sex": "PatientSex_DICOM"})
 
 
 def _names(cell: str) -> set[str]:

@@ -5,13 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from acuity.objectives.index.cells import Columns, IndexContent
+from acuity.objectives.tables.cells import Columns, IndexContent
 
 _SEPARATORS = re.compile(r"\s*[,;|/&+]\s*|\s+and\s+", re.IGNORECASE)
-_WORDS = (
-    ("sex", ("Patient Sex", "Patient Gender", "Sex", "PatientSex_DICOM", "sex"), "M, F, male or female"),
-    ("age", ("Patient Age", "Age", "age"), "an age of at most 120 years"),
-)
+_EXPECTED = {"sex": "M, F, male or female", "age": "an age of at most 120 years"}
 
 
 def similar_labels(content: IndexContent) -> Iterator[str]:
@@ -36,17 +33,18 @@ def similar_labels(content: IndexContent) -> Iterator[str]:
 
 def unknown_words(columns: Columns, content: IndexContent) -> Iterator[str]:
     """Columns of sex or age of which less than half of the cells that are not blank could be read."""
-    for name, headings, expected in _WORDS:
-        heading = next((heading for heading in headings if heading in columns.text), None)
-        if heading is None:
+    for name, expected in _EXPECTED.items():
+        cells = columns.text.get(content.headings.get(name, ""))
+        if cells is None:
             continue
-        filled = np.array([bool(cell) for cell in columns.text[heading]])
+        filled = {line for line, cell in zip(columns.lines, cells, strict=True) if cell}
+        is_filled = content.table["line"].isin(filled).to_numpy(bool)
         values = content.table[name]
-        unread = filled & (values.isna() | (values == "")).to_numpy(bool)
-        if unread.sum() > filled.sum() / 2:
+        unread = is_filled & (values.isna() | (values == "")).to_numpy(bool)
+        if unread.sum() > is_filled.sum() / 2:
             yield (
-                f"Column {heading}: {unread.sum():,} of {filled.sum():,} cells are not {expected} (index line "
-                f"{_lines(content, unread)}); they count as unknown."
+                f"Column {content.headings[name]}: {unread.sum():,} of {is_filled.sum():,} cells are not {expected} "
+                f"(index line {_lines(content, unread)}); they count as unknown."
             )
 
 

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+from acuity.objectives.tables.column_mapping import FormatName
 
 _BLANK = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
 _LONGEST_BLANK = max(map(len, _BLANK))
@@ -36,6 +39,8 @@ class Columns:
 
     lines: Sequence[int]
     text: Mapping[str, Sequence[str]]
+    path: Path = Path()
+    """The file. A format that is published in several tables finds the others beside it."""
 
     def first_of(self, *names: str) -> Sequence[str]:
         """The first of these columns that exists, else empty cells."""
@@ -58,6 +63,11 @@ class IndexContent:
     """Facts about cells and labels that may be a mistake, with counts and examples."""
     folder: str = ""
     """The release's folder, with which the publisher's paths start. [data] images may be this folder or its parent."""
+    headings: Mapping[str, str] = field(default_factory=dict)
+    """The table's names of the columns sex and age."""
+    format_name: FormatName = "table"
+    has_patients: bool = True
+    """False if each image counts as a patient, since the table names no patients."""
 
 
 def plain_cell(text: str) -> str:
@@ -109,11 +119,14 @@ def factorize(cells: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def age_years(cell: str) -> float:
-    """Years of `58`, or of `058Y`, `011M` (months), `013D` (days) as in NIH's first release. NaN if unknown."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", cell.upper())
+    """Years of `58`, or of `058Y`, `011M` (months), `013D` (days) as in NIH's first release. NaN if unknown.
+
+    `45yrs` (Shenzhen) and `85 or more` (BRAX) are years too.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(Y|M|W|D|YRS?|YEARS?|MONTHS?|DAYS?|OR MORE|)", cell.upper())
     if found is None:
         return float("nan")
-    years = float(found[1]) / {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}[found[2]]
+    years = float(found[1]) / {"M": 12.0, "W": 52.18, "D": 365.25}.get(found[2][:1], 1.0)
     return years if years <= OLDEST_AGE_YEARS else float("nan")
 
 
