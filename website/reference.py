@@ -37,7 +37,8 @@ ERRORS = {"InputError", "UsageError", "StorageError"}
 MESSAGES = {
     "study/*.py": "Commands",
     "study/config/*.py": "Experiment file",
-    "objectives/index/*.py": "Table of images",
+    "objectives/tables/*.py": "Table of images",
+    "objectives/index/*.py": "Index of images",
     "objectives/split/*.py": "Split",
     "objectives/images/*.py": "Image files and arrays",
     "objectives/device/*.py": "Devices",
