@@ -71,17 +71,17 @@ class Checkpoints:
         """Replace an attempt's checkpoint. StorageError where the disk is full; the earlier checkpoint then stays."""
         folder = self._study_folder(study)
         path = f"{folder}/{origin}.{attempt}.ckpt"
-        data = _MAGIC + hashlib.sha256(data).digest() + data
+        header = _MAGIC + hashlib.sha256(data).digest()
         try:
             self.files.makedirs(folder, exist_ok=True)
             if isinstance(self.files, LocalFileSystem):
                 try:
-                    _write_atomically(path, data)
+                    _write_atomically(path, header, data)
                 except FileNotFoundError:  # another worker took the trial, ended it and removed the folder
                     self.files.makedirs(folder, exist_ok=True)
-                    _write_atomically(path, data)
+                    _write_atomically(path, header, data)
             else:
-                self.files.pipe_file(path, data)  # object stores show a file to others once it is complete
+                self.files.pipe_file(path, header + data)  # object stores show a file to others once it is complete
         except Exception as error:
             raise StorageError(
                 f"a checkpoint of {len(data) / 2**20:.0f} MiB cannot be written to {_without_secrets(folder)} "
@@ -154,12 +154,15 @@ def _check_digest(stored: bytes) -> bytes:
     return data
 
 
-def _write_atomically(path: str, data: bytes) -> None:
-    """Write under a temporary name, then move the file, so that no worker reads half of it."""
+def _write_atomically(path: str, *parts: bytes) -> None:
+    """Write the parts under a temporary name, then move the file, so that no worker reads half of it.
+
+    They are not joined first: a copy of 244 MiB takes .5 s, in which no other thread of Python runs.
+    """
     unfinished = Path(f"{path}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as stream:
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(path)

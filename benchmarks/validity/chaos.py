@@ -36,12 +36,13 @@ from acuity.storage.embedded.server import embedded_server
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tests")]
 from result_line import make_goal, print_result
 
-from support.worker_processes import fix_initial_trials, kill_processes
+from support.worker_processes import count_epochs, fix_initial_trials, kill_processes
 
 WORKERS = 4
 LABELS = ("Cardiomegaly", "Nodule")
 EPOCHS = 6
 GRACE_S = 4
+CHECKPOINT_S = 0.5  # of some 2 s of a trial, so that a checkpoint is often older than the last epoch
 FAULTS = {"kill": 6, "terminate": 3, "stop": 4, "restart": 2, "crash": 2, "cut": 2, "checkpoint": 1}
 EXPERIMENT = """
 name = "chaos"
@@ -67,6 +68,7 @@ heartbeat_s = 1
 grace_s = {grace_s}
 max_retries = 1000
 checkpoints = "{checkpoints}"
+checkpoint_s = {checkpoint_s}
 """
 TRIALS = {"fixed": 9, "search": 15}
 RESOLUTIONS = {"fixed": [32], "search": [16, 24, 32]}
@@ -228,21 +230,13 @@ class Round:
 
 def _work(url: str, folder: str, number: int) -> None:
     """Run a worker that counts the epochs it finishes."""
-    from acuity.storage.checkpoints import Checkpoints
     from acuity.study.cli import main as cli
 
     os.environ["ACUITY_STORAGE"] = url
     log = os.open(f"{folder}/worker-{number:03d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    epochs = os.open(f"{folder}/epochs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    write = Checkpoints.write
-
-    def counted(*arguments: Any, **keywords: Any) -> None:
-        os.write(epochs, b".")
-        write(*arguments, **keywords)
-
-    Checkpoints.write = counted  # type: ignore[method-assign]
+    count_epochs(f"{folder}/epochs", wait=False)
     sys.argv = ["acuity", "worker", "chaos", "--device", "cpu", "--workers", str(WORKERS), "--threads", "1"]
     cli.main()
 
@@ -304,6 +298,7 @@ def _register(this: Round, images: Path) -> None:
             epochs=EPOCHS,
             grace_s=GRACE_S,
             checkpoints=this.folder / "checkpoints",
+            checkpoint_s=CHECKPOINT_S,
         )
     )
     experiment = load(file)

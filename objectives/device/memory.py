@@ -78,6 +78,18 @@ def held_memory_mib(device: torch.device) -> float:
     return resident_bytes() / MIB if _STATUS.exists() else _resident_peak_mib()
 
 
+def spare_bytes(device: torch.device) -> float:
+    """Bytes of this process's limit above its peak since `watch_peak_memory`; infinite without a limit."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.max_memory_reserved(device)
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY or not _STATUS.exists():
+        return float("inf")
+    freed = process_memory_bytes("VmHWM") - process_memory_bytes("VmRSS")
+    return limit - process_memory_bytes("VmData") - freed
+
+
 def reserved_memory_mib() -> float:
     """Memory that RLIMIT_DATA counts and this process does not hold yet, in MiB; 0 outside Linux."""
     if not _STATUS.exists():

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from acuity.objectives.device.memory import is_device_error, release_failed_step
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
 from acuity.objectives.training.augmentation import draw_augmentation
-from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes, checkpoint_to_bytes
+from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes
+from acuity.objectives.training.checkpoint_writer import CheckpointWriter
 from acuity.objectives.training.interface import (
     Diverged,
     Hyperparameters,
@@ -42,6 +43,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     load_checkpoint: Callable[[], bytes | None] | None = None,
     save_checkpoint: Callable[[bytes], None] | None = None,
+    checkpoint_s: float = 30.0,
     image_budget_bytes: int | None = None,
 ) -> Outcome:
     """Train and validate a network.
@@ -51,6 +53,10 @@ def train(
     continued after the earlier ones. On a CPU with the same number of threads, the result of a resumed training equals
     that of an uninterrupted one bit for bit. image_budget_bytes: as `open_loaders` takes it. Raises Interrupted within
     a batch after should_stop() returns True, Diverged, InputError.
+
+    save_checkpoint(data) is called in a thread: about every checkpoint_s, or after each epoch if an epoch takes longer;
+    for the last finished epoch before Interrupted; and at the end, with the network alone, unless report() ended the
+    training. Its errors are raised here. No call is left when this function ends.
     """
     started = time.perf_counter()
     release_failed_step(device)  # an earlier training of this process may have failed
@@ -71,26 +77,31 @@ def train(
     stop_requests = [report(epoch, value) for epoch, value in enumerate(aucs, start=1)]
     stopped = bool(stop_requests) and stop_requests[-1] and len(aucs) < hyperparameters.epochs
     steps, steps_s, scores = 0, 0.0, None
-    while len(aucs) < hyperparameters.epochs and not stopped:
-        epoch = len(aucs) + 1
-        epoch_started = time.perf_counter()
-        _train_one_epoch(
-            learner, training, training_targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop
-        )
-        steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
-        scores = _predict(learner, validation, num_images=len(validation_targets), epoch=epoch, should_stop=should_stop)
-        aucs.append(auc(validation_targets, scores))
-        if save_checkpoint:
+    with CheckpointWriter(save_checkpoint, device=device, interval_s=checkpoint_s) as writer:
+        while len(aucs) < hyperparameters.epochs and not stopped:
+            epoch = len(aucs) + 1
+            epoch_started = time.perf_counter()
+            _train_one_epoch(
+                learner, training, training_targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop
+            )
+            steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
+            scores = _predict(
+                learner, validation, num_images=len(validation_targets), epoch=epoch, should_stop=should_stop
+            )
+            aucs.append(auc(validation_targets, scores))
             seconds = seconds_before + time.perf_counter() - started
-            save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds, identity=identity)))
-        stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
+            if epoch < hyperparameters.epochs:
+                writer.keep(_checkpoint(learner, aucs, seconds, identity=identity))
+            else:
+                writer.write_last(_last_checkpoint(learner, aucs, seconds, identity=identity))
+            stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
 
-    if scores is None:  # the checkpoint holds all epochs
-        scores = _predict(
-            learner, validation, num_images=len(validation_targets), epoch=len(aucs), should_stop=should_stop
-        )
-        if save_checkpoint:  # earlier attempts' checkpoints are removed when the trial ends
-            save_checkpoint(checkpoint_to_bytes(_checkpoint(learner, aucs, seconds_before, identity=identity)))
+        if scores is None:  # the checkpoint holds all epochs, or its last report ends the training
+            scores = _predict(
+                learner, validation, num_images=len(validation_targets), epoch=len(aucs), should_stop=should_stop
+            )
+            if not stopped:  # earlier attempts' checkpoints are removed when the trial ends
+                writer.write_last(_last_checkpoint(learner, aucs, seconds_before, identity=identity))
     return Outcome(
         auc=auc(validation_targets, scores),
         auc_se=auc_standard_error(validation_targets, scores, data.patients[data.validation]),
@@ -126,8 +137,9 @@ def _start(
         return learner, [], 0.0
     try:
         learner.network.load_state_dict(checkpoint.network)
-        learner.optimiser.load_state_dict(checkpoint.optimiser)
-        learner.scheduler.load_state_dict(checkpoint.scheduler)
+        if len(checkpoint.aucs) < hyperparameters.epochs:
+            learner.optimiser.load_state_dict(checkpoint.optimiser)
+            learner.scheduler.load_state_dict(checkpoint.scheduler)
     except Exception as error:
         if is_device_error(error):
             raise
@@ -197,12 +209,17 @@ def _predict(
 def _checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
     return Checkpoint(
         identity=identity,
-        aucs=aucs,
+        aucs=list(aucs),
         seconds=seconds,
         network=learner.network.state_dict(),
         optimiser=learner.optimiser.state_dict(),
         scheduler=learner.scheduler.state_dict(),
     )
+
+
+def _last_checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
+    """The checkpoint after the last epoch, from which nothing is trained any more."""
+    return replace(_checkpoint(learner, aucs, seconds, identity=identity), optimiser={}, scheduler={})
 
 
 def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:

@@ -247,6 +247,8 @@ class Workers:
     """After this time without a heartbeat, another worker resumes a running trial."""
     checkpoints: str | None = None
     """A folder that all workers see, or an fsspec URL. The default is a folder beside the image cache."""
+    checkpoint_s: PositiveFloat = 30.0
+    """After a worker dies, at most so much training of its trial is repeated, or one epoch if that takes longer."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

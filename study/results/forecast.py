@@ -14,6 +14,7 @@ from acuity.study.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from acuity.storage.database import Database
 
+_NETWORK_BYTES_PER_PARAMETER = 4  # in float32
 _CHECKPOINT_BYTES_PER_PARAMETER = 12  # the parameter and the two moments of AdamW, in float32
 
 
@@ -81,15 +82,16 @@ def cost_line(cost: CostForecast | None) -> str:
 
 
 def forecast_disk(experiment: Experiment, image_set: ImageSet, *, workers: int) -> DiskForecast:
-    """Add the decoded arrays, one checkpoint per label and resolution, and one checkpoint per worker."""
+    """Add the decoded arrays, one network per label and resolution, and one checkpoint per worker."""
     from acuity.objectives.training.network import count_parameters  # imports torch, which `prepare` does not need
 
     training, search = experiment.training, experiment.search
     side = training.network_input or max(search.resolutions)
     largest = max(count_parameters(architecture, input_size=side) for architecture in search.architectures)
-    checkpoints = len(experiment.labels) * len(search.resolutions) + workers
+    networks = len(experiment.labels) * len(search.resolutions)
+    per_parameter = networks * _NETWORK_BYTES_PER_PARAMETER + workers * _CHECKPOINT_BYTES_PER_PARAMETER
     return DiskForecast(
         arrays=cache_bytes(image_set.index, search.resolutions),
-        checkpoints=checkpoints * largest * _CHECKPOINT_BYTES_PER_PARAMETER,
+        checkpoints=largest * per_parameter,
         free=shutil.disk_usage(image_set.cache.folder).free,
     )

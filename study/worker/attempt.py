@@ -9,7 +9,6 @@ from optuna.trial import TrialState
 
 from acuity.objectives.device.device import is_usable
 from acuity.objectives.errors import InputError
-from acuity.objectives.training.checkpoint import drop_optimiser_state
 from acuity.objectives.training.interface import Diverged, Interrupted, Outcome
 from acuity.storage.connection import OUTAGES
 from acuity.storage.errors import OutageError, StorageError
@@ -89,16 +88,6 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     else:
         _tell(context, claim, trial, value=outcome.auc)
     logger.info("%s: AUC %.3f after %d epochs", trial_name(claim), outcome.auc, outcome.epochs)
-    if claim.is_confirmation:
-        _keep_network(context, claim)
-
-
-def _keep_network(context: WorkerContext, claim: Claim) -> None:
-    """Keep only the network of the trial's last checkpoint, which later scores the test patients."""
-    data = context.checkpoints.read(claim.checkpoint_study, claim.origin, attempt=claim.attempt)
-    if data is not None:
-        data = drop_optimiser_state(data)
-        context.checkpoints.write(claim.checkpoint_study, claim.origin, attempt=claim.attempt, data=data)
 
 
 def _measurements(outcome: Outcome) -> dict[str, Any]:

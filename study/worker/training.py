@@ -110,6 +110,7 @@ def _train_unless_out_of_memory(
             save_checkpoint=lambda data: checkpoints.write(
                 claim.checkpoint_study, claim.origin, attempt=attempt, data=data
             ),
+            checkpoint_s=context.experiment.workers.checkpoint_s,
         )
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -25,7 +25,6 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import URL
 
 from acuity.objectives.training.interface import Hyperparameters, Outcome
-from acuity.storage.checkpoints import Checkpoints
 from acuity.storage.database import open_storage
 from acuity.storage.embedded.server import embedded_server
 from acuity.study.config.loading import load
@@ -33,7 +32,7 @@ from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.registry.register import register
 from support.postgres import count_trials, query
 from support.waiting import wait_until
-from support.worker_processes import fix_initial_trials, kill_processes
+from support.worker_processes import count_epochs, fix_initial_trials, kill_processes
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +121,6 @@ class Fleet:
 
 def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed: int | None) -> None:
     """Run `acuity worker` in this process and count its epochs."""
-    from acuity.objectives.training import train as training
     from acuity.study.cli import main as cli
     from acuity.study.worker import training as claimed_training
 
@@ -132,22 +130,7 @@ def be_a_worker(url: str, folder: str, number: int, *, quick: bool, deadly_seed:
     log = os.open(f"{folder}/worker-{number:03d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    epochs = os.open(f"{folder}/epochs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    write, train_one_epoch = Checkpoints.write, training._train_one_epoch
-    trained = []
-
-    def train_and_note(*arguments: Any, **keywords: Any) -> None:
-        train_one_epoch(*arguments, **keywords)
-        trained.append(None)
-
-    def counted(*arguments: Any, **keywords: Any) -> None:
-        if trained:  # not for an attempt that resumes after its last epoch
-            trained.clear()
-            os.write(epochs, b".")
-        write(*arguments, **keywords)
-
-    training._train_one_epoch = train_and_note
-    Checkpoints.write = counted  # type: ignore[method-assign]
+    count_epochs(f"{folder}/epochs", wait=True)
     if quick or deadly_seed is not None:
         claimed_training.train = lambda *args, **keywords: quick_training(*args, deadly_seed=deadly_seed, **keywords)
     sys.argv = ["acuity", "worker", "tiny", "--device", "cpu", "--workers", "4", "--threads", "1"]
@@ -180,7 +163,7 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     def make(url: str, **changes: str) -> Fleet:
         folder = tmp_path_factory.mktemp("fleet")
         settings = {"labels": '["Cardiomegaly", "Nodule"]', "trials": "4", "patience_min": "10", "max_retries": "50"}
-        settings |= {"resolutions": "[32]", "minimum": "4"}
+        settings |= {"resolutions": "[32]", "minimum": "4", "checkpoint_s": "0.001"}
         settings |= {"epochs": str(EPOCHS), "checkpoints": str(folder / "checkpoints")} | changes
         file = folder / "tiny.toml"
         file.write_text(
@@ -209,6 +192,7 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             max_retries = {settings["max_retries"]}
             storage_patience_min = {settings["patience_min"]}
             checkpoints = "{settings["checkpoints"]}"
+            checkpoint_s = {settings["checkpoint_s"]}
             """
         )
         (folder / "epochs").touch()
