@@ -40,12 +40,13 @@ _COLUMNS = (
     _TEXT.format(name="reason"),
 )
 
+# A study's name is EXPERIMENT/LABEL or EXPERIMENT/LABEL/confirm, in which a label's / is %2F and its % is %25.
 TRIALS_VIEW = f"""
 create view acuity.all_trials as
 select
     split_part(s.study_name, '/', 1) as experiment,
-    substring(s.study_name from '^[^/]+/(.+?)(?:/confirm)?$') as label,
-    s.study_name ~ '^[^/]+/.+/confirm$' as confirm,
+    replace(replace(split_part(s.study_name, '/', 2), '%2F', '/'), '%25', '%') as label,
+    split_part(s.study_name, '/', 3) = 'confirm' as confirm,
     t.study_id,
     t.trial_id,
     t.number,

@@ -1,23 +1,27 @@
 """Rules between two sections of an experiment file, and between the file and its image set."""
 
+from acuity.study.config.faults import Faults
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 
 
-def check_across_sections(experiment: Experiment, *, source: str) -> None:
-    """Raise UsageError where keys of two sections contradict each other. source: the file's name."""
-    search = experiment.search
+def check_across_sections(experiment: Experiment) -> None:
+    """ValueError, with a line each, where keys of two sections contradict each other."""
+    search, faults = experiment.search, Faults()
     for resolution in experiment.confirm.resolutions or ():
-        if resolution not in search.resolutions:
-            raise UsageError(
-                f"{source}: confirm.resolutions has {resolution}, must be among search.resolutions: the search "
-                "supplies the configurations to confirm"
+        with faults:
+            if resolution not in search.resolutions:
+                raise ValueError(
+                    f"confirm.resolutions has {resolution}, must be among search.resolutions: the search supplies the "
+                    "configurations to confirm"
+                )
+    with faults:
+        if experiment.name in search.learn_from:
+            raise ValueError(
+                f"search.learn_from has {experiment.name}, this experiment's name; its labels learn from each other "
+                "anyway, so leave it out"
             )
-    if experiment.name in search.learn_from:
-        raise UsageError(
-            f"{source}: search.learn_from has {experiment.name}, this experiment's name; its labels learn from each "
-            "other anyway, so leave it out"
-        )
+    faults.report()
 
 
 def check_fixed_batch(experiment: Experiment, training_images: int) -> None:

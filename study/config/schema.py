@@ -10,17 +10,22 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from acuity.objectives.tables.column_mapping import EACH_FILE, WITHOUT_PATIENTS, ColumnMapping, FormatName
+from acuity.study.config.faults import Faults
 from acuity.study.config.value_types import (
     Age,
     BatchChoice,
     BatchSize,
+    Gibibytes,
     Label,
+    Minutes,
     Name,
     OptionValue,
-    PositiveFloat,
     PositiveInt,
     Rate,
     Resolution,
+    Rule,
+    Seconds,
+    Seed,
 )
 
 BY_IMAGE = (
@@ -52,18 +57,26 @@ class Columns(ColumnMapping):
     """The columns of an index of no known format, or columns in place of those of the format."""
 
     __pydantic_config__ = _STRICT
+    labels: Annotated[
+        str | tuple[str, ...] | dict[str, str] | None, Rule("a column, a list of columns, or a table label -> column")
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.labels is not None and self.findings is not None:
-            raise ValueError("data.columns.labels and data.columns.findings are both given; keep one of the two")
-        if self.separator is not None and self.findings is None:
-            raise ValueError("data.columns.separator is given without data.columns.findings, which it divides")
-        if self.reader is not None and self.rows_per_image is None:
-            raise ValueError(
-                'data.columns.reader is given without data.columns.rows_per_image: "any", "majority" or "all" of the '
-                "readers make an image positive"
-            )
+        faults = Faults()
+        with faults:
+            if self.labels is not None and self.findings is not None:
+                raise ValueError("data.columns.labels and data.columns.findings are both given; keep one of the two")
+        with faults:
+            if self.separator is not None and self.findings is None:
+                raise ValueError("data.columns.separator is given without data.columns.findings, which it divides")
+        with faults:
+            if self.reader is not None and self.rows_per_image is None:
+                raise ValueError(
+                    'data.columns.reader is given without data.columns.rows_per_image: "any", "majority" or "all" of '
+                    "the readers make an image positive"
+                )
+        faults.report()
         return self
 
 
@@ -111,14 +124,18 @@ class Data:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.train_val_list or self.test_list) and (self.paper_split or self.split_by == "image"):
-            raise ValueError(
-                f"data.{'paper_split' if self.paper_split else 'split_by'} and a published split "
-                "(train_val_list, test_list) are both given; keep one of the two"
-            )
-        if self.ages is not None and not self.ages[0] <= self.ages[1]:
-            low, high = self.ages
-            raise ValueError(f"data.ages is [{low:g}, {high:g}], the first must be at most the second")
+        faults = Faults()
+        with faults:
+            if (self.train_val_list or self.test_list) and (self.paper_split or self.split_by == "image"):
+                raise ValueError(
+                    f"data.{'paper_split' if self.paper_split else 'split_by'} and a published split "
+                    "(train_val_list, test_list) are both given; keep one of the two"
+                )
+        with faults:
+            if self.ages is not None and not self.ages[0] <= self.ages[1]:
+                low, high = self.ages
+                raise ValueError(f"data.ages is [{low:g}, {high:g}], the first must be at most the second")
+        faults.report()
         return self
 
 
@@ -147,41 +164,51 @@ class Search:
     """Updates that an epoch must have. It limits the batch size of a small training part."""
     pruner: Literal["median", "none"] = "median"
     """Stop a trial whose validation AUC is below the median of the other trials after the same epoch."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the initial trials and the samplers."""
     learn_from: tuple[Name, ...] = ()
     """Experiments in the same storage. Their best configurations are the first trials."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _require_unique("search.resolutions", self.resolutions)
-        _require_unique("search.learn_from", self.learn_from)
-        needed = len(self.resolutions) * self.min_complete_per_resolution
-        if self.trials < needed:
-            raise ValueError(
-                f"search.trials is {self.trials}, must be at least {needed}: {len(self.resolutions)} resolutions x "
-                f"min_complete_per_resolution = {self.min_complete_per_resolution}, equal effort for each"
-            )
-        if len(self.architectures) > self.min_complete_per_resolution:
-            raise ValueError(
-                f"search.architectures has {len(self.architectures)} networks, must be at most "
-                f"min_complete_per_resolution = {self.min_complete_per_resolution}, so that each label tries them all"
-            )
-        low, high = self.learning_rate
-        if not low < high:
-            raise ValueError(f"search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
-        if self.min_batch_size > self.max_batch_size:
-            raise ValueError(
-                f"search.min_batch_size is {self.min_batch_size}, must be at most max_batch_size = "
-                f"{self.max_batch_size}"
-            )
-        # A feasible batch size is rounded down to a multiple of 8.
-        largest = self.max_batch_size // 8 * 8 or self.max_batch_size
-        if isinstance(self.batch, int) and self.batch > largest:
-            raise ValueError(
-                f"search.batch is {self.batch}, must be at most {largest}: max_batch_size = {self.max_batch_size}, "
-                "down to a multiple of 8"
-            )
+        faults = Faults()
+        with faults:
+            _require_unique("search.resolutions", self.resolutions)
+        with faults:
+            _require_unique("search.learn_from", self.learn_from)
+        with faults:
+            needed = len(self.resolutions) * self.min_complete_per_resolution
+            if self.trials < needed:
+                raise ValueError(
+                    f"search.trials is {self.trials}, must be at least {needed}: {len(self.resolutions)} resolutions x "
+                    f"min_complete_per_resolution = {self.min_complete_per_resolution}, equal effort for each"
+                )
+        with faults:
+            if len(self.architectures) > self.min_complete_per_resolution:
+                raise ValueError(
+                    f"search.architectures has {len(self.architectures)} networks, must be at most "
+                    f"min_complete_per_resolution = {self.min_complete_per_resolution}, so that each label tries them "
+                    "all"
+                )
+        with faults:
+            low, high = self.learning_rate
+            if not low < high:
+                raise ValueError(f"search.learning_rate is [{low:g}, {high:g}], the first must be below the second")
+        with faults:
+            if self.min_batch_size > self.max_batch_size:
+                raise ValueError(
+                    f"search.min_batch_size is {self.min_batch_size}, must be at most max_batch_size = "
+                    f"{self.max_batch_size}"
+                )
+        with faults:
+            # A feasible batch size is rounded down to a multiple of 8.
+            largest = self.max_batch_size // 8 * 8 or self.max_batch_size
+            if isinstance(self.batch, int) and self.batch > largest:
+                raise ValueError(
+                    f"search.batch is {self.batch}, must be at most {largest}: max_batch_size = {self.max_batch_size}, "
+                    "down to a multiple of 8"
+                )
+        faults.report()
         return self
 
 
@@ -235,15 +262,15 @@ class Workers:
     """Limits of the workers. These keys may change under the same name."""
 
     __pydantic_config__ = _STRICT
-    memory_budget_gib: PositiveFloat | None = None
+    memory_budget_gib: Gibibytes | None = None
     """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """How often another worker resumes a trial after its worker died."""
-    storage_patience_min: PositiveFloat = 30.0
+    storage_patience_min: Minutes = 30.0
     """How long a worker waits for a database that does not answer."""
-    heartbeat_s: PositiveInt = 30
+    heartbeat_s: Seconds = 30
     """Interval between two heartbeats of a running trial, in seconds."""
-    grace_s: PositiveInt = 180
+    grace_s: Seconds = 180
     """After this time without a heartbeat, another worker resumes a running trial."""
     checkpoints: str | None = None
     """A folder that all workers see, or an fsspec URL. The default is a folder beside the image cache."""
@@ -279,7 +306,7 @@ class Cluster:
     """GPUs of each worker. With 0 it trains on the CPU."""
     cpus_per_worker: PositiveInt = 4
     """CPU cores of each worker."""
-    memory_gib: PositiveFloat | None = None
+    memory_gib: Gibibytes | None = None
     """The node's memory for each worker. The default is the partition's."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
     """How often a worker requeues its job after a preemption or at the time limit."""
@@ -292,13 +319,18 @@ class Cluster:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        faults = Faults()
         for option in self.extra:
-            if option in _RESERVED_OPTIONS:
-                raise ValueError(
-                    f"cluster.extra has {option}, which Acuity sets itself; use the other keys of [cluster] instead"
-                )
-            if not re.fullmatch(r"[a-z][a-z-]*", option):
-                raise ValueError(f'cluster.extra has "{option}", must be a long option of sbatch, such as "nodelist"')
+            with faults:
+                if option in _RESERVED_OPTIONS:
+                    raise ValueError(
+                        f"cluster.extra has {option}, which Acuity sets itself; use the other keys of [cluster] instead"
+                    )
+                if not re.fullmatch(r"[a-z][a-z-]*", option):
+                    raise ValueError(
+                        f'cluster.extra has "{option}", must be a long option of sbatch, such as "nodelist"'
+                    )
+        faults.report()
         return self
 
 

@@ -27,12 +27,16 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"),
     Rule("a text of letters, digits, '.', '_' and '-' (64 at most)"),
 ]
-Label = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,128}$"), Rule("a text of 1 to 128 characters without '/'")]
+Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,128}$"), Rule("a text of 1 to 128 characters in one line")]
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""The database's integers have 32 bits."""
+Seconds = Annotated[int, Field(ge=1, le=7 * 86400), Rule("a whole number of seconds between 1 and 604800, a week")]
+Minutes = Annotated[float, Field(gt=0, le=525600), Rule("a number of minutes above 0, at most 525600, a year")]
+Gibibytes = Annotated[float, Field(gt=0, le=1e6), Rule("a number above 0, at most 1000000")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Age = Annotated[float, Field(ge=0, le=120)]
-BatchSize = Annotated[int, Field(ge=2)]
+BatchSize = Annotated[int, Field(ge=2, le=2**31 - 1)]
 BatchChoice = Annotated[Literal["search", "largest"] | BatchSize, Rule('"search", "largest" or a number from 2')]
 OptionValue = Annotated[str | int | bool, Rule("a text, a whole number, true or false")]

@@ -25,6 +25,8 @@ _ENDED_TRIALS = text(
 )
 
 _ANY_EXPONENT = (1, 30)
+_OF = "\t"
+"""Between the name and the label of another experiment. No label has a tab."""
 
 
 def read_history(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> list[EndedTrial]:
@@ -36,7 +38,7 @@ def read_history(database: Database, experiment: Experiment, exponents: tuple[in
     with database.engine.connect() as connection:
         rows = connection.execute(_ENDED_TRIALS, {"names": names}).all()
     history = [
-        EndedTrial(label if name == experiment.name else f"{name}/{label}", resolution, Recipe(*recipe), auc)
+        EndedTrial(label if name == experiment.name else f"{name}{_OF}{label}", resolution, Recipe(*recipe), auc)
         for name, label, resolution, *recipe, auc in rows
     ]
     return [trial for trial in history if is_in_search_space(trial.recipe, experiment, exponents)]
@@ -45,7 +47,7 @@ def read_history(database: Database, experiment: Experiment, exponents: tuple[in
 def count_learnt(database: Database, experiment: Experiment, exponents: tuple[int, int]) -> dict[str, int]:
     """Number of trials to learn from in each experiment of learn_from."""
     history = read_history(database, experiment, exponents)
-    counts = Counter(trial.label.rsplit("/", 1)[0] for trial in history if "/" in trial.label)
+    counts = Counter(trial.label.partition(_OF)[0] for trial in history if _OF in trial.label)
     return {name: counts[name] for name in experiment.search.learn_from}
 
 

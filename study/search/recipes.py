@@ -42,7 +42,7 @@ class EndedTrial:
     """The recipe and the result of an ended trial."""
 
     label: str
-    """The label; for another experiment its name, a slash and the label."""
+    """The label; for another experiment its name, a tab and the label."""
     resolution: int
     recipe: Recipe
     auc: float

@@ -8,6 +8,7 @@ import pytest
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load, parse, to_table
 from acuity.study.config.paths import move_paths
+from acuity.study.config.schema import BY_FILE, caveats, with_found_format
 from acuity.study.config.template import write_template
 from acuity.study.errors import UsageError
 
@@ -88,7 +89,33 @@ def read(text: str):
         ('"nih"', '"n/h"', r'name has "n/h", must be a text of letters'),
         ('["Effusion", "Nodule"]', "[]", r"labels has \[\], must be a list of at least 1"),
         ('["Effusion", "Nodule"]', '"Effusion"', r'labels has "Effusion", must be a list'),
-        ('["Effusion", "Nodule"]', '["Eff/usion"]', r"labels has \"Eff/usion\", must be a text of 1 to 128 characters"),
+        (
+            '["Effusion", "Nodule"]',
+            '["Eff\\nusion"]',
+            r"labels has .*, must be a text of 1 to 128 characters in",
+        ),
+        (
+            "trials = 12",
+            "trials = 2147483648",
+            r"trials has 2147483648, must be less than or equal to 2147483647",
+        ),
+        ("trials = 12", "trials = 12\nseed = 4294967296", r"search.seed has 4294967296, must be less than 4294967296"),
+        (
+            "epochs = 5",
+            "epochs = 5\n[workers]\nheartbeat_s = 100000000000",
+            r"workers.heartbeat_s has 100000000000, must be a whole number of seconds between 1 and 604800, a week",
+        ),
+        ("epochs = 5", "learning_rate = [0.1, 0.2]\nepochs = 5", r"training.learning_rate; it belongs in \[search\]"),
+        ("[data]", "epochs = 5\n[data]", r"unknown key epochs; it belongs in \[training\]"),
+        ("[data]", '[data]\nlabels = ["Mass"]', r"unknown key data.labels; it belongs at the top of the file, before"),
+        ("[data]", '[data]\ncolumns = {fil = "x"}', r"unknown key data.columns.fil; did you mean file\?"),
+        (
+            "[data]",
+            "[data]\ncolumns = {labels = 3}",
+            r"columns.labels has 3, must be a column, a list of columns,",
+        ),
+        ("[data]", "[data]\ncolumns = {values = {YES = 2}}", r"data.columns.values.YES has 2, must be 1, 0 or -1"),
+        ("[data]", '[data]\ncolumns = {reader = "r"}', r"columns.reader is given without data.columns.rows_per_image"),
         ("epochs = 5", "epochs = 5\n[confirm]\nseeds = 2", r"confirm.seeds has 2, must be greater than or equal to 3"),
         (
             "epochs = 5",
@@ -186,3 +213,51 @@ def test_a_nul_character_in_a_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nih.toml").write_text(GOOD.replace('"images"', '"im\\u0000ages"'))
     with pytest.raises(UsageError, match="NUL character"):
         load(tmp_path / "nih.toml")
+
+
+def test_all_mistakes_of_a_file_are_reported_together() -> None:
+    text = GOOD.replace("trials = 12", "trials = 5\narchitectures_ = 1\nlearning_rate = [0.1, 0.01]")
+    text = text.replace("epochs = 5", 'epocs = 5\nprecision = "fp8"\nlearn_from = ["x"]').replace(
+        "[32, 64]", "[32, 32]"
+    )
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert str(caught.value) == (
+        "nih.toml: has 4 mistakes: (1) unknown key search.architectures_; did you mean architectures?; "
+        "(2) unknown key training.epocs; did you mean epochs?; "
+        "(3) unknown key training.learn_from; it belongs in [search]; "
+        "(4) training.precision has \"fp8\", must be 'fp32', 'tf32' or 'bf16'"
+    )
+    with pytest.raises(UsageError) as caught:
+        read(text.replace("architectures_ = 1\n", "").replace("epocs", "epochs").replace("precision", "# "))
+    assert "unknown key training.learn_from; it belongs in [search]" in str(caught.value)
+    rules = GOOD.replace("trials = 12", "trials = 1\nlearning_rate = [0.1, 0.01]").replace("[32, 64]", "[32, 32]")
+    with pytest.raises(UsageError, match=r"has 3 mistakes: \(1\) search.resolutions has 32 more than once") as caught:
+        read(rules)
+    assert "(2) search.trials is 1, must be at least 6" in str(caught.value)
+    assert "(3) search.learning_rate is [0.1, 0.01]" in str(caught.value)
+    across = GOOD.replace("trials = 12", 'trials = 12\nlearn_from = ["nih"]') + "[confirm]\nresolutions = [48, 80]"
+    with pytest.raises(UsageError, match=r"3 mistakes: \(1\) confirm.resolutions has 48, .* \(3\) search.learn_from"):
+        read(across)
+
+
+def test_deep_brackets_and_long_numbers_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "deep.toml"
+    for value in ("[" * 5000 + "]" * 5000, "{a=" * 3000 + "1" + "}" * 3000):
+        file.write_text(f"name = {value}")
+        with pytest.raises(UsageError, match="brackets nested too deeply"):
+            load(file)
+    file.write_text("name = " + "1" * 5000)
+    with pytest.raises(UsageError, match="is not valid TOML"):
+        load(file)
+
+
+def test_columns_round_trip_through_the_database_and_may_change() -> None:
+    columns = '[data]\ncolumns = {file = "{id}.png", patient = "file", labels = {"A/B" = "ab"}, values = {Y = 1}}'
+    experiment = read(GOOD.replace("[data]", columns))
+    assert parse(to_table(experiment), source="stored") == experiment
+    assert changes_of_meaning(experiment, read(GOOD)) == []
+    assert caveats(experiment) == (BY_FILE,)
+    assert caveats(read(GOOD)) == ()
+    assert caveats(with_found_format(read(GOOD), "vindr")) == (BY_FILE,)
+    assert caveats(with_found_format(read(GOOD.replace("[data]", '[data]\ncolumns = {patient = "p"}')), "vindr")) == ()
