@@ -20,6 +20,7 @@ from acuity.study.config.value_types import (
     Minutes,
     Name,
     OptionValue,
+    PositiveFloat,
     PositiveInt,
     Rate,
     Resolution,

@@ -31,6 +31,7 @@ Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,128}$"), Rule("a text of 
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """The database's integers have 32 bits."""
+PositiveFloat = Annotated[float, Field(gt=0, le=1e6)]
 Seconds = Annotated[int, Field(ge=1, le=7 * 86400), Rule("a whole number of seconds between 1 and 604800, a week")]
 Minutes = Annotated[float, Field(gt=0, le=525600), Rule("a number of minutes above 0, at most 525600, a year")]
 Gibibytes = Annotated[float, Field(gt=0, le=1e6), Rule("a number above 0, at most 1000000")]
