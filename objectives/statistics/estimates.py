@@ -170,7 +170,7 @@ def estimate_difference(
     pair = make_auc_pair(estimates, resolution, reference=reference)
     se, degrees = difference_standard_error(pair)
     low, high = difference_interval(pair, level=level)
-    statistic, logit_degrees = t_statistic(pair, value=0.0)
+    statistic, test_degrees = t_statistic(pair, value=0.0)
     return Difference(
         resolution=resolution,
         reference=reference,
@@ -179,7 +179,7 @@ def estimate_difference(
         difference_high=high,
         se=se,
         degrees_of_freedom=degrees,
-        p_value=float(2 * student.sf(abs(statistic), logit_degrees)),
+        p_value=float(2 * student.sf(abs(statistic), test_degrees)),
     )
 
 

@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal, norm
 from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.statistics.difference import difference_interval, t_statistic
+from acuity.objectives.statistics.difference import difference_interval, difference_standard_error, t_statistic
 from acuity.objectives.statistics.estimates import (
     ResolutionEstimates,
     estimate_auc,
@@ -158,13 +158,20 @@ def test_limits_are_where_the_statistic_reaches_its_quantile() -> None:
     for limit, sign in zip(difference_interval(pair, level=0.9), (1, -1), strict=True):
         statistic, degrees = t_statistic(pair, value=limit)
         assert statistic == pytest.approx(sign * student.ppf(0.95, degrees))
-    # By hand, at the lower limit: the second AUC plus the limit, compared with the first AUC on the logit scale.
-    moved = 0.95 + difference_interval(pair, level=0.9)[0]
-    weights = np.array([1 / (0.93 * 0.07), -1 / (moved * (1 - moved))])
+    # By hand, at the lower limit: the standard errors are moved to two AUCs with this difference.
+    limit = difference_interval(pair, level=0.9)[0]
+    at_null = 0.94 + limit / 2, 0.94 - limit / 2
+    weights = np.array([at_null[0] * (1 - at_null[0]) / (0.93 * 0.07), -at_null[1] * (1 - at_null[1]) / (0.95 * 0.05)])
     patients = 0.02**2 * np.array([[1, 0.95], [0.95, 1]])
     se = math.sqrt(weights @ (patients + 0.004**2 / 3 * np.eye(2)) @ weights)
-    by_hand = (math.log(0.93 / 0.07) - math.log(moved / (1 - moved))) / se
-    assert t_statistic(pair, value=moved - 0.95)[0] == pytest.approx(by_hand)
+    assert se > difference_standard_error(pair)[0]
+    assert t_statistic(pair, value=limit)[0] == pytest.approx((0.93 - 0.95 - limit) / se)
+
+
+def test_standard_error_of_a_test_is_never_below_the_observed_one() -> None:
+    # At the tested value of 0 both AUCs are .6: moved there, the standard errors differ by less than as observed.
+    pair = make_auc_pair(make_estimates({64: 0.55, 128: 0.65}, correlation=0.99), 64, reference=128)
+    assert abs(t_statistic(pair, value=0.0)[0]) <= 0.1 / difference_standard_error(pair)[0] + 1e-12
 
 
 def test_limit_that_no_auc_reaches_is_the_end_of_the_scale() -> None:

@@ -82,16 +82,19 @@ def test_aucs_and_noninferiority_test_agree_with_counts_of_pairs() -> None:
 
     # DeLong 1988 by pairs, with components averaged over seeds and one image per patient.
     components = {resolution: components_by_pairs(seeds) for resolution, seeds in tables.items()}
-    shift = 0.05
-    low, high = np.mean(aucs[64]), np.mean(aucs[128]) - shift
-    slopes = {64: 1 / (low * (1 - low)), 128: -1 / (high * (1 - high))}
+    # The standard errors are moved to two AUCs that differ by the margin and have the same mean.
+    middle = (np.mean(aucs[64]) + np.mean(aucs[128])) / 2
+    at_null = {64: middle - 0.025, 128: middle + 0.025}
+    found_at = {resolution: np.mean(each) for resolution, each in aucs.items()}
+    slopes = {each: at_null[each] * (1 - at_null[each]) / (found_at[each] * (1 - found_at[each])) for each in aucs}
+    assert slopes[64] > 1 > slopes[128]
     variance = 0.0
     for kind in (0, 1):
-        both = slopes[64] * components[64][kind] + slopes[128] * components[128][kind]
+        both = slopes[64] * components[64][kind] - slopes[128] * components[128][kind]
         variance += np.var(both, ddof=1) / len(both)
     variance += sum(slopes[resolution] ** 2 * np.var(aucs[resolution], ddof=1) / 3 for resolution in (64, 128))
-    statistic = (math.log(low / (1 - low)) - math.log(high / (1 - high))) / math.sqrt(variance)
-    # These degrees of freedom are of the difference, those of the test are on the logit scale: they are close.
+    statistic = (difference + 0.05) / math.sqrt(variance)
+    # These degrees of freedom are of the difference, those of the test are at the moved AUCs: they are close.
     assert 0.001 < step["p_value"] < 0.4
     assert step["p_value"] == pytest.approx(student.sf(statistic, step["degrees_of_freedom"]), rel=0.02)
 
