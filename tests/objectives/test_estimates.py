@@ -29,7 +29,7 @@ from acuity.objectives.statistics.estimates import (
 from acuity.objectives.statistics.intervals import auc_interval, hanley_mcneil_variance, satterthwaite_degrees
 from acuity.objectives.statistics.multiple_comparisons import adjust_holm, compare_pairs, find_not_worse
 from acuity.objectives.statistics.noninferiority import check_noninferiority, find_smallest_noninferior
-from acuity.objectives.statistics.power import estimate_power
+from acuity.objectives.statistics.power import CrossFitting, choose_cross_fitting, estimate_power
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +396,7 @@ def test_planned_margin_has_the_planned_power() -> None:
 
 
 def test_hernia_needs_a_larger_margin_than_effusion() -> None:
-    hernia, effusion = estimate_power(32, 2765), estimate_power(1100, 1697)
+    hernia, effusion = (estimate_power(*patients, seed_sd=0.008) for patients in ((32, 2765), (1100, 1697)))
     assert hernia.estimable
     assert hernia.margin is not None
     assert effusion.margin is not None
@@ -437,3 +437,26 @@ def test_verdict_against_every_larger_resolution_holds_its_level_where_the_refer
     assert found["every_larger"]["too_small"] <= 0.05 + 2 * 0.0154
     assert found["reference_alone"]["too_small"] > 0.10
     assert found["patients"]["positive"] == pytest.approx(40, abs=1)
+
+
+def test_more_networks_are_trained_where_seeds_vary_more() -> None:
+    def trainings(seed_sd: float, *, patients: int = 700) -> int:
+        return choose_cross_fitting(patients, 4 * patients, margin=0.02, seed_sd=seed_sd).trainings
+
+    assert choose_cross_fitting(700, 2800, margin=0.02, seed_sd=0.004) == CrossFitting(folds=3, networks_per_fold=1)
+    assert [trainings(sd) for sd in (0.004, 0.008, 0.012, 0.02)] == sorted(
+        trainings(sd) for sd in (0.004, 0.008, 0.012, 0.02)
+    )
+    assert trainings(0.02) > trainings(0.004)
+    # Where the patients alone are the limit, more networks bring nothing.
+    assert trainings(0.008, patients=40) == 3
+
+
+def test_chosen_trainings_have_the_power_at_the_margin_or_no_number_has() -> None:
+    for seed_sd, patients in ((0.004, 700), (0.008, 3000), (0.02, 3000), (0.02, 200)):
+        chosen = choose_cross_fitting(patients, 4 * patients, margin=0.02, seed_sd=seed_sd)
+        margins = [
+            estimate_power(patients, 4 * patients, seed_sd=seed_sd, seeds=seeds).margin or 1.0
+            for seeds in (chosen.trainings, 10)
+        ]
+        assert margins[0] <= max(0.02, 1.1 * margins[1])
