@@ -84,7 +84,9 @@ def choose_cross_fitting(
     if margins[-1] is None:
         return candidates[0]
     enough = max(margin, _NEARLY_AS_PRECISE * margins[-1])
-    return next(each for each, detectable in zip(candidates, margins, strict=True) if detectable <= enough)
+    return next(
+        each for each, detectable in zip(candidates, margins, strict=True) if detectable and detectable <= enough
+    )
 
 
 def estimate_power(
