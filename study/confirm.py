@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from acuity.objectives.device.device import open_device
+from acuity.objectives.device.device import open_for_scoring
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
 from acuity.storage.database import Database
@@ -65,7 +65,9 @@ def confirm(
         _check_retrained(confirmations, studies)
     console.print(plan_table(confirmations, done=_count_complete(studies), workers=workers))
     if fleet.cluster is not None and not is_retrained:
-        submission = submit_workers(experiment, storage=database.url, workers=workers, device=fleet.device)
+        submission = submit_workers(
+            experiment, storage=database.url, workers=workers, device=fleet.device, per_gpu=fleet.per_gpu
+        )
         print_submission(experiment.name, submission, console)
         console.print(f"`acuity confirm {experiment.name}` scores the test patients once they are done", soft_wrap=True)
         return None
@@ -172,7 +174,7 @@ def _score(
         database=database,
         experiment=registered.experiment,
         checkpoints=checkpoints_of(registered),
-        device=open_device(device, workers=1),
+        device=open_for_scoring(device),
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     results = []

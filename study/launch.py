@@ -50,7 +50,9 @@ def launch(
     workers = len(placements) or fleet.workers or 0
     _print_forecast(database, registered, image_set, cost, workers=workers, console=console)
     if fleet.cluster is not None:
-        submission = submit_workers(experiment, storage=database.url, workers=workers, device=fleet.device)
+        submission = submit_workers(
+            experiment, storage=database.url, workers=workers, device=fleet.device, per_gpu=fleet.per_gpu
+        )
         print_submission(experiment.name, submission, console)
     elif not placements:
         _print(console, f"{experiment.name} is registered: `acuity worker {experiment.name}` runs its trials")

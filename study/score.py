@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from acuity.objectives.device.device import open_device
+from acuity.objectives.device.device import open_for_scoring
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.cache import build_cache
 from acuity.objectives.index.image_index import ImageIndex
@@ -63,7 +63,7 @@ def score_index(
             on_bad_image=external.data.on_bad_image,
             progress=progress,
         )
-    scorer = Scorer(database, registered.experiment, checkpoints_of(registered), open_device(device, workers=1))
+    scorer = Scorer(database, registered.experiment, checkpoints_of(registered), open_for_scoring(device))
     results = []
     with scoring_bar(console, sum(len(finalist.runs) for label in labels for finalist in label.finalists)) as done:
         for label in labels:

@@ -4,7 +4,6 @@ import itertools
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _TEMPLATE = "acuity_template"
 _MEMORY = Path("/dev/shm")
 _numbers = itertools.count()
-_STATUS = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -135,18 +133,3 @@ def confirmed(server: URL, phantoms: Path, tmp_path_factory: pytest.TempPathFact
 def _has_room(folder: Path) -> bool:
     """Whether databases fit into the folder. A container's /dev/shm of 64 MiB is too small."""
     return folder.is_dir() and shutil.disk_usage(folder).free > 2 * 2**30
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the status for `pytest_unconfigure`."""
-    session.config.stash[_STATUS] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """End at once where a stand-in GPU was installed: PyTorch's destructors may abort on the tables that it patched."""
-    standin_gpu = sys.modules.get("support.standin_gpu")
-    if standin_gpu is not None and standin_gpu.was_installed and _STATUS in config.stash:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.stash[_STATUS])

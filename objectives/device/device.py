@@ -68,6 +68,18 @@ def open_device(
     )
 
 
+def open_for_scoring(choice: str) -> Device:
+    """Open a device for predictions alone; the memory of a GPU is limited to the share of its only worker.
+
+    Without a limit PyTorch's allocator would keep what it has freed until the GPU is full, also of the room that a
+    worker on the same GPU needs. On a CPU there is no limit. Raises as `open_device`.
+    """
+    device = open_device(choice, workers=1)
+    if device.torch_device.type != "cpu":
+        limit_memory(device)
+    return device
+
+
 def _find_device(choice: str) -> torch.device:
     check_driver(choice)
     if choice == "auto":

@@ -115,10 +115,16 @@ def fit(
     type=click.IntRange(min=0),
     help="Workers on this host; by default one per GPU, else two. 0: start them with `acuity worker`.",
 )
-@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="In place of --workers; by default 1.")
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(min=1),
+    help="In place of --workers; by default 1. With --cluster: workers of each job, which share its GPU.",
+)
 @device_option
 @click.option("--detach", is_flag=True, help="Run in the background; `acuity stop` ends it.")
-@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs with the resources of [cluster].")
+@click.option(
+    "--cluster", type=click.Choice(["slurm"]), help="Submit --workers as jobs, with the resources of [cluster]."
+)
 def launch(
     file: Path, workers: int | None, workers_per_gpu: int | None, device: str, detach: bool, cluster: str | None
 ) -> None:
@@ -127,11 +133,11 @@ def launch(
     If the experiment already runs, here or on another host, this command adds workers. With --cluster it returns at
     once.
     """
-    if cluster and (workers_per_gpu or detach):
-        raise click.UsageError("--cluster slurm excludes --workers-per-gpu and --detach: each worker is a job")
+    if cluster and detach:
+        raise click.UsageError("--cluster slurm excludes --detach: the workers are jobs of Slurm")
     if cluster:
         _check_cluster(workers)
-    if workers and workers_per_gpu:
+    elif workers and workers_per_gpu:
         raise click.UsageError("--workers and --workers-per-gpu: name one of the two")
     # The arguments of the process in the background. The storage's URL may have a password, so it is no argument.
     background = ["launch", str(file.resolve()), "--device", device]
@@ -247,7 +253,7 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
 def _check_cluster(workers: int | None) -> None:
     """UsageError without a number of jobs, or where Slurm cannot run them."""
     if not workers:
-        raise click.UsageError("--cluster slurm needs --workers N: it submits N jobs")
+        raise click.UsageError("--cluster slurm needs --workers N: it submits N workers")
     from acuity.study.fleet.slurm import check_slurm
 
     check_slurm(named_storage(), warn=_warn)

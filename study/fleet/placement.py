@@ -33,6 +33,8 @@ class Placement:
     """Number of workers that share the device."""
     threads: int
     environment: dict[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+    """The cores that the worker may run on; empty for all of this process."""
 
 
 def place_workers(options: FleetOptions) -> list[Placement]:

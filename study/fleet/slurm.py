@@ -37,6 +37,8 @@ class Submission:
 
     job: str
     workers: int
+    jobs: int
+    """Number of jobs of the array."""
     logs: Path
 
 
@@ -68,32 +70,42 @@ def check_slurm(storage_url: str | None, *, warn: Callable[[str], None]) -> None
         )
 
 
-def submit_workers(experiment: Experiment, *, storage: URL, workers: int, device: str) -> Submission:
+def submit_workers(
+    experiment: Experiment, *, storage: URL, workers: int, device: str, per_gpu: int | None = None
+) -> Submission:
     """Submit a job array of workers of a registered experiment; returns once Slurm has accepted it.
 
-    device: "auto" means CUDA where [cluster] asks for GPUs, else the CPU.
+    device: "auto" means CUDA where [cluster] asks for GPUs, else the CPU. per_gpu: number of workers of each job, which
+    share its GPU; by default 1. UsageError where it does not divide the number of workers, or the jobs have no GPU.
     """
-    cluster = experiment.cluster
+    cluster, sharing = experiment.cluster, per_gpu or 1
+    if workers % sharing:
+        raise UsageError(
+            f"--workers {workers} is not a multiple of --workers-per-gpu {sharing}: each job has {sharing} workers"
+        )
+    if per_gpu and not cluster.gpus_per_worker:
+        raise UsageError(f"--workers-per-gpu {per_gpu}: cluster.gpus_per_worker is 0, so the jobs have no GPU")
     folder = _make_log_folder(experiment)
     executor = _CommandExecutor(folder)
     executor.update_parameters(
-        **_parameters(cluster, folder),
+        **_parameters(cluster, folder, sharing=sharing),
         job_name=_job_name(experiment.name),
         comment=_storage_mark(storage),
-        array_parallelism=workers,
+        array_parallelism=workers // sharing,
         setup=[*cluster.setup, *_exports(storage)],
     )
     repeated = io.StringIO()
     try:
         with contextlib.redirect_stderr(repeated):  # submitit also prints the errors that it raises
-            job = executor.submit_array_of_commands(_command(experiment, device=device), count=workers)
+            command = _command(experiment, device=device, sharing=sharing)
+            job = executor.submit_array_of_commands(command, count=workers // sharing)
     except (FailedJobError, FailedSubmissionError) as error:
         reason = " ".join(str(error).split()).removeprefix("sbatch: error: ")
         raise UsageError(
             f"Slurm did not accept the workers of {experiment.name} ({reason}). See [cluster] in the experiment's "
             "file; `sinfo` and `sacctmgr show associations` list the partitions and accounts"
         ) from None
-    return Submission(job=job, workers=workers, logs=folder)
+    return Submission(job=job, workers=workers, jobs=workers // sharing, logs=folder)
 
 
 def print_submission(experiment: str, submission: Submission, console: Console) -> None:
@@ -101,7 +113,7 @@ def print_submission(experiment: str, submission: Submission, console: Console) 
     job, workers = submission.job, submission.workers
     console.print(
         f"{experiment}: {workers} worker{'s' if workers > 1 else ''} submitted to Slurm as job {job} "
-        f"({job}_0 to {job}_{workers - 1}), logs in {submission.logs}\n"
+        f"({job}_0 to {job}_{submission.jobs - 1}), logs in {submission.logs}\n"
         f"`acuity status {experiment}` shows its trials, `squeue --job {job}` its place in the queue, "
         f"`acuity stop {experiment}` cancels it",
         soft_wrap=True,
@@ -212,8 +224,8 @@ class _CommandExecutor(SlurmExecutor):
         return ["env", *unset, *super()._make_submission_command(submission_file_path)]
 
 
-def _parameters(cluster: Cluster, folder: Path) -> dict[str, object]:
-    """The resources of one worker, under submitit's names."""
+def _parameters(cluster: Cluster, folder: Path, *, sharing: int) -> dict[str, object]:
+    """The resources of a job of so many workers, each a task, under submitit's names."""
     return {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -221,10 +233,10 @@ def _parameters(cluster: Cluster, folder: Path) -> dict[str, object]:
         "constraint": cluster.constraint,
         "time": cluster.time_limit_min,
         "nodes": 1,
-        "ntasks_per_node": 1,
+        "ntasks_per_node": sharing,
         "cpus_per_task": cluster.cpus_per_worker,
         "gpus_per_node": cluster.gpus_per_worker or None,
-        "mem": None if cluster.memory_gib is None else f"{round(cluster.memory_gib * 1024)}M",
+        "mem": None if cluster.memory_gib is None else f"{round(cluster.memory_gib * 1024) * sharing}M",
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's default is "submitit", which a site that tracks these keys refuses
         # From Slurm 22.05 on, srun does not inherit this from sbatch.
@@ -257,12 +269,15 @@ def _exports(storage: URL) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 
 
-def _command(experiment: Experiment, *, device: str) -> str:
+def _command(experiment: Experiment, *, device: str, sharing: int) -> str:
     cluster = experiment.cluster
     if device == "auto":
         device = "cuda" if cluster.gpus_per_worker else "cpu"
     job = ["--requeues", str(cluster.max_requeues), "--patience-min", f"{experiment.workers.storage_patience_min:g}"]
     worker = ["worker", experiment.name, "--device", device, "--threads", str(cluster.cpus_per_worker)]
+    if sharing > 1:
+        job += ["--sharing", str(sharing)]
+        worker += ["--workers", str(sharing)]
     return shlex.join([sys.executable, "-m", "acuity.study.fleet.slurm_job", *job, *worker])
 
 

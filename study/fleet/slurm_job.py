@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from acuity.study.fleet.mps import shared_gpu_of_job
 from acuity.study.fleet.restarts import NextStep, RestartPolicy
 
 logger = logging.getLogger(__name__)
@@ -25,13 +26,14 @@ class _Worker:
     """The worker of this job. Each restart is a new process."""
 
     arguments: list[str]
+    environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
     stopping: bool = False
     """Not a threading.Event: a handler that interrupts a wait() would deadlock on the lock of the event."""
 
     def run(self) -> int:
         """Run a process to its end; returns its exit status, negative where a signal ended it."""
-        self.process = subprocess.Popen([sys.executable, "-m", "acuity", *self.arguments])
+        self.process = subprocess.Popen([sys.executable, "-m", "acuity", *self.arguments], env=self.environment)
         if self.stopping:
             self.process.terminate()
         return self.process.wait()
@@ -56,14 +58,21 @@ class _Worker:
             self.process.kill()
 
 
-def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
+def run_job(arguments: list[str], *, requeues: int, patience_s: float, sharing: int = 1) -> int:
     """Run `acuity` with these arguments until its experiment has no more work; returns the job's exit status.
 
-    requeues: the limit of requeues of this job. patience_s: the longest outage of the database.
+    requeues: the limit of requeues of this job. patience_s: the longest outage of the database. sharing: number of
+    workers of this job, each a task of Slurm, on its GPU.
     """
-    worker = _Worker(arguments)
+    worker = _Worker(arguments, {**os.environ})
     signal.signal(signal.SIGTERM, worker.stop)
     signal.signal(signal.SIGALRM, worker.kill)
+    with shared_gpu_of_job(sharing) as variables:
+        worker.environment |= variables
+        return _run_worker(worker, requeues=requeues, patience_s=patience_s)
+
+
+def _run_worker(worker: _Worker, *, requeues: int, patience_s: float) -> int:
     restarts = RestartPolicy(patience_s)
     while True:
         began = time.monotonic()
@@ -90,7 +99,12 @@ def run_job(arguments: list[str], *, requeues: int, patience_s: float) -> int:
 
 
 def _requeue(requeues: int) -> int:
-    """Requeue this job, unless it was cancelled or Slurm itself requeues it; returns the exit status."""
+    """Requeue this job, unless it was cancelled or Slurm itself requeues it; returns the exit status.
+
+    Of several workers of a job the first does it.
+    """
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return 0
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     # Not SLURM_JOB_ID: the last task of an array has the id of the whole array there.
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
@@ -119,10 +133,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m acuity.study.fleet.slurm_job", description=__doc__)
     parser.add_argument("--requeues", type=int, required=True)
     parser.add_argument("--patience-min", type=float, required=True)
+    parser.add_argument("--sharing", type=int, default=1)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of acuity: worker NAME ...")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(run_job(given.arguments, requeues=given.requeues, patience_s=60 * given.patience_min))
+    patience_s = 60 * given.patience_min
+    sys.exit(run_job(given.arguments, requeues=given.requeues, patience_s=patience_s, sharing=given.sharing))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from acuity.storage.errors import OutageError
 from acuity.study.errors import UsageError
 from acuity.study.fleet.launches import registered_launch
 from acuity.study.fleet.logs import last_line, log_folder, make_folder
+from acuity.study.fleet.mps import shared_gpus
 from acuity.study.fleet.placement import Placement
 from acuity.study.fleet.restarts import NextStep, RestartPolicy
 from acuity.study.registry.record import Registered
@@ -36,6 +37,7 @@ class _Worker:
     log: Path
     environment: dict[str, str]
     restarts: RestartPolicy
+    cores: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     not_before: float = 0.0
@@ -53,8 +55,20 @@ class _Worker:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),
+                preexec_fn=self._prepare_process(),
             )
+
+    def _prepare_process(self) -> Callable[[], None]:
+        """A function that the new process calls before its program."""
+        die, cores = die_with_parent(signal.SIGTERM), self.cores
+
+        def prepare() -> None:
+            if die is not None:
+                die()
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        return prepare
 
     def exit_status(self) -> int | None:
         """None while the process runs or waits for its restart."""
@@ -66,12 +80,17 @@ def run_fleet(
 ) -> None:
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
-    During an outage of the database it waits, as the workers do. On Ctrl-C or SIGTERM it ends the workers first, and
-    each releases its trial. UsageError where every worker has ended with an error or crashes repeatedly. OutageError
-    where an outage is longer than the experiment's patience.
+    Workers that share a GPU do so through NVIDIA MPS where it is installed. During an outage of the database it waits,
+    as the workers do. On Ctrl-C or SIGTERM it ends the workers first, and each releases its trial. UsageError where
+    every worker has ended with an error or crashes repeatedly. OutageError where an outage is longer than the
+    experiment's patience.
     """
     name = registered.experiment.name
-    with _sigterm_as_interrupt(), registered_launch(name, storage=database.url):
+    with (
+        _sigterm_as_interrupt(),
+        registered_launch(name, storage=database.url),
+        shared_gpus(placements) as placements,
+    ):
         outage = _OutageLimit(60 * registered.experiment.workers.storage_patience_min)
         workers = [
             _prepare_worker(name, placement, database.environment(), number=number, outage_limit_s=outage.limit_s)
@@ -144,6 +163,7 @@ def _prepare_worker(
         log=folder / f"worker-{os.getpid()}-{number}.log",
         environment=os.environ | placement.environment | environment,
         restarts=RestartPolicy(outage_limit_s),
+        cores=placement.cores,
     )
 
 

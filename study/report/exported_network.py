@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import text
 
-from acuity.objectives.device.device import open_device
+from acuity.objectives.device.device import open_for_scoring
 from acuity.objectives.statistics.metrics import auc
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.prediction import score_images
@@ -150,9 +150,7 @@ def _score_validation(
     check_same_images(registered, image_set.identity)
     data = labelled_images(image_set, label=label, resolution=hyperparameters.resolution)
     rows = data.validation
-    scores = score_images(
-        checkpoint, hyperparameters, data.images, rows, device=open_device(device, workers=1).torch_device
-    )
+    scores = score_images(checkpoint, hyperparameters, data.images, rows, device=open_for_scoring(device).torch_device)
     targets = data.targets[rows].astype(np.int8)
     check_validation_auc(auc(targets, scores), run, resolution=hyperparameters.resolution)
     patients = data.patients[rows].astype(str)

@@ -31,6 +31,7 @@ from support.standin_gpu.native import (
     call_back,
     cpu_allocator,
     drain,
+    end_without_destructors,
     guard_table,
     hooks_table,
     pack_device,
@@ -43,8 +44,6 @@ from support.standin_gpu.streams import Key, Order, OrderError, stream_bases
 __all__ = ["OrderError", "Settings", "State", "environment", "install", "standin_gpu"]
 
 _installed: "State | None" = None
-was_installed = False
-"""True from the first installation on: PyTorch's destructors may abort at the end of this process."""
 _threads = threading.local()  # autograd's threads keep their device
 _HOST_READS = ("item", "numpy", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
@@ -102,9 +101,8 @@ class State:
 
 def install(settings: Settings | None = None, **changes: Any) -> State:
     """Put stand-in GPUs into this process until standin_gpu's end or the process's; keywords are fields of Settings."""
-    global _installed, was_installed
+    global _installed
     assert _installed is None, "a stand-in is installed already"
-    was_installed = True
     _threads.device = 0
     state = _installed = State(settings or Settings(**changes))
     _replace_functions(state)
@@ -353,6 +351,7 @@ def _replace_objects(state: State, kernels: Kernels) -> None:
         state._undo.append(table.restore)
         atexit.register(table.restore)
     start_backward_threads()
+    end_without_destructors()
     counted[0] = count
     if state.settings.folder:
         atexit.register(_write_counts, state)
