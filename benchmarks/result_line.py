@@ -21,7 +21,7 @@ def print_result(
     hardware: the name of the GPU. Without it the processor is named.
     figures: further keys, in this order.
     """
-    line = {"benchmark": benchmark, "hardware": hardware or _processor(), "commit": _commit(), "n": n}
+    line = {"benchmark": benchmark, "hardware": hardware or _processor(), "commit": current_commit(), "n": n}
     print(json.dumps(line | figures | {"goals": goals}), flush=True)
 
 
@@ -57,6 +57,7 @@ def _processor() -> str:
     return f"{next(names, platform.machine())}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """The short hash of the checkout's commit."""
     command = ["git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from acuity.storage.url import parse_url
 from support import standin_gpu
 from support.commands import ACUITY, acuity
 from support.fake_mps import write_fake_mps
@@ -145,7 +146,7 @@ def test_confirm_retrains_and_scores_on_gpus_within_their_limits(
 @pytest.mark.slow
 def test_fit_probes_the_gpu_that_is_named(environment: dict[str, str], settings: Settings) -> None:
     on_gpus = environment | standin_gpu.environment(settings)
-    done = acuity("fit", "test_resnet", "32", "--device", "cuda:1", "--max", "32", "--json", environment=on_gpus)
+    done = acuity("fit", "test_resnet", "32", "--device", "cuda:1", "--most", "32", "--json", environment=on_gpus)
     found = json.loads(done.stdout)
     assert found["device"] == "Stand-in GPU"
     assert found["fits"][0]["verified"] == 32
@@ -169,11 +170,13 @@ def test_script_of_a_slurm_job_runs_workers_that_share_its_gpu(
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     secret = tmp_path / "pgpass"
-    url = re.sub(r":[^:/@]+@", "@", database_url.replace("+psycopg2", ""))
-    password = re.sub(r".*:([^:/@]+)@.*", r"\1", database_url)
-    secret.write_text(f"*:*:*:*:{password}\n")
+    url = parse_url(database_url)
+    assert url.password is not None
+    escaped = url.password.replace(":", "\\:")
+    secret.write_text(f"*:*:{url.database}:{url.username}:{escaped}\n")
     secret.chmod(0o600)
-    site = {"PATH": f"{folder}:{os.environ['PATH']}", "PGPASSFILE": str(secret), "ACUITY_STORAGE": url}
+    storage = database_url.replace(f":{url.password}@", "@").replace("+psycopg2", "")
+    site = {"PATH": f"{folder}:{os.environ['PATH']}", "PGPASSFILE": str(secret), "ACUITY_STORAGE": storage}
     on_gpus = environment | site | standin_gpu.environment(settings)
     shares = ["--workers", "2", "--workers-per-gpu", "2"]
     acuity("launch", str(experiment), "--cluster", "slurm", *shares, environment=on_gpus)
