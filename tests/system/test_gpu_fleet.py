@@ -21,7 +21,7 @@ from support.standin_gpu.settings import GIB, Settings
 from support.tiny_experiment import write_tiny_experiment
 from support.waiting import wait_until
 
-pytestmark = pytest.mark.standin
+pytestmark = pytest.mark.slow  # the stand-in GPUs are in the processes of the commands only
 _COMPOSE = Path(__file__).parents[2] / "docker" / "compose.yaml"
 _FAKE_SRUN = """#!/bin/bash
 shift 3 # --unbuffered --output PATH
@@ -56,38 +56,32 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(devices=2, total_memory=16 * GIB, folder=str(tmp_path / "gpus"))
 
 
-@pytest.mark.parametrize("choice", ["cuda", pytest.param("cuda:1", marks=pytest.mark.slow)])
 def test_a_worker_trains_on_the_gpu_within_its_limit(
-    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, choice: str
+    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings
 ) -> None:
     (memory,) = run_on_gpus(
-        "launch", str(experiment), "--workers", "1", "--device", choice, environment=environment, settings=settings
+        "launch", str(experiment), "--workers", "1", "--device", "cuda", environment=environment, settings=settings
     )
     assert count_trials(database_url, "state = 'COMPLETE'") == 4
-    assert memory["physical"] == (1 if choice == "cuda:1" else 0)
+    assert memory["physical"] == 0
     assert 0.5 < memory["fraction"] < 1
     assert memory["allocated_peak"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 4])
 def test_launch_starts_a_worker_on_each_gpu_and_uses_none_itself(
-    experiment: Path, environment: dict[str, str], database_url: str, tmp_path: Path, devices: int
+    experiment: Path, environment: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
-    gpus = Settings(devices=devices, folder=str(tmp_path / "gpus"))
+    gpus = Settings(devices=4, folder=str(tmp_path / "gpus"))
     memories = run_on_gpus("launch", str(experiment), environment=environment, settings=gpus)
-    assert [memory["physical"] for memory in memories] == list(range(devices))
+    assert [memory["physical"] for memory in memories] == [0, 1, 2, 3]
     assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("with_mps", [False, True])
 def test_workers_that_share_gpus_have_limits_that_fit_them(
-    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path, with_mps: bool
+    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
     record = write_fake_mps(tmp_path / "bin")
-    if with_mps:
-        environment = environment | {"PATH": f"{tmp_path / 'bin'}:{environment['PATH']}"}
+    environment = environment | {"PATH": f"{tmp_path / 'bin'}:{environment['PATH']}"}
     memories = run_on_gpus(
         "launch", str(experiment), "--workers-per-gpu", "2", environment=environment, settings=settings
     )
@@ -95,22 +89,23 @@ def test_workers_that_share_gpus_have_limits_that_fit_them(
     assert [memory["physical"] for memory in memories] == [0, 0, 1, 1]
     for memory in memories:
         assert 2 * (memory["fraction"] * memory["total"] + settings.context_bytes) <= memory["total"]
-    assert ("quit" in record.read_text()) is with_mps
+    assert "quit" in record.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("disguise", ["OutOfMemoryError", "AcceleratorError", "cublas", "find"])
+@pytest.mark.parametrize("disguise", ["AcceleratorError", "find"])
 def test_trials_survive_an_allocation_that_fails(
     experiment: Path, environment: dict[str, str], database_url: str, tmp_path: Path, disguise: str
 ) -> None:
-    failing = Settings(out_of_memory=disguise, fail_allocation=12, folder=str(tmp_path / "gpus"))
-    (memory,) = run_on_gpus("launch", str(experiment), "--workers", "1", environment=environment, settings=failing)
+    failing = Settings(devices=2, out_of_memory=disguise, fail_allocation=12, folder=str(tmp_path / "gpus"))
+    (memory,) = run_on_gpus(
+        "launch", str(experiment), "--workers", "1", "--device", "cuda:1", environment=environment, settings=failing
+    )
+    assert memory["physical"] == 1
     assert memory["out_of_memory_errors"] == 1
     assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 4
     assert count_trials(database_url, "state = 'FAIL' and not requeued") == 0
 
 
-@pytest.mark.slow
 def test_trial_on_a_gpu_resumes_after_sigterm(
     phantoms: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -128,22 +123,21 @@ def test_trial_on_a_gpu_resumes_after_sigterm(
     assert sum(epochs for (epochs,) in resumed) > 0
 
 
-@pytest.mark.slow
 def test_confirm_retrains_and_scores_on_gpus_within_their_limits(
     experiment: Path, environment: dict[str, str], settings: Settings
 ) -> None:
-    run_on_gpus("launch", str(experiment), environment=environment, settings=settings)
+    memories = run_on_gpus("launch", str(experiment), environment=environment, settings=settings)
+    assert [memory["physical"] for memory in memories] == [0, 1]
     for file in Path(str(settings.folder)).glob("counts-*.json"):
         file.unlink()
     on_gpus = environment | standin_gpu.environment(settings)
-    acuity("confirm", "tiny", "--seeds", "2", environment=on_gpus)
+    acuity("confirm", "tiny", "--seeds", "3", environment=on_gpus)
     memories = used(settings)
     assert [memory["physical"] for memory in memories] == [0, 0, 1]  # two workers, and the command that scores
     assert all(memory["fraction"] < 1 for memory in memories)
     assert all(memory["allocated_peak"] > 0 for memory in memories)
 
 
-@pytest.mark.slow
 def test_fit_probes_the_gpu_that_is_named(environment: dict[str, str], settings: Settings) -> None:
     on_gpus = environment | standin_gpu.environment(settings)
     done = acuity("fit", "test_resnet", "32", "--device", "cuda:1", "--most", "32", "--json", environment=on_gpus)
@@ -153,7 +147,6 @@ def test_fit_probes_the_gpu_that_is_named(environment: dict[str, str], settings:
     assert [memory["physical"] for memory in used(settings)] == [1]
 
 
-@pytest.mark.slow
 def test_script_of_a_slurm_job_runs_workers_that_share_its_gpu(
     experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -190,7 +183,6 @@ def test_script_of_a_slurm_job_runs_workers_that_share_its_gpu(
     assert record.read_text().splitlines()[-1].startswith("quit")
 
 
-@pytest.mark.slow
 def test_workers_of_a_container_host_take_a_gpu_each(
     experiment: Path, environment: dict[str, str], database_url: str, settings: Settings
 ) -> None:
