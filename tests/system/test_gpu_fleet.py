@@ -113,9 +113,11 @@ def test_trial_on_a_gpu_resumes_after_sigterm(
     command = [*ACUITY, "launch", str(experiment), "--workers", "1"]
     on_gpus = environment | standin_gpu.environment(settings)
     launch = subprocess.Popen(command, env=on_gpus, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: query(database_url, "select count(*) from trial_intermediate_values")[0][0] > 1, 120)
-    launch.send_signal(signal.SIGTERM)
-    launch.communicate(timeout=60)
+    try:
+        wait_until(lambda: query(database_url, "select count(*) from trial_intermediate_values")[0][0] > 1, 180)
+    finally:
+        launch.send_signal(signal.SIGTERM)
+        launch.communicate(timeout=60)
     assert count_trials(database_url, "state = 'RUNNING'") == 0
     acuity(*command[len(ACUITY) :], environment=on_gpus)
     assert count_trials(database_url, "state in ('COMPLETE', 'PRUNED')") == 4
