@@ -57,16 +57,26 @@ def train_batches(
     weight = torch.tensor(positive_weight, device=learner.device)
     if augmentation is not None:
         augmentation = augmentation.to(learner.device)
-    for positions, stored in zip(batches, loader(batches), strict=True):
-        images = stored.float().div_(255)
-        here = positions.to(learner.device, non_blocking=True)
-        if augmentation is None:
-            images = enlarge(images, side=learner.side)
-        else:
-            images = augment(images, augmentation[here], side=learner.side)
-        loss = F.binary_cross_entropy_with_logits(compute_logits(learner, images), targets[here], pos_weight=weight)
+    for here, stored in zip(batches.to(learner.device), loader(batches), strict=True):
+        loss = batch_loss(learner, stored, targets[here], None if augmentation is None else augmentation[here], weight)
         loss.backward()
         learner.optimiser.step()
         learner.scheduler.step()
         learner.optimiser.zero_grad()
         yield loss.detach()
+
+
+def batch_loss(
+    learner: Learner,
+    stored: torch.Tensor,
+    targets: torch.Tensor,
+    augmentation: torch.Tensor | None,
+    positive_weight: torch.Tensor,
+) -> torch.Tensor:
+    """Mean loss of a batch of stored images (uint8 [B, 1, R, R]); augmentation: [B, 6] or None."""
+    images = stored.float().div_(255)
+    if augmentation is None:
+        images = enlarge(images, side=learner.side)
+    else:
+        images = augment(images, augmentation, side=learner.side)
+    return F.binary_cross_entropy_with_logits(compute_logits(learner, images), targets, pos_weight=positive_weight)

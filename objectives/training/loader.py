@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -18,6 +19,19 @@ device)."""
 _PREFETCH_DEPTH = 2  # one batch is gathered and one copied while the device computes another
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentImages:
+    """A loader whose images are all on the device: uint8 [N, 1, R, R]."""
+
+    images: torch.Tensor
+
+    def __call__(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        positions = list(batches)
+        here = torch.cat(positions).to(self.images.device)  # one copy for all batches: each would wait for the device
+        for batch in here.split([len(batch) for batch in positions]):
+            yield self.images[batch]
 
 
 def open_loaders(
@@ -69,12 +83,12 @@ def _gather(images: NDArray[np.uint8], rows: NDArray[np.int64], positions: torch
     return torch.from_numpy(images[rows[positions.numpy()]]).unsqueeze(1)
 
 
-def _load_all(images: NDArray[np.uint8], rows: NDArray[np.int64], *, device: torch.device) -> BatchLoader:
+def _load_all(images: NDArray[np.uint8], rows: NDArray[np.int64], *, device: torch.device) -> ResidentImages:
     """Copy all rows to the device once."""
     resident = torch.empty(len(rows), 1, *images.shape[1:], dtype=torch.uint8, device=device)
     for positions in torch.arange(len(rows)).split(max(1, 2**28 // images[0].nbytes)):
         resident[positions[0] : positions[-1] + 1] = _gather(images, rows, positions).to(device)
-    return partial(map, lambda positions: resident[positions.to(device, non_blocking=True)])
+    return ResidentImages(resident)
 
 
 def _stream(

@@ -1,5 +1,6 @@
 """Train one network for one label, with validation, a checkpoint and a report after each epoch."""
 
+import itertools
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from acuity.objectives.device.memory import is_device_error, release_failed_step
 from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
 from acuity.objectives.training.augmentation import draw_augmentation
+from acuity.objectives.training.captured_step import CapturedStep, CaptureSetting, capture_training, replay_batches
 from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes
 from acuity.objectives.training.checkpoint_writer import CheckpointWriter
 from acuity.objectives.training.interface import (
@@ -45,14 +47,16 @@ def train(
     save_checkpoint: Callable[[bytes], None] | None = None,
     checkpoint_s: float = 30.0,
     image_budget_bytes: int | None = None,
+    capture_steps: CaptureSetting = "auto",
 ) -> Outcome:
     """Train and validate a network.
 
     report(epoch, validation AUC) is called after each epoch, counted from 1; the training ends if it returns True.
     A resumed training first reports its finished epochs again. Of these reports only the last can end the training: it
     continued after the earlier ones. On a CPU with the same number of threads, the result of a resumed training equals
-    that of an uninterrupted one bit for bit. image_budget_bytes: as `open_loaders` takes it. Raises Interrupted within
-    a batch after should_stop() returns True, Diverged, InputError.
+    that of an uninterrupted one bit for bit. image_budget_bytes: as `open_loaders` takes it. capture_steps: as
+    `capture_training` takes it. Raises Interrupted within a batch after should_stop() returns True, Diverged,
+    InputError.
 
     save_checkpoint(data) is called in a thread: about every checkpoint_s, or after each epoch if an epoch takes longer;
     for the last finished epoch before Interrupted; and at the end, with the network alone, unless report() ended the
@@ -76,13 +80,32 @@ def train(
     resumed_epochs = len(aucs)
     stop_requests = [report(epoch, value) for epoch, value in enumerate(aucs, start=1)]
     stopped = bool(stop_requests) and stop_requests[-1] and len(aucs) < hyperparameters.epochs
+    captured = None
+    if len(aucs) < hyperparameters.epochs and not stopped:
+        captured = capture_training(
+            learner,
+            training,
+            setting=capture_steps,
+            targets=training_targets,
+            batch_shape=(batches, hyperparameters.batch_size),
+            epochs=hyperparameters.epochs - len(aucs),
+            augment=hyperparameters.augment,
+            positive_weight=_positive_weight(training_targets),
+        )
     steps, steps_s, scores = 0, 0.0, None
     with CheckpointWriter(save_checkpoint, device=device, interval_s=checkpoint_s) as writer:
         while len(aucs) < hyperparameters.epochs and not stopped:
             epoch = len(aucs) + 1
             epoch_started = time.perf_counter()
             _train_one_epoch(
-                learner, training, training_targets, hyperparameters, seed=seed, epoch=epoch, should_stop=should_stop
+                learner,
+                training,
+                training_targets,
+                hyperparameters,
+                captured=captured,
+                seed=seed,
+                epoch=epoch,
+                should_stop=should_stop,
             )
             steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
             scores = _predict(
@@ -161,6 +184,7 @@ def _train_one_epoch(
     targets: torch.Tensor,
     hyperparameters: Hyperparameters,
     *,
+    captured: CapturedStep | None,
     seed: int,
     epoch: int,
     should_stop: Callable[[], bool],
@@ -172,23 +196,32 @@ def _train_one_epoch(
     num_images = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
     # Order within a batch does not matter; ascending order reads the memory map sequentially.
     batches = order[:num_images].view(-1, hyperparameters.batch_size).sort(dim=1).values
-    positives = float(targets.sum())
-    finite = torch.ones((), dtype=torch.bool, device=learner.device)
-    for loss in train_batches(
-        learner,
-        loader,
-        targets=targets.to(learner.device),
-        batches=batches,
-        augmentation=draw_augmentation(len(targets), generator=generator) if hyperparameters.augment else None,
-        positive_weight=min((len(targets) - positives) / positives, MAX_POSITIVE_WEIGHT),
-    ):
-        finite &= loss.isfinite()
+    augmentation = draw_augmentation(len(targets), generator=generator) if hyperparameters.augment else None
+    if captured is None:
+        losses = train_batches(
+            learner,
+            loader,
+            targets=targets.to(learner.device),
+            batches=batches,
+            augmentation=augmentation,
+            positive_weight=_positive_weight(targets),
+        )
+        finite_so_far = itertools.accumulate((loss.isfinite() for loss in losses), torch.logical_and)
+    else:
+        finite_so_far = replay_batches(captured, batches=batches, augmentation=augmentation)
+    for finite in finite_so_far:
         if learner.device.type == "cpu" and not finite:  # reading a value waits for a GPU, so there once an epoch
             break
         if should_stop():
             raise Interrupted
     if not finite:
         raise Diverged(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate")
+
+
+def _positive_weight(targets: torch.Tensor) -> float:
+    """Weight of a positive image in the loss."""
+    positives = float(targets.sum())
+    return min((len(targets) - positives) / positives, MAX_POSITIVE_WEIGHT)
 
 
 def _predict(

@@ -265,6 +265,8 @@ class Workers:
     __pydantic_config__ = _STRICT
     memory_budget_gib: Gibibytes | None = None
     """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
+    capture_steps: Literal["auto"] | bool = "auto"
+    """Whether a GPU runs a training step as one CUDA graph. "auto": if a batch is small and the images stay there."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """How often another worker resumes a trial after its worker died."""
     storage_patience_min: Minutes = 30.0

@@ -104,6 +104,7 @@ def _train_unless_out_of_memory(
             seed=_seed(context, claim),
             device=context.device.torch_device,
             image_budget_bytes=context.device.image_budget_bytes,
+            capture_steps=context.experiment.workers.capture_steps,
             report=reporter,
             should_stop=context.stop.is_set,
             load_checkpoint=lambda: checkpoints.read(claim.checkpoint_study, claim.origin, attempt=attempt),

@@ -25,6 +25,7 @@ import torch
 import torch.cuda
 
 from support.standin_gpu.allocator import Allocator
+from support.standin_gpu.graphs import Capture, graph_base
 from support.standin_gpu.kernels import Kernels
 from support.standin_gpu.native import (
     MAX_DEVICES,
@@ -61,6 +62,10 @@ class State:
         """How often the host waited for a GPU: item, copy_to_host, copy_to_device, pageable_copy, size_of_result and
         synchronize."""
         self.kernels_launched = 0
+        self.replays = 0
+        """How many graphs were launched; each also counts as one kernel."""
+        self.capture: Capture | None = None
+        self.capture_failed = False
         self.sync_debug_mode = 0
         self._process = os.getpid()
         self._undo: list[Any] = []
@@ -83,7 +88,10 @@ class State:
             self.allocator.create_context(index)
 
     def synchronise(self, kind: str, stream: Key) -> None:
-        """Count a wait of the host for a stream's work."""
+        """Count a wait of the host for a stream's work; an error while the stream is captured."""
+        if self.capture is not None and self.capture.stream == stream:
+            self.capture_failed = True
+            raise torch.AcceleratorError(f"CUDA error: operation not permitted when stream is capturing ({kind})")
         self.counts[kind] += 1
         if self.sync_debug_mode and kind != "synchronize":
             message = f"called a synchronizing CUDA operation ({kind})"
@@ -191,6 +199,8 @@ def _replace_functions(state: State) -> None:
 
     def synchronize() -> None:
         allocator.create_context(state.device)
+        if state.capture is not None:
+            state.synchronise("synchronize", state.capture.stream)
         state.counts["synchronize"] += 1
         order.wait_for_device(state.device)
 
@@ -258,7 +268,8 @@ def _replace_functions(state: State) -> None:
         "getCurrentStream": current_stream,
         "getCurrentRawStream": lambda device: current_stream(device)[0],
         "getDefaultStream": lambda device: (0, device, 1),
-        "isCurrentStreamCapturing": lambda: False,
+        "isCurrentStreamCapturing": lambda: state.capture is not None
+        and state.capture.stream == order.current(state.device),
         "emptyCache": empty_cache,
         "memoryStats": statistics,
         "resetPeakMemoryStats": reset_peak,
@@ -300,6 +311,17 @@ def _replace_functions(state: State) -> None:
     state._undo.append(lambda: vars(streams).update(classes))
     for name in classes:
         _set(state, torch.cuda, name, vars(streams)[name])
+
+    graphs, graph_before = sys.modules["torch.cuda.graphs"], torch._C._CUDAGraph
+    torch._C._CUDAGraph = graph_base(state)  # type: ignore[misc]
+    graph_classes = {name: vars(graphs)[name] for name in ("CUDAGraph", "graph")}
+    importlib.reload(graphs)
+    torch._C._CUDAGraph = graph_before  # type: ignore[misc]
+    state._undo.append(lambda: vars(graphs).update(graph_classes))
+    for name in graph_classes:
+        _set(state, torch.cuda, name, vars(graphs)[name])
+    if hasattr(torch._C, "_host_emptyCache"):
+        _set(state, torch._C, "_host_emptyCache", lambda: None)
 
 
 def _replace_objects(state: State, kernels: Kernels) -> None:

@@ -12,6 +12,7 @@ from support.standin_gpu.streams import Block, OrderError
 
 if TYPE_CHECKING:
     from support.standin_gpu import State
+    from support.standin_gpu.graphs import Capture
 
 # These change only a tensor's shape and place in its memory: PyTorch's own kernels need no GPU for it.
 _WITHOUT_MEMORY = {"view", "as_strided", "_reshape_alias", "unfold", "view_as_real", "view_as_complex", "set_"}
@@ -151,7 +152,21 @@ class Kernels:
             run = operation
             if any(isinstance(given.get(name), int | float | complex) for name in tensors):
                 run = any_overload  # the dispatcher passes the tensor that PyTorch made of a number as the number
+            capture = state.capture if state.capture is not None and state.capture.stream == stream else None
+            if capture is not None:
+                self._note(capture, given, written=set(written))
             result = run(*positional, **converted)
+            if capture is not None:
+                made = (result,) if len(returned) == 1 else result or ()
+                new = [alias is None for alias in returned]
+
+                def again() -> list[Any]:
+                    result = run(*positional, **converted)
+                    values = (result,) if len(new) == 1 else result or ()
+                    return [value for value, is_new in zip(values, new, strict=True) if is_new]
+
+                kept = [value for value, is_new in zip(made, new, strict=True) if is_new]
+                capture.add(again, _flatten(kept))
             for name in written:
                 self._follow_resize(given.get(name), _at(positional, converted, position[name], name))
 
@@ -164,6 +179,17 @@ class Kernels:
 
         kernel.__name__ = base
         return kernel
+
+    def _note(self, capture: "Capture", given: dict[str, Any], *, written: set[str]) -> None:
+        """Note which memory a kernel of a capture uses, and keep what it will write."""
+        for name, value in given.items():
+            for tensor in _flatten(value):
+                if tensor.is_cuda:
+                    # The schema of batch normalisation does not say that it writes its running statistics.
+                    writes = name in written or name in ("running_mean", "running_var")
+                    capture.note_access(self._block(tensor), write=writes)
+                    if writes:
+                        capture.keep_before(view_on(tensor, None))
 
     def _to_cpu(self, value: Any, number: int, *, write: bool) -> Any:
         """An argument of a kernel as the CPU's kernel takes it."""
@@ -243,6 +269,8 @@ class Kernels:
         stream = state.order.current(device)
         number = state.order.issue(stream)
         state.kernels_launched += 1
+        if state.capture is not None and state.capture.stream == stream and target.is_cuda != source.is_cuda:
+            state.synchronise("copy", stream)
         if not target.is_cuda:
             values = self.on_cpu(source, number)
             if non_blocking and self.is_pinned(target.untyped_storage().data_ptr()):
@@ -256,7 +284,11 @@ class Kernels:
                 source_stream = state.order.current(source.device.index)  # PyTorch orders both streams here
                 state.order.wait(stream, state.order.snapshot(source_stream))
                 state.order.wait(source_stream, state.order.snapshot(stream))
-            self.on_cpu(target, number, write=True).copy_(self.on_cpu(source, number))
+            there, here = self.on_cpu(target, number, write=True), self.on_cpu(source, number)
+            if state.capture is not None and state.capture.stream == stream:
+                self._note(state.capture, {"target": target, "source": source}, written={"target"})
+                state.capture.add(lambda: there.copy_(here), [])
+            there.copy_(here)
             return target
         pinned = self.is_pinned(source.untyped_storage().data_ptr())
         if non_blocking and pinned:
@@ -319,6 +351,12 @@ class Kernels:
             number = self._state.order.issue(stream)
             here = self.on_cpu(source, number)
             result = torch.ops.aten._to_copy.default(here, dtype=dtype, memory_format=memory_format)
+            capture = self._state.capture
+            if capture is not None and capture.stream == stream:
+                self._note(capture, {"source": source}, written=set())
+                capture.add(
+                    lambda: torch.ops.aten._to_copy.default(here, dtype=dtype, memory_format=memory_format), [result]
+                )
             on_gpu: torch.Tensor = self._to_gpu(result, device.index, number)
             return on_gpu
         target = torch.empty_like(
@@ -388,6 +426,12 @@ class Kernels:
         with LOCK:
             self._pinned.add(address)
         return pinned
+
+
+def _flatten(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for element in value for tensor in _flatten(element)] if isinstance(value, list | tuple) else []
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -43,7 +43,10 @@ class Order:
         self._pending: list[tuple[Key, int, Callable[[], None]]] = []
         self._pool: dict[int, itertools.cycle[int]] = {}
         self._threads = threading.local()
+        self._main_threads: dict[int, Key] = {}
         self.violations: list[str] = []
+        self.captured: Key | None = None
+        """A stream that is captured: its work is not done now."""
 
     def new_stream(self, device: int) -> Key:
         with LOCK:
@@ -51,12 +54,16 @@ class Order:
             return device, next(numbers)
 
     def current(self, device: int) -> Key:
-        """The current stream of this thread."""
+        """The current stream of this thread; in autograd's threads that of the main thread, which calls backward()."""
+        if isinstance(threading.current_thread(), threading._DummyThread):
+            return self._main_threads.get(device, (device, 0))
         streams: dict[int, Key] = self._threads.__dict__.setdefault("streams", {})
         return streams.get(device, (device, 0))
 
     def set_current(self, stream: Key) -> None:
         self._threads.__dict__.setdefault("streams", {})[stream[0]] = stream
+        if threading.current_thread() is threading.main_thread():
+            self._main_threads[stream[0]] = stream
 
     def issue(self, stream: Key) -> int:
         """Number of a new piece of work on a stream."""
@@ -104,6 +111,8 @@ class Order:
 
     def access(self, block: Block, stream: Key, number: int, *, write: bool) -> None:
         """Note that a piece of work reads or writes a block; OrderError if it may run before earlier work on it."""
+        if stream == self.captured:
+            return
         with LOCK:
             earlier = [block.write] if block.write else []
             earlier += block.reads.items() if write else []
