@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from acuity.objectives.device.allocator import return_large_blocks
 from acuity.objectives.device.memory import is_out_of_memory, process_memory_bytes
-from acuity.objectives.training.augmentation import augment, draw_augmentation
+from acuity.objectives.training.augmentation import augment, draw_augmentation, prepare_augmentation
 from acuity.objectives.training.batch_probe import probe_batch
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.learner import make_learner, train_batches
@@ -147,7 +147,7 @@ def _plain_step(architecture: str, side: int, counts: dict) -> Callable[[int], N
             functools.partial(map, lambda positions: images[positions.to(DEVICE)]),
             targets=torch.zeros(batch, device=DEVICE),
             batches=torch.arange(batch).unsqueeze(0),
-            augmentation=_augmentation(batch),
+            augmentation=draw_augmentation(batch, generator=torch.Generator().manual_seed(0)),
             positive_weight=1.0,
         ):
             loss.item()
@@ -174,7 +174,7 @@ def _in_pytorch_words(function: Callable) -> Callable:
 
 
 def _augmentation(batch: int) -> torch.Tensor:
-    return draw_augmentation(batch, generator=torch.Generator().manual_seed(0))
+    return prepare_augmentation(draw_augmentation(batch, generator=torch.Generator().manual_seed(0)))
 
 
 def _accelerate(architecture: str, side: int, counts: dict) -> int:

@@ -12,8 +12,9 @@ On an H100 or H200 the goals are 0.95 of resident at each resolution, 3 times pl
 64 px, and at least 1 at the other resolutions. The images/s of 1, 2, 4 and 8 workers together on one GPU are measured
 at 64 and 320 px.
 
-Two variants that trials do not use are measured on a GPU: the resident batch with a compiled network (torch.compile),
-and with its step captured as a CUDA graph. Their first step takes longer; its seconds are in the result.
+Two variants are measured on a GPU alone: captured, Acuity's loop with its step as one CUDA graph, which trials use at
+small batches, and compiled, the resident batch with a compiled network (torch.compile), which trials do not use. Their
+first step takes longer; its seconds are in the result.
 
 On a GPU: resnet34 and densenet121 at 64, 128, 224, 320 and 448 px in bf16 (about 8 minutes). On a CPU: two small
 networks at 64 and 128 px in fp32, and in bf16 against plain autocast. The goals of a GPU do not apply there (about 12
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from acuity.objectives.training.augmentation import draw_augmentation
+from acuity.objectives.training.captured_step import capture_training, replay_batches
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.learner import Learner, make_learner, train_batches
 from acuity.objectives.training.loader import open_loaders
@@ -164,14 +167,7 @@ def _measure(kind: str, architecture: str, side: int, batch: int) -> dict:
     """Run steps for WARM_S, then for TIMED_S. The device is synchronised before each reading of the clock."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (16 * batch, side, side), dtype=np.uint8)
-    if kind in ("resident", "compiled"):
-        steps = _resident(architecture, images, batch, is_compiled=kind == "compiled")
-    elif kind == "captured":
-        steps = _captured(architecture, images, batch)
-    elif kind.startswith("acuity"):
-        steps = _acuity(architecture, images, batch, "bf16" if kind == "acuity bf16" else PRECISION)
-    else:
-        steps = _plain(architecture, images, batch, kind)
+    steps = VARIANTS[kind](architecture, images, batch)
     began = time.perf_counter()
     next(steps)
     _wait()
@@ -204,50 +200,47 @@ def _learner(architecture: str, side: int, batch: int, precision: str) -> Learne
     return make_learner(settings, total_steps=10**6, device=DEVICE)
 
 
-def _acuity(architecture: str, images: np.ndarray, batch: int, precision: str) -> Iterator[None]:
-    """Train as a trial does, epoch after epoch."""
+def acuity_steps(
+    architecture: str, images: np.ndarray, batch: int, *, precision: str = PRECISION, is_captured: bool = False
+) -> Iterator[None]:
+    """Train as a trial does, epoch after epoch, with or without a captured step."""
     learner = _learner(architecture, images.shape[1], batch, precision)
-    (feed,) = open_loaders(images, np.arange(len(images)), device=DEVICE)
-    targets = (torch.arange(len(images)) % 2).float().to(DEVICE)
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        for _ in train_batches(
+    (loader,) = open_loaders(images, np.arange(len(images)), device=DEVICE)
+    targets = (torch.arange(len(images)) % 2).float()
+    captured = None
+    if is_captured:
+        captured = capture_training(
             learner,
-            feed,
+            loader,
+            setting=True,
             targets=targets,
-            batches=torch.randperm(len(images), generator=generator).view(-1, batch),
-            augmentation=draw_augmentation(len(images), generator=generator),
+            batch_shape=(len(images) // batch, batch),
+            epochs=1,
+            augment=True,
             positive_weight=1.0,
-        ):
+        )
+        assert captured is not None, "the log says why"
+    targets, generator = targets.to(DEVICE), torch.Generator().manual_seed(0)
+    while True:
+        batches = torch.randperm(len(images), generator=generator).view(-1, batch)
+        augmentation = draw_augmentation(len(images), generator=generator)
+        if captured is not None:
+            steps = replay_batches(captured, batches=batches, augmentation=augmentation)
+        else:
+            steps = train_batches(
+                learner, loader, targets=targets, batches=batches, augmentation=augmentation, positive_weight=1.0
+            )
+        for _ in steps:
             yield
 
 
-def _resident(architecture: str, images: np.ndarray, batch: int, *, is_compiled: bool) -> Iterator[None]:
+def resident_steps(architecture: str, images: np.ndarray, batch: int, *, is_compiled: bool = False) -> Iterator[None]:
     """Forward pass, backward pass and optimiser step on one batch of floats on the device."""
     learner, step = _resident_step(architecture, images, batch)
     if is_compiled:
         learner.network.compile()
     while True:
         step()
-        yield
-
-
-def _captured(architecture: str, images: np.ndarray, batch: int) -> Iterator[None]:
-    """The step of _resident as one CUDA graph, warmed up on a side stream as PyTorch's notes on CUDA graphs say."""
-    learner, step = _resident_step(architecture, images, batch)
-    for group in learner.optimiser.param_groups:
-        group["capturable"] = True
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    while True:
-        graph.replay()
         yield
 
 
@@ -284,7 +277,7 @@ class _Images(Dataset):
         return self.transform(torch.from_numpy(self.images[index]).unsqueeze(0)), float(index % 2)
 
 
-def _plain(architecture: str, images: np.ndarray, batch: int, kind: str) -> Iterator[None]:
+def plain_steps(architecture: str, images: np.ndarray, batch: int, *, has_autocast: bool = False) -> Iterator[None]:
     """A user's loop: DataLoader, AdamW, with or without autocast."""
     network = timm.create_model(architecture, in_chans=1, num_classes=1).to(DEVICE).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
@@ -302,7 +295,7 @@ def _plain(architecture: str, images: np.ndarray, batch: int, kind: str) -> Iter
         for inputs, targets in loader:
             inputs, targets = inputs.to(DEVICE), targets.float().to(DEVICE)
             optimiser.zero_grad()
-            with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=kind == "plain autocast"):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=has_autocast):
                 logits = network(inputs).squeeze(1)
             loss = F.binary_cross_entropy_with_logits(logits.float(), targets)
             loss.backward()
@@ -318,6 +311,18 @@ def _flops(architecture: str, side: int) -> float:
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(2, 1, side, side)).sum().backward()
     return counter.get_total_flops() / 2
+
+
+VARIANTS: dict[str, Callable[[str, np.ndarray, int], Iterator[None]]] = {
+    "acuity": acuity_steps,
+    "acuity bf16": partial(acuity_steps, precision="bf16"),
+    "captured": partial(acuity_steps, is_captured=True),
+    "resident": resident_steps,
+    "compiled": partial(resident_steps, is_compiled=True),
+    "plain fp32": plain_steps,
+    "plain autocast": partial(plain_steps, has_autocast=True),
+}
+"""Each takes one step of a network on images (uint8 [N, R, R]) whenever its iterator is asked."""
 
 
 if __name__ == "__main__":

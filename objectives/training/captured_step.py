@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from acuity.objectives.device.memory import is_out_of_memory
 from acuity.objectives.errors import first_line
-from acuity.objectives.training.augmentation import NUM_PARAMETERS
+from acuity.objectives.training.augmentation import NUM_PREPARED, prepare_augmentation
 from acuity.objectives.training.learner import Learner, batch_loss
 from acuity.objectives.training.loader import BatchLoader, ResidentImages
 
@@ -49,7 +49,7 @@ class _Inputs:
     batches: torch.Tensor
     """int64 [steps, B], positions among the images."""
     augmentation: torch.Tensor | None
-    """float32 [N, 6]."""
+    """float32 [N, 8], prepared."""
     factors: torch.Tensor
     """float32 [steps, 3 + groups], as `_factors` makes them."""
     step: torch.Tensor
@@ -87,7 +87,7 @@ def capture_training(
         targets=targets.to(device),
         positive_weight=torch.tensor(positive_weight, device=device),
         batches=torch.zeros(batch_shape, dtype=torch.int64, device=device),
-        augmentation=torch.zeros(len(targets), NUM_PARAMETERS, device=device) if augment else None,
+        augmentation=torch.zeros(len(targets), NUM_PREPARED, device=device) if augment else None,
         factors=torch.zeros(steps, 3 + len(learner.optimiser.param_groups), device=device),
         step=torch.zeros(1, dtype=torch.int64, device=device),
         finite=torch.ones((), dtype=torch.bool, device=device),
@@ -121,7 +121,7 @@ def replay_batches(
     inputs.batches.copy_(batches)
     if inputs.augmentation is not None:
         assert augmentation is not None
-        inputs.augmentation.copy_(augmentation)
+        inputs.augmentation.copy_(prepare_augmentation(augmentation))
     inputs.factors.copy_(_factors(captured.learner, steps=len(batches)))
     inputs.step.zero_()
     inputs.finite.fill_(value=True)

@@ -8,7 +8,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 
-from acuity.objectives.training.augmentation import augment, enlarge
+from acuity.objectives.training.augmentation import augment, enlarge, prepare_augmentation
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.loader import BatchLoader
 from acuity.objectives.training.padding_gradients import zero_padding_gradients
@@ -56,7 +56,7 @@ def train_batches(
     learner.network.train()
     weight = torch.tensor(positive_weight, device=learner.device)
     if augmentation is not None:
-        augmentation = augmentation.to(learner.device)
+        augmentation = prepare_augmentation(augmentation).to(learner.device)
     for here, stored in zip(batches.to(learner.device), loader(batches), strict=True):
         loss = batch_loss(learner, stored, targets[here], None if augmentation is None else augmentation[here], weight)
         loss.backward()
@@ -73,7 +73,7 @@ def batch_loss(
     augmentation: torch.Tensor | None,
     positive_weight: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean loss of a batch of stored images (uint8 [B, 1, R, R]); augmentation: [B, 6] or None."""
+    """Mean loss of a batch of stored images (uint8 [B, 1, R, R]); augmentation: prepared, [B, 8], or None."""
     images = stored.float().div_(255)
     if augmentation is None:
         images = enlarge(images, side=learner.side)

@@ -268,8 +268,9 @@ def _replace_functions(state: State) -> None:
         "getCurrentStream": current_stream,
         "getCurrentRawStream": lambda device: current_stream(device)[0],
         "getDefaultStream": lambda device: (0, device, 1),
-        "isCurrentStreamCapturing": lambda: state.capture is not None
-        and state.capture.stream == order.current(state.device),
+        "isCurrentStreamCapturing": lambda: (
+            state.capture is not None and state.capture.stream == order.current(state.device)
+        ),
         "emptyCache": empty_cache,
         "memoryStats": statistics,
         "resetPeakMemoryStats": reset_peak,
