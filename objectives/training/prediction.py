@@ -140,7 +140,7 @@ def score_images(
 
 def load_network(checkpoint: bytes, hyperparameters: Hyperparameters, *, device: torch.device) -> Predictor:
     """Load the network of a checkpoint in eval mode; InputError if the checkpoint is damaged or of another network."""
-    # The checkpoint replaces pretrained weights, so they are not loaded. The training's batch may be of a larger device.
+    # The checkpoint replaces pretrained weights, so they are not loaded. The training's batch may be too large here.
     settings = replace(hyperparameters, pretrained=False, weights=None, batch_size=1)
     predictor = make_predictor(settings, device=device)
     try:
