@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -206,7 +206,9 @@ def _train_one_epoch(
             augmentation=augmentation,
             positive_weight=_positive_weight(targets),
         )
-        finite_so_far = itertools.accumulate((loss.isfinite() for loss in losses), torch.logical_and)
+        finite_so_far: Iterator[torch.Tensor] = itertools.accumulate(
+            (loss.isfinite() for loss in losses), torch.logical_and
+        )
     else:
         finite_so_far = replay_batches(captured, batches=batches, augmentation=augmentation)
     for finite in finite_so_far:
