@@ -140,6 +140,8 @@ def _is_too_long(file: str) -> bool:
 
 
 def _normalize(file: str) -> str:
+    """The path with slashes: tables that are written on Windows have backslashes."""
+    file = file.replace("\\", "/")
     return posixpath.normpath(file) if "/" in file else file
 
 

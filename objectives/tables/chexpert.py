@@ -101,8 +101,8 @@ def _content(
     folder: str = "",
 ) -> IndexContent:
     paths = [path.replace("\\", "/") for path in paths]
-    releases = [found[1] for path in paths if (found := _RELEASE.match(path))]
-    files = [_RELEASE.sub("", path, count=1) if _RELEASE.match(path) else path for path in paths]
+    found = [_RELEASE.match(path) for path in paths]
+    files = [path[match.end() :] if match else path for path, match in zip(paths, found, strict=True)]
     patients = [_patient(path) for path in files]
     if not any(patients):
         raise ColumnError(
@@ -121,7 +121,7 @@ def _content(
         sex=sex,
         no_finding=no_finding == 1,
     )
-    release = releases[0] if releases else folder
+    release = next((match[1] for match in found if match), folder)
     return IndexContent(table, found_labels, targets, rejected, folder=release, headings=headings)
 
 

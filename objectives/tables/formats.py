@@ -16,7 +16,7 @@ from acuity.objectives.tables.cells import ColumnError, Columns, IndexContent, L
 from acuity.objectives.tables.column_mapping import EACH_FILE, ColumnMapping, FormatName
 from acuity.objectives.tables.mapped_table import label_columns, named_columns, read_mapped
 from acuity.objectives.tables.reader import read_columns
-from acuity.objectives.tables.suspicions import similar_labels, unknown_words
+from acuity.objectives.tables.suspicions import odd_patients, similar_labels, unknown_words
 from acuity.objectives.tables.unknown_table import mapping_hint
 
 _CHEXPERT_LABELS = (
@@ -189,8 +189,8 @@ def read_content(
             content = form.read(columns, policy)
     except ColumnError as error:
         raise InputError(f"{path}: {error}") from None
-    suspicions = (*content.suspicions, *similar_labels(content), *unknown_words(columns, content))
-    return replace(content, suspicions=suspicions, format_name=name)
+    found = (*odd_patients(content), *similar_labels(content), *unknown_words(columns, content))
+    return replace(content, suspicions=(*content.suspicions, *found), format_name=name)
 
 
 def suggest_name(wrong: str, known: Sequence[str]) -> str:

@@ -39,6 +39,10 @@ def read_columns(path: Path, select: SelectColumns) -> Columns:
             start = file.read(4)
             if start == b"PAR1":
                 return _parquet_columns(path, select)
+            if start.startswith(b"PK"):
+                raise InputError(
+                    f"{path}: is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8"
+                )
             file.seek(0)
             binary = gzip.GzipFile(fileobj=file) if start.startswith(b"\x1f\x8b") else file
             with io.TextIOWrapper(io.BufferedReader(binary), encoding="utf-8-sig", newline="") as text:

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from acuity.objectives.tables.cells import Columns, IndexContent
+from acuity.objectives.tables.cells import Columns, IndexContent, factorize
 
 _SEPARATORS = re.compile(r"\s*[,;|/&+]\s*|\s+and\s+", re.IGNORECASE)
+_ROUNDED = re.compile(r"\d(?:[.,]\d+)?E\+?\d+", re.IGNORECASE)
+_MANY_IMAGES, _LARGE_SHARE = 20, 0.1
 _EXPECTED = {"sex": "M, F, male or female", "age": "an age of at most 120 years"}
 
 
@@ -46,6 +48,40 @@ def unknown_words(columns: Columns, content: IndexContent) -> Iterator[str]:
                 f"Column {content.headings[name]}: {unread.sum():,} of {is_filled.sum():,} cells are not {expected} "
                 f"(index line {_lines(content, unread)}); they count as unknown."
             )
+
+
+def odd_patients(content: IndexContent) -> Iterator[str]:
+    """Patients that may be one, and identifiers that may stand for several patients. No identifier is quoted."""
+    if not content.has_patients:
+        return
+    codes, distinct = factorize(content.table["patient"].to_numpy(object))
+    plain, names = factorize([_plain_patient(patient) for patient in distinct])
+    several = np.bincount(plain, minlength=len(names)) > 1
+    alike = several[plain][codes]
+    if alike.any():
+        yield (
+            f"{several.sum():,} patients are written in several ways, which differ by case, spaces, leading zeros or a "
+            f"final .0 only (index line {_lines(content, alike)}). They count as different patients, so one patient "
+            "may be in training and test. Write each identifier in one way."
+        )
+    rounded = np.array([bool(_ROUNDED.fullmatch(patient)) for patient in distinct])[codes]
+    if rounded.any():
+        yield (
+            f"{rounded.sum():,} patient identifiers are numbers in scientific notation (index line "
+            f"{_lines(content, rounded)}), as a spreadsheet rounds long numbers. Several patients may then count as "
+            "one. Export the identifiers as text."
+        )
+    images = np.bincount(codes)
+    most = int(images.argmax())
+    if images[most] >= _MANY_IMAGES and images[most] > _LARGE_SHARE * len(codes) and len(distinct) > 1:
+        yield (
+            f"One patient has {images[most]:,} of {len(codes):,} images (index line {_lines(content, codes == most)}). "
+            "If the identifier is a placeholder, such as unknown or 0, give each of these images its patient."
+        )
+
+
+def _plain_patient(patient: str) -> str:
+    return _word(patient).removesuffix(".0").lstrip("0")
 
 
 def _word(label: str) -> str:

@@ -42,7 +42,12 @@ def new(file: Path, preset: str | None) -> None:
 @command("acuity prepare nih.toml")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-def prepare(file: Path, as_json: bool) -> None:
+@click.option(
+    "--look",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a PNG of what the networks see: images of each label at each resolution, and the oddest ones.",
+)
+def prepare(file: Path, as_json: bool, look: Path | None) -> None:
     """Check an experiment's images, labels, networks and disk, and decode the images. It needs no GPU."""
     from rich.console import Console
 
@@ -53,7 +58,9 @@ def prepare(file: Path, as_json: bool) -> None:
 
     experiment = load(file)
     with decoding_bar(Console(stderr=True)) as progress:
-        preparation = prepare_experiment(experiment, storage_url=named_storage(), progress=progress)
+        preparation = prepare_experiment(experiment, storage_url=named_storage(), look=look, progress=progress)
+    if look is not None:
+        click.echo(f"wrote {look}: it shows images of patients, so keep it where the images are", err=True)
     if as_json:
         click.echo(json.dumps(preparation.to_json(), indent=2, allow_nan=False))
     else:

@@ -137,7 +137,7 @@ def test_missing_empty_or_unreadable_file(tmp_path: Path) -> None:
     for data, why in (
         (b"", "is empty"),
         (b"\n\n", "is empty"),
-        (b"PK\x03\x04\xff\xfe", "not UTF-8 text"),
+        (b"PK\x03\x04\xff\xfe", "is a zip archive or an Excel workbook"),
         (gzip.compress(b"x" * 999)[:-9], "gzip file is damaged"),
         (HEADER.encode() + b'\n"' + b"x" * 200_000, "index line 2 is not CSV"),
     ):

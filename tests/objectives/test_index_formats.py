@@ -321,3 +321,34 @@ def test_text_of_parquet_may_be_bytes_and_blank_words(tmp_path: Path) -> None:
 
 def test_every_format_of_the_experiment_file_has_a_reader() -> None:
     assert set(FORMATS) == set(get_args(FormatName))
+
+
+def test_patients_written_in_several_ways_are_suspected(tmp_path: Path) -> None:
+    header = "file,patient,Mass"
+    rows = ("a.png,7,1", "b.png,7.0,0", "c.png,007,0", "d.png,Ab 1,0", "e.png,ab_1,1", "f.png,8,1", "g.png,10,0")
+    (found,) = read_lines(tmp_path, header, *rows).suspicions
+    assert found.startswith("2 patients are written in several ways")
+    assert "(index line 2, 3, 4)" in found
+    assert read_lines(tmp_path, header, "a.png,1,1", "b.png,10,0", "c.png,100,1").suspicions == ()
+
+
+def test_rounded_and_placeholder_patients_are_suspected(tmp_path: Path) -> None:
+    header = "file,patient,Mass"
+    (found,) = read_lines(tmp_path, header, "a.png,1.23E+11,1", "b.png,4e+10,0", "c.png,E1,0").suspicions
+    assert found.startswith("2 patient identifiers are numbers in scientific notation (index line 2, 3)")
+    rows = [f"{i}.png,{'unknown' if i % 3 else f'p{i}'},1" for i in range(60)]
+    (found,) = read_lines(tmp_path, header, *rows).suspicions
+    assert found.startswith("One patient has 40 of 60 images (index line 3, 4, 6)")
+    assert "unknown," not in found.split("placeholder")[0], "an identifier is not quoted"
+
+
+def test_backslashes_of_a_table_written_on_windows(tmp_path: Path) -> None:
+    index = read_lines(tmp_path, "file,patient,Mass", "train\\a.png,p1,1", ".\\train\\b.png,p2,0")
+    assert list(index.names) == ["train/a.png", "train/b.png"]
+    assert "has a path with `..`" in refusal(tmp_path, "file,patient,Mass", "..\\a.png,p1,1")
+
+
+def test_an_archive_or_workbook_says_so(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(InputError, match="is a zip archive or an Excel workbook; unpack it"):
+        read_index(tmp_path / "index.csv", images=tmp_path)
