@@ -138,8 +138,7 @@ def _draw(image_set: ImageSet, blocks: Sequence[Sequence[_Group]], resolutions: 
 def _resized(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Each pixel as a square where the image is smaller, else the mean of the pixels."""
     method = cv2.INTER_AREA if len(image) > side else cv2.INTER_NEAREST
-    resized: NDArray[np.uint8] = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=method)
-    return resized
+    return cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=method).astype(np.uint8)
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
