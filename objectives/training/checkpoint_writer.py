@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 
 from acuity.objectives.device.memory import is_out_of_memory, spare_bytes
-from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_to_bytes, map_tensors
+from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_to_bytes, list_tensors, map_tensors
 from acuity.objectives.training.interface import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        save: Callable[[bytes], None] | None,
+        save: Callable[[memoryview], None] | None,
         *,
         device: torch.device,
         interval_s: float,
@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._buffer_is_free = Event()
         self._buffer_is_free.set()
         self._has_room: bool | None = None
-        self._unwritten: Checkpoint | None = None
+        self._unwritten: Checkpoint | None = None  # its tensors change; their copies are in the buffer
         self._is_last = False
         self._writing: Future[None] | None = None
         # A new thread's current GPU is the first one, where a copy would create a context.
@@ -78,7 +78,8 @@ class CheckpointWriter:
             self._finish_write()
             return
         self._buffer_is_free.wait()  # the copy of an earlier epoch to the host takes less than an epoch
-        self._unwritten = self._copy(checkpoint)
+        self._copy_to_buffer(checkpoint)
+        self._unwritten = checkpoint
         if now + epoch_s - self._written_at > self._interval_s and not is_writing:
             self._write_unwritten()
             self._written_at = now
@@ -127,25 +128,20 @@ class CheckpointWriter:
 
     def _find_room(self, checkpoint: Checkpoint) -> bool:
         """Whether the peak of the first epoch leaves memory for a buffer; on a CPU also for the packed bytes, twice."""
-        sources: list[torch.Tensor] = []
-        _map_state(sources.append, checkpoint)
-        state_bytes = sum(tensor.nbytes for tensor in sources)
+        state_bytes = sum(tensor.nbytes for tensor in _tensors(checkpoint))
         return spare_bytes(self._device) >= state_bytes * (1 if self._device.type == "cuda" else 3)
 
-    def _copy(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with its tensors in the buffer."""
-        sources: list[torch.Tensor] = []
-        _map_state(sources.append, checkpoint)
+    def _copy_to_buffer(self, checkpoint: Checkpoint) -> None:
+        sources = _tensors(checkpoint)
         if not self._buffer:
             self._buffer = _allocate(sources, on_cpu=not self._has_room)
         _copy_tensors(sources, self._buffer)
-        copies = iter(self._buffer)
-        return _map_state(lambda _: next(copies), checkpoint)
 
     def _write_unwritten(self) -> None:
         assert self._unwritten is not None
+        copies = iter(self._buffer)
         self._buffer_is_free.clear()
-        self._submit(self._unwritten)
+        self._submit(_map_state(lambda _: next(copies), self._unwritten))
         self._unwritten = None
 
     def _submit(self, checkpoint: Checkpoint) -> None:
@@ -169,6 +165,10 @@ class CheckpointWriter:
             self._buffer_is_free.set()
         del checkpoint
         self._save(data)
+
+
+def _tensors(checkpoint: Checkpoint) -> list[torch.Tensor]:
+    return list_tensors((checkpoint.network, checkpoint.optimiser, checkpoint.scheduler))
 
 
 def _map_state(function: Callable[[torch.Tensor], Any], checkpoint: Checkpoint) -> Checkpoint:

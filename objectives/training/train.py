@@ -44,7 +44,7 @@ def train(
     report: Callable[[int, float], bool],
     should_stop: Callable[[], bool] = lambda: False,
     load_checkpoint: Callable[[], bytes | None] | None = None,
-    save_checkpoint: Callable[[bytes], None] | None = None,
+    save_checkpoint: Callable[[memoryview], None] | None = None,
     checkpoint_s: float = 30.0,
     image_budget_bytes: int | None = None,
     capture_steps: CaptureSetting = "auto",

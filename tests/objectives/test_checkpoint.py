@@ -1,13 +1,16 @@
 """A damaged checkpoint restarts its training, whatever error its bytes raise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes, checkpoint_to_bytes
 
-WHOLE = checkpoint_to_bytes(
-    Checkpoint(identity="mine", aucs=[0.5], seconds=1.0, network={"weight": torch.zeros(3)}, optimiser={}, scheduler={})
+CHECKPOINT = Checkpoint(
+    identity="mine", aucs=[0.5], seconds=1.0, network={"weight": torch.arange(3.0)}, optimiser={}, scheduler={}
 )
+WHOLE = bytes(checkpoint_to_bytes(CHECKPOINT))
 
 
 @pytest.mark.parametrize("error", [AttributeError, IndexError, AssertionError, OverflowError, UnicodeDecodeError])
@@ -28,3 +31,11 @@ def test_no_changed_byte_of_the_pickle_raises() -> None:
         changed = bytearray(WHOLE)
         changed[position] ^= 0x55
         checkpoint_from_bytes(bytes(changed), identity="mine")
+
+
+def test_bytes_that_exceed_the_expected_size_are_whole() -> None:
+    large = replace(CHECKPOINT, network={"a slice": torch.arange(2.0**18)[:3]}, scheduler={"names": ["n" * 2**17]})
+    read = checkpoint_from_bytes(checkpoint_to_bytes(large), identity="mine")
+    assert read is not None
+    assert read.network["a slice"].tolist() == [0, 1, 2]
+    assert read.scheduler == large.scheduler
