@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,6 +94,7 @@ def train(
             positive_weight=_positive_weight(training_targets),
         )
     steps, steps_s, scores = 0, 0.0, None
+    network = learner.network.state_dict()  # once: it takes 1 ms, and steps change its tensors in place
     with CheckpointWriter(save_checkpoint, device=device, interval_s=checkpoint_s) as writer:
         while len(aucs) < hyperparameters.epochs and not stopped:
             epoch = len(aucs) + 1
@@ -114,9 +116,9 @@ def train(
             aucs.append(auc(validation_targets, scores))
             seconds = seconds_before + time.perf_counter() - started
             if epoch < hyperparameters.epochs:
-                writer.keep(_checkpoint(learner, aucs, seconds, identity=identity))
+                writer.keep(_checkpoint(learner, network, aucs, seconds, identity=identity))
             else:
-                writer.write_last(_last_checkpoint(learner, aucs, seconds, identity=identity))
+                writer.write_last(_last_checkpoint(learner, network, aucs, seconds, identity=identity))
             stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
 
         if scores is None:  # the checkpoint holds all epochs, or its last report ends the training
@@ -124,7 +126,7 @@ def train(
                 learner, validation, num_images=len(validation_targets), epoch=len(aucs), should_stop=should_stop
             )
             if not stopped:  # earlier attempts' checkpoints are removed when the trial ends
-                writer.write_last(_last_checkpoint(learner, aucs, seconds_before, identity=identity))
+                writer.write_last(_last_checkpoint(learner, network, aucs, seconds_before, identity=identity))
     return Outcome(
         auc=auc(validation_targets, scores),
         auc_se=auc_standard_error(validation_targets, scores, data.patients[data.validation]),
@@ -241,20 +243,24 @@ def _predict(
     return scores
 
 
-def _checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
+def _checkpoint(
+    learner: Learner, network: dict[str, Any], aucs: list[float], seconds: float, *, identity: str
+) -> Checkpoint:
     return Checkpoint(
         identity=identity,
         aucs=list(aucs),
         seconds=seconds,
-        network=learner.network.state_dict(),
+        network=network,
         optimiser=learner.optimiser.state_dict(),
         scheduler=learner.scheduler.state_dict(),
     )
 
 
-def _last_checkpoint(learner: Learner, aucs: list[float], seconds: float, *, identity: str) -> Checkpoint:
+def _last_checkpoint(
+    learner: Learner, network: dict[str, Any], aucs: list[float], seconds: float, *, identity: str
+) -> Checkpoint:
     """The checkpoint after the last epoch, from which nothing is trained any more."""
-    return replace(_checkpoint(learner, aucs, seconds, identity=identity), optimiser={}, scheduler={})
+    return replace(_checkpoint(learner, network, aucs, seconds, identity=identity), optimiser={}, scheduler={})
 
 
 def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:

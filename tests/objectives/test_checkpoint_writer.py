@@ -377,7 +377,7 @@ def test_training_waits_for_no_copy_to_the_host_after_an_epoch() -> None:
     made = learner_on_a_gpu()
     with CheckpointWriter(lambda _: None, device=made.device, interval_s=30.0) as writing:
         torch.cuda.set_sync_debug_mode("error")
-        writing.keep(train._checkpoint(made, [0.5], 1.0, identity="this"))
+        writing.keep(train._checkpoint(made, made.network.state_dict(), [0.5], 1.0, identity="this"))
         torch.cuda.set_sync_debug_mode("default")
         assert {tensor.device for tensor in writing._buffer} == {made.device}
 
@@ -394,5 +394,5 @@ def test_thread_waits_for_the_event_of_the_buffer(waits: bool, monkeypatch: pyte
         contextlib.nullcontext() if waits else pytest.raises(OrderError),
         CheckpointWriter(saved.append, device=made.device, interval_s=1e-9) as writing,
     ):
-        writing.keep(train._checkpoint(made, [0.5], 1.0, identity="this"))
+        writing.keep(train._checkpoint(made, made.network.state_dict(), [0.5], 1.0, identity="this"))
     assert len(saved) == waits
