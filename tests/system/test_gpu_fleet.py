@@ -150,7 +150,7 @@ def test_fit_probes_the_gpu_that_is_named(environment: dict[str, str], settings:
 
 
 def test_script_of_a_slurm_job_runs_workers_that_share_its_gpu(
-    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path
+    experiment: Path, environment: dict[str, str], database_url: str, settings: Settings, tmp_path: Path, home: Path
 ) -> None:
     with experiment.open("a") as stream:
         stream.write(f'\n[cluster]\ncpus_per_worker = 1\nlogs = "{tmp_path / "logs"}"\n')
@@ -164,14 +164,14 @@ def test_script_of_a_slurm_job_runs_workers_that_share_its_gpu(
     }.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    secret = tmp_path / "pgpass"
+    secret = home / ".pgpass"
     url = parse_url(database_url)
     assert url.password is not None
     escaped = url.password.replace(":", "\\:")
     secret.write_text(f"*:*:{url.database}:{url.username}:{escaped}\n")
     secret.chmod(0o600)
     storage = database_url.replace(f":{url.password}@", "@").replace("+psycopg2", "")
-    site = {"PATH": f"{folder}:{os.environ['PATH']}", "PGPASSFILE": str(secret), "ACUITY_STORAGE": storage}
+    site = {"PATH": f"{folder}:{os.environ['PATH']}", "ACUITY_STORAGE": storage}
     on_gpus = environment | site | standin_gpu.environment(settings)
     shares = ["--workers", "2", "--workers-per-gpu", "2"]
     acuity("launch", str(experiment), "--cluster", "slurm", *shares, environment=on_gpus)
