@@ -1,4 +1,4 @@
-"""`acuity dashboard`: serve optuna-dashboard on the storage, by default read-only and for this host.
+"""`acuity dashboard`: serve the overview and optuna-dashboard on the storage, by default read-only and for this host.
 
 With --host it also serves other hosts and requires a password.
 """
@@ -15,6 +15,8 @@ from optuna_dashboard import wsgi
 from acuity.storage.database import Database
 from acuity.storage.passwords import read_password
 from acuity.study.dashboard.middleware import USER, guard
+from acuity.study.dashboard.overview import with_overview
+from acuity.study.dashboard.studies_page import adapt_studies_page
 from acuity.study.errors import UsageError
 
 _VARIABLE = "ACUITY_DASHBOARD_PASSWORD"
@@ -31,7 +33,8 @@ def serve_dashboard(
     """
     address = _resolve(host, port)
     password = _read_password(host, required=not address.is_loopback)
-    app = guard(wsgi(database.storage), writable=writable, password=password)
+    studies = adapt_studies_page(wsgi(database.storage), writable=writable)
+    app = guard(with_overview(studies, database), writable=writable, password=password)
     try:
         server = waitress.create_server(app, host=str(address), port=port, threads=8, ident="acuity")
     except OSError as error:
@@ -39,7 +42,7 @@ def serve_dashboard(
             f"port {port} on {host} cannot be used ({error.strerror}); name a free one with --port, or --port 0 for any"
         ) from None
     login = f" (user {USER}, password as set)" if password else ""
-    announce(f"http://{_shown(address)}:{server.effective_port}/dashboard{login}")
+    announce(f"http://{_shown(address)}:{server.effective_port}{login}")
     try:
         server.run()
     finally:

@@ -63,7 +63,7 @@ def test_reader_sees_answer_progress_and_dashboard_and_can_change_nothing(databa
         mine, theirs = (acuity(*arguments, storage=url).stdout for url in (database_url, reader_url))
         assert mine == theirs
     with running_dashboard(environment=os.environ | {"ACUITY_STORAGE": reader_url}) as announced:
-        base = announced.split()[0].removesuffix("/dashboard")
+        base = announced.split()[0]
         with urllib.request.urlopen(f"{base}/api/studies") as answer:
             assert len(json.load(answer)["study_summaries"]) == 2
         with urllib.request.urlopen(f"{base}/api/studies/1") as answer:

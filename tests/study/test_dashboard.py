@@ -38,11 +38,10 @@ def address(study: optuna.Study, database_url: str) -> Iterator[str]:  # noqa: A
 
 def test_dashboard_listens_on_loopback_and_refuses_to_delete_a_study(address: str, study: optuna.Study) -> None:
     assert address.startswith("http://127.0.0.1:")
-    base = address.removesuffix("/dashboard")
-    with urllib.request.urlopen(f"{base}/api/studies") as answer:
+    with urllib.request.urlopen(f"{address}/api/studies") as answer:
         studies = json.load(answer)["study_summaries"]
     assert [entry["study_name"] for entry in studies] == ["nih/Effusion"]
-    delete = urllib.request.Request(f"{base}/api/studies/{study._study_id}", method="DELETE")
+    delete = urllib.request.Request(f"{address}/api/studies/{study._study_id}", method="DELETE")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(delete)
     assert len(study.get_trials()) == 12
@@ -59,7 +58,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 def test_browser_shows_the_studies_the_history_and_the_trials(address: str, page: Page) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(address)
+    page.goto(f"{address}/dashboard")
     page.get_by_text("1. nih/Effusion").click()
     expect(page.get_by_text("Hyperparameter Importance")).to_be_visible()
     expect(page.locator("#plot-history .scatterlayer").first).to_be_attached()
@@ -70,16 +69,24 @@ def test_browser_shows_the_studies_the_history_and_the_trials(address: str, page
 
 
 @pytest.mark.browser
-def test_browser_cannot_delete_a_study(address: str, page: Page, study: optuna.Study) -> None:
-    page.goto(address)
-    page.get_by_role("button", name="delete").first.click()
-    page.get_by_role("button", name="Yes").or_(page.get_by_role("button", name="Delete")).last.click()
-    expect(page.get_by_text("Failed to delete study").first).to_be_visible()
-    assert len(study.get_trials()) == 12
+def test_a_read_only_page_has_no_controls_that_change_a_study(address: str, page: Page) -> None:
+    page.goto(f"{address}/dashboard")
+    expect(page.get_by_text("1. nih/Effusion")).to_be_visible()
+    for name in ("delete study", "rename study", "Create"):
+        assert page.get_by_role("button", name=name).count() == 0
+    page.get_by_role("link", name="Acuity overview").click()
+    expect(page.get_by_role("heading", name="Acuity")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_writable_page_has_the_controls(study: optuna.Study, database_url: str, page: Page) -> None:  # noqa: ARG001
+    with running_dashboard("--writable", environment=os.environ | {"ACUITY_STORAGE": database_url}) as announced:
+        page.goto(f"{announced.split()[0]}/dashboard")
+        expect(page.get_by_role("button", name="delete study")).to_be_visible()
 
 
 def test_port_in_use_is_an_error_that_names_the_option(address: str, database_url: str) -> None:
-    port = address.split(":")[2].split("/")[0]
+    port = address.split(":")[2]
     second = subprocess.run(
         [sys.executable, "-m", "acuity", "dashboard", "--port", port],
         env=os.environ | {"ACUITY_STORAGE": database_url},

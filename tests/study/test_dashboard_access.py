@@ -45,11 +45,11 @@ def study(database: Database) -> optuna.Study:
 
 @contextmanager
 def dashboard(database_url: str, *arguments: str, **variables: str) -> Iterator[str]:
-    """Run `acuity dashboard`; yields its address without the path of the page."""
+    """Run `acuity dashboard`; yields its address."""
     environment = os.environ | {"ACUITY_STORAGE": database_url} | variables
     with running_dashboard(*arguments, environment=environment) as announced:
         assert PASSWORD not in announced
-        yield announced.split()[0].removesuffix("/dashboard")
+        yield announced.split()[0]
 
 
 @pytest.fixture
