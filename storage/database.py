@@ -14,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb.models import BaseModel
 from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+from sqlalchemy import URL, Connection, Engine, Enum, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -45,6 +45,17 @@ _GRACE_S = 180
 """Age from which Optuna's tools call a heartbeat stale. Acuity's workers follow [workers] of the experiment."""
 OPTUNAS_TABLES = (*BaseModel.metadata.tables, "alembic_version")
 """Names of Optuna's tables. No table or view of Acuity has one of them, see tests/storage/test_schema_version.py."""
+_OPTUNAS_INDEXES = tuple(
+    str(index.name) for table in BaseModel.metadata.tables.values() for index in table.indexes if index.name
+)
+_OPTUNAS_TYPES = tuple(
+    {
+        column.type.name
+        for table in BaseModel.metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, Enum) and column.type.name
+    }
+)
 _EXPLAINED: tuple[type[Exception], ...] = (ProgrammingError, InternalError, *OUTAGES)
 
 
@@ -210,12 +221,19 @@ def _begin_making_tables(connection: Connection, url: URL) -> bool:
 
 
 def _make_optunas_tables(connection: Connection, url: URL) -> None:
-    """Make Optuna's tables in the schema public; StorageError where another program's tables have their names."""
-    query = text("select tablename from pg_tables where schemaname = 'public' and tablename = any(:names)")
-    existing = set(connection.scalars(query, {"names": list(OPTUNAS_TABLES)}))
-    if existing and "version_info" not in existing:
+    """Make Optuna's tables in the schema public; StorageError where another program uses the names of Optuna's."""
+    query = text(
+        "select c.relname, c.relkind from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = 'public' and c.relname = any(:names) union all "
+        "select t.typname, 'type' from pg_type t join pg_namespace n on n.oid = t.typnamespace "
+        "where n.nspname = 'public' and t.typname = any(:types) and t.typtype = 'e'"
+    )
+    names = {"names": [*OPTUNAS_TABLES, *_OPTUNAS_INDEXES], "types": list(_OPTUNAS_TYPES)}
+    kinds = {row.relname: row.relkind for row in connection.execute(query, names)}
+    existing = set(kinds)
+    if existing and kinds.get("version_info") != "r":
         raise StorageError(
-            f"{masked(url)}: another program's tables have the names of Optuna's ({', '.join(sorted(existing)[:3])} in "
+            f"{masked(url)}: another program uses names of Optuna's tables ({', '.join(sorted(existing)[:3])} in "
             "schema public). Use another database: createdb makes one"
         )
     if existing:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, select, text
 
 from acuity.storage.database import Database
 from acuity.storage.errors import StorageError
+from acuity.storage.locks import remove_study_locks
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,24 @@ def list_experiments(database: Database) -> list[str]:
 
 
 def delete_experiment(database: Database, name: str) -> list[tuple[str, int]]:
-    """Delete an experiment with its studies and all their trials; return the names and ids of those studies.
+    """Delete an experiment with its registered studies and their trials; return the names and ids of those studies.
 
-    The fleet's feasible batches stay. The experiment's row is deleted last, so that you can repeat an interrupted
-    deletion.
+    The fleet's feasible batches stay, and so do studies of other programs that are named like the experiment's. The
+    experiment's row is deleted last, so that you can repeat an interrupted deletion.
     """
     read_experiment(database, name)
     query = text(
-        "select study_id, study_name from public.studies where starts_with(study_name, :prefix) order by study_id"
+        "select s.study_id, s.study_name from public.studies s "
+        "join acuity.registered_studies r on r.study_name = s.study_name where r.experiment = :name order by s.study_id"
     )
     with database.engine.connect() as connection:
-        studies = connection.execute(query, {"prefix": f"{name}/"}).all()
+        studies = connection.execute(query, {"name": name}).all()
     for study_id, study_name in studies:
         _delete_trials(database, study_id)
         optuna.delete_study(study_name=study_name, storage=database.storage)
+        remove_study_locks(database.engine, study_id)
     with database.engine.begin() as connection:
+        connection.execute(text("delete from acuity.registered_studies where experiment = :name"), {"name": name})
         connection.execute(text("delete from acuity.experiments where name = :name"), {"name": name})
     return [(study_name, study_id) for study_id, study_name in studies]
 

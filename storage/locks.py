@@ -26,6 +26,7 @@ _TRY_LOCK = text(
         exists (select from locked) and (not :needs_slot or exists (select from slot))
     """
 )
+_REMOVE = text("delete from acuity.locks where name = any(:names)")
 _ADD = text("insert into acuity.locks (name) values (:name) on conflict do nothing")
 
 
@@ -70,3 +71,14 @@ def hold_lock(
 def study_lock(study_id: int) -> str:
     """Name of the lock on a study's number of trials."""
     return f"study {study_id}"
+
+
+def note_lock(study_id: int) -> str:
+    """Name of the lock on the dashboard's note of a study."""
+    return f"note {study_id}"
+
+
+def remove_study_locks(engine: Engine, study_id: int) -> None:
+    """Remove the rows of a deleted study's locks."""
+    with engine.begin() as connection:
+        connection.execute(_REMOVE, {"names": [study_lock(study_id), note_lock(study_id)]})

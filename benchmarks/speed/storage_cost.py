@@ -35,6 +35,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from acuity.storage.database import Database, open_storage
 from acuity.storage.embedded.server import embedded_server
+from acuity.storage.studies import create_study
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal, print_result
@@ -417,7 +418,7 @@ def _widen(database: Database, size: int) -> list[str]:
             {"labels": json.dumps(labels)},
         )
     for label in labels[1:]:
-        study = optuna.create_study(storage=database.storage, study_name=f"bench/{label}", direction="maximize")
+        study = create_study(database, f"bench/{label}", experiment="bench", label=label, confirm=False)
         _fill(database.engine, study._study_id, size)
     return labels
 

@@ -9,17 +9,35 @@ from acuity.storage.locks import MOVING, SLOTS
 from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
 from acuity.storage.schema.trials_view import TRIALS_VIEW
 
-VERSION = 2
+VERSION = 3
 """Version of the schema. Every change of the tables or views increments it."""
 _BEGIN = """
 create schema if not exists acuity;
 create table acuity.version (one boolean primary key default true check (one), version integer not null);
 """
+# to_regclass would answer from this session's cache and miss a table that was created during the wait for the lock.
+_RELATIONS = text(
+    "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+    "where n.nspname = 'acuity' and c.relkind in ('r', 'p', 'v', 'm', 'f')"
+)
+_IS_OURS = text(
+    """
+    select count(*) = 2 from information_schema.columns where table_schema = 'acuity' and table_name = 'version'
+        and (column_name, data_type) in (('one', 'boolean'), ('version', 'integer'))
+    """
+)
 _TABLES = """
 create table acuity.experiments (
     name text primary key,
     definition jsonb not null,
     created timestamptz not null default now()
+);
+create table acuity.registered_studies (
+    study_name text primary key,
+    experiment text not null,
+    label text not null,
+    confirm boolean not null,
+    unique (experiment, label, confirm)
 );
 create table acuity.feasible_batches (
     device text,
@@ -69,14 +87,22 @@ _VIEWS = (TRIALS_VIEW, AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW)
 
 
 def has_schema(connection: Connection) -> bool:
-    """Whether the database has the schema; StorageError where it has another version."""
-    version = _read_version(connection)
-    if version not in (None, VERSION):
+    """Whether the database has the schema; StorageError where it has another version, or another program's schema."""
+    relations = sorted(connection.scalars(_RELATIONS))
+    if not relations:
+        return False
+    if not connection.scalar(_IS_OURS):
+        raise StorageError(
+            f"another program has the schema acuity in this database (it has {', '.join(relations[:3])}). Use another "
+            "database: createdb makes one"
+        )
+    version = int(connection.scalars(text("select version from acuity.version")).one())
+    if version != VERSION:
         raise StorageError(
             f"the database's schema acuity has version {version}, this program needs {VERSION}: run the acuity-hpo "
             "that made it, or use another database"
         )
-    return version is not None
+    return True
 
 
 def begin_schema(connection: Connection) -> bool:
@@ -103,14 +129,6 @@ def create_schema(connection: Connection) -> None:
         text("insert into acuity.locks (name) select unnest(cast(:names as text[]))"), {"names": [*SLOTS, MOVING]}
     )
     connection.execute(text("insert into acuity.version (version) values (:version)"), {"version": VERSION})
-
-
-def _read_version(connection: Connection) -> int | None:
-    # to_regclass would answer from this session's cache and miss a table that was created during the wait for the lock.
-    exists = "select exists (select from pg_tables where schemaname = 'acuity' and tablename = 'version')"
-    if not connection.scalar(text(exists)):
-        return None
-    return int(connection.scalars(text("select version from acuity.version")).one())
 
 
 def _run(connection: Connection, sql: str) -> None:

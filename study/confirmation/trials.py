@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from acuity.storage.database import Database
+from acuity.storage.studies import create_study
 from acuity.storage.trials import claim_study
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import Nomination, Nominee
@@ -39,11 +40,9 @@ def create_confirm_study(
 ) -> LabelConfirmation:
     """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept."""
     plan = ConfirmationPlan(seeds=seeds, nominees=nomination.nominees)
-    study = optuna.create_study(
-        storage=database.storage,
-        study_name=confirm_study_name(experiment.name, nomination.label),
-        direction="maximize",
-        load_if_exists=True,
+    label = nomination.label
+    study = create_study(
+        database, confirm_study_name(experiment.name, label), experiment=experiment.name, label=label, confirm=True
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import gzip
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
@@ -19,14 +20,66 @@ _ALWAYS = {
 }
 _POLICY = "Content-Security-Policy"
 _NO_FOREIGN_FRAMES = "frame-ancestors 'self'"
+_TEXTS = ("application/json", "text/html", "text/css", "text/csv", "text/javascript", "application/javascript")
+_GZIP_LEVEL = 3
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 def guard(app: Wsgi, *, writable: bool, password: str | None) -> Wsgi:
     """Wrap optuna-dashboard, which has no access control. writable: permit changes from its own pages."""
     app = own_pages_only(app) if writable else read_only(app)
+    app = compressed(read_again(app))
     app = ask_password(app, password) if password else loopback_names_only(app)
     return safe_headers(app)
+
+
+def read_again(app: Wsgi) -> Wsgi:
+    """Repeat a reading request once that ends with an error of the server: a restart of Postgres cuts connections."""
+
+    def answered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in _READING:
+            return app(environ, start_response)
+        started: list[tuple[Any, ...]] = []
+        body = app(environ, lambda *arguments: started.append(arguments))
+        if started and str(started[0][0]).startswith("500"):
+            _close(body)
+            return app(environ, start_response)
+        start_response(*started[0])
+        return body
+
+    return answered
+
+
+def compressed(app: Wsgi) -> Wsgi:
+    """Compress texts for clients that accept gzip: the trials of a study of 10,000 are 26 MB of JSON."""
+
+    def answered(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if "gzip" not in environ.get("HTTP_ACCEPT_ENCODING", "") or environ["REQUEST_METHOD"] != "GET":
+            return app(environ, start_response)
+        started: list[tuple[Any, ...]] = []
+        body = app(environ, lambda *arguments: started.append(arguments))
+        status, headers, *exception = started[0]
+        given = {name.title(): value for name, value in headers}
+        kind = given.get("Content-Type", "").partition(";")[0].strip().lower()
+        if not str(status).startswith("200") or "Content-Encoding" in given or kind not in _TEXTS:
+            start_response(status, headers, *exception)
+            return body
+        try:
+            packed = gzip.compress(b"".join(body), compresslevel=_GZIP_LEVEL, mtime=0)
+        finally:
+            _close(body)
+        kept = [(name, value) for name, value in headers if name.title() not in ("Content-Length", "Etag")]
+        added = [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"), ("Content-Length", str(len(packed)))]
+        start_response(status, kept + added, *exception)
+        return [packed]
+
+    return answered
+
+
+def _close(body: Iterable[bytes]) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
 
 
 def ask_password(app: Wsgi, password: str) -> Wsgi:

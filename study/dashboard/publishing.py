@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database
-from acuity.storage.locks import hold_lock
+from acuity.storage.locks import hold_lock, note_lock
 from acuity.study.dashboard.notes import is_written_by_acuity, note_text
 from acuity.study.dashboard.plots import dashboard_plots
 from acuity.study.registry.names import confirm_study_name, study_name
@@ -60,11 +60,6 @@ def publish_label(database: Database, registered: Registered, label: str, *, eve
         _write(database, registered, entry, studies)
         _store_time(connection, search, state)
     return True
-
-
-def note_lock(study_id: int) -> str:
-    """Name of the lock on a label's note."""
-    return f"note {study_id}"
 
 
 def _find_studies(database: Database, registered: Registered, label: str) -> dict[str, int]:

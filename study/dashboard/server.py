@@ -9,11 +9,11 @@ import platform
 import socket
 from collections.abc import Callable
 
-import waitress
 from optuna_dashboard import wsgi
 
 from acuity.storage.database import Database
 from acuity.storage.passwords import read_password
+from acuity.study.dashboard.listener import LimitedServer
 from acuity.study.dashboard.middleware import USER, guard
 from acuity.study.dashboard.overview import with_overview
 from acuity.study.dashboard.studies_page import adapt_studies_page
@@ -36,7 +36,7 @@ def serve_dashboard(
     studies = adapt_studies_page(wsgi(database.storage), writable=writable)
     app = guard(with_overview(studies, database), writable=writable, password=password)
     try:
-        server = waitress.create_server(app, host=str(address), port=port, threads=8, ident="acuity")
+        server = LimitedServer(app, host=str(address), port=port, writable=writable)
     except OSError as error:
         raise UsageError(
             f"port {port} on {host} cannot be used ({error.strerror}); name a free one with --port, or --port 0 for any"

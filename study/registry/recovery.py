@@ -1,18 +1,18 @@
 """Requeue or fail the trials of workers that died or had to stop."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import text
 
 from acuity.storage.database import Database
 from acuity.storage.trials import claim_study, write_attributes
 from acuity.study.registry.claims import INHERITED, Claim
 from acuity.study.registry.record import Registered
+from acuity.study.registry.silence import SilentTrial, is_still_silent
 from acuity.study.registry.studies import enqueue_trial
 
 logger = logging.getLogger(__name__)
@@ -26,19 +26,16 @@ def release_trial(database: Database, claim: Claim, *, reason: str) -> None:
             _requeue(database, claim.study, trial, reason=reason, retries=int(trial.user_attrs.get("retries", 0)))
 
 
-def requeue_stale_trials(
-    database: Database, registered: Registered, studies: Mapping[str, optuna.Study], *, grace_s: float
+def requeue_silent_trials(
+    database: Database, registered: Registered, studies: Iterable[optuna.Study], silent: Iterable[SilentTrial]
 ) -> None:
-    """Requeue every trial of the experiment without a heartbeat for grace_s, or fail it after too many retries.
-
-    The caller must have had contact with the database for grace_s: after an outage every heartbeat is old.
-    """
-    for study in studies.values():
-        if not _stale_trials(database, study._study_id, grace_s=grace_s):
-            continue
-        with claim_study(database, study._study_id):
-            for trial_id in _stale_trials(database, study._study_id, grace_s=grace_s):
-                _requeue_stale(database, registered, study, database.storage.get_trial(trial_id))
+    """Requeue the trials of silent workers, or fail a trial after too many retries."""
+    by_id = {study._study_id: study for study in studies}
+    for trial in silent:
+        study = by_id[trial.study_id]
+        with claim_study(database, trial.study_id):
+            if is_still_silent(database, trial):
+                _requeue_silent(database, registered, study, database.storage.get_trial(trial.trial_id))
 
 
 def fail_trial(database: Database, study: optuna.Study, trial: FrozenTrial, *, reason: str) -> None:
@@ -64,22 +61,7 @@ def cancel_trial(database: Database, trial: FrozenTrial, *, reason: str) -> None
     _end(database, trial, {"requeued": True, "reason": reason})
 
 
-def _stale_trials(database: Database, study_id: int, *, grace_s: float) -> list[int]:
-    query = text(
-        """
-        select t.trial_id from public.trials t left join public.trial_heartbeats h on h.trial_id = t.trial_id
-        where t.study_id = :study_id and t.state = 'RUNNING'
-            and (h.trial_id is null
-                or h.heartbeat < (now() at time zone 'utc') - make_interval(secs => :grace_s))
-        order by t.trial_id
-        """
-    )
-    with database.engine.connect() as connection:
-        rows = connection.execute(query, {"study_id": study_id, "grace_s": float(grace_s)})
-        return [int(row[0]) for row in rows]
-
-
-def _requeue_stale(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial) -> None:
+def _requeue_silent(database: Database, registered: Registered, study: optuna.Study, trial: FrozenTrial) -> None:
     retries = int(trial.user_attrs.get("retries", 0)) + 1
     if retries <= registered.experiment.workers.max_retries:
         logger.warning("%s trial %d: its worker is gone; another one resumes it", study.study_name, trial.number)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment
+from acuity.storage.studies import check_names
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load
 from acuity.study.config.schema import Experiment, with_found_format
 from acuity.study.errors import UsageError
 from acuity.study.registry.identity import ImageIdentity
+from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, check_same_images, from_stored, read_registered, save_registered
 from acuity.study.registry.studies import make_studies
 from acuity.study.search.space import batch_size_exponents
@@ -23,10 +25,11 @@ def register(
 
     training_images: number of training images of the label that has most. UsageError where the file, the index or the
     split differ from the stored ones so that trials are not comparable, or where an experiment in learn_from splits
-    these images differently.
+    these images differently. StorageError where another program's study has the name of one of its studies.
     """
     stored = find_experiment(database, experiment.name)
     if stored is None:
+        check_names(database, [study_name(experiment.name, label) for label in experiment.labels])
         _check_same_splits(database, experiment, identity)
         registered = Registered(
             experiment=experiment,

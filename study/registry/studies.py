@@ -7,6 +7,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from acuity.storage.database import Database
+from acuity.storage.studies import create_study
 from acuity.storage.trials import claim_study
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered
@@ -26,11 +27,8 @@ def make_studies(database: Database, registered: Registered) -> None:
 
 def _make_study(database: Database, registered: Registered, label: str, *, informed: bool) -> None:
     experiment = registered.experiment
-    study = optuna.create_study(
-        storage=database.storage,
-        study_name=study_name(experiment.name, label),
-        direction="maximize",
-        load_if_exists=True,
+    study = create_study(
+        database, study_name(experiment.name, label), experiment=experiment.name, label=label, confirm=False
     )
     with claim_study(database, study._study_id):
         trials = study.get_trials(deepcopy=False)

@@ -23,7 +23,8 @@ from acuity.study.fleet.signals import stop_signals
 from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.progress import find_failing_labels, list_failed_trials, read_progress
 from acuity.study.registry.record import check_same_images, checkpoints_of, read_registered, with_current_budget
-from acuity.study.registry.recovery import requeue_stale_trials
+from acuity.study.registry.recovery import requeue_silent_trials
+from acuity.study.registry.silence import HeartbeatWatch
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.batch_limit import known_memory_limit, memory_limit
 from acuity.study.worker.context import WorkerContext
@@ -83,11 +84,12 @@ def run_trials(context: WorkerContext) -> bool:
     failing: dict[str, str] = {}
     size_at_first: int | None = None
     notes = _Notes()
+    watch = HeartbeatWatch(grace_s=context.experiment.workers.grace_s)
     while not context.stop.is_set():
         budgeted = context.retry_outages(with_current_budget, context.database, context.registered)
         context = replace(context, registered=budgeted)
         confirming = context.retry_outages(open_confirm_studies, context.database, context.experiment)
-        _requeue_stale_trials(context, confirming)
+        _requeue_silent_trials(context, confirming, watch)
         failing |= context.retry_outages(
             find_failing_labels, context.database, context.experiment, except_for=failed_before
         )
@@ -95,6 +97,8 @@ def run_trials(context: WorkerContext) -> bool:
         claim = _claim(context, studies, confirming)
         if claim is not None:
             run_attempt(context, claim)
+            if context.stop.is_set():
+                break
             notes.write(context, claim.label)
             size_at_first = size_at_first or resident_bytes()
             if resident_bytes() - size_at_first > _GROWTH_BYTES:
@@ -132,16 +136,18 @@ class _Notes:
             try_to_publish_label(context.database, context.registered, label, every_s=0)
 
 
-def _requeue_stale_trials(context: WorkerContext, confirming: Mapping[str, optuna.Study]) -> None:
+def _requeue_silent_trials(
+    context: WorkerContext, confirming: Mapping[str, optuna.Study], watch: HeartbeatWatch
+) -> None:
     """Requeue trials of dead workers after one grace period of unbroken contact with the database.
 
     Right after an outage, or a pause of this process, the heartbeats of live workers are old, too.
     """
-    grace_s = context.experiment.workers.grace_s
-    context.contact.seen()
-    if context.contact.unbroken_s() > grace_s:
-        for studies in (context.studies, confirming):
-            context.retry_outages(requeue_stale_trials, context.database, context.registered, studies, grace_s=grace_s)
+    studies = [*context.studies.values(), *confirming.values()]
+    ids = [study._study_id for study in studies]
+    silent = context.retry_outages(watch.find_silent, context.database, ids)
+    if silent and context.contact.unbroken_s() > context.experiment.workers.grace_s:
+        context.retry_outages(requeue_silent_trials, context.database, context.registered, studies, silent)
 
 
 def _claim(

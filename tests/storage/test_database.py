@@ -27,6 +27,7 @@ from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.experiments import save_experiment
 from acuity.storage.trials import claim_study, record_heartbeat, write_attributes
 from acuity.storage.url import parse_url
+from support.postgres import query
 
 _ROOT = Path(__file__).parents[2]
 
@@ -167,21 +168,45 @@ def test_no_statement_depends_on_the_search_path(
         assert _count(again, "acuity.all_trials where seed = 1 and value = 0.5") == 1
 
 
-@pytest.mark.parametrize("table", ["alembic_version", "trials"])
-def test_database_with_another_programs_tables_is_left_as_it_is(table: str, empty_database_url: str) -> None:
-    """MLflow keeps its version in alembic_version too."""
-    engine = create_engine(empty_database_url)
-    with engine.begin() as connection:
-        connection.execute(text(f"create table {table} (version_num text)"))
-    with (
-        pytest.raises(StorageError, match=rf"another program's tables.*\({table} in"),
-        open_storage(empty_database_url),
-    ):
+@pytest.mark.parametrize(
+    ("theirs", "match"),
+    [
+        ("create table alembic_version (version_num text); create table runs (run_uuid text)", "alembic_version in"),
+        ("create table trials (id text)", "trials in"),
+        ("create view studies as select 1 as study_id", "studies in"),
+        ("create type trialstate as enum ('RUNNING')", "trialstate in"),
+        ("create schema acuity; create table acuity.experiments (id text)", "it has experiments"),
+        ("create schema acuity; create view acuity.all_trials as select 1 as number", "it has all_trials"),
+        ("create schema acuity; create table acuity.version (version text)", "it has version"),
+    ],
+    ids=["MLflow", "table", "view", "type", "our schema's table", "our schema's view", "our schema's version"],
+)
+def test_database_with_another_programs_names_is_left_as_it_is(
+    theirs: str, match: str, empty_database_url: str
+) -> None:
+    """MLflow keeps its version in alembic_version too. Nothing may be made before the check, and nothing left."""
+    everything = (
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname in ('public', 'acuity') order by 1"
+    )
+    query(empty_database_url, theirs)
+    before = query(empty_database_url, everything)
+    with pytest.raises(StorageError, match=rf"another program.*{match}"), open_storage(empty_database_url):
         pass
-    with engine.connect() as connection:
-        everything = "select count(*) from pg_tables where schemaname in ('public', 'acuity')"
-        assert connection.scalar(text(everything)) == 1
-    engine.dispose()
+    assert query(empty_database_url, everything) == before
+
+
+def test_tables_and_views_of_other_names_are_kept_beside_acuitys(empty_database_url: str) -> None:
+    query(
+        empty_database_url,
+        'create table experiments (id text); create table runs (id text); create view "my view" as select 1 as one',
+    )
+    for _ in range(2):
+        with open_storage(empty_database_url):
+            pass
+        query(empty_database_url, 'create or replace view "of ours" as select * from acuity.best_resolution')
+    assert query(empty_database_url, 'select * from "my view"') == [(1,)]
+    assert query(empty_database_url, 'select * from "of ours"') == []
 
 
 def test_missing_column_is_one_line_with_the_databases_words(database: Database, database_url: str) -> None:

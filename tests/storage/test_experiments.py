@@ -1,5 +1,7 @@
 """An experiment is saved, read, and deleted with its studies."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import optuna
 import pytest
 from optuna.distributions import IntDistribution
@@ -16,7 +18,8 @@ from acuity.storage.experiments import (
     save_experiment,
 )
 from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
-from acuity.storage.trials import record_heartbeat
+from acuity.storage.studies import check_names, create_study
+from acuity.storage.trials import claim_study, record_heartbeat
 
 DEFINITION = {"labels": ["Pleural Thickening", "Öd%s:em"], "search": {"trials": 40, "rate": 1e-05, "weights": None}}
 
@@ -54,7 +57,8 @@ def test_deletion_removes_the_experiments_studies_and_rows_and_no_others(databas
     for name in ("nih", "nih-2"):
         save_experiment(database, name, DEFINITION)
         for study_name in (f"{name}/Mass", f"{name}/Mass/confirm"):
-            study = optuna.create_study(storage=database.storage, study_name=study_name)
+            confirm = study_name.endswith("confirm")
+            study = create_study(database, study_name, experiment=name, label="Mass", confirm=confirm)
             study.set_user_attr("key", 1)
             study.add_trial(
                 create_trial(
@@ -67,11 +71,13 @@ def test_deletion_removes_the_experiments_studies_and_rows_and_no_others(databas
             )
             trial_id = database.storage.create_new_trial(study._study_id)
             database.storage.set_trial_system_attr(trial_id, "key", 1)
-            record_heartbeat(database, trial_id)
+            with claim_study(database, study._study_id):
+                record_heartbeat(database, trial_id)
     every = "select count(*) from "
     tables = [
         *("studies", "study_directions", "study_user_attributes", "trials", "trial_values", "trial_params"),
         *("trial_user_attributes", "trial_system_attributes", "trial_intermediate_values", "trial_heartbeats"),
+        *("acuity.registered_studies", "acuity.locks where name like 'study %'"),
     ]
 
     def rows() -> list[int]:
@@ -90,7 +96,7 @@ def test_deletion_removes_the_experiments_studies_and_rows_and_no_others(databas
 def test_interrupted_deletion_can_be_repeated(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     save_experiment(database, "nih", DEFINITION)
     for label in ("Mass", "Nodule"):
-        optuna.create_study(storage=database.storage, study_name=f"nih/{label}")
+        create_study(database, f"nih/{label}", experiment="nih", label=label, confirm=False)
     delete = optuna.delete_study
 
     def delete_once(*, study_name: str, storage: optuna.storages.BaseStorage) -> None:
@@ -104,6 +110,35 @@ def test_interrupted_deletion_can_be_repeated(database: Database, monkeypatch: p
     delete_experiment(database, "nih")
     assert list_experiments(database) == []
     assert database.storage.get_all_studies() == []
+
+
+def test_studies_of_other_programs_outlive_an_experiment_of_their_prefix(database: Database) -> None:
+    save_experiment(database, "old", DEFINITION)
+    create_study(database, "old/Mass", experiment="old", label="Mass", confirm=False)
+    foreign = optuna.create_study(storage=database.storage, study_name="old/study")
+    foreign.add_trial(create_trial(value=0.5))
+    delete_experiment(database, "old")
+    assert [study.study_name for study in database.storage.get_all_studies()] == ["old/study"]
+    assert len(foreign.get_trials()) == 1
+
+
+def test_study_of_another_program_is_never_taken_over(database: Database) -> None:
+    save_experiment(database, "old", DEFINITION)
+    optuna.create_study(storage=database.storage, study_name="old/Mass")
+    words = r'this database has a study "old/Mass" that is not one of this experiment: give the experiment another name'
+    with pytest.raises(StorageError, match=words):
+        create_study(database, "old/Mass", experiment="old", label="Mass", confirm=False)
+    with pytest.raises(StorageError, match=words):
+        check_names(database, ["old/Nodule", "old/Mass"])
+
+
+def test_eight_processes_that_create_one_study_get_the_same(database: Database) -> None:
+    save_experiment(database, "nih", DEFINITION)
+    with ThreadPoolExecutor(8) as pool:
+        studies = pool.map(
+            lambda _: create_study(database, "nih/Mass", experiment="nih", label="Mass", confirm=False), range(8)
+        )
+        assert len({study._study_id for study in studies}) == 1
 
 
 def test_deletion_of_an_unknown_experiment_is_refused(database: Database) -> None:

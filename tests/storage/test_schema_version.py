@@ -16,6 +16,7 @@ from acuity.storage.database import OPTUNAS_TABLES, Database, open_storage
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import read_experiment, save_experiment
 from acuity.storage.schema.version import VERSION
+from acuity.storage.studies import create_study
 
 PARAMETERS = {"resolution": 64, "architecture": "densenet121", "batch_size_exponent": 7, "learning_rate": 3e-4}
 DISTRIBUTIONS = {
@@ -39,11 +40,19 @@ ATTRIBUTES = {
 }
 
 
+def _study(database: Database, study_name: str) -> optuna.Study:
+    """The registered study, made where it is missing."""
+    experiment, _, label = study_name.partition("/")
+    save_experiment(database, experiment, {})
+    confirm = label.endswith("/confirm")
+    label = label.removesuffix("/confirm")
+    return create_study(database, study_name, experiment=experiment, label=label, confirm=confirm)
+
+
 def _add(database: Database, study_name: str, **trial: Any) -> None:
-    study = optuna.create_study(
-        storage=database.storage, study_name=study_name, direction="maximize", load_if_exists=True
+    _study(database, study_name).add_trial(
+        create_trial(**{"params": PARAMETERS, "distributions": DISTRIBUTIONS, "value": 0.8} | trial)
     )
-    study.add_trial(create_trial(**{"params": PARAMETERS, "distributions": DISTRIBUTIONS, "value": 0.8} | trial))
 
 
 def _rows(database: Database, where: str = "true") -> list[Mapping[str, Any]]:
@@ -83,8 +92,8 @@ def test_every_choice_of_a_categorical_is_decoded(database: Database) -> None:
     ]
 
 
-def test_view_splits_study_names(database: Database) -> None:
-    for name in ("nih/Mass", "nih/Mass/confirm", "nih/Pleural/Other", "nih-2/Mass", "a study of another program"):
+def test_view_shows_the_experiment_and_the_label_of_each_registered_study(database: Database) -> None:
+    for name in ("nih/Mass", "nih/Mass/confirm", "nih/Pleural/Other", "nih-2/Mass"):
         _add(database, name)
     assert [(row["experiment"], row["label"], row["confirm"]) for row in _rows(database)] == [
         ("nih", "Mass", False),
@@ -96,7 +105,7 @@ def test_view_splits_study_names(database: Database) -> None:
 
 
 def test_trials_without_parameters_or_value_are_shown_too(database: Database) -> None:
-    study = optuna.create_study(storage=database.storage, study_name="nih/Mass")
+    study = _study(database, "nih/Mass")
     study.enqueue_trial({"resolution": 32})
     database.storage.create_new_trial(study._study_id)
     _add(database, "nih/Mass", state=TrialState.FAIL, value=None, user_attrs={"requeued": True, "auc_se": None})
@@ -123,6 +132,19 @@ def test_unusual_attribute_does_not_break_the_view(
     odd, plain = _rows(database)
     assert repr((odd["auc_se"], odd["seconds"], odd["reason"])) == repr(shown)
     assert plain["reason"] == "plain"
+
+
+def test_studies_of_other_programs_are_not_in_the_views(database: Database) -> None:
+    """Such a study may have parameters of our names and other types."""
+    _add(database, "nih/Mass", user_attrs=ATTRIBUTES)
+    for name in ("nih/Nodule", "theirs/Mass", "a study"):
+        foreign = optuna.create_study(storage=database.storage, study_name=name)
+        sizes = CategoricalDistribution(["low", "high"])
+        foreign.add_trial(create_trial(params={"resolution": "low"}, distributions={"resolution": sizes}, value=0.9))
+    with database.engine.connect() as connection:
+        for view in ("all_trials", "best_resolution", "auc_by_resolution"):
+            rows = connection.execute(text(f"select experiment, label, resolution from acuity.{view}")).all()
+            assert [tuple(row) for row in rows] == [("nih", "Mass", 64)], view
 
 
 def test_opening_again_keeps_every_row(database: Database, database_url: str) -> None:
@@ -165,6 +187,8 @@ def _insert_trials(database: Database, *, experiments: int, trials: int) -> None
     distributions = {name: optuna.distributions.distribution_to_json(kind) for name, kind in DISTRIBUTIONS.items()}
     statements = [
         "insert into studies (study_name) select 'e' || e || '/Mass' from generate_series(1, :experiments) e",
+        """insert into acuity.registered_studies (study_name, experiment, label, confirm)
+        select 'e' || e || '/Mass', 'e' || e, 'Mass', false from generate_series(1, :experiments) e""",
         """insert into trials (number, study_id, state, datetime_start, datetime_complete)
         select n - 1, study_id, 'COMPLETE', now(), now() from studies, generate_series(1, :trials) n""",
         """insert into trial_values (trial_id, objective, value, value_type)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from acuity.storage.database import Database, open_storage
+from acuity.storage.trials import record_heartbeat
 from acuity.study.config.loading import parse
 from acuity.study.config.schema import Experiment
 from acuity.study.registry import register as register_module
@@ -21,10 +22,12 @@ from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import find_failing_labels, read_progress
 from acuity.study.registry.record import Registered, with_current_budget
-from acuity.study.registry.recovery import release_trial, requeue_stale_trials
+from acuity.study.registry.recovery import release_trial
+from acuity.study.registry.silence import HeartbeatWatch
 from acuity.study.registry.studies import enqueue_trial, make_studies
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
+from support.silent_workers import requeue_silent
 
 EXPERIMENT = """
 name = "nih"
@@ -156,6 +159,11 @@ def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:
     assert running == {"Effusion": 1, "Mass": 1, "Nodule": 1}
 
 
+def shift_heartbeats(database: Database, by: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"update trial_heartbeats set heartbeat = heartbeat + ({by})"))
+
+
 def let_heartbeat_expire(database: Database, trial_id: int) -> None:
     """Make the heartbeat an hour old, as if the worker had died."""
     with database.engine.begin() as connection:
@@ -173,11 +181,11 @@ def test_stale_trial_is_resumed_with_its_parameters_seed_and_batch(database: Dat
     first = suggest(optuna.Trial(lost.study, lost.trial_id), registered.experiment, registered.exponents)
     for key, value in {"seed": 77, "batch_size": 24, "threads": 1, "precision": "fp32"}.items():
         database.storage.set_trial_user_attr(lost.trial_id, key, value)
-    requeue_stale_trials(database, registered, studies, grace_s=180)
+    requeue_silent(database, registered, studies, grace_s=180)
     assert database.storage.get_trial(lost.trial_id).state is TrialState.RUNNING, "its heartbeat is fresh"
     let_heartbeat_expire(database, lost.trial_id)
-    requeue_stale_trials(database, registered, studies, grace_s=180)
-    requeue_stale_trials(database, registered, studies, grace_s=180)
+    requeue_silent(database, registered, studies, grace_s=180)
+    requeue_silent(database, registered, studies, grace_s=180)
     only = {label: study for label, study in studies.items() if label == lost.label}
     again = claim_trial(database, registered, only, can_hold=lambda *_: True)
     assert again is not None
@@ -195,8 +203,42 @@ def test_a_running_trial_without_any_heartbeat_is_an_orphan(database: Database) 
     studies = open_studies(database, registered, sampler_seed=0)
     study = studies["Mass"]
     orphan = database.storage.create_new_trial(study._study_id)
-    requeue_stale_trials(database, registered, studies, grace_s=180)
+    requeue_silent(database, registered, studies, grace_s=180)
     assert database.storage.get_trial(orphan).state is TrialState.FAIL
+
+
+def test_killed_worker_is_found_though_the_databases_clock_is_set_back(database: Database) -> None:
+    registered = register(database)
+    studies = open_studies(database, registered, sampler_seed=0)
+    lost, living = claim(database, registered), claim(database, registered)
+    assert lost is not None
+    assert living is not None
+    shift_heartbeats(database, "interval '1 hour'")  # as if the clock was set back since
+    clock = [1000.0]
+    watch = HeartbeatWatch(180, clock=lambda: clock[0])
+    for seconds in (0, 170, 11):
+        clock[0] += seconds
+        requeue_silent(database, registered, studies, grace_s=180, watch=watch)
+        states = [database.storage.get_trial(trial.trial_id).state for trial in (lost, living)]
+        assert states == [TrialState.FAIL if clock[0] > 1180 else TrialState.RUNNING, TrialState.RUNNING]
+        record_heartbeat(database, living.trial_id)
+
+
+def test_clock_that_is_set_forward_makes_no_worker_silent(database: Database) -> None:
+    registered = register(database)
+    studies = open_studies(database, registered, sampler_seed=0)
+    living = claim(database, registered)
+    assert living is not None
+    clock = [5000.0]
+    watch = HeartbeatWatch(180, clock=lambda: clock[0])
+    requeue_silent(database, registered, studies, grace_s=180, watch=watch)
+    clock[0] -= 3600  # the database's clock has gained an hour on this process's
+    shift_heartbeats(database, "-interval '1 hour'")
+    requeue_silent(database, registered, studies, grace_s=180, watch=watch)
+    assert database.storage.get_trial(living.trial_id).state is TrialState.RUNNING
+    clock[0] += 181
+    requeue_silent(database, registered, studies, grace_s=180, watch=watch)
+    assert database.storage.get_trial(living.trial_id).state is TrialState.FAIL, "no heartbeat has followed"
 
 
 def test_worker_that_resumes_after_its_trial_was_requeued_cannot_tell_it(database: Database) -> None:
@@ -206,7 +248,7 @@ def test_worker_that_resumes_after_its_trial_was_requeued_cannot_tell_it(databas
     trial = optuna.Trial(lost.study, lost.trial_id)
     suggest(trial, registered.experiment, registered.exponents)
     let_heartbeat_expire(database, lost.trial_id)
-    requeue_stale_trials(database, registered, open_studies(database, registered, sampler_seed=0), grace_s=180)
+    requeue_silent(database, registered, open_studies(database, registered, sampler_seed=0), grace_s=180)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         trial.set_user_attr("auc_se", 0.1)
     lost.study.tell(trial, 0.9, skip_if_finished=True)
@@ -221,7 +263,7 @@ def test_trial_that_keeps_killing_its_workers_fails_and_is_replaced(database: Da
         assert taken is not None
         suggest(optuna.Trial(taken.study, taken.trial_id), registered.experiment, registered.exponents)
         let_heartbeat_expire(database, taken.trial_id)
-        requeue_stale_trials(database, registered, studies, grace_s=180)
+        requeue_silent(database, registered, studies, grace_s=180)
     last = database.storage.get_trial(taken.trial_id)
     assert "3 workers died on it" in last.user_attrs["reason"]
     [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == "Mass"]

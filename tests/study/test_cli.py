@@ -102,3 +102,21 @@ def test_a_user_module_named_study_is_not_imported(tmp_path: Path) -> None:
 def test_wrong_usage_is_status_2() -> None:
     assert run("launch").returncode == 2
     assert run("best", "nih", "--format", "xml").returncode == 2
+
+
+@pytest.mark.parametrize(("ending", "status"), [("sys.exit(0)", 0), ("sys.exit(3)", 3), ("raise UsageError('no')", 1)])
+def test_a_process_with_torch_ends_without_taking_its_modules_apart(ending: str, status: int) -> None:
+    """Taking them apart took 10 s on a busy host. What is printed and what is registered with atexit is kept."""
+    script = (
+        "import atexit, sys, torch\n"
+        "from acuity.study.cli import main\n"
+        "from acuity.study.errors import UsageError\n"
+        "class Module:\n    def __del__(self): print('taken apart')\n"
+        "sys.modules['kept'] = Module()\n"
+        "atexit.register(print, 'at exit')\n"
+        f"def command(**_):\n    print('result')\n    {ending}\n"
+        "main.acuity.main = command\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")) == (status, ["result", "at exit", ""]), done.stderr

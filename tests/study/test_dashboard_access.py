@@ -15,13 +15,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-import waitress
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna_dashboard import save_note, wsgi
 from playwright.sync_api import Browser, expect
 from playwright.sync_api import Error as BrowserError
 
 from acuity.storage.database import Database
+from acuity.study.dashboard.listener import LimitedServer
 from acuity.study.dashboard.middleware import guard
 from acuity.study.dashboard.server import serve_dashboard
 from acuity.study.errors import UsageError
@@ -60,13 +60,13 @@ def serve(database: Database) -> Serve:
     def serve(*, password: str | None = None, writable: bool = False, artifacts: Path | None = None) -> Iterator[str]:
         store = FileSystemArtifactStore(artifacts) if artifacts else None
         app = guard(wsgi(database.storage, artifact_store=store), writable=writable, password=password)
-        server = waitress.create_server(app, host="127.0.0.1", port=0)
+        server = LimitedServer(app, host="127.0.0.1", port=0, writable=writable)
         stopped = threading.Event()
 
         def run() -> None:
             # The thread that polls also closes the sockets, so it never writes to a closed socket.
             while not stopped.is_set():
-                server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+                server.serve_once(0.05)
             server.task_dispatcher.shutdown()
             server.asyncore.close_all(server._map)
 
@@ -146,7 +146,7 @@ def test_with_a_password_the_dashboard_listens_on_every_address(
         asked.append(host)
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr("waitress.create_server", refuse)  # tests listen on 127.0.0.1 alone
+    monkeypatch.setattr("acuity.study.dashboard.server.LimitedServer", refuse)  # tests listen on 127.0.0.1 alone
     monkeypatch.setenv("ACUITY_DASHBOARD_PASSWORD", PASSWORD)
     with pytest.raises(UsageError, match=r"port 8080 on 0\.0\.0\.0"):
         serve_dashboard(database, port=8080, writable=False, announce=print, host="0.0.0.0")

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note, wsgi
 
 from acuity.storage.database import Database, open_storage
-from acuity.storage.locks import hold_lock
+from acuity.storage.locks import hold_lock, note_lock
 from acuity.study.dashboard import publishing
 from acuity.study.dashboard.publishing import publish_label, try_to_publish_label
 from acuity.study.registry.names import confirm_study_name, study_name
@@ -77,7 +77,7 @@ def test_note_is_written_at_most_once_a_minute_and_only_after_a_new_trial(
 
 def test_only_one_process_writes_at_a_time(searched: Registered, database: Database) -> None:
     study_id = _study(database)._study_id
-    lock = publishing.note_lock(study_id)
+    lock = note_lock(study_id)
     with hold_lock(database.engine, lock, wait_s=0, longest_idle_s=60, nested=True) as held:
         assert held is not None
         assert not publish_label(database, searched, "Nodule")

@@ -11,11 +11,12 @@ from acuity.storage.trials import claim_study
 from acuity.study.config.loading import parse
 from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import fail_trial, release_trial, requeue_stale_trials
+from acuity.study.registry.recovery import fail_trial, release_trial
 from acuity.study.registry.studies import make_studies
 from acuity.study.search.recipes import Recipe, recipe_of
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
+from support.silent_workers import requeue_silent
 
 EXPERIMENT = """
 name = "nih"
@@ -114,7 +115,7 @@ def test_trial_of_a_worker_that_died_before_choosing_parameters_starts_as_it_was
     (third,) = (trial for trial in study.get_trials() if trial.number == 2)
     assert set(third.system_attrs["fixed_params"]) == {"architecture", "learning_rate", "batch_size_exponent"}
     database.storage.set_trial_state_values(third._trial_id, TrialState.RUNNING)
-    requeue_stale_trials(database, registered, {"Effusion": study}, grace_s=0)
+    requeue_silent(database, registered, {"Effusion": study}, grace_s=0)
     claim, _, recipe, resolution = start(database, registered, "Effusion")
     assert claim.attempt == 2
     assert (recipe, resolution) == (recipe_of(third.system_attrs["fixed_params"]), 32)
@@ -130,7 +131,7 @@ def test_turn_of_a_worker_that_died_before_choosing_parameters_still_covers_ever
     study = claim.study
     (turn,) = (trial for trial in study.get_trials() if trial.number == 4)
     database.storage.set_trial_state_values(turn._trial_id, TrialState.RUNNING)
-    requeue_stale_trials(database, registered, {"Mass": study}, grace_s=0)
+    requeue_silent(database, registered, {"Mass": study}, grace_s=0)
     places = []
     for _ in registered.experiment.search.resolutions:
         claim, trial, _, resolution = start(database, registered, "Mass")

@@ -15,7 +15,6 @@ from acuity.storage.database import open_storage
 from acuity.study.registry.claims import claim_trial, open_studies
 from acuity.study.registry.progress import read_progress
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import requeue_stale_trials
 from acuity.study.registry.studies import make_studies
 from acuity.study.search.space import suggest
 from acuity.study.worker.heartbeat import DatabaseContact, record_heartbeats
@@ -23,6 +22,7 @@ from support.image_identities import unfiltered
 from support.pgbouncer import MISSING, pgbouncer
 from support.postgres import query
 from support.searched_experiment import EXPERIMENT, EXPONENTS
+from support.silent_workers import requeue_silent
 
 pytestmark = pytest.mark.skipif(MISSING, reason="pgbouncer is not installed (apt-get install pgbouncer)")
 _WORKERS = 4
@@ -63,7 +63,7 @@ def _work(url: str, registered: Registered, seed: int) -> int:
     with open_storage(url) as database:
         studies = open_studies(database, registered, sampler_seed=seed)
         while any(label.finished < _TRIALS for label in read_progress(database, registered.experiment)):
-            requeue_stale_trials(database, registered, studies, grace_s=60)
+            requeue_silent(database, registered, studies, grace_s=60)
             claim = claim_trial(database, registered, studies, can_hold=lambda *_: True)
             if claim is None:
                 time.sleep(0.05)

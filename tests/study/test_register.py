@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from acuity.storage.database import Database
+from acuity.storage.errors import StorageError
+from acuity.storage.experiments import list_experiments
 from acuity.study.config.loading import parse
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
@@ -67,3 +70,12 @@ def test_deletion_removes_the_experiments_checkpoints_and_no_others(database: Da
     assert checkpoints_of(first).read(checkpoint_name(first, "nih/Nodule", first_id), 0, attempt=1) is None
     assert checkpoints_of(second).read(checkpoint_name(second, "nih2/Nodule", second_id), 0, attempt=1) == b"weights"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_experiment_that_would_take_over_another_programs_study_is_not_registered(
+    database: Database, tmp_path: Path
+) -> None:
+    optuna.create_study(storage=database.storage, study_name="old/Nodule")
+    with pytest.raises(StorageError, match=r'a study "old/Nodule" that is not one of this experiment'):
+        make(database, "old", tmp_path)
+    assert list_experiments(database) == []
