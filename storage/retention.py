@@ -4,9 +4,10 @@ from sqlalchemy import text
 
 from acuity.storage.checkpoints import Checkpoints
 from acuity.storage.database import Database
+from acuity.storage.schema.trials_view import FINITE_VALUE
 
 _KEPT = text(
-    """
+    f"""
     with kept as (
         select trial_id, number, state::text from public.trials
         where study_id = :study_id and state in ('RUNNING', 'WAITING')
@@ -16,7 +17,7 @@ _KEPT = text(
         join public.trial_values v on v.trial_id = t.trial_id
         join public.trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
         where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
-        order by p.param_value, v.value desc, t.number)
+        order by p.param_value, {FINITE_VALUE} desc nulls last, t.number)
         union
         select trial_id, number, state::text from public.trials
         where study_id = :study_id and state = 'COMPLETE' and :all_complete

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from acuity.objectives.phantoms.generator import write_phantoms
@@ -10,7 +9,7 @@ from acuity.objectives.phantoms.truth import TRUTH
 from acuity.storage.database import open_storage
 from acuity.study.config.loading import load
 from acuity.study.display.answer_table import answer_table
-from acuity.study.display.console import results_console
+from acuity.study.display.console import messages_console, results_console
 from acuity.study.display.plain_table import plain_table
 from acuity.study.fleet.placement import FleetOptions
 from acuity.study.launch import launch
@@ -46,7 +45,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
 
     A second call continues the experiment in the folder.
     """
-    console = Console(stderr=True)
+    console = messages_console()
     file = folder / "experiment.toml"
     if not file.exists():
         console.print(f"Drawing {_IMAGES} synthetic radiographs into {folder}/images")

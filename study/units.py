@@ -1,6 +1,8 @@
 """Format durations, bytes and counts for people, and names for Markdown."""
 
+import math
 import re
+from typing import Any
 
 
 def format_duration(seconds: float) -> str:
@@ -25,3 +27,25 @@ def format_times(count: int) -> str:
 def escape_markdown(text: object) -> str:
     """Escape text so that Markdown shows it literally: no HTML, table cell, link, code or emphasis."""
     return re.sub(r"([\\|\[\]`*])", r"\\\1", str(text)).replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A code span of Markdown that shows the text literally, also where it has backticks."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of NaN and infinity, also within lists and dicts: JSON has no such numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
+
+
+def inert_cell(value: Any) -> Any:
+    """The value of a CSV cell; a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -33,7 +33,7 @@ def lock_gpu(gpus: list[str], *, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for turn in itertools.count():
             for position, gpu in enumerate(gpus):
-                lock = os.open(folder / f"gpu-{gpu}.{turn}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+                lock = os.open(folder / f"gpu-{gpu}.{turn}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -228,7 +228,7 @@ def _build_lock(folder: Path, key: str) -> Iterator[None]:
     """Hold the lock of the image set. The kernel frees it when the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise InputError(f"{folder}: the image cache cannot be written ({error.strerror}); {OTHER_FOLDER}") from None
     try:

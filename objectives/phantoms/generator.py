@@ -72,7 +72,10 @@ def write_phantoms(folder: Path, *, images: int = 1500, size: int = CANVAS, seed
     for phantom in draw_phantoms(images, size=size, seed=seed):
         name = f"{phantom.patient:08d}_{phantom.follow_up:03d}.png"
         _, png = cv2.imencode(".png", phantom.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        (folder / "images" / name).write_bytes(png.tobytes())
+        file = folder / "images" / name
+        file.unlink(missing_ok=True)
+        with file.open("xb") as image:  # a new file, also where a link has its name
+            image.write(png.tobytes())
         findings = "|".join(sorted(phantom.findings)) or "No Finding"
         sex, view = "F" if phantom.female else "M", "AP" if phantom.supine else "PA"
         width, height, spacing = _DETECTORS[(phantom.patient + phantom.follow_up) % len(_DETECTORS)]

@@ -88,7 +88,7 @@ def write_lock(path: Path) -> Iterator[None]:
     """Hold the split's lock, so that workers that start at once make one split. A killed process frees it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise InputError(f"{path}: the split cannot be written ({error.strerror}). {_OTHER_FILE}") from None

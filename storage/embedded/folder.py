@@ -25,6 +25,8 @@ _NETWORK_FILE_SYSTEM = re.compile(
 
 # A Unix socket's path has at most 107 bytes on Linux and 103 on a Mac. It ends with /data/.s.PGSQL.5432.
 _LONGEST_FOLDER_BYTES = 103 - len("/data/.s.PGSQL.5432")
+_SHARED_MEMORY = Path("/dev/shm")
+_LEAST_SHARED_MEMORY_BYTES = 16 * 2**20
 _SETTINGS = {
     "listen_addresses": "",  # the server listens on a Unix socket in the data folder alone
     "unix_socket_directories": ".",
@@ -131,13 +133,14 @@ def initialise_cluster(folder: Path, *, binaries: Path, account: str | None) -> 
         shutil.chown(password_for_initdb, account)
     command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={USER}", f"--pwfile={password_for_initdb}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    command += [f"--set={name}={value}" for name, value in _SETTINGS.items()]
+    settings = _SETTINGS | ({} if _has_shared_memory() else {"dynamic_shared_memory_type": "mmap"})
+    command += [f"--set={name}={value}" for name, value in settings.items()]
     environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
     made = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", **process_user(account)
     )
     if made.returncode != 0:
-        reason = " | ".join((made.stderr or made.stdout).strip().splitlines()[-3:])
+        reason = error_lines(made.stderr or made.stdout)
         hint = f" Root's server runs as {account}, which must be able to reach that folder." if account else ""
         raise StorageError(
             f"{folder} cannot hold the embedded Postgres: {reason}.{hint} Name another folder with ACUITY_EMBEDDED_DIR"
@@ -146,6 +149,18 @@ def initialise_cluster(folder: Path, *, binaries: Path, account: str | None) -> 
         shutil.chown(password_for_initdb, os.geteuid())
     password_for_initdb.rename(folder / "password")
     unfinished.rename(data)
+
+
+def error_lines(output: str) -> str:
+    """The first error in the output of initdb or the server, then its last three lines, in one line."""
+    lines = [line.strip() for line in output.strip().splitlines()]
+    errors = [line for line in lines if re.search(r"\b(FATAL|PANIC|ERROR): ", line)]
+    return " | ".join(dict.fromkeys([*errors[:1], *lines[-3:]]))
+
+
+def _has_shared_memory() -> bool:
+    """Whether /dev/shm has room for Postgres; in some containers it has 1 MiB. Files in the cluster then replace it."""
+    return not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_MEMORY_BYTES
 
 
 def read_password(folder: Path) -> str:

@@ -27,6 +27,7 @@ from acuity.storage.embedded.folder import (
     DATABASE,
     USER,
     default_folder,
+    error_lines,
     initialise_cluster,
     make_folder,
     read_password,
@@ -254,7 +255,7 @@ def _open_lock(folder: Path, name: str) -> int:
 
 
 def _log_end(folder: Path) -> str:
-    """The log's last three lines in one line, and the log's path."""
+    """The log's first error and last three lines in one line, and the log's path."""
     log = folder / "server.log"
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return f"{' | '.join(lines[-3:]) or 'its log is empty'} (all of it: {log})"
+    errors = error_lines(log.read_text(errors="replace")) if log.exists() else ""
+    return f"{errors or 'its log is empty'} (all of it: {log})"

@@ -24,7 +24,7 @@ create view acuity.auc_by_resolution as
 with searched as (
     select distinct on (experiment, label, resolution) experiment, label, resolution, value as auc, auc_se
     from acuity.all_trials where not confirm and state = 'COMPLETE'
-    order by experiment, label, resolution, value desc, number
+    order by experiment, label, resolution, value desc nulls last, number
 ), counted as (
     select experiment, label, resolution, count(*) filter (where state = 'COMPLETE')::integer as complete,
         count(*) filter (where state = 'PRUNED')::integer as pruned
@@ -51,7 +51,7 @@ with searched as (
     select distinct on (experiment, label) experiment, label, resolution, architecture, batch_size,
         feasible_batch_size, learning_rate, value as auc, auc_se
     from acuity.all_trials where not confirm and state = 'COMPLETE'
-    order by experiment, label, value desc, number
+    order by experiment, label, value desc nulls last, number
 ), best as (
     select experiment, label, resolution, architecture, batch_size, feasible_batch_size, learning_rate, auc,
         {_LIMIT.format(sign="-")} as auc_low, {_LIMIT.format(sign="+")} as auc_high, 'validation' as split, 0 as seeds,

@@ -13,10 +13,17 @@ _PARAMETER = """(
         else p.param_value::text end
     from public.trial_params p where p.trial_id = t.trial_id and p.param_name = '{name}'){cast} as {name}"""
 
-# json.dumps writes NaN and Infinity, which Postgres accepts as numbers but not as JSON.
-_NUMBER = """(
-    select nullif(a.value_json, 'null')::double precision
-    from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}'){cast} as {name}"""
+# Any program with write access can set an attribute. What is no number of the type, also NaN and infinity, is null.
+_NUMBER = r"""(
+    select case when a.value_json ~ '{pattern}' then a.value_json::{type} end
+    from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = '{name}') as {name}"""
+_FLOAT = {"type": "double precision", "pattern": r"^-?[0-9]{1,30}(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$"}
+_INTEGER = {"type": "integer", "pattern": "^-?[0-9]{1,9}$"}
+_BIGINT = {"type": "bigint", "pattern": "^-?[0-9]{1,18}$"}
+
+# In Postgres NaN is larger than any number: it would be the best AUC.
+FINITE_VALUE = "case when v.value between -1e300 and 1e300 then v.value end"
+"""SQL of the value of public.trial_values v; null for NaN and infinity."""
 
 # Postgres's JSON refuses some escapes (NUL, half a surrogate pair). A text with them is shown as JSON, so that the view
 # does not fail.
@@ -29,16 +36,16 @@ _COLUMNS = (
     _PARAMETER.format(name="architecture", cast=""),
     _PARAMETER.format(name="batch_size_exponent", cast="::double precision::integer"),
     _PARAMETER.format(name="learning_rate", cast="::double precision"),
-    _NUMBER.format(name="batch_size", cast="::integer"),
-    _NUMBER.format(name="feasible_batch_size", cast="::integer"),
+    _NUMBER.format(name="batch_size", **_INTEGER),
+    _NUMBER.format(name="feasible_batch_size", **_INTEGER),
     _TEXT.format(name="batch_cap"),
-    _NUMBER.format(name="auc_se", cast=""),
-    _NUMBER.format(name="epochs", cast="::integer"),
-    _NUMBER.format(name="seconds", cast=""),
-    _NUMBER.format(name="images_per_second", cast=""),
+    _NUMBER.format(name="auc_se", **_FLOAT),
+    _NUMBER.format(name="epochs", **_INTEGER),
+    _NUMBER.format(name="seconds", **_FLOAT),
+    _NUMBER.format(name="images_per_second", **_FLOAT),
     _TEXT.format(name="device"),
-    _NUMBER.format(name="seed", cast="::bigint"),
-    _NUMBER.format(name="origin", cast="::integer"),
+    _NUMBER.format(name="seed", **_BIGINT),
+    _NUMBER.format(name="origin", **_INTEGER),
     _TEXT.format(name="reason"),
 )
 
@@ -53,7 +60,8 @@ select
     t.trial_id,
     t.number,
     t.state::text as state,
-    (select v.value from public.trial_values v where v.trial_id = t.trial_id and v.objective = 0) as value,
+    (select {FINITE_VALUE} from public.trial_values v
+        where v.trial_id = t.trial_id and v.objective = 0) as value,
     t.datetime_start at time zone 'utc' as started,
     t.datetime_complete at time zone 'utc' as finished,
     {",".join(_COLUMNS)},

@@ -1,7 +1,9 @@
 """Run one command of `acuity`, and print a user's mistake as one line."""
 
 import atexit
+import codecs
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -13,11 +15,14 @@ import click
 from acuity.study.cli import read, run, storage  # noqa: F401  (their import registers their commands)
 from acuity.study.cli.options import CommonOptions, acuity
 
+_ASCII = {"–": "-", "—": "-", "−": "-", "±": "+-", "…": "...", "×": "x", "≥": ">=", "≤": "<=", "━": "=", "╸": "="}
+
 
 def main() -> None:
     """Run a command. A user's mistake is one line on stderr and exit status 1."""
     if os.getpid() == 1:  # of a container; the kernel drops SIGTERM unless process 1 has a handler for it
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _accept_every_text()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     options = CommonOptions()
     try:
@@ -44,6 +49,24 @@ def _exit(status: str | int | None) -> None:
         with contextlib.suppress(OSError, ValueError):  # a pipe whose reader has gone, a closed stream
             stream.flush()
     os._exit(status or 0)
+
+
+def _accept_every_text() -> None:
+    """Print on a terminal or a file of few characters (ASCII, Latin-1) too, with other characters where one is missing.
+
+    A result must not be lost after hours of training because its "±" cannot be written.
+    """
+    codecs.register_error("acuity", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="acuity")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    shown = "".join(_ASCII.get(each, each.encode("ascii", "backslashreplace").decode()) for each in missing)
+    return shown, error.end
 
 
 def is_user_error(error: Exception) -> bool:

@@ -140,7 +140,7 @@ def best(name: str, label: str | None, by: str, form: str) -> None:
             return
         answer = read_answer(database, name, label=label)
     if form == "json":
-        click.echo(json.dumps(answer.to_json(), indent=2))
+        _print_json(answer.to_json())
         return
     if by == "resolution":
         results_console().print(auc_table(answer))
@@ -171,7 +171,7 @@ def score(name: str, index: Path, images: Path | None, device: str, form: str) -
         registered = read_registered(database, name)
         results = score_index(database, registered, index, images=images, device=device, console=messages_console())
     if form == "json":
-        click.echo(json.dumps({"experiment": name, "index": str(index), "labels": results}, indent=2))
+        _print_json({"experiment": name, "index": str(index), "labels": results})
     else:
         results_console().print(external_table(results))
 
@@ -227,8 +227,17 @@ def _print_experiments(table: "DataFrame") -> None:
 
 def _print_table(table: "DataFrame", form: str) -> None:
     from acuity.study.display.answer_table import markdown_table
+    from acuity.study.units import inert_cell
 
     if form == "json":
         click.echo(table.to_json(orient="records", date_format="iso", indent=2))
+    elif form == "csv":
+        click.echo(table.map(inert_cell).to_csv(index=False).rstrip())
     else:
-        click.echo(table.to_csv(index=False).rstrip() if form == "csv" else markdown_table(table))
+        click.echo(markdown_table(table))
+
+
+def _print_json(table: object) -> None:
+    from acuity.study.units import finite
+
+    click.echo(json.dumps(finite(table), indent=2, allow_nan=False))

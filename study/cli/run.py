@@ -49,15 +49,13 @@ def new(file: Path, preset: str | None) -> None:
 )
 def prepare(file: Path, as_json: bool, look: Path | None) -> None:
     """Check an experiment's images, labels, networks and disk, and decode the images. It needs no GPU."""
-    from rich.console import Console
-
     from acuity.study.config.loading import load
-    from acuity.study.display.console import decoding_bar, results_console
+    from acuity.study.display.console import decoding_bar, messages_console, results_console
     from acuity.study.display.preparation_table import preparation_table
     from acuity.study.prepare import prepare as prepare_experiment
 
     experiment = load(file)
-    with decoding_bar(Console(stderr=True)) as progress:
+    with decoding_bar(messages_console()) as progress:
         preparation = prepare_experiment(experiment, storage_url=named_storage(), look=look, progress=progress)
     if look is not None:
         click.echo(f"wrote {look}: it shows images of patients, so keep it where the images are", err=True)
@@ -150,11 +148,9 @@ def launch(
     background = ["launch", str(file.resolve()), "--device", device]
     background += ["--workers", str(workers)] if workers else []
     background += ["--workers-per-gpu", str(workers_per_gpu)] if workers_per_gpu else []
-    from rich.console import Console
-
     from acuity.study.config.loading import load
     from acuity.study.display.answer_table import answer_table
-    from acuity.study.display.console import results_console
+    from acuity.study.display.console import messages_console, results_console
     from acuity.study.fleet.placement import FleetOptions
     from acuity.study.launch import launch as launch_experiment
     from acuity.study.results.answer import read_answer
@@ -165,7 +161,7 @@ def launch(
             database,
             experiment,
             FleetOptions(workers, workers_per_gpu, device, cluster),
-            console=Console(stderr=True),
+            console=messages_console(),
             in_background=background if detach else None,
         )
         if not detach and not cluster and workers != 0:

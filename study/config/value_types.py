@@ -27,7 +27,13 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"),
     Rule("a text of letters, digits, '.', '_' and '-' (64 at most)"),
 ]
-Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,128}$"), Rule("a text of 1 to 128 characters in one line")]
+_INVISIBLE = r"\u{061C}\u{200E}\u{200F}\u{2028}-\u{202E}\u{2066}-\u{2069}\u{FEFF}"
+"""Characters that show a text in another order than it is stored, or break its line."""
+Label = Annotated[
+    str,
+    Field(pattern=rf"^[^\p{{Cc}}{_INVISIBLE}]{{1,128}}$"),
+    Rule("a text of 1 to 128 characters in one line, without control characters and marks of direction"),
+]
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """The database's integers have 32 bits."""

@@ -135,4 +135,6 @@ class LimitedServer(TcpWSGIServer):  # type: ignore[misc]  # waitress has no typ
 def _network(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Network:
     """What one client can choose its address from: an IPv4 address, or a /64 of IPv6."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    return parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return parsed
+    return ipaddress.IPv6Network((parsed, 64), strict=False)

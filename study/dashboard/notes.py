@@ -1,10 +1,12 @@
 """The note that optuna-dashboard shows for a label, in Markdown."""
 
+import shlex
+
 from acuity.study.config.schema import caveats
 from acuity.study.registry.names import confirm_study_name, study_name
 from acuity.study.registry.record import Registered
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
-from acuity.study.units import escape_markdown
+from acuity.study.units import code, escape_markdown
 
 _MARK = "*Written by Acuity after each trial, at most once a minute; a note of yours in its place is kept.*"
 
@@ -27,9 +29,8 @@ def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int
     links = [f"Searches of the labels: {', '.join(others)}."] if others else []
     if confirmation is not None and not confirms:
         links.append(f"Its [confirmation](/dashboard/studies/{confirmation}).")
-    commands = (
-        f'`acuity best {experiment.name} --label "{entry.label}"`, `acuity report {experiment.name} --out report`'
-    )
+    best = f"acuity best {experiment.name} --label {shlex.quote(entry.label)}"
+    commands = f"{code(best)}, `acuity report {experiment.name} --out report`"
     return "\n\n".join(
         [
             heading,

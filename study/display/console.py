@@ -13,12 +13,17 @@ _WIDTH = 120
 
 def results_console() -> Console:
     """Standard output."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH)
+    return _console(stderr=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def messages_console() -> Console:
     """Standard error."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
+    return _console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
+
+
+def _console(*, stderr: bool, width: int | None) -> Console:
+    """A console that prints every text as it is: a label may look like Rich's markup ("[red]") or emoji (":x:")."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 @contextmanager

@@ -38,7 +38,9 @@ def registered_launch(experiment: str, *, storage: URL) -> Iterator[None]:
     make_folder(folder)
     lock = folder / f"{experiment}.{os.getpid()}.launch"
     unfinished = lock.with_suffix(".new")
-    with unfinished.open("w", encoding="utf-8") as stream:  # child processes do not inherit the lock
+    # A new file, also where a link has its name. Child processes do not inherit the lock.
+    unfinished.unlink(missing_ok=True)
+    with unfinished.open("x", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         json.dump({"process": os.getpid(), "experiment": experiment, "storage": masked(storage)}, stream)
         stream.flush()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from acuity.storage.database import Database
+from acuity.storage.schema.trials_view import FINITE_VALUE
 from acuity.study.config.schema import Experiment
 from acuity.study.registry.names import study_name
 
@@ -30,12 +31,12 @@ class LabelProgress:
 
 
 _PROGRESS = text(
-    """
+    f"""
     select s.study_name, s.study_id,
         count(*) filter (where t.state = 'COMPLETE'), count(*) filter (where t.state = 'PRUNED'),
         count(*) filter (where t.state = 'RUNNING'), count(*) filter (where t.state = 'WAITING'),
         count(*) filter (where t.state = 'FAIL' and requeued.trial_id is null),
-        max(v.value) filter (where t.state = 'COMPLETE')
+        max({FINITE_VALUE}) filter (where t.state = 'COMPLETE')
     from public.studies s
     left join public.trials t on t.study_id = s.study_id
     left join public.trial_values v on v.trial_id = t.trial_id

@@ -8,6 +8,7 @@ from sqlalchemy import Row, text
 from acuity.objectives.statistics.intervals import auc_interval
 from acuity.storage.confirmations import count_test_uses, find_confirmation
 from acuity.storage.database import Database, open_storage
+from acuity.storage.schema.trials_view import FINITE_VALUE
 from acuity.study.config.schema import Experiment, caveats
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
@@ -90,13 +91,13 @@ class Answer:
 # The winners are found in Optuna's tables; the view decodes the parameters of the winners only. For 14 labels of 10,000
 # trials this takes 0.5 s; the view over all trials takes 2 s.
 _BY_RESOLUTION = text(
-    """
+    f"""
     with finished as (
         select t.study_id, p.param_value,
             count(*) filter (where t.state = 'COMPLETE') as complete,
             count(*) filter (where t.state = 'PRUNED') as pruned,
-            (array_agg(t.trial_id order by v.value desc nulls last, t.number)
-                filter (where t.state = 'COMPLETE'))[1] as winner,
+            (array_agg(t.trial_id order by v.value desc, t.number)
+                filter (where t.state = 'COMPLETE' and {FINITE_VALUE} is not null))[1] as winner,
             min(t.trial_id) as any_trial
         from public.studies s
         join public.trials t on t.study_id = s.study_id

@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy import URL, text
 
 from acuity.storage.database import open_storage
+from acuity.storage.embedded import folder as folder_module
 from acuity.storage.embedded import server as server_module
 from acuity.storage.embedded.account import ACCOUNT, server_binaries
-from acuity.storage.embedded.folder import default_folder, refuse_network_file_system
+from acuity.storage.embedded.folder import default_folder, error_lines, refuse_network_file_system
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import StorageError
 from acuity.storage.url import UNPINNED_VARIABLES, masked
@@ -404,6 +405,22 @@ def test_error_of_a_failed_start_has_the_end_of_the_log(folder: Path) -> None:
         pass
     assert "\n" not in str(caught.value)
     assert str(folder / "server.log") in str(caught.value)
+
+
+def test_error_of_initdb_is_not_hidden_by_the_lines_after_it() -> None:
+    output = """running bootstrap script ... FATAL:  could not resize shared memory segment: No space left on device
+    PANIC:  cannot abort transaction 1, it was already committed
+    Aborted
+    child process exited with exit code 134
+    initdb: removing data directory"""
+    assert "FATAL:  could not resize shared memory segment: No space left on device" in error_lines(output)
+    assert error_lines("one\ntwo\nthree\nfour\n") == "two | three | four"
+
+
+def test_server_runs_without_dev_shm(nothing_of_the_users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_LEAST_SHARED_MEMORY_BYTES", 2**62)
+    with embedded_server(nothing_of_the_users / "mmap") as url:
+        assert query(url, "show dynamic_shared_memory_type") == [("mmap",)]
 
 
 def test_server_that_hangs_is_an_error_after_the_timeout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,8 @@ def test_trials_without_parameters_or_value_are_shown_too(database: Database) ->
 @pytest.mark.parametrize(
     ("attributes", "shown"),
     [
-        ({"auc_se": math.nan, "seconds": math.inf}, (math.nan, math.inf, None)),
+        ({"auc_se": math.nan, "seconds": math.inf}, (None, None, None)),
+        ({"auc_se": "small", "seconds": [1], "epochs": 1.5, "seed": 1e30, "batch_size": 2**40}, (None, None, None)),
         ({"reason": "NUL \0 and half a pair \ud800"}, (None, None, json.dumps("NUL \0 and half a pair \ud800"))),
         ({"reason": 'two\nlines, "quoted" and \\u0041'}, (None, None, 'two\nlines, "quoted" and \\u0041')),
         ({"reason": {"not": "text"}}, (None, None, '{"not": "text"}')),
