@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -102,11 +103,14 @@ def test_request_that_drips_is_cut_at_its_deadline(monkeypatch: pytest.MonkeyPat
 
 def test_connection_is_kept_for_the_next_request_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "_IDLE_S", 3.0)
-    with served(app) as port, connect(port) as kept:
+    with served(app) as port, contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=20)) as client:
+        sockets = []
         for _ in range(3):
-            kept.setblocking(True)
-            kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+            client.request("GET", "/")
+            assert client.getresponse().read() == b"0"
+            sockets.append(client.sock)
+        assert sockets[0] is sockets[2]
+        kept = sockets[0]
         wait_until(lambda: is_closed(kept), 20)
 
 
