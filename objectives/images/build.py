@@ -13,6 +13,7 @@ import numpy as np
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.arrays import CacheArray, DecodingJob, create_draft, open_complete, publish, run_jobs
+from acuity.objectives.images.digests import digest_array, find_changed_rows
 from acuity.objectives.images.faults import changed, too_small, unreadable
 from acuity.objectives.images.record import CacheRecord, new_record, read_record
 from acuity.objectives.images.resizing import Fit
@@ -56,7 +57,7 @@ class CacheBuild:
 def finished_record(build: CacheBuild) -> CacheRecord | None:
     """The record if the build is finished, else None."""
     record = open_record(build)
-    if record is None or _incomplete(build.arrays):
+    if record is None or _incomplete(build.arrays) or _without_digests(build, record):
         return None
     return None if build.on_bad_image == "refuse" and record.left_out(build.largest) else record
 
@@ -85,6 +86,9 @@ def finish_build(
         for array in missing:
             publish(array)
             del record.done[array.resolution]
+            record.digests.pop(array.resolution, None)
+        for array in _without_digests(build, record):
+            record.digests[array.resolution] = digest_array(_complete(array))
         record.save([])
     except OSError as error:
         if error.errno not in _DISK_FULL_ERRORS:
@@ -96,12 +100,35 @@ def finish_build(
     return record, sum(array.size for array in missing)
 
 
+def check_sample(build: CacheBuild, record: CacheRecord) -> None:
+    """InputError where pixels have changed since they were decoded, in a sample of each array."""
+    for array in build.arrays:
+        rows = find_changed_rows(_complete(array), record.digests[array.resolution])
+        if rows is not None:
+            lines = build.index.table["line"].to_numpy()
+            raise InputError(
+                f"{array.path}: pixels of index lines {lines[rows.start]:,} to {lines[rows.stop - 1]:,} have changed "
+                f"since they were decoded, so trials may have seen other images: check the disk, remove "
+                f"{build.file_pattern} and prepare again"
+            )
+
+
 def open_array(array: CacheArray) -> np.ndarray | None:
     """The array, None if it is missing or incomplete. InputError if it cannot be read."""
     try:
         return open_complete(array)
     except OSError as error:
         raise InputError(f"{array.path}: cannot be read ({error.strerror}); {OTHER_FOLDER}") from None
+
+
+def _complete(array: CacheArray) -> np.ndarray:
+    pixels = open_array(array)
+    assert pixels is not None
+    return pixels
+
+
+def _without_digests(build: CacheBuild, record: CacheRecord) -> list[CacheArray]:
+    return [array for array in build.arrays if array.resolution not in record.digests]
 
 
 def _incomplete(arrays: Sequence[CacheArray]) -> list[CacheArray]:
@@ -137,6 +164,9 @@ def _retry_bad_images(build: CacheBuild, record: CacheRecord, processes: int) ->
         for row in rows:
             record.forget(row)
         return
+    if rows:
+        record.digests.clear()  # before the arrays change: a crash must not leave digests of other pixels
+        record.save([])
     jobs = [_job(build, rows[i : i + _CHUNK], complete) for i in range(0, len(rows), _CHUNK)]
     for job, report in run_jobs(jobs, processes=processes):
         for row in job.rows:

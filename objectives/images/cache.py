@@ -24,6 +24,7 @@ from acuity.objectives.images.build import (
     OTHER_FOLDER,
     CacheBuild,
     OnBadImage,
+    check_sample,
     finish_build,
     finished_record,
     open_array,
@@ -126,6 +127,8 @@ def build_cache(
                 record, written = finish_build(
                     build, processes=processes or len(os.sched_getaffinity(0)), progress=progress
                 )
+    if not written:
+        check_sample(build, record)
     return ImageCache(
         folder=folder,
         key=key,

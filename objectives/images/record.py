@@ -1,5 +1,6 @@
 """Read and write the record of a cache: bad images, states of the files, and the progress of an unfinished build."""
 
+import hashlib
 import io
 import json
 import os
@@ -28,6 +29,8 @@ class CacheRecord:
     """Row of an image of 16 bits -> the estimated bit depth by which it was scaled."""
     done: dict[int, set[int]] = field(default_factory=dict)
     """Resolution of an unfinished array -> chunks of images that its draft contains."""
+    digests: dict[int, list[str]] = field(default_factory=dict)
+    """Resolution of a complete array -> SHA-256 of its shards."""
 
     def left_out(self, resolution: int) -> dict[int, str]:
         """Row -> reason of each image that is bad or smaller than the resolution."""
@@ -66,14 +69,15 @@ class CacheRecord:
             "small": _text_keys(self.small),
             "depths": _text_keys(self.depths),
             "done": {str(resolution): sorted(chunks) for resolution, chunks in self.done.items()},
+            "digests": {str(resolution): digests for resolution, digests in self.digests.items()},
         }
-        write_atomically(self.path, json.dumps(table).encode())
+        write_atomically(self.path, json.dumps(table | {"sha256": _table_digest(table)}).encode())
 
     def save_files(self) -> None:
         """Write the states of the files alone."""
         content = io.BytesIO()
         np.save(content, self.files)
-        write_atomically(_files_path(self.path), content.getvalue())
+        write_atomically(_files_path(self.path), content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
 
 def new_record(path: Path, count: int) -> CacheRecord:
@@ -85,8 +89,8 @@ def read_record(path: Path, count: int) -> CacheRecord | None:
     """The record at path. None if it does not exist, is damaged, or is not of this number of images."""
     try:
         table = json.loads(path.read_text())
-        files = np.load(_files_path(path), allow_pickle=False)
-        if files.shape != (count, 3) or files.dtype != np.int64:
+        files = _read_files(_files_path(path))
+        if files.shape != (count, 3) or files.dtype != np.int64 or table.pop("sha256") != _table_digest(table):
             return None
         return CacheRecord(
             path=path,
@@ -95,9 +99,24 @@ def read_record(path: Path, count: int) -> CacheRecord | None:
             small={int(row): int(limit) for row, limit in table["small"].items()},
             depths={int(row): int(depth) for row, depth in table["depths"].items()},
             done={int(resolution): set(map(int, chunks)) for resolution, chunks in table["done"].items()},
+            digests={int(resolution): list(map(str, digests)) for resolution, digests in table["digests"].items()},
         )
     except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _table_digest(table: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _read_files(path: Path) -> np.ndarray:
+    """The states of the files. ValueError where the file is damaged."""
+    stored = path.read_bytes()
+    content, digest = stored[: -hashlib.sha256().digest_size], stored[-hashlib.sha256().digest_size :]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("damaged")
+    files: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    return files
 
 
 def _files_path(path: Path) -> Path:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.images.cache import DepthCount, build_cache, cache_bytes
+from acuity.objectives.images.digests import count_shards, digest_array, find_changed_rows
 from acuity.objectives.images.faults import BadImage
 from acuity.objectives.images.resizing import area_average, fit_square
 from acuity.objectives.index.image_index import ImageIndex, read_index, take_rows
@@ -651,3 +652,44 @@ def test_named_pipe_does_not_hang_the_build(tmp_path: Path) -> None:
     os.mkfifo(index.image_path(0))
     cache = build_cache(index, folder=tmp_path / "cache", resolutions=[16], on_bad_image="drop", processes=1)
     assert cache.bad == (BadImage(row=0, line=2, reason="not a regular file"),)
+
+
+def test_changed_pixels_are_found_and_named(tmp_path: Path) -> None:
+    index = write_set(tmp_path, noises(40))
+    folder = tmp_path / "cache"
+    cache = build_cache(index, folder=folder, resolutions=[16, 32], processes=1)
+    assert build_cache(index, folder=folder, resolutions=[16, 32]).written_bytes == 0
+    array = folder / f"{cache.key}-32px.npy"
+    whole = array.read_bytes()
+    array.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"pixels of index lines 2 to 41 have changed since they were decoded"):
+        build_cache(index, folder=folder, resolutions=[16, 32])
+    array.write_bytes(whole)
+    assert build_cache(index, folder=folder, resolutions=[32]).written_bytes == 0
+
+
+@pytest.mark.parametrize("suffix", ["json", "files"])
+def test_changed_record_is_not_trusted(tmp_path: Path, suffix: str) -> None:
+    """A record that hides a bad image would let its black row into training."""
+    index = broken_set(tmp_path)
+    folder = tmp_path / "cache"
+    first = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop", processes=1)
+    (record,) = folder.glob(f"*.{suffix}")
+    changed = bytearray(record.read_bytes())
+    position = changed.index(b'"41"') + 1 if suffix == "json" else len(changed) // 2
+    changed[position] ^= 1
+    record.write_bytes(bytes(changed))
+    again = build_cache(index, folder=folder, resolutions=[16], on_bad_image="drop", processes=1)
+    assert again.written_bytes
+    assert again.bad == first.bad
+
+
+def test_each_changed_shard_is_found() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 4096, 4096), dtype=np.uint8)  # a shard is an image
+    digests = digest_array(pixels)
+    assert count_shards(pixels) == len(set(digests)) == 5
+    pixels[3, 7, 9] ^= 1
+    found = {find_changed_rows(pixels, digests) for _ in range(60)}
+    assert found <= {None, range(3, 4)}
+    assert range(3, 4) in found
+    assert find_changed_rows(pixels, digests[:-1]) == range(5)
