@@ -25,6 +25,7 @@ from acuity.storage.database import Database, open_storage, retry_outages
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.experiments import save_experiment
+from acuity.storage.studies import create_study
 from acuity.storage.trials import claim_study, record_heartbeat, write_attributes
 from acuity.storage.url import parse_url
 from support.postgres import query
@@ -158,7 +159,7 @@ def test_no_statement_depends_on_the_search_path(
     with open_storage(empty_database_url) as database, database.engine.connect() as connection:
         assert connection.scalar(text("select current_user")) == "acuity"
     with open_storage(empty_database_url) as again:
-        study = optuna.create_study(storage=again.storage, study_name="nih/Mass")
+        study = create_study(again, "nih/Mass", experiment="nih", label="Mass", confirm=False)
         with claim_study(again, study._study_id):
             trial_id = again.storage.create_new_trial(study._study_id)
             record_heartbeat(again, trial_id)

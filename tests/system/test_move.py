@@ -17,6 +17,7 @@ from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import save_experiment
 from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batch, write_feasible_batch
+from acuity.storage.studies import create_study
 from acuity.storage.trials import record_heartbeat
 from acuity.study.move import move_storage
 from support.commands import acuity
@@ -64,7 +65,8 @@ def fill(database: Database) -> None:
     write_feasible_batch(database, KEY, 96)
     gone = optuna.create_study(storage=database.storage, study_name="gone")
     optuna.delete_study(study_name=gone.study_name, storage=database.storage)
-    study = optuna.create_study(storage=database.storage, study_name="nih/Pleural Größe\t\\N \n%", direction="maximize")
+    name = "nih/Pleural Größe\t\\N \n%"
+    study = create_study(database, name, experiment="nih", label="Pleural Größe", confirm=False)
     study.set_user_attr("of", {"text": "a\\b\n'\"", "numbers": [0.1, 1e-300]})
     for number in range(4):
         trial = study.ask()
