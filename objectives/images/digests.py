@@ -33,7 +33,7 @@ def count_shards(pixels: np.ndarray) -> int:
 
 def _digest(pixels: np.ndarray, shard: int) -> str:
     rows = _rows(pixels, shard)
-    return hashlib.sha256(np.ascontiguousarray(pixels[rows.start : rows.stop])).hexdigest()
+    return hashlib.sha256(pixels[rows.start : rows.stop].tobytes()).hexdigest()
 
 
 def _rows(pixels: np.ndarray, shard: int) -> range:
@@ -42,4 +42,4 @@ def _rows(pixels: np.ndarray, shard: int) -> range:
 
 
 def _images_per_shard(pixels: np.ndarray) -> int:
-    return max(1, _SHARD_BYTES // (pixels.shape[1] * pixels.shape[2]))
+    return max(1, _SHARD_BYTES // int(pixels.shape[1] * pixels.shape[2]))
