@@ -128,7 +128,7 @@ FAULTS = (
         "objectives/training/checkpoint.py",
         'Checkpoint(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))',
         "Checkpoint(**torch.load(io.BytesIO(data), weights_only=True))",
-        f"{TRAINING}::test_checkpoint_is_read_to_the_cpu_and_the_gpu_holds_one_network",
+        f"{TRAINING}::test_checkpoint_is_not_copied_to_the_gpu_by_torch_load",
     ),
     Fault(
         "7",
