@@ -16,7 +16,7 @@ from acuity.storage.errors import StorageError
 from acuity.study.config.rules import check_fixed_batch
 from acuity.study.config.schema import Experiment, caveats, with_found_format
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
-from acuity.study.dataset.contact_sheet import write_contact_sheet
+from acuity.study.dataset.contact_sheet import check_sheet_name, write_contact_sheet
 from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set
 from acuity.study.search.networks import check_networks_once
 
@@ -73,6 +73,8 @@ def prepare(
     A second call finds the split and the cache complete. InputError names the mistake. look: the file of a contact
     sheet to write. progress: called with (images done, images in all).
     """
+    if look is not None:
+        check_sheet_name(look)
     image_set = prepare_images(experiment, check_files=True, progress=progress)
     if look is not None:
         write_contact_sheet(image_set, experiment.labels, experiment.search.resolutions, look)

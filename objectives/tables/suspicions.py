@@ -39,8 +39,9 @@ def unknown_words(columns: Columns, content: IndexContent) -> Iterator[str]:
         cells = columns.text.get(content.headings.get(name, ""))
         if cells is None:
             continue
-        filled = {line for line, cell in zip(columns.lines, cells, strict=True) if cell}
-        is_filled = content.table["line"].isin(filled).to_numpy(bool)
+        is_filled = np.array([bool(cell) for cell in cells])
+        if len(is_filled) > len(content.table):  # several rows per image, of which the first counts
+            is_filled = is_filled[np.searchsorted(columns.lines, content.table["line"].to_numpy())]
         values = content.table[name]
         unread = is_filled & (values.isna() | (values == "")).to_numpy(bool)
         if unread.sum() > is_filled.sum() / 2:

@@ -53,6 +53,12 @@ def write_contact_sheet(image_set: ImageSet, labels: Sequence[str], resolutions:
         raise UsageError(f"{path} cannot be written: {error.strerror}; name another file with --look") from None
 
 
+def check_sheet_name(path: Path) -> None:
+    """UsageError if the file is no .png: a wrong name must not replace an index."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path} must end in .png: --look names the picture to write")
+
+
 def _of_label(image_set: ImageSet, label: str) -> list[_Group]:
     target = image_set.index.target(label)
     training = image_set.split.rows("training")
@@ -65,23 +71,29 @@ def _of_label(image_set: ImageSet, label: str) -> list[_Group]:
 
 
 def _odd(image_set: ImageSet, resolution: int) -> Iterator[list[_Group]]:
-    """Two blocks: darkest and brightest, least variation and most padding. Images in no part are left out."""
+    """Two blocks: darkest and brightest, least variation and most padding.
+
+    Images in no part are left out, and so are images without padding in the last group.
+    """
     rows = np.setdiff1d(np.arange(len(image_set.index.table)), [image.row for image in image_set.cache.bad])
     mean, deviation, padding = _measure(image_set.cache.open(resolution), rows)
 
-    def group(heading: str, values: NDArray[np.float64], sign: int, unit: str) -> _Group:
+    def group(heading: str, rows: NDArray[np.int64], values: NDArray[np.float64], sign: int, form: str) -> _Group:
         order = np.argsort(sign * values, kind="stable")[:_TILES]
-        names = _lines(image_set, rows[order])
         notes = [
-            f"{name}: {values[i]:.0%}" if unit == "%" else f"{name}: {values[i]:.0f}"
-            for name, i in zip(names, order, strict=True)
+            f"{name}: {value:{form}}" for name, value in zip(_lines(image_set, rows[order]), values[order], strict=True)
         ]
         return _Group(heading, rows[order].tolist(), notes)
 
-    yield [group("Darkest: mean grey of 255", mean, 1, ""), group("Brightest: mean grey of 255", mean, -1, "")]
     yield [
-        group("Least variation: standard deviation", deviation, 1, ""),
-        group("Most padding: share of rows and columns of one grey", padding, -1, "%"),
+        group("Darkest: mean grey of 255", rows, mean, 1, ".0f"),
+        group("Brightest: mean grey of 255", rows, mean, -1, ".0f"),
+    ]
+    is_padded = padding > 0
+    heading = "Most padding: share of rows and columns of one grey" if is_padded.any() else "No image has padding"
+    yield [
+        group("Least variation: standard deviation", rows, deviation, 1, ".0f"),
+        group(heading, rows[is_padded], padding[is_padded], -1, ".0%"),
     ]
 
 
