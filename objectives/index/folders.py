@@ -110,10 +110,17 @@ def _walk(
     """
     try:
         with os.scandir(folder) as entries:
-            listed = sorted((entry.is_dir(), entry.name) for entry in entries)
+            listed = sorted((_is_folder(entry), entry.name) for entry in entries)
     except OSError as error:
         raise unlistable(folder, error) from None
     for is_folder, name in listed:
         yield subfolder, name, is_folder
         if is_folder and depth and name not in stop:
             yield from _walk(folder / name, depth - 1, f"{subfolder}/{name}" if subfolder else name, stop=stop)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: one such file must not hide the others
+        return False

@@ -352,3 +352,13 @@ def test_an_archive_or_workbook_says_so(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(InputError, match="is a zip archive or an Excel workbook; unpack it"):
         read_index(tmp_path / "index.csv", images=tmp_path)
+
+
+def test_a_link_to_itself_hides_no_other_image(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "b.png").touch()
+    (folder / "a.png").symlink_to("a.png")
+    index = read_lines(tmp_path, "file,patient,Mass", "a.png,p1,1", "b.png,p2,0")
+    check_images_present(index)
+    assert index.table["file"].tolist() == ["a.png", "b.png"]
