@@ -9,8 +9,7 @@ import numpy as np
 from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
-from acuity.study.config.schema import Confirm
-from acuity.study.confirmation.nomination import MAX_AUC_GAP, NOMINEES_PER_RESOLUTION
+from acuity.study.confirmation.nomination import MAX_AUC_GAP
 
 
 class Strategy(Protocol):
@@ -27,6 +26,29 @@ class Strategy(Protocol):
     def tell(self, number: int, auc: float | None) -> None:
         """Tell the trial's value, or None if it was pruned."""
         ...
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """How a resolution is confirmed."""
+
+    nominees: int
+    """Its best trials that are trained once more. The finalist has the highest mean of both AUCs."""
+    trainings: int
+    """Trainings of the finalist, its retraining as a nominee included."""
+    patients: float = 1.0
+    """Training patients of one training, in parts of those of the search."""
+
+
+# Of all patients 64 % are training and 16 % validation patients. A cross-fitted network is trained on the patients
+# outside validation, without one of K folds.
+CONFIRMATIONS = {
+    "before": Confirmation(nominees=3, trainings=5),
+    "held_out": Confirmation(nominees=1, trainings=5),
+    "5_folds": Confirmation(nominees=1, trainings=5, patients=0.84 * 4 / 5 / 0.64),
+    "3_folds": Confirmation(nominees=1, trainings=3, patients=0.84 * 2 / 3 / 0.64),
+}
+"""3 nominees and 5 seeds on held-out patients, the same with 1 nominee, and one network of each fold, cross-fitted."""
 
 
 @dataclass
@@ -103,36 +125,31 @@ def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Gene
 
 
 def confirm(
-    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, trainings: int = 1
+    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, confirmation: Confirmation
 ) -> tuple[dict[int, Configuration], int, float]:
     """Confirm as `acuity confirm` does; returns each resolution's finalist, the reference and the cost in CPU seconds.
 
-    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. At each of them the
-    NOMINEES_PER_RESOLUTION best trials by validation AUC are trained once more. The finalist has the highest mean of
-    both AUCs, and is trained until it has the default number of seeds. trainings = 2 trains nominees twice and leaves
-    the search's AUC out of the mean.
+    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. The reference has
+    the highest mean validation AUC over its trainings.
     """
     best: dict[int, list[Trial]] = {}
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
     near_best = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP}
-    chosen = near_best | {min(best), max(best)}
     cost, finalists, means = 0.0, {}, {}
-    for resolution in sorted(chosen):
-        candidates = []
-        for trial in best[resolution][:NOMINEES_PER_RESOLUTION]:
-            aucs = []
-            for _ in range(trainings):
-                curve, seconds = draw(surrogate, trial.configuration, rng)
-                aucs.append(curve[-1])
-                cost += seconds * len(curve)
-            seen = [trial.auc, *aucs] if trainings == 1 else aucs
-            candidates.append((float(np.mean(seen)), aucs, trial.configuration))
-        _, aucs, configuration = max(candidates, key=lambda candidate: candidate[0])
-        for _ in range(Confirm().seeds - trainings):
-            curve, seconds = draw(surrogate, configuration, rng)
-            aucs.append(curve[-1])
-            cost += seconds * len(curve)
-        finalists[resolution], means[resolution] = configuration, float(np.mean(aucs))
+
+    def train(configuration: Configuration) -> float:
+        nonlocal cost
+        curve, seconds = draw(surrogate, configuration, rng)
+        cost += seconds * len(curve) * confirmation.patients
+        return curve[-1]
+
+    for resolution in sorted(near_best | {min(best), max(best)}):
+        nominees = best[resolution][: confirmation.nominees]
+        first = [train(trial.configuration) for trial in nominees]
+        chosen = max(range(len(nominees)), key=lambda i: nominees[i].auc + first[i])
+        finalists[resolution] = nominees[chosen].configuration
+        others = [train(finalists[resolution]) for _ in range(confirmation.trainings - 1)]
+        means[resolution] = float(np.mean([first[chosen], *others]))
     return finalists, max(means, key=means.__getitem__), cost

@@ -33,7 +33,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from record_curves import ARCHITECTURES, BATCH_SIZES, CURVES, EPOCHS, LABELS, LEARNING_RATES, RESOLUTIONS, SEEDS
-from replay import Trial, confirm, replay
+from replay import CONFIRMATIONS, Trial, confirm, replay
 from search_costs import costs, goals
 from strategies import AFTER_ANOTHER, ANOTHER, RATES, STRATEGIES, unit_seconds
 from surrogate import Configuration, Surrogate, fit, validate
@@ -162,14 +162,16 @@ def _prepare(rows: pd.DataFrame, image_set: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     for name in LABELS[image_set]:
-        _labels[name] = _label(name, fit(_of(rows, name)))
+        _labels[name] = make_label(name, rows)
 
 
 def _of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
     return rows[rows["label"] == label].reset_index(drop=True)
 
 
-def _label(name: str, surrogate: Surrogate) -> Label:
+def make_label(name: str, rows: pd.DataFrame) -> Label:
+    """Fit a label's surrogate to the recorded curves of its image set, and compute its true answers."""
+    surrogate = fit(_of(rows, name))
     rates = np.geomspace(*RATES, 21)
     attainable = {
         resolution: float(
@@ -236,22 +238,39 @@ def _judge(label: Label, trials: list[Trial], rng: np.random.Generator) -> dict[
     if not complete:
         worst = label.best - 0.5
         answer = {"final_regret": worst, "reference": False, "verdict": False, "confirm_units": 0.0}
-        return row | {"regret": worst} | answer | {f"twice_{name}": value for name, value in answer.items()}
+        return (
+            row
+            | {"regret": worst}
+            | {f"{name}_{key}": value for name in CONFIRMATIONS for key, value in answer.items()}
+        )
     nominee = max(complete, key=lambda trial: trial.auc).configuration
     row["regret"] = label.best - float(label.surrogate.truth([nominee])[0])
     tried = {trial.configuration.resolution for trial in trials}
-    for rule, trainings in (("", 1), ("twice_", 2)):
-        finalists, reference, cost = confirm(trials, label.surrogate, rng=rng, trainings=trainings)
+    for name, confirmation in CONFIRMATIONS.items():
+        finalists, reference, cost = confirm(trials, label.surrogate, rng=rng, confirmation=confirmation)
         true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
-        named = _smallest(true_aucs, at_least=true_aucs[reference] - MARGIN)
+        named = _named(true_aucs, reference)
         row |= {
-            f"{rule}final_regret": label.best - true_aucs[reference],
-            f"{rule}reference": reference in label.references,
+            f"{name}_final_regret": label.best - true_aucs[reference],
+            f"{name}_reference": reference in label.references,
             # A smaller resolution is known to be worse only if it was tried.
-            f"{rule}verdict": named in label.verdicts and all(below in tried for below in RESOLUTIONS if below < named),
-            f"{rule}confirm_units": cost / label.unit_s,
+            f"{name}_verdict": named in label.verdicts and all(at in tried for at in RESOLUTIONS if at < named),
+            f"{name}_confirm_units": cost / label.unit_s,
         }
     return row
+
+
+def _named(true_aucs: dict[int, float], reference: int) -> int:
+    """The verdict with unlimited test patients: tested against every larger resolution, as Acuity does."""
+
+    def adequate(resolution: int) -> bool:
+        largest = max(auc for at, auc in true_aucs.items() if at >= resolution)
+        return true_aucs[resolution] > largest - MARGIN
+
+    start = reference if adequate(reference) else max(true_aucs)
+    lowest = min(true_aucs) if start == reference else reference + 1
+    descending = [at for at in sorted(true_aucs, reverse=True) if lowest <= at <= start]
+    return list(itertools.takewhile(adequate, descending))[-1]
 
 
 def _curve_regret(label: Label, complete: list[Trial]) -> float:

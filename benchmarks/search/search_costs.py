@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from replay import CONFIRMATIONS
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal
@@ -33,6 +34,11 @@ class Criterion:
     """Whether the cost includes the confirmation of the answer."""
 
     @property
+    def confirm_units(self) -> str:
+        """Column with the cost of the confirmation."""
+        return self.column.replace("verdict", "confirm_units").replace("reference", "confirm_units")
+
+    @property
     def name(self) -> str:
         return f"{self.column}_{self.wanted:g}" + ("_confirmed" if self.confirmed else "")
 
@@ -50,14 +56,23 @@ class Criterion:
         return float(units[at - 1] + share * (units[at] - units[at - 1]))
 
 
+BEFORE, DEFAULT = "before", "5_folds"
+"""Names of confirmations: three nominees and five seeds, and the default."""
 CRITERIA = (
-    *(Criterion("verdict", probability, confirmed) for probability in (0.7, 0.8, 0.9) for confirmed in (True, False)),
-    *(Criterion("reference", probability, confirmed=True) for probability in (0.8, 0.9)),
+    *(
+        Criterion(f"{confirmation}_verdict", probability, confirmed)
+        for confirmation in CONFIRMATIONS
+        for probability in (0.7, 0.8, 0.9)
+        for confirmed in (True, False)
+    ),
+    *(Criterion(f"{DEFAULT}_reference", probability, confirmed=True) for probability in (0.8, 0.9)),
     *(Criterion("regret", auc) for auc in (0.05, 0.02, 0.01, 0.005)),
     *(Criterion("curve_regret", auc) for auc in (0.05, 0.02, 0.01)),
 )
-_GOALS = ("verdict_0.7_confirmed", "verdict_0.8_confirmed", "verdict_0.9_confirmed", "regret_0.02", "regret_0.01")
+_GOALS = (*(f"{DEFAULT}_verdict_{share}_confirmed" for share in (0.7, 0.8, 0.9)), "regret_0.02", "regret_0.01")
 _MOST_WORKERS = 8
+_WHOLE_COST = "verdict_0.8_confirmed"
+_MANY_WORKERS, _TWO_THIRDS = 32, 2 / 3
 
 
 def costs(outcomes: pd.DataFrame, *, grid_units: float) -> list[dict[str, Any]]:
@@ -83,6 +98,26 @@ def costs(outcomes: pd.DataFrame, *, grid_units: float) -> list[dict[str, Any]]:
                     if name != OURS
                 } | {"whole grid": _ratio(ours, np.array([grid_units]))}
             found.append(row)
+        found += _against_before(of_workers, workers=int(str(workers)))
+    return found
+
+
+def _against_before(of_workers: pd.DataFrame, *, workers: int) -> list[dict[str, Any]]:
+    """Acuity's whole cost with each confirmation over the whole cost of Acuity and of Optuna with the one before."""
+    found = []
+    before = Criterion(f"{BEFORE}_verdict", 0.8, confirmed=True)
+    peers = [name for name in (OURS, PLAIN) if name in set(of_workers["strategy"])]
+    for confirmation in CONFIRMATIONS:
+        if OURS not in peers or confirmation == BEFORE:
+            continue
+        ours, _ = _drawn(
+            of_workers[of_workers["strategy"] == OURS], Criterion(f"{confirmation}_verdict", 0.8, confirmed=True)
+        )
+        row: dict[str, Any] = {"workers": workers, "until": f"{confirmation}_{_WHOLE_COST}_of_before", "ratio": {}}
+        for name in peers:
+            reached, last = _drawn(of_workers[of_workers["strategy"] == name], before)
+            row["ratio"][name] = _ratio(ours, np.where(np.isnan(reached), last, reached))
+        found.append(row)
     return found
 
 
@@ -90,6 +125,15 @@ def goals(found: Sequence[dict[str, Any]], outcomes: pd.DataFrame) -> list[dict[
     """At most half of plain Optuna's cost and a quarter of the grid's, and on no label worse than random search."""
     kept = []
     for row in found:
+        if row["until"] == f"{DEFAULT}_{_WHOLE_COST}_of_before":
+            peer, most = (OURS, _HALF) if row["workers"] <= _MOST_WORKERS else (PLAIN, _TWO_THIRDS)
+            if peer in row["ratio"] and row["workers"] <= _MANY_WORKERS:
+                value, low, high = row["ratio"][peer]
+                name = f"{row['until']}_{row['workers']}_workers_of_{peer}"
+                met = value is not None and value <= most
+                goal = {"name": name, "value": value, "low": low, "high": high, "goal": f"<= {most:.2f}", "met": met}
+                kept.append(goal)
+            continue
         for peer, most in ((PLAIN, _HALF), ("whole grid", _QUARTER)):
             if row["until"] in _GOALS and row["workers"] <= _MOST_WORKERS and peer in row.get("ratio", {}):
                 value, low, high = row["ratio"][peer]
@@ -106,7 +150,7 @@ def _against_random(outcomes: pd.DataFrame) -> list[dict[str, Any]]:
     if both["strategy"].nunique() < 2:
         return []
     for (label, workers), rows in both.groupby(["label", "workers"]):
-        regret = rows.pivot_table(index="repetition", columns="strategy", values="final_regret")
+        regret = rows.pivot_table(index="repetition", columns="strategy", values=f"{DEFAULT}_final_regret")
         more = regret[OURS] - regret[CHANCE]
         high = float(more.mean() + 1.645 * more.sem())
         name = f"regret_minus_random_{label}_{workers}_workers"
@@ -119,7 +163,7 @@ def _drawn(rows: pd.DataFrame, criterion: Criterion) -> tuple[Floats, Floats]:
     quality = _by_repetition(rows, criterion.column)
     units = np.broadcast_to(np.sort(rows["units"].unique()).astype(float), quality.shape)
     if criterion.confirmed:
-        units = units + _by_repetition(rows, "confirm_units")
+        units = units + _by_repetition(rows, criterion.confirm_units)
     rng = np.random.default_rng(0)
     picks = [np.arange(len(quality)), *rng.integers(len(quality), size=(_BOOTSTRAPS, len(quality)))]
     means = [(quality[pick].mean(axis=0), units[pick].mean(axis=0)) for pick in picks]

@@ -145,7 +145,7 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
             f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
             "and for the other labels until then"
         )
-    own, turns = [each.own for each in summaries], search.min_complete_per_resolution - 1
+    own, minimum = [each.own for each in summaries], search.min_complete_per_resolution
     more = ""
     if any(own):
         more += (
@@ -153,10 +153,10 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
             f"and by {DETECTABLE_SHARE:.0%} of the most at any resolution ({max(search.resolutions)} px where none "
             "did, spread over the resolutions while no trial of the label had ended)"
         )
-    if turns:
+    if minimum > 1:
         more += (
-            f", then, {turns} times at every resolution, the combination that had done best for all labels until then"
-            f"{' and there' if search.learn_from else ''} "
+            f", then, until every resolution had {minimum} trials, the combination that had done best for all labels "
+            f"until then{' and there' if search.learn_from else ''} "
             "(ridge regression of AUC on label and resolution, and combination)"
         )
     trials, complete, stopped = (

@@ -2,9 +2,11 @@
 
 The label's first recipe is trained at every resolution: this measures at which resolutions the finding is detectable.
 The label's other recipes are trained at the smallest of these, where recipes are compared at the lowest cost. Then
-every resolution is trained with the best recipe of all labels, in turns that begin at that resolution.
+every other resolution is trained with the best recipes of all labels until all have the same number of trials. A
+resolution with more trials would have a higher best AUC by chance alone.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ OWN = "own"
 """The part of the plan with the label's other own recipes."""
 _LOOK = "look"
 """The part of the plan with one recipe at every resolution."""
+_CARRIED = "carried"
+"""The part of the plan with the best recipes of all labels."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +31,32 @@ class InitialTrial:
     """An initial trial, before or after its start."""
 
     part: str
-    """Part of the plan: "look", "own", "turn 1", "turn 2" and so on."""
+    """Part of the plan: "look", "own" or "carried"."""
     parameters: dict[str, Any]
     """The known parameters. The missing ones are chosen when the trial starts."""
+    failed: bool = False
+    """Whether it failed, so that another one replaces it."""
 
 
 def plan_initial_trials(
     experiment: Experiment, exponents: tuple[int, int], label: str, *, informed: bool = False
 ) -> list[InitialTrial]:
-    """The initial trials of a label's study, in their order.
+    """The initial trials of a label's study, in their order: min_complete_per_resolution at every resolution.
 
-    The label's first recipe at every resolution, the smallest first; its other recipes, within the budget; then turns
-    through all resolutions. informed: earlier results exist, so their best recipe replaces the label's first recipe.
+    The label's first recipe at every resolution, the smallest first; its other recipes; then the best recipes of all
+    labels at the resolutions with the fewest trials. informed: earlier results exist, so their best recipe replaces the
+    label's first recipe.
     """
     search = experiment.search
     first, *others = own_recipes(experiment, exponents, label)
     ascending = sorted(search.resolutions)
     looks = [{"resolution": resolution} if informed else first.at(resolution) for resolution in ascending]
-    turns = [f"turn {turn}" for turn in range(1, search.min_complete_per_resolution)]
+    own = others[: _count_own(search)]
+    carried = len(own) * (len(ascending) - 1)
     return [
         *(InitialTrial(_LOOK, look) for look in looks),
-        *(InitialTrial(OWN, other.parameters()) for other in others[: _count_own(search)]),
-        *(InitialTrial(turn, {}) for turn in turns for _ in search.resolutions),
+        *(InitialTrial(OWN, other.parameters()) for other in own),
+        *(InitialTrial(_CARRIED, {}) for _ in range(carried)),
     ]
 
 
@@ -104,25 +112,28 @@ def _choose_resolution(
     history: Sequence[EndedTrial],
     started: Sequence[InitialTrial],
 ) -> int:
-    """For an own recipe the smallest detectable resolution; for a turn the next one above it, then below it.
+    """For an own recipe the smallest detectable resolution; for others the one with the fewest initial trials.
 
-    Before a trial of the label has ended this resolution is unknown: own recipes are then spread from the smallest
-    resolution to the largest. (All of them at the largest, with 32 workers on 3 labels: AUC 0.01 worse than random
-    search for a finding that is detectable everywhere.)
+    Of equals, the next above the smallest detectable resolution, then below it. Before a trial of the label has ended
+    this resolution is unknown: own recipes are then spread from the smallest resolution to the largest. (All of them at
+    the largest, with 32 workers on 3 labels: AUC 0.01 worse than random search for a finding that is detectable
+    everywhere.)
     """
     ascending = sorted(experiment.search.resolutions)
-    begun = [other.parameters["resolution"] for other in started if other.part == starting.part]
     if starting.part == OWN and not any(trial.label == label for trial in history):
-        position = min(len(begun) / max(_count_own(experiment.search) - 1, 1), 1.0)
+        begun = sum(other.part == OWN for other in started)
+        position = min(begun / max(_count_own(experiment.search) - 1, 1), 1.0)
         return ascending[round(position * (len(ascending) - 1))]
     smallest = smallest_detectable_resolution(experiment, label, history)
     if starting.part == OWN:
         return smallest
-    order = sorted(ascending, key=lambda resolution: (resolution < smallest, abs(resolution - smallest)))
-    return next((resolution for resolution in order if resolution not in begun), smallest)
+    trials = Counter(other.parameters["resolution"] for other in started if not other.failed)
+    return min(
+        ascending,
+        key=lambda resolution: (trials[resolution], resolution < smallest, abs(resolution - smallest)),
+    )
 
 
 def _count_own(search: Search) -> int:
-    """Number of own recipes that a label tries beside its first one, within the budget."""
-    minimum = search.min_complete_per_resolution
-    return min(minimum, search.trials - minimum * len(search.resolutions))
+    """Number of own recipes that a label tries beside its first one."""
+    return search.min_complete_per_resolution - 1

@@ -108,7 +108,7 @@ def test_launch_that_was_interrupted_is_completed_by_the_next(
 ) -> None:
     whole = [_initial_trials(database, register(database))]
     cut = EXPERIMENT.replace('"nih"', '"cut"')
-    left = iter(range(14))
+    left = iter(range(7))
 
     def breaks_off(*args: Any, **kwargs: Any) -> int:
         if next(left, None) is None:

@@ -20,25 +20,20 @@ def with_trials(trials: int) -> Experiment:
     return dataclasses.replace(EXPERIMENT, search=dataclasses.replace(EXPERIMENT.search, trials=trials))
 
 
-def test_plan_is_one_recipe_at_every_resolution_then_own_recipes_then_turns() -> None:
+def test_plan_is_one_recipe_at_every_resolution_then_own_recipes_then_the_best_of_all_labels() -> None:
     trials = plan_initial_trials(EXPERIMENT, EXPONENTS, "Mass")
     first, *others = own_recipes(EXPERIMENT, EXPONENTS, "Mass")
     assert [trial.parameters for trial in trials[:3]] == [first.at(32), first.at(64), first.at(128)], "cheapest first"
-    assert [trial.parameters for trial in trials[3:6]] == [other.parameters() for other in others]
-    assert [trial.part for trial in trials[6:]] == ["turn 1"] * 3 + ["turn 2"] * 3
-    assert not any(trial.parameters for trial in trials[6:]), "chosen when they start"
+    assert [trial.parameters for trial in trials[3:5]] == [other.parameters() for other in others[:2]]
+    assert [trial.part for trial in trials[5:]] == ["carried"] * 4
+    assert not any(trial.parameters for trial in trials[5:]), "chosen when they start"
+    assert len(plan_initial_trials(with_trials(9), EXPONENTS, "Mass")) == 9, "the smallest budget has all of them"
 
 
 def test_informed_plan_leaves_the_first_recipe_open() -> None:
     trials = plan_initial_trials(EXPERIMENT, EXPONENTS, "Mass", informed=True)
     assert [trial.parameters for trial in trials[:3]] == [{"resolution": at} for at in (32, 64, 128)]
     assert trials[3:] == plan_initial_trials(EXPERIMENT, EXPONENTS, "Mass")[3:]
-
-
-@pytest.mark.parametrize("more", [0, 1, 2])
-def test_small_budget_covers_each_resolution_before_own_recipes(more: int) -> None:
-    parts = Counter(trial.part for trial in plan_initial_trials(with_trials(9 + more), EXPONENTS, "Mass"))
-    assert parts == Counter({"look": 3, "own": more, "turn 1": 3, "turn 2": 3})
 
 
 def seen(auc_by_resolution: dict[int, float], label: str = "Mass") -> list[EndedTrial]:
@@ -85,36 +80,40 @@ def test_trial_that_starts_gets_its_missing_parameters() -> None:
 @pytest.mark.parametrize(
     ("aucs", "expected"),
     [
-        ({32: 0.8, 64: 0.8, 128: 0.8}, [32, 64, 128]),
-        ({32: 0.5, 64: 0.8, 128: 0.8}, [64, 128, 32]),
-        ({32: 0.5, 64: 0.5, 128: 0.8}, [128, 64, 32]),
-        ({}, [128, 64, 32]),
+        ({32: 0.8, 64: 0.8, 128: 0.8}, [32, 32, 64, 128, 64, 128]),
+        ({32: 0.5, 64: 0.8, 128: 0.8}, [64, 64, 128, 32, 128, 32]),
+        ({32: 0.5, 64: 0.5, 128: 0.8}, [128, 128, 64, 32, 64, 32]),
     ],
 )
-def test_turn_begins_where_the_finding_is_detectable_then_goes_up_then_down(
-    aucs: dict[int, float], expected: list[int]
-) -> None:
-    own = InitialTrial("own", FAIR.at(128))
-    for turn in ("turn 1", "turn 2"):
-        given = [own]
-        for _ in EXPERIMENT.search.resolutions:
-            given.append(InitialTrial(turn, run(InitialTrial(turn, {}), seen(aucs), given)))
-        assert [trial.parameters["resolution"] for trial in given[1:]] == expected
+def test_every_resolution_has_the_same_number_of_initial_trials(aucs: dict[int, float], expected: list[int]) -> None:
+    given = [InitialTrial("look", POOR.at(resolution)) for resolution in (32, 64, 128)]
+    for planned in plan_initial_trials(EXPERIMENT, EXPONENTS, "Mass")[3:]:
+        given.append(InitialTrial(planned.part, run(planned, seen(aucs), given)))
+    assert [trial.parameters["resolution"] for trial in given[3:]] == expected
+    assert Counter(trial.parameters["resolution"] for trial in given) == {32: 3, 64: 3, 128: 3}
 
 
-def test_turn_covers_every_resolution_although_results_change_meanwhile() -> None:
-    given: list[InitialTrial] = []
-    for aucs in ({32: 0.5, 64: 0.5, 128: 0.8}, {64: 0.8, 128: 0.8}, {32: 0.8}):
-        given.append(InitialTrial("turn 1", run(InitialTrial("turn 1", {}), seen(aucs), given)))
-    assert [trial.parameters["resolution"] for trial in given] == [128, 64, 32]
+def test_every_resolution_has_as_many_trials_although_results_change_meanwhile() -> None:
+    given = [InitialTrial("look", POOR.at(resolution)) for resolution in (32, 64, 128)]
+    changing = iter([{32: 0.5, 64: 0.5, 128: 0.8}, {64: 0.8, 128: 0.8}, *[{32: 0.8}] * 4])
+    for planned in plan_initial_trials(EXPERIMENT, EXPONENTS, "Mass")[3:]:
+        given.append(InitialTrial(planned.part, run(planned, seen(next(changing)), given)))
+    assert Counter(trial.parameters["resolution"] for trial in given) == {32: 3, 64: 3, 128: 3}
+
+
+def test_failed_trial_does_not_count_for_its_resolution() -> None:
+    given = [InitialTrial("look", POOR.at(resolution)) for resolution in (32, 64, 128)]
+    given += [InitialTrial("own", GOOD.at(32), failed=True), InitialTrial("own", FAIR.at(64))]
+    assert run(InitialTrial("carried", {}), seen({32: 0.8}), given)["resolution"] == 32
+    assert run(InitialTrial("carried", {}), seen({32: 0.8}), given) != GOOD.at(32), "it failed there"
 
 
 def test_own_recipes_are_spread_over_the_resolutions_while_no_trial_has_ended() -> None:
     others = seen({32: 0.9}, label="Effusion")
     given: list[InitialTrial] = []
-    for _ in range(4):  # one more than planned: the replacement of a failed trial
+    for _ in range(3):  # one more than planned: the replacement of a failed trial
         given.append(InitialTrial("own", run(InitialTrial("own", POOR.parameters()), others, given)))
-    assert [trial.parameters["resolution"] for trial in given] == [32, 64, 128, 128]
+    assert [trial.parameters["resolution"] for trial in given] == [32, 128, 128]
 
 
 def test_informed_plan_keeps_its_recipe_at_every_resolution_although_another_does_better() -> None:
@@ -128,9 +127,9 @@ def test_informed_plan_keeps_its_recipe_at_every_resolution_although_another_doe
     ]
     assert looked.parameters == GOOD.at(32)
     assert run(InitialTrial("look", {"resolution": 64}), tried, [looked]) == GOOD.at(64)
-    assert run(InitialTrial("turn 1", {}), tried, [looked])["learning_rate"] == FAIR.learning_rate
+    assert run(InitialTrial("carried", {}), tried, [looked])["learning_rate"] == FAIR.learning_rate
 
 
 def test_recipe_is_not_given_again_where_the_sampler_has_run_it() -> None:
     tried = [EndedTrial("Mass", 64, GOOD, 0.8), EndedTrial("Mass", 32, FAIR, 0.7)]
-    assert run(InitialTrial("turn 2", {"resolution": 64}), tried) == FAIR.at(64)
+    assert run(InitialTrial("carried", {"resolution": 64}), tried) == FAIR.at(64)
