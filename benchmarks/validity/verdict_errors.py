@@ -1,4 +1,4 @@
-"""Claim: with each design of a confirmation, a too small resolution is named in at most 5 %, whatever seeds vary.
+"""Claim: a too small resolution is named in at most 5 % if the start of the tests does not depend on the tested networks.
 
 AUCs are drawn from their normal limit. Its covariance over patients comes from binormal scores with several images per
 patient (coverage.draw) and is scaled to the number of patients. A network's AUC has its resolution's true AUC, its
@@ -10,10 +10,10 @@ Of all patients 20 % are test patients and 16 % validation patients (Acuity's sp
 test patients. The cross-fitted design tests on the 84 % outside validation; its variance over seeds is estimated on
 validation patients. A named resolution is too small if a larger one is better by the margin or more.
 
-The tests start at the resolution with the highest AUC on validation patients in the search, whose networks have other
-seeds. On the same AUCs two other starts are judged: the largest resolution, and the highest mean AUC of the confirmed
-networks on validation patients. These networks are tested, too, so that chance favours their start. The rule before
-("reference alone", held-out) tests against that start alone. Cost is in trainings at the largest resolution
+Three starts of the tests are judged on the same AUCs: the resolution with the highest AUC on validation patients in the
+search, whose networks have other seeds; the largest resolution; and the highest mean AUC of the confirmed networks on
+validation patients. These networks are tested, too, so that chance favours the last start. The rule before ("reference
+alone", held-out) tests against that start alone. Cost is in trainings at the largest resolution
 on the held-out training patients, where a training takes time in proportion to pixels and patients.
 
 Run: python benchmarks/validity/verdict_errors.py [--repetitions 1000] [--out FILE] (5 minutes on one free core). Cells
@@ -93,7 +93,7 @@ DESIGNS = (
 )
 BEFORE = DESIGNS[0]
 RULES = ("start from search", "start from the largest", "start from the same networks", "reference alone")
-"""Acuity's rule, the same rule with two other starts, and the rule before."""
+"""Tests against every larger resolution with three starts, and the rule before."""
 _NOMINEES_BEFORE = 3
 
 
