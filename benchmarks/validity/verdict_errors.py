@@ -1,4 +1,4 @@
-"""Claim: a too small resolution is named in at most 5 % if the start of the tests does not depend on the tested networks.
+"""Claim: a too small resolution is named in at most 5 % if the start of the tests does not depend on tested networks.
 
 AUCs are drawn from their normal limit. Its covariance over patients comes from binormal scores with several images per
 patient (coverage.draw) and is scaled to the number of patients. A network's AUC has its resolution's true AUC, its
