@@ -23,12 +23,12 @@ REFERENCE = ROOT / "docs" / "reference"
 GENERATED = "<!-- website/reference.py writes this page. Do not edit it. -->\n"
 SECTIONS = {
     "": "The first lines of the file, before any section.",
-    "data": "The image set, and which of its images are used. See [Image sets](../image-sets.md).",
+    "data": "The image set, and which of its images are used. See [Use your own images](../image-sets.md).",
     "search": "The search space and its budget. See [How the search works](../search.md).",
     "training": "The training of every trial.",
     "confirm": "The confirmation on test patients. See [Reading the answer](../answer.md).",
-    "workers": "Limits of the workers. See [A fleet](../fleet.md).",
-    "cluster": "The Slurm resources of each worker, for `--cluster slurm`. See [A fleet](../fleet.md).",
+    "workers": "Limits of the workers. See [Use several hosts](../several-hosts.md).",
+    "cluster": "The Slurm resources of each worker, for `--cluster slurm`. See [Use Slurm](../slurm.md).",
 }
 """Section of the experiment file -> its introduction."""
 

@@ -54,8 +54,11 @@ def _plain(paragraph: str) -> str:
 
 
 def _pages(revision: str | None) -> list[str]:
-    listed = ["git", "ls-tree", "-r", "--name-only", revision] if revision else ["git", "ls-files", "-co"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    if revision:
+        listed = ["git", "ls-tree", "-r", "--name-only", revision]
+        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    else:
+        names = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
     return sorted(name for name in names if re.fullmatch(r"[A-Z]+\.md|docs/(?!reference/)[\w/-]+\.md", name))
 
 
