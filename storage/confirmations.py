@@ -110,19 +110,37 @@ def find_confirmation(database: Database, experiment: str) -> StoredConfirmation
 
 
 def save_scores(
-    database: Database, experiment: str, *, trial_id: int, index_sha256: str, parquet: bytes, replace: bool = False
+    database: Database,
+    experiment: str,
+    *,
+    trial_id: int,
+    index_sha256: str,
+    fold: int | None,
+    seed: int,
+    parquet: bytes,
+    replace: bool = False,
 ) -> None:
-    """Store one network's scores of one image set. Existing scores stay, unless replace is true."""
+    """Store one network's scores of one image set. Existing scores stay, unless replace is true.
+
+    fold: the fold that a cross-fitted network was not trained with. seed: of its training.
+    """
     conflict = (
         "(trial_id, index_sha256) do update set parquet = excluded.parquet, scored = excluded.scored"
         if replace
         else "do nothing"
     )
     statement = text(
-        "insert into acuity.scores (experiment, trial_id, index_sha256, parquet) "
-        f"values (:experiment, :trial_id, :index_sha256, :parquet) on conflict {conflict}"
+        "insert into acuity.scores (experiment, trial_id, index_sha256, fold, seed, parquet) "
+        f"values (:experiment, :trial_id, :index_sha256, :fold, :seed, :parquet) on conflict {conflict}"
     )
-    row = {"experiment": experiment, "trial_id": trial_id, "index_sha256": index_sha256, "parquet": parquet}
+    row = {
+        "experiment": experiment,
+        "trial_id": trial_id,
+        "index_sha256": index_sha256,
+        "fold": fold,
+        "seed": seed,
+        "parquet": parquet,
+    }
     with database.engine.begin() as connection:
         connection.execute(statement, row)
 

@@ -3,15 +3,15 @@
 from functools import partial
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console
 
 from acuity.objectives.device.device import open_for_scoring
+from acuity.objectives.split.folds import check_label_in_folds
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
 from acuity.storage.database import Database
 from acuity.study.confirmation.nomination import nominate
-from acuity.study.confirmation.plan import check_retrainable, find_finalists
+from acuity.study.confirmation.plan import check_retrainable, count_complete, find_finalists, needed_resolutions
 from acuity.study.confirmation.protocol import Protocol, build_protocol
 from acuity.study.confirmation.scoring import Scorer, score_label
 from acuity.study.confirmation.trials import (
@@ -23,7 +23,8 @@ from acuity.study.confirmation.trials import (
 from acuity.study.confirmation.verdict import conclude_label
 from acuity.study.dashboard.publishing import try_to_publish_label
 from acuity.study.dataset.cohort import count_cohort
-from acuity.study.dataset.image_set import ImageSet, open_image_set, training_images
+from acuity.study.dataset.design import Design, choose_design
+from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set, training_images
 from acuity.study.display.confirmation_table import plan_table, protocol_table
 from acuity.study.display.console import decoding_bar, scoring_bar
 from acuity.study.display.live import live_progress
@@ -45,25 +46,35 @@ def confirm(
 ) -> StoredConfirmation | None:
     """Retrain the nominees, freeze the protocol, score the test patients and store the results.
 
-    seeds: by default [confirm] seeds of the experiment. Another call continues an interrupted confirmation and keeps
-    complete trainings, a frozen protocol and scores. UsageError where the search is not finished, or where a resolution
-    cannot be retrained. On a cluster this submits the workers and returns None; a later call scores the test patients.
+    seeds: of a held-out confirmation, by default [confirm] seeds of the experiment. Another call continues an
+    interrupted confirmation and keeps complete trainings, a frozen protocol and scores. UsageError where the search is
+    not finished, or where a resolution cannot be retrained. On a cluster this submits the workers and returns None; a
+    later call scores the test patients.
     """
     experiment = registered.experiment
-    seeds = seeds or experiment.confirm.seeds
     nominations = nominate(database, registered)
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
     check_same_images(registered, image_set.identity)
-    _warn_of_few_patients(image_set, experiment.labels, seeds=seeds, console=console)
-    confirmations = [create_confirm_study(database, experiment, each, seeds=seeds) for each in nominations]
+    design = choose_design(experiment, image_set, seeds=seeds)
+    if seeds is not None and design.kind == "cross-fitted":
+        raise UsageError(
+            f"--seeds is {seeds}, but the confirmation is cross-fitted: set [confirm] folds and networks_per_fold, or "
+            '[confirm] design = "held-out"'
+        )
+    if design.folds is not None:
+        folds = open_folds(image_set, design.folds)
+        for label in experiment.labels:
+            check_label_in_folds(image_set.index, folds, label)
+    _warn_of_few_patients(image_set, experiment.labels, design, console=console)
+    confirmations = [create_confirm_study(database, experiment, each, design=design) for each in nominations]
     studies = open_confirm_studies(database, experiment)
     placements = place_workers(fleet)
     workers = len(placements) or fleet.workers or 0
     is_retrained = _are_retrained(confirmations, studies)
     if not is_retrained and not has_unfinished_trainings(studies):
         _check_retrained(confirmations, studies)
-    console.print(plan_table(confirmations, done=_count_complete(studies), workers=workers))
+    console.print(plan_table(confirmations, done=_count_complete(confirmations, studies), workers=workers))
     if fleet.cluster is not None and not is_retrained:
         submission = submit_workers(
             experiment, storage=database.url, workers=workers, device=fleet.device, per_gpu=fleet.per_gpu
@@ -76,7 +87,7 @@ def confirm(
         _retrain(database, registered, placements, console, images=images)
         _check_retrained(confirmations, studies)
 
-    protocol = _build_protocol(registered, confirmations, studies)
+    protocol = _build_protocol(registered, confirmations, studies, design)
     stored = freeze_protocol(
         database,
         experiment.name,
@@ -92,8 +103,8 @@ def confirm(
     return stored
 
 
-def _warn_of_few_patients(image_set: ImageSet, labels: tuple[str, ...], *, seeds: int, console: Console) -> None:
-    cohort = count_cohort(image_set, labels, seeds=seeds)
+def _warn_of_few_patients(image_set: ImageSet, labels: tuple[str, ...], design: Design, *, console: Console) -> None:
+    cohort = count_cohort(image_set, labels, design)
     not_estimable = [entry.label for entry in cohort if not entry.plan.estimable]
     if not_estimable:
         console.print(
@@ -126,11 +137,13 @@ def _check_retrained(confirmations: list[LabelConfirmation], studies: dict[str, 
 def _unfinished_resolutions(confirmation: LabelConfirmation, studies: dict[str, optuna.Study]) -> list[int]:
     trials = studies[confirmation.nomination.label].get_trials(deepcopy=False)
     finished = find_finalists(confirmation.plan, trials)
-    return [resolution for resolution in confirmation.nomination.resolutions if resolution not in finished]
+    return [resolution for resolution in needed_resolutions(confirmation.plan, trials) if resolution not in finished]
 
 
-def _count_complete(studies: dict[str, optuna.Study]) -> int:
-    return sum(len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) for study in studies.values())
+def _count_complete(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> int:
+    return sum(
+        count_complete(each.plan, studies[each.nomination.label].get_trials(deepcopy=False)) for each in confirmations
+    )
 
 
 def _retrain(
@@ -142,7 +155,7 @@ def _retrain(
 
 
 def _build_protocol(
-    registered: Registered, confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]
+    registered: Registered, confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study], design: Design
 ) -> Protocol:
     return build_protocol(
         registered,
@@ -155,7 +168,7 @@ def _build_protocol(
             label: (confirm_study_name(registered.experiment.name, label), study._study_id)
             for label, study in studies.items()
         },
-        seeds=confirmations[0].plan.seeds,
+        design=design,
     )
 
 
@@ -180,8 +193,8 @@ def _score(
     results = []
     with scoring_bar(console, networks) as done:
         for label in protocol.labels:
-            tables = score_label(scorer, image_set, label, done=done)
-            results.append(conclude_label(label, tables, margin=protocol.margin))
+            tables = score_label(scorer, image_set, label, protocol.design, done=done)
+            results.append(conclude_label(label, tables, protocol.design, margin=protocol.margin))
     save_results(database, stored.id, {"labels": results})
     for label in protocol.labels:
         try_to_publish_label(database, registered, label.label, every_s=0)

@@ -65,7 +65,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
         "\nNext:\n"
         "  acuity dashboard                  look at every trial in optuna-dashboard\n"
         "  acuity best demo --format json    the answer for a script\n"
-        "  acuity confirm demo --seeds 3     judge the best on held-out patients\n"
+        "  acuity confirm demo               judge the best on held-out patients\n"
         "  acuity new nih.toml               an experiment on your own radiographs",
         highlight=False,
     )

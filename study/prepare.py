@@ -17,6 +17,7 @@ from acuity.study.config.rules import check_fixed_batch
 from acuity.study.config.schema import Experiment, caveats, with_found_format
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
 from acuity.study.dataset.contact_sheet import check_sheet_name, write_contact_sheet
+from acuity.study.dataset.design import Design, choose_design
 from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set
 from acuity.study.search.networks import check_networks_once
 
@@ -34,8 +35,8 @@ class Preparation:
     images: int
     patients: int
     cohort: tuple[LabelCohort, ...]
-    seeds: int
-    """Trainings of each finalist at the confirmation. The power estimates assume this number."""
+    design: Design
+    """Of the confirmation. The power estimates assume its test patients and its number of networks."""
     left_out: dict[str, int]
     """Number of images that each filter leaves out."""
     repeats: DuplicateCounts
@@ -79,12 +80,13 @@ def prepare(
     if look is not None:
         write_contact_sheet(image_set, experiment.labels, experiment.search.resolutions, look)
     folder = image_set.cache.folder
+    design = choose_design(experiment, image_set)
     return Preparation(
         experiment=experiment.name,
         images=len(image_set.index.table),
         patients=int(image_set.index.table["patient"].nunique()),
-        cohort=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
-        seeds=experiment.confirm.seeds,
+        cohort=count_cohort(image_set, experiment.labels, design),
+        design=design,
         left_out=dict(image_set.left_out),
         repeats=image_set.repeats,
         bad_images=tuple(image_set.cache.bad),

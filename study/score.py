@@ -73,6 +73,7 @@ def score_index(
                     conclude_label(
                         label,
                         _with_validation(database, protocol, label, tables),
+                        protocol.design,
                         margin=protocol.margin,
                         part="external",
                     )

@@ -50,7 +50,6 @@ epochs = 6
 augment = false
 [confirm]
 margin = {margin}
-seeds = 3
 """
 
 

@@ -1,4 +1,4 @@
-"""Assign patients that are not in the split file yet to training, validation and test."""
+"""Assign patients that are not in the split file yet to training, validation and test, or to folds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
@@ -23,9 +23,7 @@ def assign_new_patients(
 
     Arguments as in `read_or_make_split`.
     """
-    positive = np.nan_to_num(index.targets)
-    # Sorted by patient: the split does not depend on the order of the index.
-    images = pd.DataFrame(positive).assign(images=1.0).groupby(units_of_rows(index, unit), sort=True).sum()
+    images = _images_by_unit(index, unit)
     names = images.index.to_list()
     decided = {name: PARTS.index(part) for name, part in published.items() if part in PARTS} | split_file.parts
     known = np.array([decided.get(name, -1) for name in names])
@@ -34,14 +32,14 @@ def assign_new_patients(
         fractions, free = fractions[:-1], np.flatnonzero(known != PARTS.index("test"))
     elif fractions[-1] == 0:
         fractions = fractions[:-1]
-    group = _groups([names[i] for i in free], keep_together)
     parts = known.copy()
-    parts[free] = stratify(
-        _sums_by_group(images.to_numpy()[free], group),
+    parts[free] = _assign(
+        images.iloc[free],
+        known[free],
+        keep_together=keep_together,
         fractions=fractions,
-        known=_known_by_group(known[free], group),
         seed=np.random.SeedSequence([split_file.seed, len(split_file.parts)]),
-    )[group]
+    )
     return {
         names[i]: int(known[i] if known[i] >= 0 else parts[i])
         for i in range(len(names))
@@ -49,9 +47,62 @@ def assign_new_patients(
     }
 
 
+def assign_new_patients_to_folds(
+    index: ImageIndex,
+    folds_file: SplitFile,
+    *,
+    patients: Collection[str],
+    keep_together: Sequence[Collection[str]],
+    unit: Literal["patient", "file"],
+) -> dict[str, int]:
+    """The fold of each of these patients that is not in the folds' file.
+
+    keep_together: groups of patients that share a picture get one fold.
+    """
+    images = _images_by_unit(index, unit)
+    images = images.loc[images.index.isin(set(patients))]
+    names = images.index.to_list()
+    folds = _assign(
+        images,
+        np.array([folds_file.parts.get(name, -1) for name in names], dtype=np.int64),
+        keep_together=keep_together,
+        fractions=folds_file.fractions,
+        seed=np.random.SeedSequence([folds_file.seed, len(folds_file.parts), len(folds_file.names)]),
+    )
+    return {name: int(fold) for name, fold in zip(names, folds, strict=True) if name not in folds_file.parts}
+
+
 def units_of_rows(index: ImageIndex, unit: Literal["patient", "file"]) -> "pd.Series[str]":
     """The patient of each image, or its file name in the index, which does not depend on the folders of the files."""
     return index.table["patient"] if unit == "patient" else pd.Series(index.names, index=index.table.index)
+
+
+def _images_by_unit(index: ImageIndex, unit: Literal["patient", "file"]) -> pd.DataFrame:
+    """Numbers of positive images of each label and, last, of all images: one row per patient, or per file.
+
+    Rows are sorted by name, so that a split does not depend on the order of the index.
+    """
+    positive = np.nan_to_num(index.targets)
+    return pd.DataFrame(positive).assign(images=1.0).groupby(units_of_rows(index, unit), sort=True).sum()
+
+
+def _assign(
+    images: pd.DataFrame,
+    known: np.ndarray,
+    *,
+    keep_together: Sequence[Collection[str]],
+    fractions: Sequence[float],
+    seed: np.random.SeedSequence,
+) -> np.ndarray:
+    """int64 [P]: the part of each row of images. known: its part, or -1 where it has none yet."""
+    group = _groups(images.index.to_list(), keep_together)
+    parts: np.ndarray = stratify(
+        _sums_by_group(images.to_numpy(), group),
+        fractions=fractions,
+        known=_known_by_group(known, group),
+        seed=seed,
+    )[group]
+    return parts
 
 
 def _groups(names: Sequence[str], keep_together: Sequence[Collection[str]]) -> np.ndarray:
@@ -72,7 +123,7 @@ def _sums_by_group(images: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 def _known_by_group(known: np.ndarray, group: np.ndarray) -> np.ndarray:
     """The known part of each group: the first part that any of its patients has, -1 if none has a part."""
-    unknown = len(PARTS)
+    unknown = known.max(initial=-1) + 1
     parts = np.full(group.max(initial=-1) + 1, unknown)
     np.minimum.at(parts, group, np.where(known < 0, unknown, known))
     return np.where(parts == unknown, -1, parts)

@@ -39,8 +39,11 @@ class ResolutionEstimates:
 
     resolutions: tuple[int, ...]
     """Ascending."""
+    aucs: tuple[float, ...]
+    """AUC of each resolution on the test patients, averaged over its trainings."""
     seed_aucs: tuple[tuple[float, ...], ...]
-    """AUC of each seed, for each resolution."""
+    """AUC of each training of each resolution. All are of the same patients, so that their variance is over seeds: the
+    test patients, or the validation patients of a cross-fitted confirmation."""
     patient_covariance: Floats
     """[R, R], of the AUCs averaged over seeds, over samples of test patients."""
     patient_degrees: Floats
@@ -51,7 +54,7 @@ class ResolutionEstimates:
 
     def auc(self, resolution: int) -> float:
         """The AUC averaged over seeds."""
-        return float(np.mean(self.seed_aucs[self.position(resolution)]))
+        return self.aucs[self.position(resolution)]
 
     def position(self, resolution: int) -> int:
         """Index of the resolution. InputError where it is missing."""
@@ -123,9 +126,10 @@ def estimate_resolutions(
     averaged = combine(components, averaging)
     return ResolutionEstimates(
         resolutions=resolutions,
+        aucs=tuple(map(float, averaged.aucs)),
         seed_aucs=tuple(tuple(map(float, components.aucs[owner == position])) for position in range(len(networks))),
         patient_covariance=covariance(averaged),
-        patient_degrees=_patient_degrees(averaged),
+        patient_degrees=patient_degrees(averaged),
         positive_patients=components.positive_patients,
         negative_patients=components.negative_patients,
     )
@@ -190,7 +194,7 @@ def estimate_ratio(estimates: ResolutionEstimates, resolution: int, *, reference
     means. The seeds are independent.
     """
     aucs, reference_aucs = (estimates.seed_aucs[estimates.position(each)] for each in (resolution, reference))
-    ratio = float(np.mean(aucs) / np.mean(reference_aucs))
+    ratio = estimates.auc(resolution) / estimates.auc(reference)
     relative_sd = math.hypot(
         np.std(aucs, ddof=1) / np.mean(aucs), np.std(reference_aucs, ddof=1) / np.mean(reference_aucs)
     )
@@ -214,7 +218,11 @@ def make_auc_pair(estimates: ResolutionEstimates, resolution: int, *, reference:
     )
 
 
-def _patient_degrees(averaged: DelongComponents) -> Floats:
+def patient_degrees(averaged: DelongComponents) -> Floats:
+    """Degrees of freedom [R, R] of the patients' variances: of R AUCs on the diagonal, of their differences elsewhere.
+
+    averaged: one row per resolution.
+    """
     count = len(averaged.aucs)
     rows, columns = np.triu_indices(count, 1)
     differences = np.eye(count)[rows] - np.eye(count)[columns]

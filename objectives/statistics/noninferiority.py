@@ -1,7 +1,7 @@
 """Noninferiority tests of resolutions against every larger one, and the smallest noninferior resolution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITI
 CHANCE = 0.5
 """AUC of a network that has learned nothing."""
 Reason = Literal["positive_patients", "negative_patients", "chance"]
-_MAX_ADDITIONAL_PATIENTS = 10_000_000
+_MAX_ADDITIONAL = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class NoninferiorityTest:
     more_positive_patients: int | None
     """Number of additional positive patients that would decide the test at 80 % power, for the estimated AUCs and with
     negative patients in proportion. None if the test is decided, or if more patients alone cannot decide it."""
+    more_networks: int | None
+    """Number of additional networks of each resolution that would decide the test with these patients, as above."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class NoninferiorityVerdict:
     more_positive_patients: int | None
     """Number of additional positive patients that would decide the last tested resolution, or make the label estimable.
     """
+    more_networks: int | None
+    """Number of additional networks of each resolution that would decide the last tested resolution with these
+    patients. None if it is decided, or if more networks alone cannot decide it."""
     steps: tuple[NoninferiorityTest, ...]
     """The tests of each resolution against every larger one, in the order of testing, up to the first resolution that
     fails a test."""
@@ -101,7 +106,12 @@ def check_noninferiority(
         degrees_of_freedom=degrees,
         p_value=p_value,
         outcome="undecided" if undecided else "shown" if p_value <= level else "worse",
-        more_positive_patients=_additional_patients(pair, margin=margin, level=level_to_decide) if undecided else None,
+        more_positive_patients=_additional(_with_more_patients, pair, margin=margin, level=level_to_decide)
+        if undecided
+        else None,
+        more_networks=_additional(_with_more_networks, pair, margin=margin, level=level_to_decide)
+        if undecided
+        else None,
     )
 
 
@@ -145,6 +155,7 @@ def find_smallest_noninferior(
         positive_patients=estimates.positive_patients,
         negative_patients=estimates.negative_patients,
         more_positive_patients=patients_to_decide(failed),
+        more_networks=networks_to_decide(failed),
         steps=steps,
     )
 
@@ -162,12 +173,23 @@ def decisive_test(tests: Sequence[NoninferiorityTest]) -> NoninferiorityTest:
 
 def patients_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
     """Number of additional positive patients that would decide a resolution. None if it is decided or cannot be."""
+    return _needed_to_decide(tests, lambda test: test.more_positive_patients)
+
+
+def networks_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
+    """Number of additional networks of each resolution that would decide one. None if it is decided or cannot be."""
+    return _needed_to_decide(tests, lambda test: test.more_networks)
+
+
+def _needed_to_decide(
+    tests: Sequence[NoninferiorityTest], additional: Callable[[NoninferiorityTest], int | None]
+) -> int | None:
     if outcome_of_tests(tests) != "undecided":
         return None
     decisive = decisive_test(tests)
     if decisive.difference <= -decisive.margin:  # one loss above the margin decides the resolution
-        return decisive.more_positive_patients
-    needed = [test.more_positive_patients for test in tests if test.outcome == "undecided"]
+        return additional(decisive)
+    needed = [additional(test) for test in tests if test.outcome == "undecided"]
     return None if None in needed else max(filter(None, needed))
 
 
@@ -221,21 +243,24 @@ def _without_verdict(estimates: ResolutionEstimates, *, reason: Reason, margin: 
         positive_patients=estimates.positive_patients,
         negative_patients=estimates.negative_patients,
         more_positive_patients=missing if reason == "positive_patients" else None,
+        more_networks=None,
         steps=(),
     )
 
 
-def _additional_patients(pair: AucPair, *, margin: float, level: float, power: float = 0.8) -> int | None:
-    """The smallest number of additional positive patients that decides the test, for the estimated difference."""
+def _additional(
+    with_more: Callable[[AucPair, int], AucPair], pair: AucPair, *, margin: float, level: float, power: float = 0.8
+) -> int | None:
+    """The smallest additional number, of patients or networks, that decides the test for the estimated difference."""
 
     def decided(more: int) -> bool:
-        statistic, degrees = t_statistic(_with_more_patients(pair, more), value=-margin)
+        statistic, degrees = t_statistic(with_more(pair, more), value=-margin)
         return abs(statistic) >= float(stdtrit(degrees, 1 - level) + stdtrit(degrees, power))
 
     enough = 1
     while not decided(enough):
         enough *= 2
-        if enough > _MAX_ADDITIONAL_PATIENTS:
+        if enough > _MAX_ADDITIONAL:
             return None
     too_few = enough // 2
     while enough - too_few > 1:
@@ -255,4 +280,15 @@ def _with_more_patients(pair: AucPair, more: int) -> AucPair:
         patient_degrees=pair.patient_degrees * growth,
         positive_patients=pair.positive_patients + more,
         negative_patients=math.floor(pair.negative_patients * growth),
+    )
+
+
+def _with_more_networks(pair: AucPair, more: int) -> AucPair:
+    """The pair with more networks of each resolution, and the same variances over patients."""
+    first, second = pair.seeds
+    first_variance, second_variance = pair.seed_variances
+    return replace(
+        pair,
+        seed_variances=(first_variance * first / (first + more), second_variance * second / (second + more)),
+        seeds=(first + more, second + more),
     )

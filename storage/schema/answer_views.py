@@ -10,13 +10,13 @@ _LIMIT = """case when auc_se > 0 and auc > 0 and auc < 1
 
 # An experiment's answer is the confirmation that was asked for last.
 _CONFIRMED = """
-    select c.experiment, l.label, l.best, l.reference, l.smallest_adequate, l.by_resolution
+    select c.experiment, l.label, l.design, l.best, l.reference, l.smallest_adequate, l.by_resolution
     from (
         select distinct on (experiment) experiment, results from acuity.confirmations
         where results is not null order by experiment, asked desc, id desc
     ) c
     cross join lateral jsonb_to_recordset(c.results -> 'labels') as l(
-        label text, best jsonb, reference jsonb, smallest_adequate jsonb, by_resolution jsonb)
+        label text, design jsonb, best jsonb, reference jsonb, smallest_adequate jsonb, by_resolution jsonb)
 """
 
 AUC_BY_RESOLUTION_VIEW = f"""
@@ -55,17 +55,17 @@ with searched as (
 ), best as (
     select experiment, label, resolution, architecture, batch_size, feasible_batch_size, learning_rate, auc,
         {_LIMIT.format(sign="-")} as auc_low, {_LIMIT.format(sign="+")} as auc_high, 'validation' as split, 0 as seeds,
-        null::jsonb as reference, null::jsonb as smallest_adequate
+        null::jsonb as design, null::jsonb as reference, null::jsonb as smallest_adequate
     from searched where (experiment, label) not in (select experiment, label from ({_CONFIRMED}) c)
     union all
-    select c.experiment, c.label, b.*, c.reference, c.smallest_adequate
+    select c.experiment, c.label, b.*, c.design, c.reference, c.smallest_adequate
     from ({_CONFIRMED}) c cross join lateral jsonb_to_record(c.best) as b(
         resolution integer, architecture text, batch_size integer, feasible_batch_size integer,
         learning_rate double precision, auc double precision, auc_low double precision, auc_high double precision,
         split text, seeds integer)
 )
 select experiment, label, resolution, architecture, batch_size, feasible_batch_size, learning_rate,
-    auc, auc_low, auc_high, split, seeds,
+    auc, auc_low, auc_high, split, seeds, design ->> 'kind' as design,
     (reference ->> 'resolution')::integer as reference,
     smallest_adequate ->> 'verdict' as verdict,
     (smallest_adequate ->> 'resolution')::integer as smallest_adequate,

@@ -45,6 +45,7 @@ _COLUMNS = (
     _NUMBER.format(name="images_per_second", **_FLOAT),
     _TEXT.format(name="device"),
     _NUMBER.format(name="seed", **_BIGINT),
+    _NUMBER.format(name="fold", **_INTEGER),
     _NUMBER.format(name="origin", **_INTEGER),
     _TEXT.format(name="reason"),
 )

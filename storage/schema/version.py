@@ -9,7 +9,7 @@ from acuity.storage.locks import MOVING, SLOTS
 from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
 from acuity.storage.schema.trials_view import TRIALS_VIEW
 
-VERSION = 3
+VERSION = 4
 """Version of the schema. Every change of the tables or views increments it."""
 _BEGIN = """
 create schema if not exists acuity;
@@ -75,6 +75,8 @@ create table acuity.scores (
     experiment text not null references acuity.experiments on delete cascade,
     trial_id integer,
     index_sha256 text,
+    fold integer,
+    seed bigint not null,
     scored timestamptz not null default now(),
     parquet bytea not null,
     primary key (trial_id, index_sha256)

@@ -219,14 +219,14 @@ def stop(name: str) -> None:
         click.echo(f"whether Slurm has jobs of {name} is not known: {stopped.unknown}", err=True)
 
 
-@command("acuity confirm nih --seeds 5")
+@command("acuity confirm nih")
 @click.argument("name", metavar="NAME|FILE")
-@click.option("--seeds", type=click.IntRange(min=3), help="Trainings of each finalist; by default [confirm] seeds.")
+@click.option("--seeds", type=click.IntRange(min=3), help="Held-out design: trainings of each finalist.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on this host; by default one per GPU, else two.")
 @device_option
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs that retrain; score later.")
 def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None) -> None:
-    """Retrain the search's best configurations with several seeds and score them once on the test patients.
+    """Retrain the search's best configurations and score each test patient with networks that never saw them.
 
     With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect.
     """

@@ -21,6 +21,13 @@ def check_across_sections(experiment: Experiment) -> None:
                 f"search.learn_from has {experiment.name}, this experiment's name; its labels learn from each other "
                 "anyway, so leave it out"
             )
+    with faults:
+        weak = ["paper_split"] * experiment.data.paper_split + ["split_by"] * (experiment.data.split_by == "image")
+        if experiment.confirm.design == "cross-fitted" and weak:
+            raise ValueError(
+                f'confirm.design = "cross-fitted" and data.{weak[0]} are both given; keep one of the two: '
+                "cross-fitting needs a split by patient with a test part"
+            )
     faults.report()
 
 

@@ -45,6 +45,8 @@ BY_FILE = (
 )
 
 _STRICT = ConfigDict(extra="forbid")
+MAX_FOLDS = 20
+"""Largest number of folds of a cross-fitted confirmation."""
 # Acuity sets these options of sbatch itself, or another key of [cluster] does.
 _RESERVED_OPTIONS = {
     "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "gpus-per-node", "job-name", "mem",
@@ -249,12 +251,27 @@ class Confirm:
     """The default is every resolution within 0.05 AUC of the search's best, the smallest and the largest."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """Non-inferiority margin: the AUC that an adequate resolution may lose against a larger one."""
+    design: Literal["cross-fitted", "held-out"] | None = None
+    """"cross-fitted": each patient outside validation is a test patient of networks that were trained without them.
+    "held-out": the test part alone. The default is "held-out" with a published split or a split by image, else
+    "cross-fitted"."""
+    folds: Annotated[int, Field(ge=2, le=MAX_FOLDS)] = 5
+    """Number of folds of a cross-fitted confirmation."""
+    networks_per_fold: Annotated[int, Field(ge=1, le=100)] = 1
+    """Trainings per finalist and fold of a cross-fitted confirmation."""
     seeds: Annotated[int, Field(ge=3)] = 5
-    """Trainings per finalist. Their spread is part of every confidence interval."""
+    """Trainings per finalist of a held-out confirmation. Their spread is part of every confidence interval."""
+    nominees: Annotated[int, Field(ge=1, le=100)] = 1
+    """Number of configurations of each resolution that are retrained. The best of them is the finalist."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require_unique("confirm.resolutions", self.resolutions or ())
+        if self.folds * self.networks_per_fold < 3:
+            raise ValueError(
+                f"confirm.folds is {self.folds} and networks_per_fold is {self.networks_per_fold}, their product must "
+                "be at least 3: the variance over seeds is estimated from these networks"
+            )
         return self
 
 

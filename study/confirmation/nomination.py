@@ -15,8 +15,6 @@ from acuity.study.registry.record import Registered
 
 MAX_AUC_GAP = 0.05
 """A resolution is confirmed if its best AUC is at most this much below the best AUC of the search."""
-NOMINEES_PER_RESOLUTION = 3
-"""Number of configurations of each resolution that are retrained."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,10 @@ class SkippedResolution:
     """A searched resolution that is not confirmed, so that no verdict covers it."""
 
     resolution: int
-    reason: Literal["no_complete_trial", "below_best", "not_named"]
+    reason: Literal["no_complete_trial", "below_best", "not_named", "not_needed"]
     """"below_best": its best AUC is more than MAX_AUC_GAP below the best AUC of the search. "not_named": [confirm]
-    names other resolutions."""
+    names other resolutions. "not_needed": on validation patients, a resolution between it and the largest loses more
+    than the margin, so that the tests stop there."""
     validation_auc: float | None
     """Its best AUC in the search."""
 
@@ -95,16 +94,23 @@ def nominate(database: Database, registered: Registered) -> tuple[Nomination, ..
             ),
             resolutions=experiment.search.resolutions,
             only=experiment.confirm.resolutions,
+            nominees=experiment.confirm.nominees,
         )
         for label in experiment.labels
     )
 
 
 def nominate_label(
-    label: str, trials: list[FrozenTrial], *, resolutions: tuple[int, ...], only: tuple[int, ...] | None
+    label: str,
+    trials: list[FrozenTrial],
+    *,
+    resolutions: tuple[int, ...],
+    only: tuple[int, ...] | None,
+    nominees: int = 1,
 ) -> Nomination:
     """Nominate configurations of one label from its finished trials.
 
+    nominees: number of configurations of each resolution.
     only: the resolutions to confirm. By default these are the resolutions within MAX_AUC_GAP of the best AUC, the
     smallest and the largest with a complete trial. A few validation patients can put the largest resolution far below
     the best AUC by chance, and the verdict must exclude a gain there. UsageError where a resolution to confirm has no
@@ -131,9 +137,7 @@ def nominate_label(
         nominees=tuple(
             _nominee(trial)
             for resolution in confirmed
-            for trial in sorted(complete[resolution], key=lambda trial: (-_auc(trial), trial.number))[
-                :NOMINEES_PER_RESOLUTION
-            ]
+            for trial in sorted(complete[resolution], key=lambda trial: (-_auc(trial), trial.number))[:nominees]
         ),
         trials={resolution: finished[resolution] for resolution in confirmed},
         skipped=tuple(

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from acuity.study.confirmation.nomination import Nomination, SkippedResolution
 from acuity.study.confirmation.plan import TrainedFinalist
+from acuity.study.dataset.design import Design
 from acuity.study.registry.record import Registered, checkpoint_name
 
 
@@ -21,11 +22,13 @@ class Run:
     attempt: int
     seed: int
     validation_auc: float
+    fold: int | None = None
+    """The fold that the network was not trained with and is tested on. None for held-out test patients."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """The configuration of a resolution, trained once per seed."""
+    """The configuration of a resolution with its trainings."""
 
     resolution: int
     architecture: str
@@ -38,7 +41,7 @@ class Finalist:
 
     @property
     def validation_auc(self) -> float:
-        """Mean over seeds."""
+        """Mean over trainings."""
         return sum(run.validation_auc for run in self.runs) / len(self.runs)
 
 
@@ -48,7 +51,7 @@ class LabelProtocol:
 
     label: str
     reference: int
-    """Resolution (px) with the highest mean validation AUC over seeds. The smallest of equals."""
+    """Resolution (px) with the highest mean validation AUC over trainings. The smallest of equals."""
     finalists: tuple[Finalist, ...]
     skipped: tuple[SkippedResolution, ...]
     """Searched resolutions that are not confirmed."""
@@ -66,7 +69,7 @@ class Protocol:
     index_sha256: str
     split_sha256: str
     margin: float
-    seeds: int
+    design: Design
     labels: tuple[LabelProtocol, ...]
 
     def to_table(self) -> dict[str, Any]:
@@ -89,9 +92,9 @@ def build_protocol(
     finalists: dict[str, dict[int, TrainedFinalist]],
     study_ids: dict[str, tuple[str, int]],
     *,
-    seeds: int,
+    design: Design,
 ) -> Protocol:
-    """Build the protocol from complete trainings.
+    """Build the protocol from complete trainings. A nominated resolution without a finalist was not needed.
 
     finalists: by label and resolution. study_ids: name and id of each label's confirm study.
     """
@@ -100,7 +103,7 @@ def build_protocol(
         index_sha256=registered.identity.index_sha256,
         split_sha256=registered.identity.split_sha256,
         margin=registered.experiment.confirm.margin,
-        seeds=seeds,
+        design=design,
         labels=tuple(
             _label_protocol(
                 nomination, finalists[nomination.label], checkpoint_name(registered, *study_ids[nomination.label])
@@ -118,8 +121,20 @@ def _label_protocol(
         for resolution, each in sorted(trained.items())
     )
     reference = max(finalists, key=lambda each: (each.validation_auc, -each.resolution))
+    not_needed = (
+        SkippedResolution(
+            resolution,
+            reason="not_needed",
+            validation_auc=max(each.auc for each in nomination.nominees if each.resolution == resolution),
+        )
+        for resolution in nomination.resolutions
+        if resolution not in trained
+    )
     return LabelProtocol(
-        label=nomination.label, reference=reference.resolution, finalists=finalists, skipped=nomination.skipped
+        label=nomination.label,
+        reference=reference.resolution,
+        finalists=finalists,
+        skipped=tuple(sorted((*nomination.skipped, *not_needed), key=lambda each: each.resolution)),
     )
 
 
@@ -146,4 +161,5 @@ def _run(trial: FrozenTrial, checkpoint_study: str) -> Run:
         attempt=attributes.get("attempt", 1),
         seed=attributes["seed"],
         validation_auc=trial.value,
+        fold=attributes.get("fold"),
     )

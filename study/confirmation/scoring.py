@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,16 @@ from acuity.storage.confirmations import find_scores, save_scores
 from acuity.storage.database import Database
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
-from acuity.study.dataset.image_set import ImageSet
+from acuity.study.dataset.design import Design
+from acuity.study.dataset.image_set import ImageSet, open_folds
 from acuity.study.errors import UsageError
 from acuity.study.search.hyperparameters import make_hyperparameters
 
 _AUC_TOLERANCE = 0.01
 """Devices round differently. A network whose validation AUC differs by more is not the trained network."""
 _AGE_BANDS = (20, 40, 60, 80)
+Parts = Mapping[str, NDArray[np.int64]]
+"""Part -> rows of the index."""
 COLUMNS = ("image", "patient", "part", "target", "view", "sex", "age_band", "score")
 """Columns of a table of scores. image and patient are pseudonyms; part is validation, test or external."""
 
@@ -47,16 +50,26 @@ class Scorer:
 
 
 def score_label(
-    scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, *, done: Callable[[], None]
+    scorer: Scorer, image_set: ImageSet, protocol: LabelProtocol, design: Design, *, done: Callable[[], None]
 ) -> dict[int, list[pd.DataFrame]]:
-    """Scores of a label's validation and test images by resolution: one table (COLUMNS) per seed.
+    """Scores of a label's validation and test images by resolution: one table (COLUMNS) per network.
 
-    Each network scores the test patients once. Later calls read the stored scores. UsageError where the stored scores
-    are of other pixels or rows. done is called after each network.
+    The test images of a cross-fitted network are those of its fold. Each network scores its test patients once. Later
+    calls read the stored scores. UsageError where the stored scores are of other pixels or rows, or where the folds are
+    not those of the protocol. done is called after each network.
     """
     known = np.flatnonzero(np.isfinite(image_set.index.target(protocol.label)))
-    parts = {part: np.intersect1d(image_set.split.rows(part), known) for part in ("validation", "test")}
-    return _score_finalists(scorer, image_set.index, image_set.cache, protocol, parts, once=True, done=done)
+    validation = np.intersect1d(image_set.split.rows("validation"), known)
+    test: dict[int | None, NDArray[np.int64]] = {None: image_set.split.rows("test")}
+    if design.folds is not None:
+        folds = open_folds(image_set, design.folds)
+        if folds.sha256 != design.folds_sha256:
+            raise UsageError(f"{folds.path}: has other folds than the protocol; put back the file as it was")
+        test = {fold: folds.test_rows(fold) for fold in range(design.folds)}
+    parts = {fold: {"validation": validation, "test": np.intersect1d(rows, known)} for fold, rows in test.items()}
+    return _score_finalists(
+        scorer, image_set.index, image_set.cache, protocol, lambda run: parts[run.fold], once=True, done=done
+    )
 
 
 def score_external(
@@ -65,7 +78,8 @@ def score_external(
     """Scores of all external images with a known label, as part "external". Stale scores are replaced."""
     known = np.isfinite(index.target(protocol.label))
     known[[image.row for image in cache.bad]] = False
-    return _score_finalists(scorer, index, cache, protocol, {"external": np.flatnonzero(known)}, once=False, done=done)
+    parts = {"external": np.flatnonzero(known)}
+    return _score_finalists(scorer, index, cache, protocol, lambda _: parts, once=False, done=done)
 
 
 def read_checkpoint(checkpoints: Checkpoints, run: Run, *, resolution: int) -> bytes:
@@ -98,29 +112,35 @@ def _score_finalists(
     index: ImageIndex,
     cache: ImageCache,
     protocol: LabelProtocol,
-    parts: dict[str, NDArray[np.int64]],
+    parts_of: Callable[[Run], Parts],
     *,
     once: bool,
     done: Callable[[], None],
 ) -> dict[int, list[pd.DataFrame]]:
-    images = _image_table(index, protocol.label, parts)
-    images.attrs = {"pixels": cache.key, "rows": _rows_sha256(parts)}  # Parquet keeps them
+    images_of: dict[int | None, pd.DataFrame] = {}
+    for run in (run for finalist in protocol.finalists for run in finalist.runs):
+        if run.fold not in images_of:
+            images = images_of[run.fold] = _image_table(index, protocol.label, parts_of(run))
+            images.attrs = {"pixels": cache.key, "rows": _rows_sha256(parts_of(run))}  # Parquet keeps them
     for finalist in protocol.finalists:
         for run in finalist.runs:  # every stored table is checked before any test patient is scored
-            _read_scores(scorer.database, index, images, finalist, run, once=once)
+            _read_scores(scorer.database, index, images_of[run.fold], finalist, run, once=once)
     tables: dict[int, list[pd.DataFrame]] = {}
     for finalist in protocol.finalists:
         tables[finalist.resolution] = []
         for run in finalist.runs:
+            images = images_of[run.fold]
             table = _read_scores(scorer.database, index, images, finalist, run, once=once)
             if table is None:
                 pixels, target = cache.open(finalist.resolution), index.target(protocol.label)
-                table = images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts))
+                table = images.assign(score=_score_run(scorer, pixels, target, finalist, run, parts_of(run)))
                 save_scores(
                     scorer.database,
                     scorer.experiment.name,
                     trial_id=run.trial_id,
                     index_sha256=index.sha256,
+                    fold=run.fold,
+                    seed=run.seed,
                     parquet=_pack(table),
                     replace=not once,
                 )
@@ -129,7 +149,7 @@ def _score_finalists(
     return tables
 
 
-def _image_table(index: ImageIndex, label: str, parts: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
+def _image_table(index: ImageIndex, label: str, parts: Parts) -> pd.DataFrame:
     rows = np.concatenate(list(parts.values()))
     table = index.table.iloc[rows]
     key = _pseudonym_key(index)
@@ -167,7 +187,7 @@ def _age_band(age: float) -> str:
     return f"{lowest}-{highest - 1}" if highest else f"{lowest}+"
 
 
-def _rows_sha256(parts: dict[str, NDArray[np.int64]]) -> str:
+def _rows_sha256(parts: Parts) -> str:
     return hashlib.sha256(json.dumps({part: rows.tolist() for part, rows in parts.items()}).encode()).hexdigest()
 
 
@@ -212,7 +232,7 @@ def _score_run(
     target: NDArray[np.float32],
     finalist: Finalist,
     run: Run,
-    parts: dict[str, NDArray[np.int64]],
+    parts: Parts,
 ) -> NDArray[np.float64]:
     checkpoint = read_checkpoint(scorer.checkpoints, run, resolution=finalist.resolution)
     hyperparameters = make_hyperparameters(

@@ -20,6 +20,7 @@ from acuity.storage.trials import claim_study
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import Nomination, Nominee
 from acuity.study.confirmation.plan import ConfirmationPlan, missing_trainings, parse_plan, surplus_trainings
+from acuity.study.dataset.design import Design
 from acuity.study.registry.claims import CanHold, Claim, claim_waiting_trial
 from acuity.study.registry.names import confirm_study_name
 from acuity.study.registry.record import Registered
@@ -36,10 +37,10 @@ class LabelConfirmation:
 
 
 def create_confirm_study(
-    database: Database, experiment: Experiment, nomination: Nomination, *, seeds: int
+    database: Database, experiment: Experiment, nomination: Nomination, *, design: Design
 ) -> LabelConfirmation:
     """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept."""
-    plan = ConfirmationPlan(seeds=seeds, nominees=nomination.nominees)
+    plan = ConfirmationPlan(design, margin=experiment.confirm.margin, nominees=nomination.nominees)
     label = nomination.label
     study = create_study(
         database, confirm_study_name(experiment.name, label), experiment=experiment.name, label=label, confirm=True
@@ -47,7 +48,7 @@ def create_confirm_study(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
         study.set_metric_names(["validation AUC"])
-    study.set_user_attr("plan", asdict(plan) | {"trainings": plan.trainings()})
+    _store_plan(study, plan)
     return LabelConfirmation(nomination, plan)
 
 
@@ -74,8 +75,10 @@ def claim_confirm_trial(
             plan, trials = read_plan(study), study.get_trials(deepcopy=False)
             for trial in surplus_trainings(plan, trials):
                 cancel_trial(database, trial, reason="the plan no longer contains it")
-            for nominee, repeat in missing_trainings(plan, trials):
-                _enqueue_run(database, registered, study, nominee, repeat)
+            for nominee, fold, repeat in missing_trainings(plan, trials):
+                _enqueue_run(database, registered, study, plan.design, nominee, fold=fold, repeat=repeat)
+            if study.user_attrs["plan"]["trainings"] != plan.trainings_needed(trials):
+                _store_plan(study, plan)
             claim = claim_waiting_trial(database, registered, label, study, can_hold=can_hold)
         if claim is not None:
             return claim
@@ -99,6 +102,12 @@ def is_running_elsewhere(studies: Mapping[str, optuna.Study]) -> bool:
     )
 
 
+def _store_plan(study: optuna.Study, plan: ConfirmationPlan) -> None:
+    """Store the plan with the number of trainings that it needs as far as is known, for the status."""
+    trainings = plan.trainings_needed(study.get_trials(deepcopy=False))
+    study.set_user_attr("plan", asdict(plan) | {"trainings": trainings})
+
+
 def read_plan(study: optuna.Study) -> ConfirmationPlan:
     """The stored plan of a confirm study."""
     return parse_plan(study.user_attrs["plan"])
@@ -111,14 +120,24 @@ def _has_waiting_or_missing_trainings(study: optuna.Study) -> bool:
 
 
 def _enqueue_run(
-    database: Database, registered: Registered, study: optuna.Study, nominee: Nominee, repeat: int
+    database: Database,
+    registered: Registered,
+    study: optuna.Study,
+    design: Design,
+    nominee: Nominee,
+    *,
+    fold: int | None,
+    repeat: int,
 ) -> None:
     """Enqueue a training with the nominee's batch size. A device that cannot hold this batch does not claim it."""
-    identity = f"{registered.experiment.search.seed}/{study.study_name}/{nominee.number}/{repeat}"
+    of_fold = "" if fold is None else f"{design.folds}/{fold}/"
+    identity = f"{registered.experiment.search.seed}/{study.study_name}/{nominee.number}/{of_fold}{repeat}"
     attributes: dict[str, Any] = {
         "nominee": nominee.number,
         "repeat": repeat,
         "seed": int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]),
         "batch_size": nominee.batch_size,
     }
+    if fold is not None:
+        attributes |= {"fold": fold, "folds": design.folds, "folds_sha256": design.folds_sha256}
     enqueue_trial(database, study, nominee.parameters, attributes=attributes)

@@ -1,11 +1,11 @@
-"""Results of a label from the scores of all seeds: verdict, intervals, subgroups, the metrics of the paper.
+"""Results of a label from the scores of all networks: verdict, intervals, subgroups, the metrics of the paper.
 
 The results have JSON types. They are stored with the confirmation and displayed unchanged.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn.metrics import brier_score_loss
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.bootstrap import bootstrap_aucs
 from acuity.objectives.statistics.calibration import reliability_bins
+from acuity.objectives.statistics.cross_fitting import ImageScores, estimate_cross_fitted
 from acuity.objectives.statistics.estimates import (
     ResolutionEstimates,
     estimate_auc,
@@ -24,6 +25,7 @@ from acuity.objectives.statistics.estimates import (
 )
 from acuity.objectives.statistics.metrics import (
     accuracy,
+    auc,
     average_precision,
     sensitivity_at_specificity,
     youden_threshold,
@@ -32,35 +34,83 @@ from acuity.objectives.statistics.multiple_comparisons import compare_pairs, fin
 from acuity.objectives.statistics.noninferiority import NoninferiorityVerdict, find_smallest_noninferior
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol
 from acuity.study.confirmation.verdict_text import verdict_sentence
+from acuity.study.dataset.design import Design
 
 SUBGROUPS = ("view", "sex", "age_band")
 _PAPER_RESOLUTIONS = (64, 320)
 """Resolutions (px) of the ratio of AUCs in Sabottke & Spieler."""
 _BOOTSTRAP_REPETITIONS = 500
 ScoreTables = Mapping[int, Sequence[pd.DataFrame]]
-"""Resolution -> one table of scores (scoring.COLUMNS) per seed, all with the same images in the same order."""
+"""Resolution -> one table of scores (scoring.COLUMNS) per network. The networks of one fold have the same images in the
+same order, and all networks have the same validation images."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """The scores of the test patients of a fold, or of all test patients."""
+
+    images: pd.DataFrame
+    """One row per image, without a score."""
+    scores: dict[int, NDArray[np.float64]]
+    """Resolution -> [networks, images]."""
+
+    def select(self, chosen: NDArray[np.bool_]) -> "_Fold":
+        return _Fold(self.images[chosen], {resolution: rows[:, chosen] for resolution, rows in self.scores.items()})
+
+    def to_scores(self) -> ImageScores:
+        patients = self.images["patient"].to_numpy(dtype=object).astype(str)
+        return ImageScores(self.images["target"].to_numpy(), patients, self.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """The scores on which a label is concluded."""
+
+    folds: tuple[_Fold, ...]
+    validation: _Fold | None
+    """Of all networks, if the variance over seeds is estimated there: for cross-fitted networks."""
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """All test images, each once."""
+        return pd.concat([fold.images for fold in self.folds], ignore_index=True)
+
+    def select(self, column: str, group: str) -> "_Evaluated":
+        """The images of a group alone."""
+        folds = (*self.folds, *(() if self.validation is None else (self.validation,)))
+        selected = tuple(each.select(each.images[column].to_numpy(dtype=object) == group) for each in folds)
+        of_folds = selected[: len(self.folds)]
+        return _Evaluated(of_folds, None if self.validation is None else selected[-1])
+
+    def estimate(self) -> ResolutionEstimates:
+        if self.validation is None:
+            (all_patients,) = (fold.to_scores() for fold in self.folds)
+            return estimate_resolutions(all_patients.targets, all_patients.scores, all_patients.patients)
+        return estimate_cross_fitted([fold.to_scores() for fold in self.folds], validation=self.validation.to_scores())
 
 
 def conclude_label(
-    protocol: LabelProtocol, tables: ScoreTables, *, margin: float, part: str = "test"
+    protocol: LabelProtocol, tables: ScoreTables, design: Design, *, margin: float, part: str = "test"
 ) -> dict[str, Any]:
     """Results of a label on the images of a part, with the frozen reference and margin.
 
     tables: scores of the part and of validation images. Thresholds and calibration are computed on the validation
-    images. InputError with fewer than 2 positive or 2 negative patients.
+    images. part: "test", or "external" for images that all networks score. InputError with fewer than 2 positive or 2
+    negative patients, in each fold of a cross-fitted design.
     """
-    evaluated = {resolution: [table[table["part"] == part] for table in seeds] for resolution, seeds in tables.items()}
-    images = next(iter(evaluated.values()))[0]
-    estimates = _estimate(images, evaluated)
+    of_part = {resolution: [table[table["part"] == part] for table in each] for resolution, each in tables.items()}
+    evaluated = _evaluate(protocol, tables, of_part, design=design, part=part)
+    estimates, images = evaluated.estimate(), evaluated.images
     verdict = find_smallest_noninferior(estimates, reference=protocol.reference, margin=margin)
     comparisons = compare_pairs(estimates)
     by_resolution = [
-        _resolution_entry(estimates, finalist, tables[finalist.resolution], evaluated[finalist.resolution])
+        _resolution_entry(estimates, finalist, tables[finalist.resolution], of_part[finalist.resolution])
         for finalist in protocol.finalists
     ]
     reference = next(entry for entry in by_resolution if entry["resolution"] == protocol.reference)
     result = {
         "label": protocol.label,
+        "design": asdict(design),
         "best": _best(protocol.finalist(protocol.reference), reference, part=part),
         "reference": {"resolution": protocol.reference, "auc": reference["auc"]},
         "smallest_adequate": _verdict_entry(verdict)
@@ -68,6 +118,7 @@ def conclude_label(
             "sentence": verdict_sentence(
                 protocol,
                 verdict,
+                design=design,
                 reference=estimate_auc(estimates, protocol.reference),
                 comparisons=comparisons,
             )
@@ -78,8 +129,8 @@ def conclude_label(
         "comparisons": [asdict(each.difference) | {"p_value_holm": each.p_value_holm} for each in comparisons],
         "not_worse": list(find_not_worse(comparisons)) or [protocol.reference],
         "ratio": _ratio(estimates, protocol.reference),
-        "subgroups": _subgroups(images, evaluated),
-        "check": _bootstrap_check(estimates, protocol.reference, images, evaluated),
+        "subgroups": _subgroups(evaluated),
+        "check": _bootstrap_check(estimates, protocol.reference, evaluated),
         "images": len(images),
         "patients": int(images["patient"].nunique()),
         "positive_patients": estimates.positive_patients,
@@ -89,17 +140,36 @@ def conclude_label(
     return converted
 
 
-def _estimate(
-    images: pd.DataFrame, evaluated: ScoreTables, chosen: NDArray[np.bool_] | None = None
-) -> ResolutionEstimates:
-    kept = np.ones(len(images), dtype=bool) if chosen is None else chosen
-    return estimate_resolutions(
-        images["target"].to_numpy()[kept],
+def _evaluate(
+    protocol: LabelProtocol,
+    tables: ScoreTables,
+    of_part: Mapping[int, Sequence[pd.DataFrame]],
+    *,
+    design: Design,
+    part: str,
+) -> _Evaluated:
+    runs = {finalist.resolution: finalist.runs for finalist in protocol.finalists}
+    if design.folds is None or part != "test":
+        return _Evaluated((_stack(of_part),), validation=None)
+    of_folds = (
         {
-            resolution: np.stack([table["score"].to_numpy()[kept] for table in seeds])
-            for resolution, seeds in evaluated.items()
-        },
-        images["patient"].to_numpy(dtype=object)[kept].astype(str),
+            resolution: [table for table, run in zip(each, runs[resolution], strict=True) if run.fold == fold]
+            for resolution, each in of_part.items()
+        }
+        for fold in design.fold_numbers()
+    )
+    validation = {
+        resolution: [table[table["part"] == "validation"] for table in each] for resolution, each in tables.items()
+    }
+    return _Evaluated(tuple(map(_stack, of_folds)), validation=_stack(validation))
+
+
+def _stack(tables: Mapping[int, Sequence[pd.DataFrame]]) -> _Fold:
+    """The scores of tables with the same images."""
+    images = next(iter(tables.values()))[0].drop(columns="score")
+    return _Fold(
+        images,
+        {resolution: np.stack([table["score"].to_numpy() for table in each]) for resolution, each in tables.items()},
     )
 
 
@@ -131,7 +201,7 @@ def _resolution_entry(
     tables: Sequence[pd.DataFrame],
     evaluated: Sequence[pd.DataFrame],
 ) -> dict[str, Any]:
-    """AUC of a resolution with its interval, and the other metrics of the paper as mean and SD over seeds."""
+    """AUC of a resolution with its interval, and the other metrics of the paper as mean and SD over its networks."""
     validation = [table[table["part"] == "validation"] for table in tables]
 
     def over_seeds(value: Callable[[pd.DataFrame, pd.DataFrame], float]) -> dict[str, float]:
@@ -141,7 +211,8 @@ def _resolution_entry(
     return asdict(estimate_auc(estimates, finalist.resolution)) | {
         "validation_auc": finalist.validation_auc,
         "trials": finalist.trials,
-        "seed_aucs": list(estimates.seed_aucs[estimates.position(finalist.resolution)]),
+        # Of each network on its test patients. Those of another fold are other patients.
+        "seed_aucs": [auc(images["target"], images["score"]) for images in evaluated],
         # The threshold is chosen on validation patients and applied to other patients.
         "accuracy": over_seeds(
             lambda chosen_on, images: accuracy(
@@ -171,14 +242,13 @@ def _ratio(estimates: ResolutionEstimates, reference: int) -> dict[str, Any] | N
     return None if pair[0] == pair[1] else asdict(estimate_ratio(estimates, pair[0], reference=pair[1]))
 
 
-def _subgroups(images: pd.DataFrame, evaluated: ScoreTables) -> list[dict[str, Any]]:
+def _subgroups(evaluated: _Evaluated) -> list[dict[str, Any]]:
     """AUC of each resolution in each view, sex and age band. None with too few patients."""
-    entries = []
+    entries, images = [], evaluated.images
     for column in SUBGROUPS:
         groups = images[column].to_numpy(dtype=object)
         for group in sorted({str(each) for each in groups if each}):
-            chosen = groups == group
-            of_group = images[chosen]
+            of_group = images[groups == group]
             counts = {
                 "by": column,
                 "group": group,
@@ -187,28 +257,27 @@ def _subgroups(images: pd.DataFrame, evaluated: ScoreTables) -> list[dict[str, A
                 "positive_patients": int(of_group.loc[of_group["target"] == 1, "patient"].nunique()),
             }
             try:
-                estimates = _estimate(images, evaluated, chosen)
+                estimates = evaluated.select(column, group).estimate()
             except InputError:
-                entries += [counts | {"resolution": each, "auc": None} for each in sorted(evaluated)]
+                resolutions = sorted(evaluated.folds[0].scores)
+                entries += [counts | {"resolution": each, "auc": None} for each in resolutions]
                 continue
             entries += [counts | asdict(estimate_auc(estimates, each)) for each in estimates.resolutions]
     return entries
 
 
-def _bootstrap_check(
-    estimates: ResolutionEstimates, reference: int, images: pd.DataFrame, evaluated: ScoreTables
-) -> dict[str, float | int]:
-    """Standard error of the reference's AUC over samples of patients, by formula and by bootstrap."""
-    drawn = bootstrap_aucs(
-        images["target"].to_numpy(),
-        np.stack([table["score"].to_numpy() for table in evaluated[reference]]),
-        images["patient"].to_numpy(dtype=object).astype(str),
-        repetitions=_BOOTSTRAP_REPETITIONS,
-    )
+def _bootstrap_check(estimates: ResolutionEstimates, reference: int, evaluated: _Evaluated) -> dict[str, float | int]:
+    """Standard error of the reference's AUC over samples of patients, by formula and by bootstrap within each fold."""
+    drawn = [
+        bootstrap_aucs(
+            scores.targets, scores.scores[reference], scores.patients, repetitions=_BOOTSTRAP_REPETITIONS, seed=number
+        ).mean(axis=1)
+        for number, scores in enumerate(fold.to_scores() for fold in evaluated.folds)
+    ]
     position = estimates.position(reference)
     return {
         "patient_se": math.sqrt(estimates.patient_covariance[position, position]),
-        "patient_se_bootstrap": float(drawn.mean(axis=1).std(ddof=1)),
+        "patient_se_bootstrap": float(np.mean(drawn, axis=0).std(ddof=1)),
         "repetitions": _BOOTSTRAP_REPETITIONS,
     }
 

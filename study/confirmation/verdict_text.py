@@ -1,5 +1,6 @@
 """The verdict on a label in sentences, with the numbers behind it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -10,20 +11,26 @@ from acuity.objectives.statistics.noninferiority import (
     NoninferiorityTest,
     NoninferiorityVerdict,
     decisive_test,
+    networks_to_decide,
     outcome_of_tests,
     patients_to_decide,
 )
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
+from acuity.study.config.schema import MAX_FOLDS
 from acuity.study.confirmation.nomination import MAX_AUC_GAP, SkippedResolution
 from acuity.study.confirmation.protocol import LabelProtocol
+from acuity.study.dataset.design import Design
 
 _LEVEL = 0.05
+_MOST_NETWORKS = 1000
+"""The sentence names no larger number of additional networks of a resolution: training them is not practical."""
 
 
 def verdict_sentence(
     protocol: LabelProtocol,
     verdict: NoninferiorityVerdict,
     *,
+    design: Design,
     reference: AucEstimate,
     comparisons: Sequence[Comparison],
 ) -> str:
@@ -34,13 +41,13 @@ def verdict_sentence(
     named = f"The reference is {reference.resolution} px (AUC {reference.auc:.3f})."
     skipped = map(_skipped_resolution, protocol.skipped)
     if verdict.verdict == "undecided":
-        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed), named, *skipped])
+        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, design), named, *skipped])
     assert verdict.resolution is not None
     if verdict.against is None:
         sentences = [f"{protocol.label} needs {verdict.resolution} px, the largest confirmed resolution."]
     else:
         sentences = [_shown(protocol, verdict), *_better_resolutions(comparisons, verdict)]
-    return " ".join([*sentences, *_next_smaller_resolution(failed), named, *skipped])
+    return " ".join([*sentences, *_next_smaller_resolution(failed, design), named, *skipped])
 
 
 def _reason(verdict: NoninferiorityVerdict, *, reference: AucEstimate) -> str:
@@ -84,7 +91,7 @@ def _better_resolutions(comparisons: Sequence[Comparison], verdict: Noninferiori
             )
 
 
-def _next_smaller_resolution(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
+def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
     """The result of the next smaller resolution than the verdict's."""
     if not failed:
         yield "No smaller resolution was confirmed."
@@ -95,19 +102,37 @@ def _next_smaller_resolution(failed: Sequence[NoninferiorityTest]) -> Iterator[s
             f"{test.reference} px)."
         )
     else:
-        yield from _undecided(failed)
+        yield from _undecided(failed, design)
 
 
-def _undecided(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
-    test, more = decisive_test(failed), patients_to_decide(failed)
+def _undecided(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
+    """The comparison that is open, and what would decide it."""
+    test = decisive_test(failed)
     yield (
         f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
         f"(difference {test.difference:+.3f}, could be {test.difference_low:+.3f})."
     )
-    if more is None:
-        yield "More patients alone would not decide it: more seeds may."
+    options = [*_more_patients(failed), *_more_networks(failed, design)]
+    if options:
+        yield f"About {' or '.join(options)} would decide it."
     else:
-        yield f"About {more:,} more positive patients would decide it."
+        yield "Neither more patients alone nor more networks alone would decide it."
+
+
+def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
+    more = patients_to_decide(failed)
+    if more is not None:
+        yield f"{more:,} more positive patient{'s' if more > 1 else ''}"
+
+
+def _more_networks(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
+    more = networks_to_decide(failed)
+    if more is None or more > _MOST_NETWORKS:
+        return
+    if design.folds is None:
+        yield f"{more} more seed{'s' if more > 1 else ''}"
+    elif (folds := math.ceil((design.networks_per_resolution + more) / design.networks)) <= MAX_FOLDS:
+        yield f"{folds} folds in place of {design.folds}"
 
 
 def _skipped_resolution(skipped: SkippedResolution) -> str:
@@ -115,5 +140,6 @@ def _skipped_resolution(skipped: SkippedResolution) -> str:
         "no_complete_trial": "no complete trial",
         "below_best": f"validation AUC {skipped.validation_auc or 0:.3f}, more than {MAX_AUC_GAP:g} below the best",
         "not_named": "not named under [confirm] resolutions",
+        "not_needed": "a larger resolution loses more than the margin on validation patients",
     }
     return f"{skipped.resolution} px was not confirmed ({reasons[skipped.reason]})."

@@ -66,5 +66,5 @@ def _sentence(registered: Registered, entry: LabelAnswer) -> str:
 
 def _row(at: ResolutionAnswer) -> str:
     auc = "–" if at.auc is None else f"{at.auc:.3f} ({at.auc_low:.3f} to {at.auc_high:.3f})"
-    of = f"test patients, {at.seeds} seeds" if at.split == "test" else "validation patients"
+    of = f"test patients, {at.seeds} networks" if at.split == "test" else "validation patients"
     return f"| {at.resolution} | {auc} | {of} | {at.complete + at.pruned} ({at.pruned}) |"

@@ -26,7 +26,7 @@ def _by_resolution(entry: LabelAnswer) -> go.Figure:
     figure = _figure(entry.label, "AUC against resolution (95 % intervals)", "Image resolution (px)")
     for split, words, colour, symbol, dash in (
         ("validation", "search, validation patients (optimistic)", ORANGE, "square-open", "dash"),
-        ("test", "test patients, mean of seeds", BLUE, "circle", "solid"),
+        ("test", "test patients, mean of networks", BLUE, "circle", "solid"),
     ):
         points = [at for at in entry.by_resolution if at.split == split and at.auc is not None]
         if points:

@@ -6,6 +6,7 @@ import numpy as np
 
 from acuity.objectives.split.file import PARTS
 from acuity.objectives.statistics.power import PowerEstimate, estimate_power
+from acuity.study.dataset.design import Design
 from acuity.study.dataset.image_set import ImageSet
 
 
@@ -31,15 +32,17 @@ class LabelCohort:
 
     label: str
     parts: dict[str, PartCounts]
+    test_patients: int
+    """Patients that the confirmation's design tests: the test part, or all patients outside validation."""
     plan: PowerEstimate
 
 
-def count_cohort(image_set: ImageSet, labels: tuple[str, ...], *, seeds: int = 5) -> tuple[LabelCohort, ...]:
-    """Count each label. seeds: trainings of each finalist at the confirmation."""
-    return tuple(_count_label(image_set, label, seeds) for label in labels)
+def count_cohort(image_set: ImageSet, labels: tuple[str, ...], design: Design) -> tuple[LabelCohort, ...]:
+    """Count each label. design: of the confirmation."""
+    return tuple(_count_label(image_set, label, design) for label in labels)
 
 
-def _count_label(image_set: ImageSet, label: str, seeds: int) -> LabelCohort:
+def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort:
     target = image_set.index.target(label)
     patients = image_set.index.table["patient"].to_numpy()
     parts = {}
@@ -53,6 +56,10 @@ def _count_label(image_set: ImageSet, label: str, seeds: int) -> LabelCohort:
             patients=len(set(patients[rows])),
             positive_patients=len(set(patients[positive])),
         )
-    test = parts["test"]
-    plan = estimate_power(test.positive_patients, test.patients - test.positive_patients, seeds=seeds)
-    return LabelCohort(label=label, parts=parts, plan=plan)
+    tested = [parts[part] for part in (("test",) if design.folds is None else ("training", "test"))]
+    tested_patients, tested_positive = (
+        sum(each.patients for each in tested),
+        sum(each.positive_patients for each in tested),
+    )
+    plan = estimate_power(tested_positive, tested_patients - tested_positive, seeds=design.networks_per_resolution)
+    return LabelCohort(label=label, parts=parts, test_patients=tested_patients, plan=plan)

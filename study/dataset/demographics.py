@@ -11,6 +11,7 @@ from acuity.objectives.split.file import PARTS
 from acuity.study.config.paths import cache_folder
 from acuity.study.config.schema import Experiment
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
+from acuity.study.dataset.design import planned_design
 from acuity.study.dataset.image_set import ImageSet, open_image_set
 from acuity.study.dataset.selection import select_images
 from acuity.study.errors import UsageError
@@ -65,7 +66,7 @@ def read_demographics(registered: Registered) -> Demographics | None:
         return None
     return Demographics(
         parts={part: _describe(image_set, part) for part in PARTS if len(image_set.split.rows(part))},
-        labels=count_cohort(image_set, experiment.labels, seeds=experiment.confirm.seeds),
+        labels=count_cohort(image_set, experiment.labels, planned_design(experiment, image_set)),
         left_out={name: count for name, count in image_set.left_out.items() if count},
         unreadable=len(image_set.cache.bad) - image_set.cache.small,
         small=image_set.cache.small,

@@ -1,7 +1,7 @@
 """Open the image set of an experiment: its index, split and cached pixels."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,12 @@ from acuity.objectives.split.duplicates import (
     patients_sharing_pictures,
 )
 from acuity.objectives.split.file import PARTS
+from acuity.objectives.split.folds import Folds
 from acuity.objectives.split.split import Split, check_label, exclude_rows
 from acuity.objectives.training.interface import LabelledImages
 from acuity.study.config.paths import cache_folder
 from acuity.study.config.schema import Experiment
-from acuity.study.dataset.selection import select_images
+from acuity.study.dataset.selection import ImageSelection, select_images
 from acuity.study.registry.identity import ImageIdentity
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,17 @@ class ImageSet:
     index: ImageIndex
     split: Split
     cache: ImageCache
-    left_out: Mapping[str, int]
-    """Number of images that each filter leaves out."""
+    selection: ImageSelection
+    duplicates: Sequence[Sequence[int]]
+    """Rows of each picture that occurs more than once."""
     repeats: DuplicateCounts
-    whole_index_sha256: str
-    """SHA-256 of the index before filters."""
     suspicions: tuple[str, ...]
     """Facts about labels, cells and pixels that may be a mistake in the image set, with counts and examples."""
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Number of images that each filter leaves out."""
+        return self.selection.filtered.left_out
 
     @property
     def identity(self) -> ImageIdentity:
@@ -48,7 +53,7 @@ class ImageSet:
         return ImageIdentity(
             index_sha256=self.index.sha256,
             split_sha256=self.split.sha256,
-            whole_index_sha256=self.whole_index_sha256,
+            whole_index_sha256=self.selection.whole.sha256,
             whole_split_sha256=self.split.whole_sha256,
             unused_sha256=self.split.unused_sha256,
         )
@@ -94,9 +99,9 @@ def open_image_set(
         index=index,
         split=split,
         cache=cache,
-        left_out=selection.filtered.left_out,
+        selection=selection,
+        duplicates=repeats,
         repeats=counts,
-        whole_index_sha256=selection.whole.sha256,
         suspicions=(*index.suspicions, *_different_depths(cache)),
     )
 
@@ -136,14 +141,28 @@ def _training_images(image_set: ImageSet, labels: tuple[str, ...]) -> list[int]:
     return [int(np.isfinite(image_set.index.target(label)[rows]).sum()) for label in labels]
 
 
-def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> LabelledImages:
-    """The images of one label at one resolution, with their training and validation rows."""
+def open_folds(image_set: ImageSet, count: int) -> Folds:
+    """The folds of the patients outside validation, made where their file does not exist."""
+    return image_set.selection.folds(
+        image_set.split,
+        count=count,
+        duplicates=image_set.duplicates,
+        together=patients_sharing_pictures(image_set.index, [list(rows) for rows in image_set.duplicates]),
+    )
+
+
+def labelled_images(
+    image_set: ImageSet, *, label: str, resolution: int, training: NDArray[np.int64] | None = None
+) -> LabelledImages:
+    """The images of one label at one resolution, with their training and validation rows.
+
+    training: the rows to train on, of which those with a value of the label are taken. By default the training part.
+    """
     targets = image_set.index.target(label)
     known = np.isfinite(targets)
     patients = image_set.index.table["patient"].factorize()[0].astype(np.int64)
 
-    def known_rows(part: str) -> NDArray[np.int64]:
-        rows = image_set.split.rows(part)
+    def known_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
         labelled: NDArray[np.int64] = rows[known[rows]]
         return labelled
 
@@ -151,6 +170,6 @@ def labelled_images(image_set: ImageSet, *, label: str, resolution: int) -> Labe
         images=image_set.cache.open(resolution),
         targets=targets,
         patients=patients,
-        training=known_rows("training"),
-        validation=known_rows("validation"),
+        training=known_rows(image_set.split.rows("training") if training is None else training),
+        validation=known_rows(image_set.split.rows("validation")),
     )

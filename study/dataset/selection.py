@@ -8,6 +8,7 @@ from typing import Literal
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.filters import FilteredIndex, Filters, apply_filters
 from acuity.objectives.index.image_index import ImageIndex, read_index
+from acuity.objectives.split.folds import Folds, read_or_make_folds
 from acuity.objectives.split.published import published_parts
 from acuity.objectives.split.split import Split, read_or_make_split, take_split
 from acuity.objectives.tables.cells import LabelPolicy
@@ -40,7 +41,28 @@ class ImageSelection:
 
         together, write: as in `read_or_make_split`.
         """
-        split = read_or_make_split(
+        return take_split(self._whole_split(together, write=write), self.index, self.filtered.rows)
+
+    def folds(
+        self, split: Split, *, count: int, duplicates: Sequence[Sequence[int]], together: Sequence[Collection[str]]
+    ) -> Folds:
+        """The folds of the images that pass the filters. They are made where their file does not exist.
+
+        split: of these images, without the images that are in no part. duplicates: rows of these images with the same
+        picture. together: as in `split`.
+        """
+        return read_or_make_folds(
+            self.whole,
+            self._whole_split(together, write=True),
+            split,
+            rows=self.filtered.rows,
+            count=count,
+            keep_together=together if self.unit == "patient" else (),
+            duplicates=duplicates,
+        )
+
+    def _whole_split(self, together: Sequence[Collection[str]], *, write: bool) -> Split:
+        return read_or_make_split(
             self.whole,
             path=self.split_path,
             published=self.published,
@@ -49,7 +71,6 @@ class ImageSelection:
             unit=self.unit,
             write=write,
         )
-        return take_split(split, self.index, self.filtered.rows)
 
 
 def select_images(experiment: Experiment) -> ImageSelection:

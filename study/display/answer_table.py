@@ -155,7 +155,7 @@ def _notes(answer: Answer) -> list[RenderableType]:
     notes: list[RenderableType] = [Text(str((entry.smallest_adequate or {})["sentence"])) for entry in confirmed]
     if confirmed:
         uses = f"the test patients have been used {format_times(answer.test_uses)}."
-        notes += [Text(), Text(f"* on test patients, mean of the seeds; {uses}", "italic")]
+        notes += [Text(), Text(f"* on test patients ({_designs(confirmed)}), mean of the networks; {uses}", "italic")]
     if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
         words = "AUC on validation patients, which selected these: optimistic, and no verdict on resolution."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
@@ -164,6 +164,14 @@ def _notes(answer: Answer) -> list[RenderableType]:
     if unfinished:
         notes.append(Text(f"The search is not finished ({'; '.join(unfinished)} trials).", style="italic"))
     return notes + [Text(warning, style="bold") for warning in answer.warnings]
+
+
+def _designs(confirmed: list[LabelAnswer]) -> str:
+    """How the labels' test patients were tested: one confirmation has one design."""
+    design = (confirmed[0].confirmation or {})["design"]
+    if design["folds"] is None:
+        return "held-out"
+    return f"cross-fitted: all patients outside validation, in {design['folds']} folds"
 
 
 def _differences_table(found: dict[str, Any]) -> Table:
@@ -183,7 +191,7 @@ def _differences_table(found: dict[str, Any]) -> Table:
 
 def _metrics_table(found: dict[str, Any]) -> Table:
     """The metrics that Sabottke & Spieler report, and the Brier score."""
-    headings = ("AUC", "SD of\nseeds", "accuracy at\nYouden", "AUPRC", "sensitivity at\n90 % specificity")
+    headings = ("AUC", "SD over\nseeds", "accuracy at\nYouden", "AUPRC", "sensitivity at\n90 % specificity")
     table = plain_table("px", *headings, "Brier\n(validation)", "trials\nsearched")
     keys = ("accuracy", "average_precision", "sensitivity_at_90_specificity", "validation_brier")
     for each in found["by_resolution"]:

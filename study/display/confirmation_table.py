@@ -12,7 +12,7 @@ from acuity.study.units import format_duration, format_times
 
 def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> Group:
     """One row per label with its nominees and number of trainings; below the table, their cost."""
-    resolutions_heading = "resolutions (search's best AUC)"
+    resolutions_heading, design = "resolutions (search's best AUC)", labels[0].plan.design
     table = plain_table("label", resolutions_heading, "nominees", "trainings", text=(resolutions_heading,))
     for label in labels:
         best = {
@@ -27,11 +27,11 @@ def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> G
         )
     total = sum(label.plan.trainings() for label in labels)
     seconds = sum(map(_training_seconds, labels))
-    seeds = labels[0].plan.seeds
     cost = (
-        f"{total} trainings (one of each nominee, {seeds} in all of each finalist), {min(done, total)} of "
-        f"them done; at the search's speed about {format_duration(seconds)} of training in all, "
-        f"{format_duration(seconds / workers)} with {workers} worker{'s' if workers > 1 else ''}."
+        f"Confirmation: {design.describe()}. At most {total} trainings ({design.networks_per_resolution} of each "
+        f"finalist, 1 of each other nominee; the largest resolution first), {min(done, total)} of them done; at the "
+        f"search's speed about {format_duration(seconds)} of training in all, {format_duration(seconds / workers)} "
+        f"with {workers} worker{'s' if workers > 1 else ''}."
     )
     return Group(table, Text(cost))
 
@@ -40,7 +40,7 @@ def _training_seconds(label: LabelConfirmation) -> float:
     """Time of all trainings of a label if the slowest nominee of each resolution becomes its finalist."""
     return sum(
         sum(nominee.seconds for nominee in nominees)
-        + (label.plan.seeds - 1) * max(nominee.seconds for nominee in nominees)
+        + (label.plan.design.networks_per_resolution - 1) * max(nominee.seconds for nominee in nominees)
         for nominees in label.plan.resolutions().values()
     )
 
@@ -48,9 +48,9 @@ def _training_seconds(label: LabelConfirmation) -> float:
 def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int) -> Group:
     """The frozen protocol, one row per finalist."""
     table = plain_table(
-        "label", "px", "architecture", "batch", "learning rate", "trials", "seeds", "validation AUC", "",
+        "label", "px", "architecture", "batch", "learning rate", "trials", "networks", "validation AUC", "",
         text=("architecture", ""),
-        title="Frozen before any test patient is read",
+        title="Frozen before any score of a test patient is read",
     )  # fmt: skip
     for label in protocol.labels:
         for finalist in label.finalists:
@@ -68,7 +68,8 @@ def protocol_table(protocol: Protocol, stored: StoredConfirmation, *, uses: int)
     return Group(
         table,
         Text(
-            f"margin {protocol.margin:g} AUC; split {protocol.split_sha256[:12]}; protocol "
+            f"{protocol.design.describe()}; margin {protocol.margin:g} AUC; split {protocol.split_sha256[:12]}; "
+            f"{f'folds {protocol.design.folds_sha256[:12]}; ' if protocol.design.folds_sha256 else ''}protocol "
             f"{stored.protocol_sha256[:12]}, frozen {stored.frozen:%Y-%m-%d %H:%M} UTC; the test patients have been "
             f"used {format_times(uses)}."
         ),

@@ -26,7 +26,7 @@ def preparation_table(preparation: Preparation) -> Group:
             Text(entry.label),
             *(f"{part.positive_images:,} ({part.positive_patients:,})" for part in counts),
             f"{positive / images:.1%}",
-            f"{entry.parts['test'].patients:,}",
+            f"{entry.test_patients:,}",
             "-" if power.auc_half_width is None else f"{power.auc_half_width:.3f}",
             "-" if power.margin is None else f"{power.margin:.3f}" if power.estimable else "not estimable",
         )
@@ -35,7 +35,8 @@ def preparation_table(preparation: Preparation) -> Group:
     note = (
         "positive: images (patients). AUC +-: half the width of the 95 % interval for an AUC of 0.8 on the test "
         "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
-        f"non-inferior to one larger resolution, with 80 % power and {preparation.seeds} seeds."
+        f"non-inferior to one larger resolution, with 80 % power and "
+        f"{preparation.design.networks_per_resolution} networks. Confirmation: {preparation.design.describe()}."
     )
     return Group(Text(facts), *warnings, Text(), table, Text(), Text(note, style="italic"))
 

@@ -33,6 +33,9 @@ INHERITED = (
     "attempt",
     "nominee",
     "repeat",
+    "fold",
+    "folds",
+    "folds_sha256",
 )
 """The next attempt at a trial inherits these attributes, so that it ends with the uninterrupted trial's value."""
 

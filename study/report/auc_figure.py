@@ -132,12 +132,14 @@ def _legend(entries: tuple[LabelAnswer, ...]) -> list[Line2D]:
     handles = []
     if confirmed:
         handles += [
-            Line2D([], [], color=BLUE, marker="o", label="Test patients, mean of seeds (95 % CI)"),
+            Line2D([], [], color=BLUE, marker="o", label="Test patients, mean of networks (95 % CI)"),
             Line2D([], [], color=BLUE, marker="o", fillstyle="none", linestyle="none", markersize=9, label="Reference"),
             Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="Reference less margin"),
         ]
         if any(at.get("seed_aucs") for each in entries for at in _tested(each).values()):
-            handles.append(Line2D([], [], color=GREY, marker=".", linestyle="none", markersize=4, label="Single seeds"))
+            handles.append(
+                Line2D([], [], color=GREY, marker=".", linestyle="none", markersize=4, label="Single networks")
+            )
         if any((each.smallest_adequate or {}).get("verdict") == "shown" for each in entries):
             style: dict[str, Any] = {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 6.5}
             handles.append(Line2D([], [], label="Smallest adequate resolution", **style))

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.config.schema import Experiment
-from acuity.study.confirmation.nomination import MAX_AUC_GAP, NOMINEES_PER_RESOLUTION
+from acuity.study.confirmation.nomination import MAX_AUC_GAP
 from acuity.study.confirmation.protocol import Protocol
 from acuity.study.dataset.demographics import Demographics
 from acuity.study.registry.record import Registered
@@ -219,14 +219,44 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
         else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
-    return (
-        f"{going_on} the {NOMINEES_PER_RESOLUTION} best configurations were retrained with another seed, and the one "
-        f"with the best mean validation AUC of its search and its retraining until it had {protocol.seeds} "
-        "retrainings. The "
-        "reference resolution of a label was the one with the highest mean validation AUC over the seeds. Finalists "
-        f"({networks} networks), seeds, reference and margin were fixed before a test patient was read; each network "
-        "scored the test patients once. No networks were averaged."
+    nominees = experiment.confirm.nominees
+    chosen = (
+        "the configuration with the highest validation AUC was retrained with other seeds"
+        if nominees == 1
+        else f"the {nominees} best configurations were retrained with another seed, and the one with the best mean "
+        "validation AUC of its search and its retraining was retrained further"
     )
+    return (
+        f"{going_on} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the highest "
+        f"mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin and test "
+        "patients were fixed before a score of a test patient was read; each network scored its test patients once. No "
+        "networks were averaged."
+    )
+
+
+def _trainings(protocol: Protocol) -> str:
+    """How many networks of each finalist were trained, and which patients test them."""
+    design, skipped = (
+        protocol.design,
+        any(each.reason == "not_needed" for label in protocol.labels for each in label.skipped),
+    )
+    if design.folds is None:
+        text = (
+            f"Each finalist was trained {design.networks} times on the training patients and tested on the test part."
+        )
+    else:
+        text = (
+            f"The confirmation was cross-fitted: the patients of the training and test parts were divided by patient, "
+            f"stratified over all labels, into {design.folds} folds (SHA-256 {(design.folds_sha256 or '')[:16]}). Each "
+            f"finalist was trained {design.networks_per_resolution} times, {design.networks} without each fold, and "
+            "tested on the patients of that fold; validation patients were in no fold."
+        )
+    if skipped:
+        text += (
+            " Resolutions below one whose validation AUC was below a larger resolution's by the margin and two "
+            "standard errors were not retrained further."
+        )
+    return text
 
 
 def _statistics(protocol: Protocol | None) -> str:
@@ -236,20 +266,32 @@ def _statistics(protocol: Protocol | None) -> str:
             "patients as clusters, on the logit scale). They do not account for the choice of the best trial."
         )
     return (
-        "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components averaged "
-        "over seeds, plus the variance between seeds over their number; 95 % intervals use t quantiles at "
-        f"Satterthwaite's degrees of freedom. Non-inferiority at a margin of {protocol.margin:g} AUC was tested "
-        "one-sided at 5 %, with the larger of two standard errors: at the estimated AUCs, and at two AUCs that differ "
-        "by the margin (constant on the logit scale). The reference, then each smaller resolution in decreasing order, "
-        "was tested against every "
-        "larger confirmed resolution, up to the first resolution that failed a test. If the reference was shown to "
-        "lose more than the margin, the resolutions above it were tested in decreasing order instead. A resolution was "
-        "named only if all its tests succeeded (intersection-union test); its p value is the largest of them. The "
-        "level of 5 % holds for each label; it was not adjusted for the number of labels. Two-sided differences within "
-        "a label were adjusted by Holm's method. Labels with fewer than "
-        f"{MIN_POSITIVE_PATIENTS} positive or {MIN_NEGATIVE_PATIENTS} negative test patients were not tested, nor "
-        "labels with a reference whose 95 % interval did not lie above an AUC of 0.5. All inference is conditional on "
-        "the training patients."
+        f"{_variance(protocol)} 95 % intervals use t quantiles at Satterthwaite's degrees of freedom. Non-inferiority "
+        f"at a margin of {protocol.margin:g} AUC was tested one-sided at 5 %, with the larger of two standard errors: "
+        "at the estimated AUCs, and at two AUCs that differ by the margin (constant on the logit scale). The "
+        "reference, then each smaller resolution in decreasing order, was tested against every larger confirmed "
+        "resolution, up to the first resolution that failed a test. If the reference was shown to lose more than the "
+        "margin, the resolutions above it were tested in decreasing order instead. A resolution was named only if all "
+        "its tests succeeded (intersection-union test); its p value is the largest of them. The level of 5 % holds for "
+        "each label; it was not adjusted for the number of labels. Two-sided differences within a label were adjusted "
+        f"by Holm's method. Labels with fewer than {MIN_POSITIVE_PATIENTS} positive or {MIN_NEGATIVE_PATIENTS} "
+        "negative test patients were not tested, nor labels with a reference whose 95 % interval did not lie above an "
+        "AUC of 0.5. All inference is conditional on the training patients."
+    )
+
+
+def _variance(protocol: Protocol) -> str:
+    """How AUCs are averaged, and what their variances consist of."""
+    if protocol.design.folds is None:
+        return (
+            "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components "
+            "averaged over seeds, plus the variance between seeds over their number."
+        )
+    return (
+        "AUCs are means over the folds of the AUC within each fold (LeDell et al., Electron J Stat 2015;9:1583-1607). "
+        "Their variance is the sum over the folds of DeLong's, with patients as clusters, over the squared number of "
+        "folds, plus the variance between networks over their number. The latter was estimated on the validation "
+        "patients, which all networks scored. The overlap of the folds' training patients is not part of the variance."
     )
 
 

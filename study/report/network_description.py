@@ -123,6 +123,7 @@ def _confirmation(chosen: ChosenNetwork, test_uses: int) -> dict[str, Any] | Non
     return {
         "sentence": chosen.confirmed["smallest_adequate"]["sentence"],
         "reference": chosen.confirmed["reference"]["resolution"],
+        "design": chosen.confirmed["design"],
         "test_uses": test_uses,
         "over_seeds": {key: at[key] for key in ("auc", "auc_low", "auc_high", "seeds", "seed_sd")},
         "subgroups": [

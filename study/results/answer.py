@@ -34,7 +34,7 @@ class BestConfiguration:
     split: str
     """The patients behind the AUC: validation until the experiment is confirmed, then test."""
     seeds: int
-    """Number of seeds that the AUC averages. 0 for a single trial of the search."""
+    """Number of networks that the AUC averages. 0 for a single trial of the search."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def best_resolution(name: str, *, storage: str | None = None, label: str | None 
     """The answer as a table with one row per label: the view acuity.best_resolution.
 
     The columns experiment, label, resolution (px), architecture, batch_size, feasible_batch_size, learning_rate, auc,
-    auc_low, auc_high, split and seeds describe the best configuration, which is the reference once the experiment is
-    confirmed. The columns reference (px), verdict (shown, undecided or not_estimable), smallest_adequate (px),
-    against (px), auc_difference, margin, p_value and sentence are missing until then. The column warning exists where
-    the split is by image or has no test part.
+    auc_low, auc_high, split and seeds (number of networks) describe the best configuration, which is the reference once
+    the experiment is confirmed. The columns design (cross-fitted or held-out), reference (px), verdict (shown,
+    undecided or not_estimable), smallest_adequate (px), against (px), auc_difference, margin, p_value and sentence are
+    missing until then. The column warning exists where the split is by image or has no test part.
 
     storage: as for --storage. StorageError where no such experiment exists.
     """

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 
@@ -37,8 +38,9 @@ class ConfirmationProgress:
     complete: int
     running: int
     planned: int
-    """Number of trainings if none diverges or fails."""
-    seeds: int
+    """Number of trainings if none diverges or fails. It falls where results show that some are not needed."""
+    design: dict[str, Any]
+    """Kind, folds, their SHA-256 and networks (acuity.study.dataset.design.Design)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ExperimentStatus:
     confirmation: list[ConfirmationProgress]
     """One entry for each label whose confirmation has begun."""
     confirmed: bool
-    """Whether a protocol is frozen with at least the planned seeds."""
+    """Whether a protocol is frozen with the planned test patients and at least the planned networks."""
 
     @property
     def finished(self) -> int:
@@ -74,8 +76,14 @@ def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
         progress=read_progress(database, experiment),
         running=read_running_trials(database, experiment),
         confirmation=confirmation,
-        confirmed=stored is not None and all(entry.seeds <= stored.protocol["seeds"] for entry in confirmation),
+        confirmed=stored is not None and all(_covers(stored.protocol["design"], entry) for entry in confirmation),
     )
+
+
+def _covers(design: dict[str, Any], progress: ConfirmationProgress) -> bool:
+    """Whether a frozen protocol's design has the planned test patients and at least the planned networks."""
+    planned = progress.design
+    return bool(design["folds_sha256"] == planned["folds_sha256"] and planned["networks"] <= design["networks"])
 
 
 _RUNNING_TRIALS = text(
@@ -104,11 +112,17 @@ def read_running_trials(database: Database, experiment: Experiment) -> list[Runn
 
 _CONFIRMATIONS = text(
     """
-    select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE'),
+    select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE' and folds.of_plan),
         count(*) filter (where t.state = 'RUNNING')
     from public.studies s
     join public.study_user_attributes a on a.study_id = s.study_id and a.key = 'plan'
     left join public.trials t on t.study_id = s.study_id
+    left join lateral (
+        select a.value_json::jsonb #>> '{design,folds_sha256}' is not distinct from (
+            select f.value_json::jsonb #>> '{}' from public.trial_user_attributes f
+            where f.trial_id = t.trial_id and f.key = 'folds_sha256'
+        ) as of_plan
+    ) folds on true
     where s.study_name = any(:names)
     group by s.study_name, a.value_json
     """
@@ -126,7 +140,7 @@ def read_confirmation_progress(database: Database, experiment: Experiment) -> li
             complete=complete,
             running=running,
             planned=max(plan["trainings"], complete),
-            seeds=plan["seeds"],
+            design=plan["design"],
         )
         for name, label in names.items()
         if name in rows

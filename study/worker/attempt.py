@@ -3,7 +3,9 @@
 import logging
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
@@ -14,7 +16,7 @@ from acuity.storage.connection import OUTAGES
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.retention import remove_spent_checkpoints
 from acuity.storage.trials import claim_study
-from acuity.study.dataset.image_set import labelled_images
+from acuity.study.dataset.image_set import labelled_images, open_folds
 from acuity.study.errors import DeviceLostError, UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.recovery import fail_trial, release_trial
@@ -73,7 +75,12 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     # Sampling happens here, outside the claim's lock.
     trial = context.retry_outages(optuna.Trial, claim.study, claim.trial_id)
     configuration = context.retry_outages(suggest, trial, context.experiment, context.registered.exponents)
-    data = labelled_images(context.image_set, label=claim.label, resolution=configuration.resolution)
+    data = labelled_images(
+        context.image_set,
+        label=claim.label,
+        resolution=configuration.resolution,
+        training=_rows_outside_fold(context, claim),
+    )
     prunable = range(0) if claim.is_initial or claim.is_confirmation else prunable_epochs(context.experiment)
     reporter = Reporter(context, trial, prunable=prunable)
     try:
@@ -88,6 +95,23 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     else:
         _tell(context, claim, trial, value=outcome.auc)
     logger.info("%s: AUC %.3f after %d epochs", trial_name(claim), outcome.auc, outcome.epochs)
+
+
+def _rows_outside_fold(context: WorkerContext, claim: Claim) -> NDArray[np.int64] | None:
+    """The rows of all folds but the claim's. None for a trial that trains on the training part.
+
+    UsageError where the folds on this host are not those of the confirmation.
+    """
+    if "fold" not in claim.inherited:
+        return None
+    folds = open_folds(context.image_set, claim.inherited["folds"])
+    if folds.sha256 != claim.inherited["folds_sha256"]:
+        raise UsageError(
+            f"{folds.path}: has other folds than the confirmation was planned with. Put back the file as it was, or "
+            "run `acuity confirm` again: it plans with these folds"
+        )
+    rows: NDArray[np.int64] = folds.training_rows(claim.inherited["fold"])
+    return rows
 
 
 def _measurements(outcome: Outcome) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def make_estimates(
     np.fill_diagonal(matrix, se**2)
     return ResolutionEstimates(
         resolutions=tuple(sorted(aucs)),
+        aucs=tuple(aucs[each] for each in sorted(aucs)),
         seed_aucs=tuple((aucs[each] - seed_sd, aucs[each], aucs[each] + seed_sd) for each in sorted(aucs)),
         patient_covariance=matrix,
         patient_degrees=np.full((count, count), patients - 1.0),

@@ -82,8 +82,8 @@ def test_latest_confirmation_with_results_is_the_answer(database: Database) -> N
 
 def test_first_scores_of_a_network_stay(database: Database) -> None:
     assert find_scores(database, trial_id=7, index_sha256="index") is None
-    save_scores(database, "nih", trial_id=7, index_sha256="index", parquet=b"first")
-    save_scores(database, "nih", trial_id=7, index_sha256="index", parquet=b"second")
+    save_scores(database, "nih", trial_id=7, index_sha256="index", fold=None, seed=3, parquet=b"first")
+    save_scores(database, "nih", trial_id=7, index_sha256="index", fold=None, seed=3, parquet=b"second")
     assert find_scores(database, trial_id=7, index_sha256="index") == b"first"
     assert find_scores(database, trial_id=7, index_sha256="external") is None
     delete_experiment(database, "nih")
@@ -92,8 +92,8 @@ def test_first_scores_of_a_network_stay(database: Database) -> None:
 
 def test_scores_are_replaced_on_request(database: Database) -> None:
     for trial_id in (7, 8):
-        save_scores(database, "nih", trial_id=trial_id, index_sha256="external", parquet=b"stale")
-    save_scores(database, "nih", trial_id=7, index_sha256="external", parquet=b"new", replace=True)
+        save_scores(database, "nih", trial_id=trial_id, index_sha256="external", fold=None, seed=3, parquet=b"stale")
+    save_scores(database, "nih", trial_id=7, index_sha256="external", fold=None, seed=3, parquet=b"new", replace=True)
     assert find_scores(database, trial_id=7, index_sha256="external") == b"new"
     assert find_scores(database, trial_id=8, index_sha256="external") == b"stale"
 

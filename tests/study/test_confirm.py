@@ -23,6 +23,7 @@ from acuity.objectives.device.device import open_device
 from acuity.objectives.images.cache import ImageCache, build_cache
 from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.phantoms.generator import write_phantoms
+from acuity.objectives.split.file import read_split_file, write_split_file
 from acuity.objectives.split.split import exclude_rows
 from acuity.objectives.statistics.metrics import auc
 from acuity.storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
@@ -32,7 +33,8 @@ from acuity.study.confirm import confirm
 from acuity.study.confirmation import scoring as scores_module
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
 from acuity.study.confirmation.scoring import Scorer, score_external, score_label, unpack
-from acuity.study.dataset.image_set import ImageSet, open_image_set
+from acuity.study.dataset.design import Design, choose_design
+from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set
 from acuity.study.display.answer_table import answer_table, details_table, markdown_table
 from acuity.study.errors import UsageError
 from acuity.study.fleet.placement import FleetOptions
@@ -40,6 +42,7 @@ from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, checkpoints_of, read_registered
 from acuity.study.results.answer import read_answer, read_best_resolution
 from acuity.study.score import score_index
+from acuity.study.worker import attempt as attempt_module
 from acuity.study.worker.loop import run_trials
 from support.confirmed_experiment import make_context, register_experiment
 from support.threads import one_thread
@@ -63,9 +66,13 @@ learning_rate = [1e-3, 3e-2]
 [training]
 epochs = 2
 [confirm]
+design = "held-out"
 seeds = 3
+nominees = 2
 margin = 0.05
 """
+
+HELD_OUT = Design("held-out", networks=3)
 
 
 @pytest.fixture(autouse=True)
@@ -186,15 +193,16 @@ def test_interrupted_confirmation_continues_to_the_answer_and_a_second_margin(
 
     fleet_here(monkeypatch)
     printed = run(database, searched)
-    assert f"8 trainings (one of each nominee, 3 in all of each finalist), {interrupted} of them done" in printed
+    assert "At most 8 trainings (3 of each finalist, 1 of each other nominee; the largest resolution first)" in printed
+    assert f"{interrupted} of them done" in printed
     assert trainings(database) == 8
     assert "Cardiomegaly retrained 8/8; done" in printed
-    assert "Frozen before any test patient is read" in printed
+    assert "Frozen before any score of a test patient is read" in printed
     assert "the test patients have been used once" in printed
     stored = find_confirmation(database, "tiny")
     assert stored is not None
     protocol = read_protocol(stored.protocol)
-    assert (protocol.margin, protocol.seeds, protocol.split_sha256) == (0.05, 3, searched.identity.split_sha256)
+    assert (protocol.margin, protocol.design, protocol.split_sha256) == (0.05, HELD_OUT, searched.identity.split_sha256)
     (label,) = protocol.labels
     assert [len(finalist.runs) for finalist in label.finalists] == [3, 3]
     assert all(finalist.batch_size == 24 for finalist in label.finalists)
@@ -216,6 +224,141 @@ def test_interrupted_confirmation_continues_to_the_answer_and_a_second_margin(
     assert answer.labels[0].smallest_adequate["margin"] == 0.1  # type: ignore[index]
 
     check_external(database, searched, tmp_path)
+
+
+def cross_fit(registered: Registered, **changes: Any) -> Registered:
+    return with_confirm(registered, design=None, folds=3, nominees=1, **changes)
+
+
+def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_and_resumes(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossed = cross_fit(searched)
+    fleet_here(monkeypatch, questions=40)
+    with pytest.raises(KeyboardInterrupt):
+        run(database, crossed)
+    interrupted = trainings(database)
+    assert 0 < interrupted < 6
+    assert count_test_uses(database, searched.identity.split_sha256) == 0
+    assert kept_scores(database) == []
+
+    trained = record_training_rows(monkeypatch)
+    fleet_here(monkeypatch)
+    printed = run(database, crossed)
+    assert "Confirmation: cross-fitted on 3 folds, 1 network a fold. At most 6 trainings" in printed
+    assert "Cardiomegaly retrained 6/6; done" in printed
+    assert "the test patients have been used once" in printed
+    assert trainings(database) == 6
+    stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    protocol = read_protocol(stored.protocol)
+    image_set = open_image_set(crossed.experiment)
+    folds = open_folds(image_set, 3)
+    assert folds.path.is_file()
+    assert protocol.design == Design("cross-fitted", networks=1, folds=3, folds_sha256=folds.sha256)
+    (label,) = protocol.labels
+    assert [[run.fold for run in finalist.runs] for finalist in label.finalists] == [[0, 1, 2], [0, 1, 2]]
+
+    # No network saw a patient of its fold or of validation.
+    patients = image_set.index.table["patient"]
+    validation = set(patients.iloc[image_set.split.rows("validation")])
+    assert len(trained) >= 6 - interrupted
+    for fold, rows in trained:
+        seen = set(patients.iloc[rows])
+        assert not seen & set(patients.iloc[folds.test_rows(fold)])
+        assert not seen & validation
+        assert seen | set(patients.iloc[folds.test_rows(fold)]) | validation == set(patients)
+
+    # All scores are kept with fold and seed, and each image outside validation is scored once per resolution.
+    with database.engine.connect() as connection:
+        rows = connection.execute(
+            text("select s.fold, s.seed, t.resolution, t.fold, t.seed, s.parquet from acuity.scores s "
+                 "join acuity.all_trials t using (trial_id) order by trial_id")
+        ).all()  # fmt: skip
+    assert len(rows) == 6
+    for px in (16, 32):
+        tables = {row[0]: unpack(bytes(row[5])) for row in rows if row[2] == px}
+        assert set(tables) == {0, 1, 2}
+        tested = [image for table in tables.values() for image in table.loc[table["part"] == "test", "image"]]
+        outside = [*image_set.split.rows("training"), *image_set.split.rows("test")]
+        assert len(tested) == len(set(tested)) == len(outside)
+        assert len({tuple(table.loc[table["part"] == "validation", "image"]) for table in tables.values()}) == 1
+    assert all((row[0], row[1]) == (row[3], row[4]) for row in rows)
+
+    (entry,) = json.loads(json.dumps(read_answer(database, "tiny").to_json()))["labels"]
+    assert entry["confirmation"]["design"]["kind"] == "cross-fitted"
+    assert entry["confirmation"]["patients"] == len(set(patients) - validation)
+    assert (entry["best"]["split"], entry["best"]["seeds"]) == ("test", 3)
+    assert read_best_resolution(database, "tiny")["design"].tolist() == ["cross-fitted"]
+
+    # The same protocol trains, scores and counts nothing. A held-out one is another use, with its own networks.
+    first_scores = kept_scores(database)
+    with monkeypatch.context() as patch:
+        patch.setattr(scores_module, "score_images", _cut_off)
+        assert "used once" in run(database, crossed)
+    assert kept_scores(database) == first_scores
+    assert "used twice" in run(database, with_confirm(searched, nominees=1))
+    assert trainings(database) == 12
+    (entry,) = json.loads(json.dumps(read_answer(database, "tiny").to_json()))["labels"]
+    assert entry["confirmation"]["design"]["kind"] == "held-out"
+    assert entry["confirmation"]["patients"] == len(set(patients.iloc[image_set.split.rows("test")]))
+
+
+def record_training_rows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
+    """The fold and the training rows of each training from now on."""
+    recorded: list[tuple[int, Any]] = []
+    train_claimed = attempt_module.train_claimed
+
+    def record(context: Any, claim: Any, configuration: Any, data: Any, reporter: Any) -> Any:
+        recorded.append((claim.inherited["fold"], data.training) if "fold" in claim.inherited else (-1, data.training))
+        return train_claimed(context, claim, configuration, data, reporter)
+
+    monkeypatch.setattr(attempt_module, "train_claimed", record)
+    return recorded
+
+
+def test_changed_folds_stop_the_confirmation_before_test_patients_are_scored(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet_here(monkeypatch)
+    crossed = cross_fit(searched, resolutions=(16,))
+    with monkeypatch.context() as patch:
+        patch.setattr(confirm_module, "score_label", _cut_off)
+        with pytest.raises(RuntimeError, match="cut off"):
+            run(database, crossed)
+    assert count_test_uses(database, searched.identity.split_sha256) == 1, "the protocol is frozen before any score"
+    assert trainings(database) == 3
+    folds = open_folds(open_image_set(crossed.experiment), 3)
+    content = read_split_file(folds.path, names=("1", "2", "3"))
+    assert content is not None
+    changed = {patient: (fold + 1) % 3 for patient, fold in content.parts.items()}
+    write_split_file(folds.path, replace(content, parts=changed))
+    assert "At most 3 trainings" in run(database, crossed), "other folds are another protocol"
+    assert trainings(database) == 6
+    assert count_test_uses(database, searched.identity.split_sha256) == 2
+
+
+def test_published_test_part_is_confirmed_held_out_unless_the_file_says_otherwise(
+    registered: Registered, tmp_path: Path
+) -> None:
+    data = registered.experiment.data
+    patients = open_image_set(registered.experiment).index.table[["file", "patient"]]
+    test = patients[patients["patient"].isin(patients["patient"].unique()[:25])]
+    (tmp_path / "test_list.txt").write_text("\n".join(Path(file).name for file in test["file"]))
+    published = replace(
+        cross_fit(registered).experiment,
+        data=replace(data, test_list=tmp_path / "test_list.txt", split=tmp_path / "published.csv"),
+    )
+    by_default = cross_fit(registered).experiment
+    assert choose_design(by_default, open_image_set(by_default)).kind == "cross-fitted"
+    assert choose_design(published, open_image_set(published)) == Design("held-out", networks=3)
+    named = replace(published, confirm=replace(published.confirm, design="cross-fitted"))
+    assert choose_design(named, open_image_set(named)).kind == "cross-fitted"
+
+
+def test_seeds_of_a_cross_fitted_confirmation_are_rejected(searched: Registered, database: Database) -> None:
+    with pytest.raises(UsageError, match=r"--seeds is 4, but the confirmation is cross-fitted: set \[confirm\] folds"):
+        run(database, cross_fit(searched), seeds=4)
 
 
 def with_confirm(registered: Registered, **changes: Any) -> Registered:
@@ -433,7 +576,7 @@ def test_stored_scores_of_other_rows_or_pixels_prevent_scoring(
     networks = MeanGrey(monkeypatch, most=2)
 
     def score(images: ImageSet, label: LabelProtocol = LABEL) -> dict[int, list[pd.DataFrame]]:
-        return score_label(scorer, images, label, done=lambda: None)
+        return score_label(scorer, images, label, HELD_OUT, done=lambda: None)
 
     without_one = replace(image_set, split=exclude_rows(image_set.split, test[:1]))
     with pytest.raises(KeyboardInterrupt):
@@ -486,7 +629,7 @@ def test_external_index_with_images_or_patients_of_the_experiment_is_rejected(
         registered.identity.index_sha256,
         registered.identity.split_sha256,
         margin=0.05,
-        seeds=3,
+        design=HELD_OUT,
         labels=(LABEL,),
     )
     stored = freeze_protocol(

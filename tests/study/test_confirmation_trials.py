@@ -5,7 +5,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import optuna
 import pytest
@@ -23,6 +23,7 @@ from acuity.study.confirmation.trials import (
     open_confirm_studies,
     read_plan,
 )
+from acuity.study.dataset.design import Design
 from acuity.study.errors import UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.record import Registered
@@ -38,7 +39,7 @@ labels = ["Mass"]
 data = { index = "a.csv", images = "images" }
 training = { epochs = 5 }
 [search]
-resolutions = [32, 64]
+resolutions = [32, 64, 128]
 architectures = ["test_resnet"]
 trials = 12
 min_complete_per_resolution = 2
@@ -52,6 +53,7 @@ def nominee(number: int, resolution: int, *, batch_size: int = 32, auc: float = 
     return Nominee(number, resolution, auc, parameters, batch_size, 64, seconds=1.0)
 
 
+FOLDS = Design("cross-fitted", networks=1, folds=3, folds_sha256="of the folds")
 NOMINEES = (nominee(3, 32), nominee(1, 32), nominee(2, 32), nominee(7, 64), nominee(5, 64))
 QUALITY = {3: 0.70, 1: 0.75, 2: 0.72, 7: 0.80, 5: 0.82}
 
@@ -65,7 +67,8 @@ def registered(database: Database) -> Registered:
 
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
-    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, {32: 3, 64: 2}, ()), seeds=seeds)
+    nomination, design = Nomination("Mass", nominees, {32: 3, 64: 2}, ()), Design("held-out", networks=seeds)
+    create_confirm_study(database, registered.experiment, nomination, design=design)
 
 
 def take(database: Database, registered: Registered, *, largest: int = 999) -> Claim | None:
@@ -89,7 +92,8 @@ def work(url: str, registered: Registered, run: Callable[[Database, Claim, optun
             run(database, claim, trial)
 
 
-def tell(_: Database, claim: Claim, trial: optuna.Trial) -> None:
+def tell(database: Database, claim: Claim, trial: optuna.Trial) -> None:
+    database.storage.set_trial_user_attr(claim.trial_id, "auc_se", 0.03)
     claim.study.tell(trial, QUALITY[claim.inherited["nominee"]] + 0.001 * claim.inherited["repeat"])
 
 
@@ -124,7 +128,9 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
 
 
 def test_status_counts_the_trainings(database: Database, database_url: str, registered: Registered) -> None:
-    planned = ConfirmationProgress("Mass", complete=0, running=0, planned=11, seeds=4)
+    planned = ConfirmationProgress(
+        "Mass", complete=0, running=0, planned=11, design=asdict(Design("held-out", networks=4))
+    )
     assert read_confirmation_progress(database, registered.experiment) == [planned]
     claim = take(database, registered)
     assert claim is not None
@@ -165,13 +171,13 @@ def test_finalist_has_the_highest_mean_auc_of_search_and_retraining(
 def test_diverged_training_is_replaced_until_its_nominee_has_three_failures(
     database: Database, database_url: str, registered: Registered
 ) -> None:
-    def run(_: Database, claim: Claim, trial: optuna.Trial) -> None:
+    def run(database: Database, claim: Claim, trial: optuna.Trial) -> None:
         number, repeat = claim.inherited["nominee"], claim.inherited["repeat"]
         if number == 5 or (number, repeat) == (1, 2):
             database.storage.set_trial_user_attr(claim.trial_id, "reason", "the loss became NaN")
             claim.study.tell(trial, state=TrialState.PRUNED)
         else:
-            tell(_, claim, trial)
+            tell(database, claim, trial)
 
     work(database_url, registered, run)
     done = runs(database, registered)
@@ -221,7 +227,7 @@ def test_trainings_that_a_later_plan_does_not_contain_are_not_run(
     done = runs(database, registered)
     assert [repeat for number, repeat in done if number == 1] == [1, 2, 3, 4]
     assert [repeat for number, repeat in done if number == 9] == [1, 2, 3, 4]
-    assert len([repeat for number, repeat in done if number == 5]) <= 2, "number 5 is not a nominee of the later plan"
+    assert len([repeat for number, repeat in done if number == 5]) <= 3, "number 5 is not a nominee of the later plan"
     plan(database, registered, seeds=6)
     work(database_url, registered, tell)
     assert [repeat for number, repeat in runs(database, registered) if number == 1] == [1, 2, 3, 4, 5, 6]
@@ -250,7 +256,105 @@ def test_device_that_cannot_hold_the_batch_of_a_nominee_does_not_claim_it(
 ) -> None:
     plan(database, registered, seeds=3, nominees=(nominee(0, 32, batch_size=64), nominee(1, 64, batch_size=16)))
     small = [take(database, registered, largest=16) for _ in range(3)]
-    assert [claim.inherited["nominee"] for claim in small if claim] == [1]
+    assert [claim.inherited["nominee"] for claim in small if claim] == [1, 1, 1]
+    assert take(database, registered, largest=16) is None
     large = take(database, registered)
     assert large is not None
     assert large.inherited["nominee"] == 0
+
+
+def plan_folds(
+    database: Database,
+    registered: Registered,
+    *,
+    design: Design = FOLDS,
+    nominees: tuple[Nominee, ...] = (nominee(1, 32), nominee(5, 64), nominee(8, 128, auc=0.8)),
+) -> None:
+    trials = {each.resolution: 3 for each in nominees}
+    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, trials, ()), design=design)
+
+
+def attempts(database: Database, registered: Registered, *states: TrialState) -> list[tuple[int, int, int]]:
+    """(resolution, fold, repeat) of each training of the folds, in the order in which they were enqueued."""
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    return [
+        (trial.system_attrs["fixed_params"]["resolution"], trial.user_attrs["fold"], trial.user_attrs["repeat"])
+        for trial in study.get_trials(deepcopy=False, states=states or None)
+        if "fold" in trial.user_attrs
+    ]
+
+
+def tell_auc(aucs: dict[int, float], *, auc_se: float = 0.01) -> Callable[[Database, Claim, optuna.Trial], None]:
+    """A training that ends with the AUC of its resolution, which differs a little over folds."""
+
+    def run(database: Database, claim: Claim, trial: optuna.Trial) -> None:
+        database.storage.set_trial_user_attr(claim.trial_id, "auc_se", auc_se)
+        claim.study.tell(trial, aucs[trial.params["resolution"]] + 0.001 * claim.inherited["fold"])
+
+    return run
+
+
+def test_each_fold_is_left_out_once_per_network_and_the_largest_resolution_is_trained_first(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    plan_folds(database, registered, design=replace(FOLDS, networks=2))
+    work(database_url, registered, tell_auc({32: 0.79, 64: 0.80, 128: 0.80}))
+    order = attempts(database, registered)
+    assert sorted(order) == [(px, fold, repeat) for px in (32, 64, 128) for fold in (0, 1, 2) for repeat in (1, 2)]
+    assert [px for px, _, _ in order] == [128] * 6 + [64] * 6 + [32] * 6
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    chosen = find_finalists(read_plan(study), study.trials)
+    assert [run.user_attrs["fold"] for run in chosen[32].runs] == [0, 0, 1, 1, 2, 2]
+    seeds = Counter(trial.user_attrs["seed"] for trial in study.trials)
+    assert max(seeds.values()) == 1, "each training has another seed"
+
+
+def test_interrupted_training_keeps_its_fold(database: Database, registered: Registered) -> None:
+    plan_folds(database, registered)
+    first = take(database, registered)
+    assert first is not None
+    release_trial(database, first, reason="the worker was stopped")
+    second = take(database, registered)
+    assert second is not None
+    assert second.origin == first.number
+    for key in ("nominee", "repeat", "seed", "fold", "folds", "folds_sha256"):
+        assert second.inherited[key] == first.inherited[key], key
+
+
+def test_trainings_of_other_folds_or_of_no_fold_do_not_count(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    aucs = {32: 0.79, 64: 0.80, 128: 0.80}
+    plan_folds(database, registered)
+    work(database_url, registered, tell_auc(aucs))
+    (progress,) = read_confirmation_progress(database, registered.experiment)
+    assert (progress.complete, progress.planned) == (9, 9)
+    plan_folds(database, registered, design=replace(FOLDS, folds=4, folds_sha256="of four folds"))
+    (progress,) = read_confirmation_progress(database, registered.experiment)
+    assert (progress.complete, progress.planned) == (0, 12)
+    work(database_url, registered, tell_auc(aucs))
+    assert len(attempts(database, registered, TrialState.COMPLETE)) == 9 + 12
+
+
+def test_resolutions_below_one_that_clearly_loses_on_validation_patients_are_not_trained(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """64 px loses .10 against 128 px: the tests stop there, so that 32 px cannot be named."""
+    plan_folds(database, registered)
+    work(database_url, registered, tell_auc({32: 0.69, 64: 0.70, 128: 0.80}))
+    assert {px for px, _, _ in attempts(database, registered, TrialState.COMPLETE)} == {64, 128}
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    assert list(find_finalists(read_plan(study), study.trials)) == [64, 128]
+    (progress,) = read_confirmation_progress(database, registered.experiment)
+    assert (progress.complete, progress.planned) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("auc_se", "auc_of_32"), [(0.10, 0.70), (0.01, 0.81)], ids=["not clear", "32 px was the best of the search"]
+)
+def test_all_resolutions_are_trained_where_the_loss_is_not_clear_or_a_smaller_one_may_be_the_reference(
+    database: Database, database_url: str, registered: Registered, auc_se: float, auc_of_32: float
+) -> None:
+    plan_folds(database, registered, nominees=(nominee(1, 32, auc=auc_of_32), nominee(5, 64), nominee(8, 128, auc=0.8)))
+    work(database_url, registered, tell_auc({32: 0.69, 64: 0.70, 128: 0.80}, auc_se=auc_se))
+    assert {px for px, _, _ in attempts(database, registered, TrialState.COMPLETE)} == {32, 64, 128}

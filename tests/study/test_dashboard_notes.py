@@ -110,7 +110,7 @@ def test_verdict_of_a_confirmation_is_in_the_notes_of_both_studies(confirmed) ->
         ]
     for note in notes:
         assert "not estimable" in note
-        assert "test patients, 3 seeds" in note
+        assert "test patients, 3 networks" in note
     assert "# Nodule: confirmation" in notes[1]
 
 

@@ -22,7 +22,7 @@ from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database, open_storage
 from acuity.study.cli.main import acuity
 from acuity.study.confirmation.protocol import read_protocol
-from acuity.study.dataset.image_set import ImageSet, open_image_set
+from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered, checkpoints_of
 from acuity.study.report.export import export_network
@@ -73,10 +73,13 @@ def test_timm_alone_loads_the_network_and_gives_the_confirmed_scores(confirmed, 
         "model.safetensors",
     ]
     assert stored is not None
-    reference = next(each.reference for each in read_protocol(stored.protocol).labels if each.label == "Nodule")
+    label = next(each for each in read_protocol(stored.protocol).labels if each.label == "Nodule")
+    reference = label.reference
     assert description["network"]["resolution"] == reference
     image_set = open_image_set(registered.experiment)
-    rows = np.concatenate([image_set.split.rows("validation"), image_set.split.rows("test")])
+    (fold,) = (run.fold for run in label.finalist(reference).runs if run.seed == description["network"]["seed"])
+    assert fold is not None
+    rows = np.concatenate([image_set.split.rows("validation"), open_folds(image_set, 3).test_rows(fold)])
     scores = _scores_of_bare_timm(out, image_set.cache.open(reference)[rows], tmp_path)
     assert np.abs(scores - kept.scores["score"].to_numpy()).max() < 1e-6
 

@@ -59,7 +59,7 @@ def test_largest_resolution_is_confirmed_also_if_it_is_far_below_the_best() -> N
 
 
 def test_three_best_configurations_of_each_resolution_are_nominated_and_the_earlier_of_equals() -> None:
-    nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None)
+    nomination = nominate_label("Mass", SEARCH, resolutions=RESOLUTIONS, only=None, nominees=3)
     assert [(nominee.resolution, nominee.number) for nominee in nomination.nominees] == [
         (32, 0), (128, 4), (128, 7), (128, 2), (256, 5), (256, 3)
     ]  # fmt: skip

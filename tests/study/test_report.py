@@ -3,6 +3,7 @@
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,18 @@ from sqlalchemy import text
 
 from acuity.objectives.training import augmentation
 from acuity.objectives.training.train import MAX_POSITIVE_WEIGHT
+from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database, open_storage
 from acuity.study.cli.main import acuity
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
+from acuity.study.confirmation.protocol import read_protocol
+from acuity.study.dataset.design import Design
 from acuity.study.dataset.image_set import open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
+from acuity.study.report import methods as methods_module
 from acuity.study.report.auc_figure import auc_alt, auc_panel
 from acuity.study.report.report import write_report
 from acuity.study.report.style import figure_style, inline_svg
@@ -126,7 +131,10 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
         "log-uniform, 0.001 to 0.03",
         "24 finished trials, 48 in all",
         "tree-structured Parzen estimator",
-        "of its search and its retraining until it had 3 retrainings",
+        "the configuration with the highest validation AUC was retrained with other seeds",
+        "divided by patient, stratified over all labels, into 3 folds (SHA-256",
+        "Each finalist was trained 3 times, 1 without each fold, and tested on the patients of that fold",
+        "training patients is not part of the variance",
         "Finalists (12 networks)",
         "at a margin of 0.05 AUC",
         "have been used once",
@@ -143,6 +151,17 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
         assert said in methods, said
     assert "a finding is rare" not in methods, "Cardiomegaly and Nodule may be common"
     assert "[source and how they were made]" in methods
+
+
+def test_methods_of_a_held_out_confirmation_name_the_test_part_and_the_seeds(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    held_out = replace(read_protocol(stored.protocol), design=Design("held-out", networks=5))
+    choice = methods_module._choice(confirmed.registered.experiment, held_out)
+    assert "Each finalist was trained 5 times on the training patients and tested on the test part." in choice
+    assert "fold" not in choice + methods_module._statistics(held_out)
+    assert "AUCs are means over seeds." in methods_module._statistics(held_out)
 
 
 def test_figures_for_a_paper_are_complete_and_contain_text_as_text(folder: Path) -> None:

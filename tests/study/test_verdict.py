@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
 
@@ -15,7 +16,9 @@ from acuity.objectives.errors import InputError
 from acuity.study.confirmation.nomination import SkippedResolution
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
 from acuity.study.confirmation.verdict import conclude_label
+from acuity.study.dataset.design import Design
 
+HELD_OUT = Design("held-out", networks=3)
 RUN = Run(trial_id=0, checkpoint_study="s", origin=0, attempt=1, seed=0, validation_auc=0.8)
 
 
@@ -71,7 +74,7 @@ def auc_by_pairs(frame: pd.DataFrame) -> float:
 
 def test_aucs_and_noninferiority_test_agree_with_counts_of_pairs() -> None:
     tables = {64: seeds_of(100, gap=1.45, jitter=0.3), 128: seeds_of(100, gap=1.5, jitter=0.3, base=9)}
-    found = conclude_label(protocol([64, 128], reference=128), tables, margin=0.05)
+    found = conclude_label(protocol([64, 128], reference=128), tables, HELD_OUT, margin=0.05)
     aucs = {resolution: [auc_by_pairs(frame) for frame in seeds] for resolution, seeds in tables.items()}
     for each in found["by_resolution"]:
         assert each["auc"] == pytest.approx(np.mean(aucs[each["resolution"]]))
@@ -113,7 +116,7 @@ def components_by_pairs(frames: list[pd.DataFrame]) -> tuple[np.ndarray, np.ndar
 
 def test_smallest_noninferior_resolution_is_shown() -> None:
     tables = {32: seeds_of(100, gap=0.5), 64: seeds_of(100, gap=1.5), 128: seeds_of(100, gap=1.5, base=1)}
-    found = conclude_label(protocol([32, 64, 128], reference=128), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64, 128], reference=128), tables, HELD_OUT, margin=0.02)
     verdict = found["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"], verdict["margin"]) == ("shown", 64, 0.02)
     assert found["reference"]["resolution"] == found["best"]["resolution"] == 128
@@ -129,7 +132,7 @@ def test_smallest_noninferior_resolution_is_shown() -> None:
 
 def test_largest_resolution_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
     tables = {32: seeds_of(100, gap=0.2), 64: seeds_of(100, gap=2.0)}
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
     assert (found["smallest_adequate"]["verdict"], found["smallest_adequate"]["resolution"]) == ("shown", 64)
     assert found["smallest_adequate"]["against"] is found["smallest_adequate"]["p_value"] is None
     sentence = found["smallest_adequate"]["sentence"]
@@ -138,7 +141,7 @@ def test_largest_resolution_is_the_verdict_where_all_smaller_resolutions_are_wor
 
 def test_reference_that_loses_more_than_the_margin_against_a_larger_resolution_is_not_named() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.0), 128: seeds_of(100, gap=2.0)}
-    found = conclude_label(protocol([32, 64, 128], reference=32), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64, 128], reference=32), tables, HELD_OUT, margin=0.02)
     verdict = found["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"]) == ("shown", 128)
     assert [(step["resolution"], step["reference"]) for step in found["steps"]] == [(32, 128), (32, 64), (64, 128)]
@@ -148,12 +151,12 @@ def test_reference_that_loses_more_than_the_margin_against_a_larger_resolution_i
 
 def test_smallest_resolution_as_reference_is_tested_against_every_larger_one() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
-    verdict = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]
+    verdict = conclude_label(protocol([32, 64], reference=32), tables, HELD_OUT, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"], verdict["against"]) == ("undecided", None, 64)
     assert 0.05 < verdict["p_value"] < 0.95
     assert "Whether 32 px loses less than 0.02 AUC against 64 px is open" in verdict["sentence"]
     alike = {32: seeds_of(100, gap=1.5), 64: seeds_of(100, gap=1.5), 128: seeds_of(100, gap=1.5)}
-    verdict = conclude_label(protocol([32, 64, 128], reference=32), alike, margin=0.02)["smallest_adequate"]
+    verdict = conclude_label(protocol([32, 64, 128], reference=32), alike, HELD_OUT, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"]) == ("shown", 32)
     assert verdict["p_value"] < 0.05
     assert "No smaller resolution was confirmed." in verdict["sentence"]
@@ -161,7 +164,7 @@ def test_smallest_resolution_as_reference_is_tested_against_every_larger_one() -
 
 def test_sentence_names_a_larger_resolution_that_is_better_by_less_than_the_margin() -> None:
     tables = {32: seeds_of(100, gap=1.50, jitter=0.01), 64: seeds_of(100, gap=1.56, jitter=0.01)}
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.04)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.04)
     assert found["smallest_adequate"]["resolution"] == 32
     assert "64 px is shown to be better, by less than 0.04 (+0.008, 95 % +0." in found["smallest_adequate"]["sentence"]
 
@@ -173,7 +176,7 @@ def test_sentence_and_json_name_the_skipped_resolutions_with_the_reason() -> Non
         SkippedResolution(128, "no_complete_trial", None),
         SkippedResolution(256, "not_named", 0.7),
     )
-    found = conclude_label(protocol([32, 64], reference=64, skipped=skipped), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64, skipped=skipped), tables, HELD_OUT, margin=0.02)
     sentence = found["smallest_adequate"]["sentence"]
     assert "16 px was not confirmed (validation AUC 0.658, more than 0.05 below the best)." in sentence
     assert "128 px was not confirmed (no complete trial)." in sentence
@@ -183,37 +186,37 @@ def test_sentence_and_json_name_the_skipped_resolutions_with_the_reason() -> Non
 
 def test_reference_at_chance_has_no_verdict() -> None:
     tables = {32: seeds_of(100, gap=0.0), 64: seeds_of(100, gap=0.05)}
-    verdict = conclude_label(protocol([32, 64], reference=32), tables, margin=0.02)["smallest_adequate"]
+    verdict = conclude_label(protocol([32, 64], reference=32), tables, HELD_OUT, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["reason"], verdict["resolution"]) == ("not_estimable", "chance", None)
     assert "the reference of 32 px is not shown to be better than chance (AUC 0." in verdict["sentence"]
 
 
 def test_fewer_than_ten_negative_patients_are_not_estimable() -> None:
     tables = {32: seeds_of(111, gap=1.0, images=120), 64: seeds_of(111, gap=1.0, images=120)}
-    verdict = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)["smallest_adequate"]
+    verdict = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["reason"]) == ("not_estimable", "negative_patients")
     assert verdict["sentence"] == "Mass: not estimable, with 9 negative patients; 10 are needed."
 
 
 def test_few_patients_are_undecided_with_the_number_that_would_decide() -> None:
     tables = {32: seeds_of(40, gap=1.0, images=120, base=5), 64: seeds_of(40, gap=1.1, images=120, base=50)}
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
     verdict = found["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"]) == ("undecided", None)
     assert verdict["more_positive_patients"] > 0
-    assert f"About {verdict['more_positive_patients']:,} more positive patients would decide it" in verdict["sentence"]
+    assert f"About {verdict['more_positive_patients']:,} more positive patients" in verdict["sentence"]
 
 
 def test_fewer_than_thirty_positive_patients_are_not_estimable() -> None:
     tables = {32: seeds_of(29, gap=1.0), 64: seeds_of(29, gap=1.0)}
-    verdict = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)["smallest_adequate"]
+    verdict = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)["smallest_adequate"]
     assert (verdict["verdict"], verdict["resolution"]) == ("not_estimable", None)
     assert verdict["sentence"] == "Mass: not estimable, with 29 positive patients; 30 are needed."
 
 
 def test_metrics_of_the_paper_agree_with_scikit_learn() -> None:
     tables = {64: seeds_of(100, gap=1.4), 320: seeds_of(100, gap=1.6)}
-    found = conclude_label(protocol([64, 320], reference=320), tables, margin=0.02)
+    found = conclude_label(protocol([64, 320], reference=320), tables, HELD_OUT, margin=0.02)
     small = next(each for each in found["by_resolution"] if each["resolution"] == 64)
     accuracies, precisions, sensitivities = [], [], []
     for frame in tables[64]:
@@ -237,7 +240,7 @@ def test_metrics_of_the_paper_agree_with_scikit_learn() -> None:
 
 def test_subgroup_has_the_statistics_of_its_images() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
     groups = {(each["by"], each["group"], each["resolution"]): each for each in found["subgroups"]}
     assert set(groups) == {
         (by, group, resolution)
@@ -256,19 +259,97 @@ def test_only_a_subgroup_with_too_few_patients_has_no_auc() -> None:
     for frames in tables.values():
         for frame in frames:
             frame.loc[frame["image"] == "i0", "sex"] = "X"
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
     assert {each["auc"] for each in found["subgroups"] if each["group"] == "X"} == {None}
     assert all(each["auc"] > 0.5 for each in found["subgroups"] if each["group"] != "X")
 
 
 def test_results_are_json_and_the_bootstrap_agrees() -> None:
     tables = {32: seeds_of(100, gap=1.0), 64: seeds_of(100, gap=1.5)}
-    found = conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+    found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["check"]["patient_se_bootstrap"] == pytest.approx(found["check"]["patient_se"], rel=0.15)
+
+
+def cross_fitted(
+    resolutions: Sequence[int], *, reference: int, folds: int = 3
+) -> tuple[LabelProtocol, dict[int, list[pd.DataFrame]], Design]:
+    """A protocol with one network a fold, and its tables: fold k has its own 60 test patients, a third positive.
+
+    Networks of fold k score all images higher by k, so that scores of two folds do not compare.
+    """
+    finalists = tuple(
+        Finalist(px, "resnet34", 32, 64, 1e-3, 12, tuple(replace(RUN, fold=fold) for fold in range(folds)))
+        for px in resolutions
+    )
+    tables: dict[int, list[pd.DataFrame]] = {}
+    for px in resolutions:
+        tables[px] = []
+        for fold in range(folds):
+            own = np.random.default_rng(fold).normal(size=60)
+            noise = np.random.default_rng(100 * px + fold).normal(scale=0.3, size=60)
+            frame = table(own + noise + 1.3 * (np.arange(60) < 20) + fold, positives=20, seed=px + fold)
+            of_fold = frame["part"] == "test"
+            frame.loc[of_fold, "patient"] = [f"f{fold}p{number}" for number in range(60)]
+            tables[px].append(frame)
+    return LabelProtocol("Mass", reference, finalists, ()), tables, Design("cross-fitted", 1, folds, "of the folds")
+
+
+def test_cross_fitted_aucs_and_intervals_agree_with_pairs_within_folds() -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    found = conclude_label(label, tables, design, margin=0.1)
+    assert found["design"] == {"kind": "cross-fitted", "networks": 1, "folds": 3, "folds_sha256": "of the folds"}
+    assert (found["images"], found["patients"], found["positive_patients"]) == (180, 180, 60)
+    pooled_components = {px: [components_by_pairs([frame]) for frame in frames] for px, frames in tables.items()}
+    for each in found["by_resolution"]:
+        px = each["resolution"]
+        aucs = [auc_by_pairs(frame) for frame in tables[px]]
+        assert each["auc"] == pytest.approx(np.mean(aucs))
+        assert each["seed_aucs"] == pytest.approx(aucs)
+        validation = [
+            auc_by_pairs(frame.assign(part=frame["part"].map({"validation": "test"}))) for frame in tables[px]
+        ]
+        assert each["seed_sd"] == pytest.approx(np.std(validation, ddof=1)), "over networks, on validation patients"
+        variance = sum(np.var(kind, ddof=1) / len(kind) for fold in pooled_components[px] for kind in fold) / 9
+        assert each["se"] == pytest.approx(math.sqrt(variance + np.var(validation, ddof=1) / 3))
+        assert each["seeds"] == 3
+    assert found["check"]["patient_se_bootstrap"] == pytest.approx(found["check"]["patient_se"], rel=0.15)
+    groups = {(each["group"], each["resolution"]): each for each in found["subgroups"]}
+    women = [auc_by_pairs(frame[frame["sex"] == "F"]) for frame in tables[32]]
+    assert groups["F", 32]["auc"] == pytest.approx(np.mean(women))
+    assert groups["F", 32]["positive_patients"] == 30
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_undecided_cross_fitted_label_names_the_number_of_folds_that_would_decide() -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    for px in (32, 64):  # networks differ more on validation patients than the test patients of a fold do
+        for fold, frame in enumerate(tables[px]):
+            of_validation = frame["part"] == "validation"
+            moved = logit(frame["score"]) + frame["target"] * (0.3 * fold + 0.001 * px)
+            frame.loc[of_validation, "score"] = expit(moved[of_validation])
+    verdict = conclude_label(label, tables, design, margin=0.1)["smallest_adequate"]
+    assert verdict["verdict"] == "undecided"
+    assert f"{3 + verdict['more_networks']} folds in place of 3 would decide it" in verdict["sentence"]
+    assert "Whether 32 px loses less than 0.1 AUC against 64 px is open" in verdict["sentence"]
+
+
+def test_networks_of_a_cross_fitted_confirmation_all_score_external_images() -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    external = seeds_of(100, gap=1.0)
+    both = {
+        px: [
+            pd.concat([own[own["part"] == "validation"], other[other["part"] == "test"].assign(part="external")])
+            for own, other in zip(frames, external, strict=True)
+        ]
+        for px, frames in tables.items()
+    }
+    found = conclude_label(label, both, design, margin=0.1, part="external")
+    assert found["images"] == 400
+    assert found["by_resolution"][0]["auc"] == pytest.approx(np.mean([auc_by_pairs(frame) for frame in external]))
 
 
 def test_one_positive_patient_is_rejected() -> None:
     tables = {32: seeds_of(1, gap=1.0), 64: seeds_of(1, gap=1.0)}
     with pytest.raises(InputError, match="1 patients with the finding"):
-        conclude_label(protocol([32, 64], reference=64), tables, margin=0.02)
+        conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)

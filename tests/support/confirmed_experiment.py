@@ -52,7 +52,7 @@ learning_rate = [1e-3, 3e-2]
 epochs = 2
 [confirm]
 resolutions = [16, 32]
-seeds = 3
+folds = 3
 margin = 0.05
 """
 _ARCHITECTURES = ("test_resnet", "test_efficientnet")

@@ -63,7 +63,7 @@ max_batch_size = 32
 epochs = {epochs}
 augment = false
 [confirm]
-seeds = 3
+folds = 3
 margin = 0.1
 [workers]
 heartbeat_s = 1

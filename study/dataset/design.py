@@ -1,0 +1,59 @@
+"""Design of a confirmation: which patients test the networks, and how many networks each resolution gets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from acuity.study.config.schema import Experiment
+from acuity.study.dataset.image_set import ImageSet, open_folds
+
+
+@dataclass(frozen=True)
+class Design:
+    """Test patients and networks of a confirmation."""
+
+    kind: Literal["cross-fitted", "held-out"]
+    networks: int
+    """Networks of each finalist: per fold if cross-fitted, else in all."""
+    folds: int | None = None
+    """None if held-out, like the next field."""
+    folds_sha256: str | None = None
+    """SHA-256 of the patients and their folds."""
+
+    @property
+    def networks_per_resolution(self) -> int:
+        """Number of networks of each finalist in all."""
+        return self.networks * (self.folds or 1)
+
+    def fold_numbers(self) -> Iterator[int | None]:
+        """The folds, from 0. A held-out confirmation has the one "fold" None."""
+        yield from (None,) if self.folds is None else range(self.folds)
+
+    def describe(self) -> str:
+        """The design in a few words, for tables."""
+        if self.folds is None:
+            return f"held-out test patients, {self.networks} seeds"
+        each = f"{self.networks} network{'s' if self.networks > 1 else ''} a fold"
+        return f"cross-fitted on {self.folds} folds, {each}"
+
+
+def choose_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | None = None) -> Design:
+    """The design of the confirmation with its folds. The folds' file is made where it does not exist.
+
+    seeds: as in `planned_design`.
+    """
+    design = planned_design(experiment, image_set, seeds=seeds)
+    return design if design.folds is None else replace(design, folds_sha256=open_folds(image_set, design.folds).sha256)
+
+
+def planned_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | None = None) -> Design:
+    """The design of the confirmation, without the SHA-256 of its folds.
+
+    By default a published test part is tested held-out, so that the AUCs compare with others on it, and so is a split
+    by image. Any other experiment is cross-fitted. seeds: of a held-out confirmation, by default [confirm] seeds.
+    """
+    confirm, data = experiment.confirm, experiment.data
+    is_held_out = bool(image_set.selection.published) or data.split_by == "image" or data.paper_split
+    if (confirm.design or ("held-out" if is_held_out else "cross-fitted")) == "held-out":
+        return Design("held-out", networks=seeds or confirm.seeds)
+    return Design("cross-fitted", networks=confirm.networks_per_fold, folds=confirm.folds)
