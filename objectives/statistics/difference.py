@@ -48,8 +48,8 @@ def t_statistic(pair: AucPair, *, value: float) -> tuple[float, float]:
     difference and the same mean. For the second, the standard error of an AUC is proportional to AUC * (1 - AUC), which
     is constant on the logit scale. An AUC near 1 that is too high by chance has a standard error that is too small, and
     the second standard error corrects this. With 40 positive patients and AUCs of .99 and .97, the type I error of a
-    noninferiority test at 5 % is 5 % with the larger one and 9 % with the first one alone
-    (benchmarks/validity/coverage.py).
+    noninferiority test at 5 % is 5 % with the larger one and 12 % with the first one alone
+    (benchmarks/validity/near_one.py).
     """
     if value > pair.difference:
         statistic, degrees = _oriented_t_statistic(_exchanged(pair), value=-value)
