@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SENTENCE_END = re.compile(r"""(?<=[.!?])[)*"']*\s+(?=[^a-z\s])""")
+SENTENCE_END = re.compile(r"""(?<=[.!?])[)\]*"']*\s+(?=[^a-z\s])""")
 NEW_PARAGRAPH = re.compile(r"^\s*(?:[-*] |\d+\. )")
 LEFT_OUT = re.compile(r"\s*(?:\||#|!\[|:::|<!--|\[!\[)")
 
