@@ -104,9 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repetitions", type=int, default=3000)
     repetitions = parser.parse_args().repetitions
-    print(
-        "| positive/negative patients, AUC | wrongly shown | plain t | shown if equal | plain t |\n|---|---|---|---|---|"
-    )
+    print("| patients +/-, AUC | wrongly shown | plain t | shown if equal | plain t |\n|---|---|---|---|---|")
     rows = {}
     for name, cell in CELLS.items():
         wrongly, power = (simulate(cell, loss=loss, repetitions=repetitions) for loss in (MARGIN, 0.0))
