@@ -23,12 +23,14 @@ class FeasibleBatchKey:
     precision: str
     channels_last: bool
     torch_version: str
+    source_sha256: str = ""
+    """Of the user's functions in the step; empty where there are none."""
 
 
 _WHERE_KEY = (
     "where device = :device and memory_budget_bytes = :memory_budget_bytes and architecture = :architecture "
     "and input_size = :input_size and precision = :precision and channels_last = :channels_last "
-    "and torch_version = :torch_version"
+    "and torch_version = :torch_version and source_sha256 = :source_sha256"
 )
 
 

@@ -34,6 +34,7 @@ from acuity.study.fleet.slurm import print_submission, submit_workers
 from acuity.study.fleet.supervisor import run_fleet
 from acuity.study.registry.names import confirm_study_name
 from acuity.study.registry.record import Registered, check_same_images, checkpoints_of
+from acuity.study.registry.sources import check_same_sources
 
 
 def confirm(
@@ -56,6 +57,7 @@ def confirm(
     with decoding_bar(console) as progress:
         image_set = open_image_set(experiment, progress=progress)
     check_same_images(registered, image_set.identity)
+    check_same_sources(registered)
     design = choose_design(experiment, image_set, seeds=seeds)
     if seeds is not None and design.kind == "cross-fitted":
         raise UsageError(

@@ -24,6 +24,10 @@ class NetworkSetting:
     precision: str
     max_batch_size: int
     """No larger batch size is tried."""
+    augmentation: str | None = None
+    """The user's function, as in `Hyperparameters`."""
+    loss: str | None = None
+    """The user's function, as in `Hyperparameters`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,13 @@ def searched_settings(experiment: Experiment) -> list[NetworkSetting]:
     search, training = experiment.search, experiment.training
     return [
         NetworkSetting(
-            architecture, resolution, training.network_input or resolution, training.precision, search.max_batch_size
+            architecture,
+            resolution,
+            training.network_input or resolution,
+            training.precision,
+            search.max_batch_size,
+            training.augmentation,
+            training.loss,
         )
         for architecture, resolution in itertools.product(search.architectures, sorted(search.resolutions))
     ]
@@ -82,5 +92,7 @@ def _probe(setting: NetworkSetting, device_name: str, memory_gib: float | None) 
         device=device.torch_device,
         budget_bytes=device.memory_budget_bytes,
         max_batch_size=setting.max_batch_size,
+        augmentation=setting.augmentation,
+        loss=setting.loss,
     )
     return device, probe

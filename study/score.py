@@ -23,6 +23,7 @@ from acuity.study.dataset.selection import select_images
 from acuity.study.display.console import decoding_bar, scoring_bar
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered, checkpoints_of
+from acuity.study.registry.sources import check_same_sources
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def score_index(
     left out. UsageError where no label is left, or where the index shares images or patients with the experiment's
     index.
     """
+    check_same_sources(registered)
     stored = find_confirmation(database, registered.experiment.name)
     if stored is None:
         raise UsageError(

@@ -60,20 +60,26 @@ def probe_batch(
     device: torch.device,
     budget_bytes: int,
     max_batch_size: int = 1024,
+    augmentation: str | None = None,
+    loss: str | None = None,
 ) -> BatchProbe:
     """Find the largest batch size up to max_batch_size whose training step peaks within budget_bytes on the device.
 
     Sizes are multiples of 8 (of 1 below 8). It tries a small step, a step at the estimated size, a step at the size
     that the measured peak suggests, and rarely more. No tensor of a step has more than 2^31 - 1 elements. On a GPU
     budget_bytes is compared with the memory that torch's allocator reserves, so the room for resident images, which a
-    worker has in addition, stays free. InputError if the architecture is unknown or does not take images of this size.
+    worker has in addition, stays free. augmentation and loss: the user's functions in a step, as in `Hyperparameters`.
+    InputError if the architecture is unknown or does not take images of this size.
     """
     memory = estimate_step_memory(architecture, input_size=input_size, precision=precision, device_type=device.type)
     max_batch_size = min(max_batch_size, largest_countable_batch(memory))
     estimate = min(largest_batch(memory, budget_bytes), max_batch_size)
     # A first small step creates the optimiser's state and loads libraries, which are not part of a step's memory.
     steps, fitting, too_large = 1, 0, max_batch_size + 1
-    learner = _make_learner_if_it_fits(architecture, input_size=input_size, precision=precision, device=device)
+    settings = Hyperparameters(
+        architecture, input_size, 2, 1e-3, 1, precision=precision, augmentation=augmentation, loss=loss
+    )
+    learner = _make_learner_if_it_fits(settings, device=device)
     warmed_up = learner and _take_steps(learner, 2, device, held_mib=0.0)
     held_mib = 0.0 if device.type == "cuda" else held_memory_mib(device) - 0.75 * memory.fixed_bytes / MIB
     peak_mib = seconds = 0.0
@@ -120,10 +126,7 @@ def _next_guess(
     return guess
 
 
-def _make_learner_if_it_fits(
-    architecture: str, *, input_size: int, precision: str, device: torch.device
-) -> Learner | None:
-    settings = Hyperparameters(architecture, input_size, 2, 1e-3, 1, precision=precision)
+def _make_learner_if_it_fits(settings: Hyperparameters, *, device: torch.device) -> Learner | None:
     try:
         return make_learner(settings, total_steps=1000, device=device)
     except (MemoryError, RuntimeError) as error:

@@ -77,8 +77,9 @@ def capture_training(
     """
     reason = _reason_against(learner, loader, setting=setting, batch_shape=batch_shape, epochs=epochs)
     if reason is not None:
-        if setting is True:
-            logger.warning("training steps are not captured as a CUDA graph: %s", reason)
+        if setting is True or (setting == "auto" and _has_own_part(learner)):
+            level = logging.WARNING if setting is True else logging.INFO
+            logger.log(level, "training steps are not captured as a CUDA graph: %s", reason)
         return None
     assert isinstance(loader, ResidentImages)
     device, steps = learner.device, batch_shape[0]
@@ -144,6 +145,8 @@ def _reason_against(
         return f"the device is {learner.device.type}, must be a GPU"
     if not isinstance(loader, ResidentImages):
         return "the images do not fit the GPU's memory for images"
+    if _has_own_part(learner):
+        return "the augmentation or the loss is the user's, and a graph would repeat its first call"
     if setting is True:
         return None
     steps, batch_size = batch_shape
@@ -152,6 +155,10 @@ def _reason_against(
     if epochs * steps < _MIN_STEPS:
         return f"{epochs * steps} steps are left, must be at least {_MIN_STEPS}"
     return None
+
+
+def _has_own_part(learner: Learner) -> bool:
+    return learner.own_augmentation is not None or learner.own_loss is not None
 
 
 def _warm_up(learner: Learner, inputs: _Inputs) -> None:

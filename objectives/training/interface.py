@@ -14,7 +14,7 @@ class Hyperparameters:
     """Settings of a training; together with data and seed they determine its result."""
 
     architecture: str
-    """Name of a timm network."""
+    """A network of timm or of the user, as `make_network` takes it."""
     resolution: int
     """Pixels a side of the stored images."""
     batch_size: int
@@ -31,6 +31,10 @@ class Hyperparameters:
     """"fp32"; "tf32" (fp32 with 10 bits of fraction in a GPU's products, where the GPU can); "bf16" (autocast)."""
     weight_decay: float = 0.05
     augment: bool = True
+    augmentation: str | None = None
+    """The user's function "module:function" in place of the built-in augmentation; None for the latter."""
+    loss: str | None = None
+    """The user's function "module:function" in place of the weighted cross entropy; None for the latter."""
 
     @property
     def side(self) -> int:

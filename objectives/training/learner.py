@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from acuity.objectives.training.augmentation import augment, enlarge, prepare_augmentation
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.loader import BatchLoader
+from acuity.objectives.training.own_step import Augmentation, Loss, load_augmentation, load_loss
 from acuity.objectives.training.padding_gradients import zero_padding_gradients
 from acuity.objectives.training.prediction import Predictor, compute_logits, make_predictor
 
@@ -23,6 +24,10 @@ class Learner(Predictor):
 
     optimiser: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    own_augmentation: Augmentation | None
+    """The user's, in place of the built-in one."""
+    own_loss: Loss | None
+    """The user's, in place of the weighted cross entropy."""
 
 
 def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: torch.device) -> Learner:
@@ -36,7 +41,13 @@ def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: 
     groups = timm.optim.param_groups_weight_decay(predictor.network, hyperparameters.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=peak_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak_rate, total_steps=total_steps)
-    return Learner(**vars(predictor), optimiser=optimiser, scheduler=scheduler)
+    return Learner(
+        **vars(predictor),
+        optimiser=optimiser,
+        scheduler=scheduler,
+        own_augmentation=load_augmentation(hyperparameters.augmentation) if hyperparameters.augmentation else None,
+        own_loss=load_loss(hyperparameters.loss) if hyperparameters.loss else None,
+    )
 
 
 def train_batches(
@@ -73,10 +84,17 @@ def batch_loss(
     augmentation: torch.Tensor | None,
     positive_weight: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean loss of a batch of stored images (uint8 [B, 1, R, R]); augmentation: prepared, [B, 8], or None."""
+    """Mean loss of a batch of stored images (uint8 [B, 1, R, R]).
+
+    augmentation: prepared, [B, 8], or None. A learner with the user's augmentation ignores its values.
+    """
     images = stored.float().div_(255)
     if augmentation is None:
         images = enlarge(images, side=learner.side)
+    elif learner.own_augmentation is not None:
+        images = enlarge(learner.own_augmentation(images), side=learner.side)
     else:
         images = augment(images, augmentation, side=learner.side)
+    if learner.own_loss is not None:
+        return learner.own_loss(compute_logits(learner, images), targets, positive_weight)
     return F.binary_cross_entropy_with_logits(compute_logits(learner, images), targets, pos_weight=positive_weight)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,8 +75,15 @@ def _allow_tf32(allowed: bool) -> None:
 
 
 def _keep_classifier_in_fp32(network: torch.nn.Module) -> None:
-    """Exclude the last layer from autocast: a bf16 logit has 8 bits, and 8,000 images had 457 distinct logits."""
-    classifier = network.get_classifier()  # type: ignore[operator]  # timm's networks have it
+    """Exclude the last layer from autocast: a bf16 logit has 8 bits, and 8,000 images had 457 distinct logits.
+
+    A user's network without timm's get_classifier() has as last layer its last Linear with one output, if any.
+    """
+    classifier: Any = (
+        network.get_classifier()  # type: ignore[operator]  # a method of timm's networks
+        if hasattr(network, "get_classifier")
+        else tuple(m for m in network.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)[-1:]
+    )
     for layer in classifier if isinstance(classifier, tuple | list | torch.nn.ModuleList) else (classifier,):
         layer.forward = partial(_call_in_fp32, layer.forward)
 

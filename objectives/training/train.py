@@ -219,7 +219,9 @@ def _train_one_epoch(
         if should_stop():
             raise Interrupted
     if not finite:
-        raise Diverged(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate")
+        own = [name for name in (hyperparameters.augmentation, hyperparameters.loss) if name]
+        advice = f", or correct {' or '.join(own)}" if own else ""
+        raise Diverged(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate{advice}")
 
 
 def _positive_weight(targets: torch.Tensor) -> float:

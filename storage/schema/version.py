@@ -9,7 +9,7 @@ from acuity.storage.locks import MOVING, SLOTS
 from acuity.storage.schema.answer_views import AUC_BY_RESOLUTION_VIEW, BEST_RESOLUTION_VIEW
 from acuity.storage.schema.trials_view import TRIALS_VIEW
 
-VERSION = 4
+VERSION = 5
 """Version of the schema. Every change of the tables or views increments it."""
 _BEGIN = """
 create schema if not exists acuity;
@@ -47,9 +47,12 @@ create table acuity.feasible_batches (
     precision text,
     channels_last boolean,
     torch_version text,
+    source_sha256 text,
     largest integer not null,
     created timestamptz not null default now(),
-    primary key (device, memory_budget_bytes, architecture, input_size, precision, channels_last, torch_version)
+    primary key (
+        device, memory_budget_bytes, architecture, input_size, precision, channels_last, torch_version, source_sha256
+    )
 );
 create table acuity.confirmations (
     id bigint generated always as identity primary key,

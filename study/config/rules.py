@@ -15,6 +15,15 @@ def check_across_sections(experiment: Experiment) -> None:
                     f"confirm.resolutions has {resolution}, must be among search.resolutions: the search supplies the "
                     "configurations to confirm"
                 )
+    training = experiment.training
+    for architecture in search.architectures:
+        with faults:
+            if ":" in architecture and (training.pretrained or training.weights is not None):
+                key = "pretrained" if training.pretrained else "weights"
+                raise ValueError(
+                    f"training.{key} is given, but {architecture} in search.architectures is not timm's; load the "
+                    f"weights in the function, and leave training.{key} out"
+                )
     with faults:
         if experiment.name in search.learn_from:
             raise ValueError(

@@ -13,8 +13,10 @@ from acuity.objectives.tables.column_mapping import EACH_FILE, WITHOUT_PATIENTS,
 from acuity.study.config.faults import Faults
 from acuity.study.config.value_types import (
     Age,
+    Architecture,
     BatchChoice,
     BatchSize,
+    FunctionName,
     Gibibytes,
     Label,
     Minutes,
@@ -149,8 +151,8 @@ class Search:
     __pydantic_config__ = _STRICT
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)]
     """Side of the images in px, at most the size of the images' files."""
-    architectures: Annotated[tuple[str, ...], Field(min_length=1)]
-    """timm's names of the networks."""
+    architectures: Annotated[tuple[Architecture, ...], Field(min_length=1)]
+    """The networks: timm's names, names with arguments ("name?key=value"), or functions ("module:function")."""
     trials: PositiveInt
     """Finished trials (complete and pruned) per label."""
     min_complete_per_resolution: PositiveInt = 3
@@ -234,11 +236,23 @@ class Training:
     """Weight decay of AdamW."""
     augment: bool = True
     """Shift, rotate, zoom and change contrast at random, without mirroring."""
+    augmentation: FunctionName | None = None
+    """A function of your own, as "module:function", in place of the built-in augmentation."""
+    loss: FunctionName | None = None
+    """A function of your own, as "module:function", in place of the weighted cross entropy."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.pretrained and self.weights is not None:
-            raise ValueError("training.pretrained and training.weights are both given; keep one of the two")
+        faults = Faults()
+        with faults:
+            if self.pretrained and self.weights is not None:
+                raise ValueError("training.pretrained and training.weights are both given; keep one of the two")
+        with faults:
+            if self.augmentation is not None and not self.augment:
+                raise ValueError(
+                    "training.augmentation and training.augment = false are both given; keep one of the two"
+                )
+        faults.report()
         return self
 
 

@@ -34,6 +34,17 @@ Label = Annotated[
     Field(pattern=rf"^[^\p{{Cc}}{_INVISIBLE}]{{1,128}}$"),
     Rule("a text of 1 to 128 characters in one line, without control characters and marks of direction"),
 ]
+_FUNCTION = r"[\p{L}_]\w*(\.[\p{L}_]\w*)*:[\p{L}_]\w*"
+FunctionName = Annotated[
+    str,
+    Field(pattern=rf"^{_FUNCTION}$"),
+    Rule('a function as "module:function", such as "mypackage.losses:focal_loss"'),
+]
+Architecture = Annotated[
+    str,
+    Field(pattern=rf"^([A-Za-z0-9][A-Za-z0-9_.-]*(\?[^\s?]*)?|{_FUNCTION})$"),
+    Rule('timm\'s name of a network, "name?key=value" with arguments, or a function as "module:function"'),
+]
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """The database's integers have 32 bits."""

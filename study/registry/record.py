@@ -1,6 +1,6 @@
 """Read, write and delete an experiment's row in the database."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import text
@@ -26,6 +26,8 @@ class Registered:
     """Of the images that the trials are trained with."""
     checkpoint_mark: str
     """Drawn at the first launch. It separates the checkpoints of two databases with an experiment of one name."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the source of each of the user's functions, by its name "module:function"."""
 
 
 def read_registered(database: Database, name: str, *, folder: Path | None = None) -> Registered:
@@ -48,6 +50,7 @@ def from_stored(stored: StoredExperiment) -> Registered:
         exponents=(low, high),
         identity=ImageIdentity(**definition["identity"]),
         checkpoint_mark=definition["checkpoint_mark"],
+        sources=definition["sources"],
     )
 
 
@@ -61,6 +64,7 @@ def save_registered(database: Database, registered: Registered) -> None:
             "batch_size_exponents": list(registered.exponents),
             "identity": asdict(registered.identity),
             "checkpoint_mark": registered.checkpoint_mark,
+            "sources": registered.sources,
         },
     )
 

@@ -14,6 +14,7 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.identity import ImageIdentity
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, check_same_images, from_stored, read_registered, save_registered
+from acuity.study.registry.sources import check_same_sources, read_sources
 from acuity.study.registry.studies import make_studies
 from acuity.study.search.space import batch_size_exponents
 
@@ -23,9 +24,10 @@ def register(
 ) -> Registered:
     """Write the experiment's row, studies and initial trials, or update the settings that may change under its name.
 
-    training_images: number of training images of the label that has most. UsageError where the file, the index or the
-    split differ from the stored ones so that trials are not comparable, or where an experiment in learn_from splits
-    these images differently. StorageError where another program's study has the name of one of its studies.
+    training_images: number of training images of the label that has most. UsageError where the file, the index, the
+    split or the source of a user's function differ from the stored ones, so that trials are not comparable. UsageError
+    also where an experiment in learn_from splits these images differently. StorageError where another program's study
+    has the name of one of its studies.
     """
     stored = find_experiment(database, experiment.name)
     if stored is None:
@@ -36,11 +38,13 @@ def register(
             exponents=batch_size_exponents(experiment, training_images),
             identity=identity,
             checkpoint_mark=secrets.token_hex(4),
+            sources=read_sources(experiment),
         )
     else:
         earlier = from_stored(stored)
         _check_unchanged(earlier.experiment, experiment)
         check_same_images(earlier, identity)
+        check_same_sources(earlier)
         registered = replace(earlier, experiment=experiment)
     return _save(database, registered)
 

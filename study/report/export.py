@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from acuity.objectives.training.network import normalisation
+from acuity.objectives.training.network import normalisation, timm_arguments
+from acuity.objectives.training.own_function import is_own_function
 from acuity.objectives.training.prediction import load_network
 from acuity.storage.confirmations import count_test_uses
 from acuity.storage.database import Database
@@ -32,6 +33,8 @@ def export_network(
 ) -> dict[str, Any]:
     """Write the network of a label to the folder out: weights, timm's config, description and model card.
 
+    A network of the user's has no timm's config: its model card calls the function.
+
     resolution: by default the reference, or the best of the search before confirmation. Returns the contents of
     acuity.json. UsageError where the folder is not empty or the label has no network.
     """
@@ -46,7 +49,8 @@ def export_network(
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / _WEIGHTS).write_bytes(save(dict(network.state_dict()), metadata={"format": "pt"}))
-        (out / _CONFIG).write_text(json.dumps(_timm_config(chosen, network), indent=2) + "\n", encoding="utf-8")
+        if not is_own_function(chosen.hyperparameters.architecture):
+            (out / _CONFIG).write_text(json.dumps(_timm_config(chosen, network), indent=2) + "\n", encoding="utf-8")
         (out / _DESCRIPTION).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (out / _CARD).write_text(_card(chosen, description, read_demographics(registered)), encoding="utf-8")
     except OSError as error:
@@ -59,11 +63,12 @@ def _timm_config(chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, A
     hyperparameters = chosen.hyperparameters
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every network
     mean, std = normalisation(network)
-    arguments: dict[str, Any] = {"in_chans": 1, "num_classes": 1}
-    if config.get("fixed_input_size"):
+    name, own_arguments = timm_arguments(hyperparameters.architecture)
+    arguments: dict[str, Any] = {"in_chans": 1, "num_classes": 1} | own_arguments
+    if "img_size" not in arguments and config.get("fixed_input_size"):
         arguments["img_size"] = hyperparameters.side
     return {
-        "architecture": hyperparameters.architecture.partition(".")[0],
+        "architecture": name.partition(".")[0],
         "num_classes": 1,
         "label_names": [chosen.label],
         "model_args": arguments,
@@ -85,4 +90,14 @@ def _timm_config(chosen: ChosenNetwork, network: torch.nn.Module) -> dict[str, A
 def _card(chosen: ChosenNetwork, description: dict[str, Any], cohort: Demographics | None) -> str:
     of_label = None if cohort is None else next(each for each in cohort.labels if each.label == chosen.label)
     side = chosen.hyperparameters.side
-    return render("model_card.md.jinja", **description, cohort=cohort, of_label=of_label, side=side)
+    architecture = chosen.hyperparameters.architecture
+    own = architecture.split(":") if is_own_function(architecture) else None
+    return render(
+        "model_card.md.jinja",
+        **description,
+        cohort=cohort,
+        of_label=of_label,
+        side=side,
+        own=own,
+        timm_name=architecture.partition("?")[0].partition(".")[0],
+    )

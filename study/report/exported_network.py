@@ -19,6 +19,7 @@ from acuity.study.dataset.image_set import labelled_images, open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
 from acuity.study.registry.record import Registered, check_same_images, checkpoint_name, checkpoints_of
+from acuity.study.registry.sources import check_same_sources
 from acuity.study.search.hyperparameters import make_hyperparameters
 
 
@@ -49,6 +50,7 @@ def choose_network(
     experiment = registered.experiment
     if label not in experiment.labels:
         raise UsageError(f'{experiment.name} has no label "{label}". There are: {", ".join(experiment.labels)}')
+    check_same_sources(registered)
     stored = find_confirmation(database, experiment.name)
     if stored is not None:
         protocol = read_protocol(stored.protocol)

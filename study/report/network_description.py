@@ -41,6 +41,7 @@ def describe_network(
         "warnings": list(caveats(experiment)),
         "network": {
             "architecture": hyperparameters.architecture,
+            "own_functions": registered.sources,
             "resolution": hyperparameters.resolution,
             "batch_size": hyperparameters.batch_size,
             "learning_rate": hyperparameters.learning_rate,

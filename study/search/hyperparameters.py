@@ -21,4 +21,6 @@ def make_hyperparameters(
         precision=training.precision,
         weight_decay=training.weight_decay,
         augment=training.augment,
+        augmentation=training.augmentation,
+        loss=training.loss,
     )

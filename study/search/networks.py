@@ -1,4 +1,4 @@
-"""Check that every network of a search space exists and takes images of every resolution."""
+"""Check that every network of a search space takes images of every resolution, and the user's loss and augmentation."""
 
 import contextlib
 import hashlib
@@ -15,9 +15,11 @@ from acuity.study.config.schema import Experiment
 def check_networks(experiment: Experiment) -> None:
     """Raise InputError where an architecture is unknown, does not take a resolution, or its weights are not available.
 
-    Downloads pretrained weights into the hub's cache, since compute nodes are often offline.
+    Also where a function of the user's is not here, raises, or returns a wrong shape or NaN. Downloads pretrained
+    weights into the hub's cache, since compute nodes are often offline.
     """
     from acuity.objectives.training.network import check_architecture, check_input_size, make_network
+    from acuity.objectives.training.own_step import check_augmentation, check_loss
 
     training = experiment.training
     input_sizes = _input_sizes(experiment)
@@ -29,14 +31,27 @@ def check_networks(experiment: Experiment) -> None:
             )
     for architecture, input_size in itertools.product(experiment.search.architectures, input_sizes):
         check_input_size(architecture, input_size)
+    if training.loss is not None:
+        check_loss(training.loss)
+    if training.augmentation is not None:
+        for resolution in experiment.search.resolutions:
+            check_augmentation(training.augmentation, resolution)
+
+
+def own_functions(experiment: Experiment) -> list[str]:
+    """Names "module:function" of the user's functions in the experiment."""
+    training = experiment.training
+    named = [*experiment.search.architectures, training.augmentation, training.loss]
+    return sorted({name for name in named if name is not None and ":" in name})
 
 
 def check_networks_once(experiment: Experiment) -> None:
     """`check_networks`, unless a file in the user's cache records that it passed. Importing torch alone takes longer.
 
-    Nothing is recorded for networks with weights: their files may be gone at the next call.
+    Nothing is recorded for networks with weights, whose files may be gone at the next call, nor for the user's
+    functions.
     """
-    if experiment.training.pretrained or experiment.training.weights is not None:
+    if experiment.training.pretrained or experiment.training.weights is not None or own_functions(experiment):
         check_networks(experiment)
         return
     passed = Path(platformdirs.user_cache_dir("acuity")) / f"networks-{_digest(experiment)}.checked"

@@ -1,9 +1,13 @@
 """Find the largest batch that fits a device's memory, once for all workers of the fleet."""
 
+import functools
+import hashlib
+
 import torch
 
 from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.batch_probe import probe_batch
+from acuity.objectives.training.own_function import is_own_function, source_sha256
 from acuity.objectives.training.prediction import uses_channels_last
 from acuity.objectives.training.step_memory import (
     MAX_ELEMENTS,
@@ -26,7 +30,7 @@ def memory_limit(
 
     def measure() -> int:
         if device.torch_device.type == "cuda":
-            return _verified_limit(key, device, most=experiment.search.max_batch_size)
+            return _verified_limit(key, device, experiment)
         # On a CPU a step of this size takes as long as an epoch. A trial that runs out of memory retries at half.
         return largest_batch(_step_memory(key, device), device.memory_budget_bytes)
 
@@ -47,8 +51,9 @@ def element_limit(device: Device, experiment: Experiment, *, architecture: str, 
     return largest_countable_batch(_step_memory(_key(device, experiment, architecture, resolution), device))
 
 
-def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
+def _verified_limit(key: FeasibleBatchKey, device: Device, experiment: Experiment) -> int:
     """Largest batch size of a step that ran; where the largest batch of any trial ran, the estimate, if larger."""
+    most = experiment.search.max_batch_size
     _refuse_if_held(device)
     fit = probe_batch(
         key.architecture,
@@ -57,6 +62,8 @@ def _verified_limit(key: FeasibleBatchKey, device: Device, *, most: int) -> int:
         device=device.torch_device,
         budget_bytes=device.memory_budget_bytes,
         max_batch_size=most,
+        augmentation=experiment.training.augmentation,
+        loss=experiment.training.loss,
     )
     torch.cuda.empty_cache()
     _refuse_if_held(device)
@@ -96,4 +103,17 @@ def _key(device: Device, experiment: Experiment, architecture: str, resolution: 
         precision=training.precision,
         channels_last=uses_channels_last(device.torch_device, training.precision),
         torch_version=torch.__version__,
+        source_sha256=_source_sha256(
+            tuple(
+                name
+                for name in (architecture, training.augmentation, training.loss)
+                if name is not None and is_own_function(name)
+            )
+        ),
     )
+
+
+@functools.cache  # this process has imported the modules; a claim's lock is held
+def _source_sha256(names: tuple[str, ...]) -> str:
+    """SHA-256 of the sources of the user's functions; empty without any."""
+    return hashlib.sha256("".join(source_sha256(name) for name in names).encode()).hexdigest() if names else ""

@@ -25,6 +25,7 @@ from acuity.study.registry.progress import find_failing_labels, list_failed_tria
 from acuity.study.registry.record import check_same_images, checkpoints_of, read_registered, with_current_budget
 from acuity.study.registry.recovery import requeue_silent_trials
 from acuity.study.registry.silence import HeartbeatWatch
+from acuity.study.registry.sources import check_same_sources
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.batch_limit import known_memory_limit, memory_limit
 from acuity.study.worker.context import WorkerContext
@@ -54,6 +55,7 @@ def run_worker(
         experiment = registered.experiment
         image_set = open_image_set(experiment)
         check_same_images(registered, image_set.identity)
+        check_same_sources(registered)
         share = open_device(
             choose_device(device, folder=image_set.cache.folder / "gpus"),
             workers=workers,

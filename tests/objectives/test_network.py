@@ -107,3 +107,28 @@ def test_pretrained_weights_that_timm_does_not_have_are_refused():
         InputError, match=r"timm has no weights for test_vit4: set pretrained = false or weights = PATH"
     ):
         make_network("test_vit4", pretrained=True)
+
+
+def test_arguments_after_a_question_mark_reach_timm():
+    plain, widened = make_network("test_vit"), make_network("test_vit?embed_dim=32&qkv_bias=false", input_size=48)
+    assert plain.embed_dim != 32
+    assert widened.embed_dim == 32
+    assert widened.blocks[0].attn.qkv.bias is None
+    dynamic = make_network("test_vit?dynamic_img_size=true", input_size=48)
+    assert dynamic(torch.rand(2, 1, 80, 80)).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("test_vit?depth", 'after "\\?" must be key=value'),
+        ("test_vit?", 'after "\\?" must be key=value'),
+        ("test_vit?in_chans=3", "has in_chans, which the experiment decides: leave it out"),
+        ("test_vit?depth=1&depth=2", "has depth more than once"),
+        ("test_vit?no_such=1", "cannot be built with one grey channel .*no_such"),
+        ("tset_vit?depth=1", '"tset_vit" is not a timm network'),
+    ],
+)
+def test_wrong_arguments_of_a_network_are_refused(architecture, message):
+    with pytest.raises(InputError, match=message):
+        make_network(architecture)

@@ -1,0 +1,235 @@
+"""The user's network, augmentation and loss: trained, kept with the SHA-256 of their source, or refused."""
+
+import re
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from acuity.objectives.errors import InputError
+from acuity.storage.database import Database
+from acuity.storage.experiments import find_experiment
+from acuity.study.config.loading import parse
+from acuity.study.config.paths import resolve_paths
+from acuity.study.config.schema import Experiment
+from acuity.study.dataset.image_set import open_image_set, training_images
+from acuity.study.errors import UsageError
+from acuity.study.registry.claims import claim_trial
+from acuity.study.registry.record import Registered
+from acuity.study.registry.register import register
+from acuity.study.registry.sources import check_same_sources
+from acuity.study.search.networks import check_networks
+from acuity.study.worker.attempt import run_attempt
+from acuity.study.worker.context import WorkerContext
+from support.confirmed_experiment import EXPERIMENT, make_context
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+BLOCK = re.compile(r"```python\n# (mypackage/\w+\.py)\n(.*?)```", re.DOTALL)
+Write = Callable[[str, str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write a module of mypackage; the package is forgotten at the end of the test."""
+    root = tmp_path / "packages"
+    (root / "mypackage").mkdir(parents=True)
+    (root / "mypackage" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(root)
+
+    def write_module(name: str, source: str) -> None:
+        (root / "mypackage" / name).write_text(source, encoding="utf-8")
+
+    yield write_module
+    for module in [each for each in sys.modules if each.split(".")[0] == "mypackage"]:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def page(write: Write) -> None:
+    """The modules of docs/extending.md."""
+    modules = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+    assert [name for name, _ in modules] == ["mypackage/networks.py", "mypackage/steps.py"]
+    for name, source in modules:
+        write(name.removeprefix("mypackage/"), source)
+
+
+def own_experiment(
+    phantoms: Path, folder: Path, *, architecture: str = "test_resnet", training: str = ""
+) -> Experiment:
+    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
+    toml = toml.replace('["test_resnet", "test_efficientnet"]', f'["{architecture}"]')
+    toml = toml.replace("[training]", f"[training]\n{training}")
+    return resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
+
+
+def registered_context(database: Database, experiment: Experiment) -> WorkerContext:
+    image_set = open_image_set(experiment)
+    images = training_images(image_set, experiment.labels)
+    registered = register(database, experiment, image_set.identity, training_images=images)
+    return make_context(database, registered, stop=threading.Event())
+
+
+def run_one(context: WorkerContext) -> Any:
+    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
+    assert claim is not None
+    run_attempt(context, claim)
+    return context.database.storage.get_trial(claim.trial_id)
+
+
+ALL = {
+    "architecture": "mypackage.networks:small_net",
+    "training": 'augmentation = "mypackage.steps:augment"\nloss = "mypackage.steps:focal_loss"',
+}
+
+
+@pytest.mark.usefixtures("page")
+def test_the_pages_network_augmentation_and_loss_train_a_trial(
+    database: Database, tmp_path: Path, phantoms: Path
+) -> None:
+    experiment = own_experiment(phantoms, tmp_path, **ALL)
+    check_networks(experiment)
+    context = registered_context(database, experiment)
+    trial = run_one(context)
+    assert trial.state is TrialState.COMPLETE, trial.user_attrs
+    assert trial.params["architecture"] == "mypackage.networks:small_net"
+    stored = find_experiment(database, experiment.name)
+    assert stored is not None
+    assert set(stored.definition["sources"]) == {
+        "mypackage.networks:small_net",
+        "mypackage.steps:augment",
+        "mypackage.steps:focal_loss",
+    }
+    with database.engine.connect() as connection:
+        (sha256,) = connection.scalars(text("select source_sha256 from acuity.feasible_batches"))
+    assert re.fullmatch(r"[0-9a-f]{64}", sha256)
+
+
+@pytest.mark.usefixtures("page")
+def test_a_worker_with_another_source_or_without_the_module_refuses(
+    database: Database, tmp_path: Path, phantoms: Path, write: Write
+) -> None:
+    experiment = own_experiment(phantoms, tmp_path, architecture="mypackage.networks:small_net")
+    registered: Registered = registered_context(database, experiment).registered
+    check_same_sources(registered)
+    write("networks.py", "def small_net(**_):\n    raise NotImplementedError\n")
+    with pytest.raises(UsageError, match=r'source of "mypackage.networks:small_net" here .* is not the one of experim'):
+        check_same_sources(registered)
+    with pytest.raises(UsageError, match="Install that version here"):
+        registered_context(database, experiment)
+    (tmp_path / "packages" / "mypackage" / "networks.py").unlink()
+    with pytest.raises(InputError, match=r"there is no module mypackage.networks here. Install its package"):
+        check_same_sources(registered)
+
+
+@pytest.mark.usefixtures("page")
+def test_a_loss_that_raises_in_a_trial_fails_it_with_its_message(
+    database: Database, tmp_path: Path, phantoms: Path, write: Write
+) -> None:
+    write("steps.py", "def loss(logits, targets, positive_weight):\n    raise KeyError('weights of epoch 3')\n")
+    context = registered_context(database, own_experiment(phantoms, tmp_path, training='loss = "mypackage.steps:loss"'))
+    trial = run_one(context)
+    assert trial.state is TrialState.FAIL
+    assert "loss \"mypackage.steps:loss\" raised KeyError: 'weights of epoch 3'" in trial.user_attrs["reason"]
+
+
+@pytest.mark.usefixtures("page")
+def test_a_nan_from_an_augmentation_prunes_the_trial_and_names_it(
+    database: Database, tmp_path: Path, phantoms: Path, write: Write
+) -> None:
+    write("steps.py", "def augment(images):\n    return images * float('nan')\n")
+    context = registered_context(
+        database, own_experiment(phantoms, tmp_path, training='augmentation = "mypackage.steps:augment"')
+    )
+    trial = run_one(context)
+    assert trial.state is TrialState.PRUNED
+    assert trial.user_attrs["reason"].endswith("lower the learning rate, or correct mypackage.steps:augment")
+
+
+NET = "from torch import nn\nimport torch\n"
+BAD_NETWORKS = {
+    "def other(): pass": "mypackage.networks has no function small_net",
+    "import no_such_library": r"mypackage.networks cannot be imported \(ModuleNotFoundError: No module named 'no_such",
+    "from torch.nn import Linear as small_net": r'small_net is written in torch\.nn\.modules\.linear\. Name "torch',
+    "def small_net(width): pass": r"raised TypeError .*: it is called with in_chans=1, num_classes=1, input_size=",
+    "def small_net(**_): return 3": r"returned a int, must be a torch.nn.Module",
+    NET + "def small_net(**_): return nn.Conv2d(1, 1, 3)": r"gives shape \[2, 1, 14, 14\] for 2 images of 16 px",
+    NET + "class small_net(nn.Module):\n def __init__(self, **_): super().__init__()\n def forward(self, x): return 1":
+    r"gives a int for 2 images",
+    NET + "class small_net(nn.Module):\n def __init__(self, **_): super().__init__()\n"
+    " def forward(self, x): return x.mean((2, 3)) / 0 * 0": r"gives NaN or infinite logits for images of 16 px",
+    NET + "class small_net(nn.Module):\n def __init__(self, **_): super().__init__()\n"
+    " def forward(self, x): raise IndexError('depth')": r"raised IndexError for images of 16 px \(depth\)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "message"), BAD_NETWORKS.items())
+def test_a_network_that_cannot_be_used_is_refused_before_the_launch(
+    tmp_path: Path, phantoms: Path, write: Write, source: str, message: str
+) -> None:
+    write("networks.py", source)
+    with pytest.raises(InputError, match=message) as raised:
+        check_networks(own_experiment(phantoms, tmp_path, architecture="mypackage.networks:small_net"))
+    assert "\n" not in str(raised.value)
+
+
+BAD_STEPS = [
+    ("loss", "def f(*_): raise ValueError('gamma')", r'loss "mypackage.steps:f" raised ValueError: gamma'),
+    (
+        "loss",
+        "def f(logits, *_): return logits",
+        r"returned float32 \[8\] on cpu, must be a float tensor of shape \[\]",
+    ),
+    ("loss", "def f(logits, *_): return 1.0", r"returned a float, must be a float tensor"),
+    ("loss", "def f(logits, *_): return logits.log().sum()", r"is nan for logits from -10 to 10"),
+    ("augmentation", "def f(x): return x[..., 1:]", r"returned float32 \[2, 1, 16, 15\] on cpu for float32 \[2, 1, 16"),
+    ("augmentation", "def f(x): return x / 0 * 0", r"gives NaN or infinite pixels at 16 px"),
+    ("augmentation", "def g(x): return x", r"mypackage.steps has no function f"),
+]
+
+
+@pytest.mark.parametrize(("part", "source", "message"), BAD_STEPS)
+def test_a_loss_or_augmentation_that_cannot_be_used_is_refused_before_the_launch(
+    tmp_path: Path, phantoms: Path, write: Write, part: str, source: str, message: str
+) -> None:
+    write("steps.py", source)
+    with pytest.raises(InputError, match=message) as raised:
+        check_networks(own_experiment(phantoms, tmp_path, training=f'{part} = "mypackage.steps:f"'))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": 'loss = "focal"'}, 'training.loss has "focal", must be a function as "module:function"'),
+        ({"training": 'loss = "os:path:join"'}, 'must be a function as "module:function"'),
+        ({"architecture": "a b"}, "search.architectures has .*, must be timm's name of a network"),
+        (
+            {"architecture": "mypackage.networks:small_net", "training": "pretrained = true"},
+            "mypackage.networks:small_net in search.architectures is not timm's; load the weights in the function",
+        ),
+        ({"training": 'augment = false\naugmentation = "a:b"'}, "training.augment = false are both given"),
+    ],
+)
+def test_a_wrong_name_is_a_mistake_of_the_file(
+    tmp_path: Path, phantoms: Path, change: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        own_experiment(phantoms, tmp_path, **change)
+
+
+@pytest.mark.usefixtures("page")
+def test_another_function_under_the_same_name_of_experiment_is_refused(
+    database: Database, tmp_path: Path, phantoms: Path
+) -> None:
+    experiment = own_experiment(phantoms, tmp_path, training='loss = "mypackage.steps:focal_loss"')
+    registered_context(database, experiment)
+    without = replace(experiment, training=replace(experiment.training, loss=None))
+    with pytest.raises(UsageError, match=r'training.loss: "mypackage.steps:focal_loss" -> null'):
+        registered_context(database, without)
