@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "precision": "fp32",
     "channels_last": False,
     "torch_version": "2.13.0",
+    "source_sha256": "0" * 64,
 }
 
 
