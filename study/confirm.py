@@ -61,7 +61,7 @@ def confirm(
     design = choose_design(experiment, image_set, seeds=seeds)
     if seeds is not None and design.kind == "cross-fitted":
         raise UsageError(
-            f"--seeds is {seeds}, but the confirmation is cross-fitted: set [confirm] folds and networks_per_fold, or "
+            f"--seeds is {seeds}, but the confirmation is cross-fitted: set [confirm] folds, or "
             '[confirm] design = "held-out"'
         )
     if design.folds is not None:

@@ -17,8 +17,6 @@ _CORRELATION = 0.8
 SEED_SD = 0.020
 """Assumed standard deviation of one AUC over seeds. Confirmations on NIH's radiographs measured .019 to .021. The SD of
 the ratio of two AUCs in Sabottke & Spieler (.012 to .015) implies .008 for larger numbers of patients."""
-_FOLDS = (3, 5, 7, 10)
-_NEARLY_AS_PRECISE = 1.1
 
 
 @dataclass(frozen=True)
@@ -32,58 +30,6 @@ class PowerEstimate:
     """The smallest margin at which the noninferiority test of an equally good resolution has the power. None as above.
     """
     estimable: bool
-
-
-@dataclass(frozen=True)
-class CrossFitting:
-    """Trainings of a cross-fitted confirmation at each resolution."""
-
-    folds: int
-    networks_per_fold: int
-
-    @property
-    def trainings(self) -> int:
-        """Number of trainings at each resolution."""
-        return self.folds * self.networks_per_fold
-
-
-def choose_cross_fitting(
-    positive_patients: int,
-    negative_patients: int,
-    *,
-    margin: float,
-    seed_sd: float = SEED_SD,
-    auc: float = _AUC,
-    correlation: float = _CORRELATION,
-) -> CrossFitting:
-    """The fewest trainings whose verdicts are as precise as the patients allow.
-
-    positive_patients, negative_patients: all patients outside validation. seed_sd: standard deviation of one AUC over
-    networks, seen on validation patients. Others: as in `estimate_power`.
-
-    Chosen is the smallest number of trainings with a power of 80 % at the margin. Where 10 trainings do not have this
-    power, it is the smallest number whose detectable margin is at most a tenth above the one with 10 trainings. Each
-    fold has one network: networks of a fold share their training patients, and the variance over seeds misses that part
-    (with 3 x 3 networks, a too small resolution is named in 8 %: benchmarks/validity/verdict_errors.py).
-    """
-    candidates = [CrossFitting(folds, networks_per_fold=1) for folds in _FOLDS]
-    margins = [
-        estimate_power(
-            positive_patients,
-            negative_patients,
-            auc=auc,
-            correlation=correlation,
-            seed_sd=seed_sd,
-            seeds=each.trainings,
-        ).margin
-        for each in candidates
-    ]
-    if margins[-1] is None:
-        return candidates[0]
-    enough = max(margin, _NEARLY_AS_PRECISE * margins[-1])
-    return next(
-        each for each, detectable in zip(candidates, margins, strict=True) if detectable and detectable <= enough
-    )
 
 
 def estimate_power(

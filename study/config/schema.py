@@ -269,10 +269,8 @@ class Confirm:
     """"cross-fitted": each patient outside validation is a test patient of networks that were trained without them.
     "held-out": the test part alone. The default is "held-out" with a published split or a split by image, else
     "cross-fitted"."""
-    folds: Annotated[int, Field(ge=2, le=MAX_FOLDS)] = 5
-    """Number of folds of a cross-fitted confirmation."""
-    networks_per_fold: Annotated[int, Field(ge=1, le=100)] = 1
-    """Trainings per finalist and fold of a cross-fitted confirmation."""
+    folds: Annotated[int, Field(ge=3, le=MAX_FOLDS)] = 5
+    """Number of folds of a cross-fitted confirmation. Each finalist is trained once for each fold."""
     seeds: Annotated[int, Field(ge=3)] = 5
     """Trainings per finalist of a held-out confirmation. Their spread is part of every confidence interval."""
     nominees: Annotated[int, Field(ge=1, le=100)] = 1
@@ -281,11 +279,6 @@ class Confirm:
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require_unique("confirm.resolutions", self.resolutions or ())
-        if self.folds * self.networks_per_fold < 3:
-            raise ValueError(
-                f"confirm.folds is {self.folds} and networks_per_fold is {self.networks_per_fold}, their product must "
-                "be at least 3: the variance over seeds is estimated from these networks"
-            )
         return self
 
 

@@ -33,8 +33,7 @@ class Design:
         """The design in a few words, for tables."""
         if self.folds is None:
             return f"held-out test patients, {self.networks} seeds"
-        each = f"{self.networks} network{'s' if self.networks > 1 else ''} a fold"
-        return f"cross-fitted on {self.folds} folds, {each}"
+        return f"cross-fitted on {self.folds} folds, one network for each"
 
 
 def choose_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | None = None) -> Design:
@@ -56,4 +55,4 @@ def planned_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | 
     is_held_out = bool(image_set.selection.published) or data.split_by == "image" or data.paper_split
     if (confirm.design or ("held-out" if is_held_out else "cross-fitted")) == "held-out":
         return Design("held-out", networks=seeds or confirm.seeds)
-    return Design("cross-fitted", networks=confirm.networks_per_fold, folds=confirm.folds)
+    return Design("cross-fitted", networks=1, folds=confirm.folds)
