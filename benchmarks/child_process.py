@@ -54,3 +54,16 @@ def time_command(command: list[str], *, environment: Mapping[str, str] | None = 
         sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return TimedCommand(done.stdout, seconds, cpu_s)
+
+
+def cpu_with_children(process: int) -> float:
+    """CPU seconds of a process, its children and its ended children."""
+    ticks = 0
+    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    for number in (process, *map(int, children.stdout.split())):
+        try:
+            fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(fields[place]) for place in ((11, 12, 13, 14) if number == process else (11, 12)))
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -2,11 +2,14 @@
 
 import re
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from psycopg2.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
-from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, event
+from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, Row, TextClause, event
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -21,6 +24,8 @@ OUTAGES: tuple[type[Exception], ...] = (OperationalError, InterfaceError, PoolTi
 """A storage call raises these during an outage, and rarely for other reasons: see is_outage."""
 _TRUSTED_S = 1.0
 """A connection that was used within this time is not checked."""
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
+"""Whether the next connection is taken from the pool without a check."""
 _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: after a failover a connection may still reach the old server."""
 OPTUNAS_SCHEMA = "public"
@@ -81,16 +86,51 @@ def connection_arguments(url: URL) -> dict[str, Any]:
 def engine_arguments(url: URL) -> dict[str, Any]:
     """Arguments of Optuna's engine. Its statements name the schema public, so that no search path changes their tables.
 
-    The pool is small, since a fleet has many workers and Postgres few connections. A worker keeps 3 connections (calls,
-    heartbeat, claim) and may open more for a moment: if claims held all the connections, no claim could continue.
+    The pool is small, since a fleet has many workers and Postgres few connections. A worker keeps one connection. It
+    opens another for a moment where a heartbeat meets another call, and where a claim takes up a waiting trial.
     """
     return {
-        "pool_size": 3,
-        "max_overflow": 12,
+        "pool_size": 1,
+        "max_overflow": 14,
         "connect_args": connection_arguments(url),
         "plugins": ["acuity_public_search_path"],
         "execution_options": {"schema_translate_map": {None: OPTUNAS_SCHEMA}},
     }
+
+
+@contextmanager
+def autocommitted(engine: Engine) -> Iterator[Connection]:
+    """A connection without a transaction, for statements that are complete in themselves: one round trip each.
+
+    psycopg2's attribute changes no setting of the session. SQLAlchemy's isolation level "AUTOCOMMIT" does: it took two
+    statements `set` a call, and PgBouncer would hand the session to another worker.
+    """
+    with engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        driver.autocommit = True
+        try:
+            yield connection
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
+
+
+def execute_alone(engine: Engine, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    """Execute a statement that may be repeated, in one round trip, and return its rows.
+
+    A connection that was idle is not checked before. Where it has died, the statement is repeated on another one.
+    """
+    try:
+        _unchecked.set(True)
+        with autocommitted(engine) as connection:
+            return connection.execute(statement, parameters).all()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+    finally:
+        _unchecked.set(False)
+    with autocommitted(engine) as connection:
+        return connection.execute(statement, parameters).all()
 
 
 def ping_after_idleness(engine: Engine) -> None:
@@ -103,7 +143,7 @@ def ping_after_idleness(engine: Engine) -> None:
         record.info["returned"] = time.monotonic()
 
     def taken(connection: DBAPIConnection, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if time.monotonic() - record.info.get("returned", time.monotonic()) < _TRUSTED_S:
+        if _unchecked.get() or time.monotonic() - record.info.get("returned", time.monotonic()) < _TRUSTED_S:
             return
         try:
             engine.dialect.do_ping(connection)

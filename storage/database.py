@@ -5,13 +5,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import BaseModel
 from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import URL, Connection, Engine, Enum, NullPool, create_engine, text
@@ -20,6 +20,7 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, s
 
 from acuity.storage.connection import (
     OUTAGES,
+    autocommitted,
     connection_arguments,
     end_public_search_path,
     engine_arguments,
@@ -35,6 +36,8 @@ from acuity.storage.connection import (
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.schema.version import begin_schema, create_schema, has_schema
+from acuity.storage.trial_counts import TrialCounts
+from acuity.storage.trial_storage import TrialStorage
 from acuity.storage.url import UNPINNED_VARIABLES, masked, parse_url
 
 logger = logging.getLogger(__name__)
@@ -65,10 +68,16 @@ class Database:
 
     url: URL
     engine: Engine
-    storage: BaseStorage
+    storage: TrialStorage
     """Optuna's cached storage: a trial took 0.12 s with it at 1,000 trials, and 7.4 s without the cache."""
     named_url: str | None = field(repr=False)
     """The URL as the user wrote it, perhaps with a password; None for the embedded server."""
+    counts: TrialCounts = field(default_factory=TrialCounts, repr=False)
+    """Numbers of trials that this process has counted."""
+
+    def autocommitted(self) -> AbstractContextManager[Connection]:
+        """A connection for statements that are complete in themselves: no transaction, one round trip each."""
+        return autocommitted(self.engine)
 
     def environment(self) -> dict[str, str]:
         """Environment variables for a child process that opens the same storage.
@@ -104,9 +113,8 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
         leave_read_only_servers(storage.engine)
         stack.callback(storage.engine.dispose)
         stack.callback(storage.remove_session)
-        cached = optuna.storages.get_storage(storage)
         try:
-            yield Database(url=parsed, engine=storage.engine, storage=cached, named_url=named)
+            yield Database(url=parsed, engine=storage.engine, storage=TrialStorage(storage), named_url=named)
         except _EXPLAINED as error:
             if is_denied(error):
                 raise StorageError(

@@ -60,7 +60,7 @@ def find_or_measure(database: Database, key: FeasibleBatchKey, measure: Callable
 
 def read_feasible_batch(database: Database, key: FeasibleBatchKey) -> int | None:
     """The largest batch that fits the memory; None where it is not measured yet."""
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         return _read(connection, key)
 
 

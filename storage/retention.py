@@ -1,33 +1,12 @@
 """Remove checkpoints that no trial needs. The best trial's checkpoint at each resolution stays."""
 
-from sqlalchemy import text
+import math
+from collections.abc import Iterable
+
+from optuna.trial import FrozenTrial, TrialState
 
 from acuity.storage.checkpoints import Checkpoints
 from acuity.storage.database import Database
-from acuity.storage.schema.trials_view import FINITE_VALUE
-
-_KEPT = text(
-    f"""
-    with kept as (
-        select trial_id, number, state::text from public.trials
-        where study_id = :study_id and state in ('RUNNING', 'WAITING')
-        union
-        (select distinct on (p.param_value) t.trial_id, t.number, t.state::text
-        from public.trials t
-        join public.trial_values v on v.trial_id = t.trial_id
-        join public.trial_params p on p.trial_id = t.trial_id and p.param_name = 'resolution'
-        where t.study_id = :study_id and t.state = 'COMPLETE' and not :all_complete
-        order by p.param_value, {FINITE_VALUE} desc nulls last, t.number)
-        union
-        select trial_id, number, state::text from public.trials
-        where study_id = :study_id and state = 'COMPLETE' and :all_complete
-    )
-    select coalesce(origin.value_json::integer, k.number), coalesce(attempt.value_json::integer, 1), k.state
-    from kept k
-    left join public.trial_user_attributes origin on origin.trial_id = k.trial_id and origin.key = 'origin'
-    left join public.trial_user_attributes attempt on attempt.trial_id = k.trial_id and attempt.key = 'attempt'
-    """
-)
 
 
 def remove_spent_checkpoints(
@@ -38,11 +17,30 @@ def remove_spent_checkpoints(
     folder: the study's name among the checkpoints. all_complete: keep the checkpoint of every complete trial, as a
     confirmation does.
     """
-    # List the files first: every file listed here belongs to a trial that the query below can see.
+    # List the files first: every file listed here belongs to a trial that the reading below can see.
     stored = checkpoints.attempts(folder)
-    with database.engine.connect() as connection:
-        rows = connection.execute(_KEPT, {"study_id": study_id, "all_complete": all_complete}).all()
-    complete = {(origin, attempt) for origin, attempt, state in rows if state == "COMPLETE"}
+    trials = database.storage.get_all_trials(study_id, deepcopy=False)
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    kept = {_attempt(trial) for trial in (complete if all_complete else _best_by_resolution(complete))}
     # A trial that runs or waits may read the checkpoint of an earlier attempt.
-    live = {origin for origin, _, state in rows if state != "COMPLETE"}
-    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in stored - complete if origin not in live})
+    live = {_attempt(trial)[0] for trial in trials if not trial.state.is_finished()}
+    checkpoints.remove(folder, {(origin, attempt) for origin, attempt in stored - kept if origin not in live})
+
+
+def _best_by_resolution(complete: Iterable[FrozenTrial]) -> Iterable[FrozenTrial]:
+    best: dict[int, FrozenTrial] = {}
+    for trial in complete:  # in the order of their numbers: of equal trials the first one stays
+        resolution = trial.params.get("resolution")
+        if resolution is not None and (resolution not in best or _value(trial) > _value(best[resolution])):
+            best[resolution] = trial
+    return best.values()
+
+
+def _value(trial: FrozenTrial) -> float:
+    """The trial's value; below all others where it is not finite."""
+    return trial.value if trial.value is not None and math.isfinite(trial.value) else -math.inf
+
+
+def _attempt(trial: FrozenTrial) -> tuple[int, int]:
+    """The trial's origin and attempt, under which its checkpoint is stored."""
+    return int(trial.user_attrs.get("origin", trial.number)), int(trial.user_attrs.get("attempt", 1))

@@ -1,12 +1,10 @@
 """The claim lock of a study, and a trial's heartbeat and user attributes."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from acuity.storage.database import Database
 from acuity.storage.errors import StorageError
@@ -20,26 +18,50 @@ _HEARTBEAT = text(
     "values (:trial_id, clock_timestamp() at time zone 'utc') "
     "on conflict (trial_id) do update set heartbeat = excluded.heartbeat"
 )
-_STATE = text("select state::text, number from public.trials where trial_id = :trial_id for update")
-_WRITE = text(
-    "insert into public.trial_user_attributes (trial_id, key, value_json) "
-    "select :trial_id, key, value from unnest(cast(:keys as text[]), cast(:values as text[])) as given (key, value) "
-    "on conflict (trial_id, key) do update set value_json = excluded.value_json"
+# The number is counted by a statement of its own, after the study's row is locked against other programs' trials.
+_START = text(
+    """
+    select from public.studies where study_id = :study_id for update;
+    with started as (
+        insert into public.trials (study_id, number, state, datetime_start)
+        select :study_id, coalesce((
+            select number + 1 from public.trials where study_id = :study_id order by trial_id desc limit 1
+        ), 0), 'RUNNING', clock_timestamp() at time zone 'utc'
+        returning trial_id, number
+    ), alive as (
+        insert into public.trial_heartbeats (trial_id, heartbeat)
+        select trial_id, clock_timestamp() at time zone 'utc' from started
+    )
+    select trial_id, number from started
+    """
 )
 
 
 @contextmanager
-def claim_study(database: Database, study_id: int) -> Iterator[None]:
-    """Hold the study's claim lock during the block. Not re-entrant. StorageError after 120 s of waiting."""
+def claim_study(database: Database, study_id: int, *, nested: bool = True) -> Iterator[Connection]:
+    """Hold the study's claim lock during the block, and yield the connection that holds it.
+
+    nested: the block uses other connections, as Optuna's calls do. Not re-entrant. StorageError after 120 s of waiting.
+    """
     with hold_lock(
-        database.engine, study_lock(study_id), wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=True
+        database.engine, study_lock(study_id), wait_s=_LONGEST_WAIT_S, longest_idle_s=_LONGEST_IDLE_S, nested=nested
     ) as held:
         if held is None:
             raise StorageError(
                 f"study {study_id} has been claimed by others for {_LONGEST_WAIT_S:.0f} s: "
                 "see which of the fleet's processes hang, and end them"
             )
-        yield
+        yield held
+
+
+def start_trial(connection: Connection, study_id: int) -> tuple[int, int]:
+    """Create a running trial without parameters, with its heartbeat; returns its id and its number.
+
+    connection: the one that holds the study's claim lock, without other connections. A running trial without a
+    heartbeat would count as an orphan.
+    """
+    trial_id, number = connection.execute(_START, {"study_id": study_id}).one()
+    return int(trial_id), int(number)
 
 
 def record_heartbeat(database: Database, trial_id: int) -> None:
@@ -47,15 +69,11 @@ def record_heartbeat(database: Database, trial_id: int) -> None:
 
     Optuna's own method writes the session's local time. Behind PgBouncer the time zone of a session is not known.
     """
-    with database.engine.begin() as connection:
+    with database.autocommitted() as connection:
         connection.execute(_HEARTBEAT, {"trial_id": trial_id})
+    database.storage.heartbeat_written(trial_id)
 
 
 def write_attributes(database: Database, trial_id: int, attributes: Mapping[str, Any]) -> None:
     """Set all of these user attributes or none. UpdateFinishedTrialError where the trial has ended."""
-    with database.engine.begin() as connection:
-        state, number = connection.execute(_STATE, {"trial_id": trial_id}).one()
-        if state not in ("RUNNING", "WAITING"):
-            raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
-        values = [json.dumps(value) for value in attributes.values()]
-        connection.execute(_WRITE, {"trial_id": trial_id, "keys": list(attributes), "values": values})
+    database.storage.write_user_attributes(trial_id, attributes)

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,19 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, create_engine, text
 
 from acuity.storage.database import Database, open_storage
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.studies import create_study
 
 sys.path.append(str(Path(__file__).parents[1]))
+from child_process import cpu_with_children
+from filled_studies import ARCHITECTURES, RESOLUTIONS, fill_study
 from result_line import make_goal, print_result
 
 LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
-RESOLUTIONS = (16, 24, 32, 40, 48, 56, 64, 96, 128)
-ARCHITECTURES = ("resnet18", "resnet34")
 SIZES = (100, 1_000, 10_000)
 WORKERS = (1, 4, 16)
 EPOCHS, EPOCH_S = 10, 1.0
@@ -169,74 +167,7 @@ def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]
             memory_limit(database, device, experiment, architecture=architecture, resolution=RESOLUTIONS[0])
         for label in labels:
             study = optuna.load_study(study_name=study_name("bench", label), storage=database.storage)
-            _fill(database.engine, study._study_id, size)
-
-
-def _fill(engine: Engine, study_id: int, size: int) -> None:
-    """Insert finished trials with random values by SQL: two thirds complete, one third pruned."""
-    parameters = {
-        "resolution": (optuna.distributions.CategoricalDistribution(RESOLUTIONS), "floor(random() * 9)"),
-        "architecture": (optuna.distributions.CategoricalDistribution(ARCHITECTURES), "floor(random() * 2)"),
-        "learning_rate": (
-            optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
-            "exp(ln(1e-4) + random() * ln(100))",
-        ),
-        "batch_size_exponent": (optuna.distributions.IntDistribution(2, 3), "2 + floor(random() * 2)"),
-    }
-    numbers = ("batch_size", "feasible_batch_size", "epochs", "seconds", "images_per_second", "peak_memory_mib")
-    numbers += ("accuracy", "average_precision", "seed", "attempt", "threads")
-    texts = ("batch_cap", "device", "precision", "split_sha256", "index_sha256", "worker")
-    with engine.begin() as connection:
-
-        def run(statement: str, **given: Any) -> None:
-            connection.execute(text(statement), {"study_id": study_id} | given)
-
-        for table in ("trial_user_attributes", "trial_system_attributes"):
-            run(f"delete from {table} where trial_id in (select trial_id from trials where study_id = :study_id)")
-        run("delete from trials where study_id = :study_id")
-        run(
-            "insert into trials (number, study_id, state, datetime_start, datetime_complete) "
-            "select g, :study_id, cast(case when g % 3 = 0 then 'PRUNED' else 'COMPLETE' end as trialstate), "
-            "now(), now() "
-            "from generate_series(0, :size - 1) g",
-            size=size,
-        )
-        of_study = "from trials where study_id = :study_id"
-        for name, (distribution, value) in parameters.items():
-            run(
-                "insert into trial_params (trial_id, param_name, param_value, distribution_json) "
-                f"select trial_id, :name, {value}, :distribution {of_study}",
-                name=name,
-                distribution=distribution_to_json(distribution),
-            )
-        run(
-            "insert into trial_values (trial_id, objective, value, value_type) "
-            f"select trial_id, 0, 0.5 + 0.4 * random(), 'FINITE' {of_study}"
-        )
-        run(
-            "insert into trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
-            "select trial_id, step, 0.5 + 0.4 * random(), 'FINITE' from trials, generate_series(1, :epochs) step "
-            "where study_id = :study_id",
-            epochs=EPOCHS,
-        )
-        run(
-            "insert into trial_user_attributes (trial_id, key, value_json) select trial_id, key, "
-            "(1 + floor(random() * 100))::text from trials, unnest(cast(:keys as text[])) key "
-            "where study_id = :study_id",
-            keys=list(numbers),
-        )
-        run(
-            "insert into trial_user_attributes (trial_id, key, value_json) select trial_id, key, "
-            "'\"something\"' from trials, unnest(cast(:keys as text[])) key where study_id = :study_id",
-            keys=list(texts),
-        )
-        for key, value in {"origin": "number::text", "auc_se": "'0.02'"}.items():
-            run(
-                "insert into trial_user_attributes (trial_id, key, value_json) "
-                f"select trial_id, '{key}', {value} {of_study}"
-            )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("vacuum analyze"))
+            fill_study(database.engine, study._study_id, size, epochs=EPOCHS)
 
 
 def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> dict[str, Any]:
@@ -359,7 +290,7 @@ def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
 
     def sample() -> None:
         while not done.wait(0.2):
-            samples.append((time.time(), _cpu_with_children(postmaster)))
+            samples.append((time.time(), cpu_with_children(postmaster)))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -368,19 +299,6 @@ def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
     finally:
         done.set()
         thread.join()
-
-
-def _cpu_with_children(process: int) -> float:
-    """CPU seconds of a process, its children and its ended children."""
-    ticks = 0
-    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
-    for number in (process, *map(int, children.stdout.split())):
-        try:
-            fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += sum(int(fields[place]) for place in ((11, 12, 13, 14) if number == process else (11, 12)))
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _time_answers(url: URL, size: int) -> dict[str, float]:
@@ -419,7 +337,7 @@ def _widen(database: Database, size: int) -> list[str]:
         )
     for label in labels[1:]:
         study = create_study(database, f"bench/{label}", experiment="bench", label=label, confirm=False)
-        _fill(database.engine, study._study_id, size)
+        fill_study(database.engine, study._study_id, size, epochs=EPOCHS)
     return labels
 
 

@@ -59,7 +59,7 @@ def open_confirm_studies(database: Database, experiment: Experiment) -> dict[str
         "select s.study_name from public.studies s join public.study_user_attributes a on a.study_id = s.study_id "
         "where s.study_name = any(:names) and a.key = 'plan' order by s.study_id"
     )
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         existing = connection.scalars(query, {"names": list(names)}).all()
     return {names[name]: optuna.load_study(storage=database.storage, study_name=name) for name in existing}
 

@@ -50,27 +50,13 @@ _PROGRESS = text(
 def read_progress(database: Database, experiment: Experiment) -> list[LabelProgress]:
     """One entry per label, in the experiment's order; a label without a study has none."""
     labels = _labels_by_study(experiment)
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         rows = {row[0]: row[1:] for row in connection.execute(_PROGRESS, {"names": list(labels)})}
     return [LabelProgress(label, *rows[name]) for name, label in labels.items() if name in rows]
 
 
-def count_started(database: Database, experiment: Experiment) -> dict[str, int]:
-    """Number of finished or running trials of each label. Every claim needs it; it is cheaper than read_progress."""
-    query = text(
-        """
-        select s.study_name, count(t.trial_id)
-        from public.studies s
-        left join public.trials t on t.study_id = s.study_id and t.state in ('COMPLETE', 'PRUNED', 'RUNNING')
-        where s.study_name = any(:names) group by s.study_name
-        """
-    )
-    labels = _labels_by_study(experiment)
-    with database.engine.connect() as connection:
-        return {labels[name]: int(count) for name, count in connection.execute(query, {"names": list(labels)})}
-
-
-_FAILURES_IN_A_ROW = 5
+FAILURES_IN_A_ROW = 5
+"""Number of failed trials after which a label stops."""
 # A requeued attempt continues as another trial, so it is no failure.
 _NOT_REQUEUED = (
     "not exists (select from public.trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'requeued')"
@@ -83,7 +69,7 @@ def list_failed_trials(database: Database, experiment: Experiment) -> list[int]:
         "select t.trial_id from public.studies s join public.trials t on t.study_id = s.study_id "
         f"where s.study_name = any(:names) and t.state = 'FAIL' and {_NOT_REQUEUED}"
     )
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         return [int(row[0]) for row in connection.execute(query, {"names": list(_labels_by_study(experiment))})]
 
 
@@ -111,8 +97,8 @@ def find_failing_labels(database: Database, experiment: Experiment, *, except_fo
         """
     )
     labels = _labels_by_study(experiment)
-    parameters = {"names": list(labels), "except_for": except_for, "many": _FAILURES_IN_A_ROW}
-    with database.engine.connect() as connection:
+    parameters = {"names": list(labels), "except_for": except_for, "many": FAILURES_IN_A_ROW}
+    with database.autocommitted() as connection:
         rows = connection.execute(query, parameters).all()
     return {labels[name]: json.loads(reason) for name, reason in rows}
 

@@ -82,7 +82,7 @@ def with_current_budget(database: Database, registered: Registered) -> Registere
         "select (definition #>> '{experiment,search,trials}')::integer from acuity.experiments where name = :name"
     )
     experiment = registered.experiment
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         trials = connection.scalars(query, {"name": experiment.name}).one_or_none()
     if trials is None or trials == experiment.search.trials:
         return registered

@@ -51,7 +51,7 @@ class HeartbeatWatch:
 
         The caller must have had contact with the database for grace_s: after an outage every heartbeat is old.
         """
-        with database.engine.connect() as connection:
+        with database.autocommitted() as connection:
             rows = connection.execute(_RUNNING, {"study_ids": list(study_ids)}).all()
         now = self.clock()
         if rows:
@@ -78,6 +78,6 @@ class HeartbeatWatch:
 
 def is_still_silent(database: Database, silent: SilentTrial) -> bool:
     """Whether the trial still runs without a new heartbeat. The caller holds the study's claim lock."""
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         rows = connection.execute(_RUNNING, {"study_ids": [silent.study_id]}).all()
     return any((row.trial_id, row.heartbeat) == (silent.trial_id, silent.heartbeat) for row in rows)

@@ -35,7 +35,7 @@ def read_history(database: Database, experiment: Experiment, exponents: tuple[in
     They are those of the experiment and of the experiments in learn_from.
     """
     names = [experiment.name, *experiment.search.learn_from]
-    with database.engine.connect() as connection:
+    with database.autocommitted() as connection:
         rows = connection.execute(_ENDED_TRIALS, {"names": names}).all()
     history = [
         EndedTrial(label if name == experiment.name else f"{name}{_OF}{label}", resolution, Recipe(*recipe), auc)

@@ -1,6 +1,7 @@
 """Run one attempt at a trial: suggest, train, report each epoch, tell."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from acuity.study.dataset.image_set import labelled_images, open_folds
 from acuity.study.errors import DeviceLostError, UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.recovery import fail_trial, release_trial
-from acuity.study.search.space import BELOW_THE_MEDIAN, make_pruner, prunable_epochs, suggest
+from acuity.study.search.space import BELOW_THE_MEDIAN, Configuration, make_pruner, prunable_epochs, suggest
 from acuity.study.worker.context import WorkerContext
 from acuity.study.worker.heartbeat import record_heartbeats
 from acuity.study.worker.reporter import Reporter
@@ -74,7 +75,7 @@ def run_attempt(context: WorkerContext, claim: Claim) -> None:
 def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     # Sampling happens here, outside the claim's lock.
     trial = context.retry_outages(optuna.Trial, claim.study, claim.trial_id)
-    configuration = context.retry_outages(suggest, trial, context.experiment, context.registered.exponents)
+    configuration = context.retry_outages(_suggest, context, trial)
     data = labelled_images(
         context.image_set,
         label=claim.label,
@@ -89,12 +90,18 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     except (InfeasibleError, Diverged) as error:
         _tell_pruned(context, claim, trial, str(error))
         return
-    write_trial_attributes(context, claim, _measurements(outcome) | _resumption(claim, outcome))
+    attributes = _measurements(outcome) | _resumption(claim, outcome)
     if outcome.stopped:
-        _tell_pruned(context, claim, trial, BELOW_THE_MEDIAN)
+        _tell_pruned(context, claim, trial, BELOW_THE_MEDIAN, attributes)
     else:
+        write_trial_attributes(context, claim, attributes)
         _tell(context, claim, trial, value=outcome.auc)
     logger.info("%s: AUC %.3f after %d epochs", trial_name(claim), outcome.auc, outcome.epochs)
+
+
+def _suggest(context: WorkerContext, trial: optuna.Trial) -> Configuration:
+    with context.database.storage.parameters_together(trial._trial_id):
+        return suggest(trial, context.experiment, context.registered.exponents)
 
 
 def _rows_outside_fold(context: WorkerContext, claim: Claim) -> NDArray[np.int64] | None:
@@ -142,8 +149,10 @@ def _release(context: WorkerContext, claim: Claim, reason: str) -> None:
         )
 
 
-def _tell_pruned(context: WorkerContext, claim: Claim, trial: optuna.Trial, reason: str) -> None:
-    write_trial_attributes(context, claim, {"reason": reason})
+def _tell_pruned(
+    context: WorkerContext, claim: Claim, trial: optuna.Trial, reason: str, attributes: Mapping[str, Any] | None = None
+) -> None:
+    write_trial_attributes(context, claim, dict(attributes or {}) | {"reason": reason})
     _tell(context, claim, trial, state=TrialState.PRUNED)
 
 

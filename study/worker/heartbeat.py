@@ -52,7 +52,13 @@ def record_heartbeats(
     done = threading.Event()
 
     def record() -> None:
-        while not done.wait(interval_s):
+        pause_s = interval_s
+        while not done.wait(pause_s):
+            # A report carries a heartbeat too.
+            pause_s = interval_s - database.storage.heartbeat_age_s(trial_id)
+            if pause_s > 0:
+                continue
+            pause_s = interval_s
             try:
                 record_heartbeat(database, trial_id)
                 contact.seen()

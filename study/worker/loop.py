@@ -1,6 +1,7 @@
 """The main path of a worker: claim a trial of the label furthest from its budget, train it, tell its value, repeat."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Container, Mapping
@@ -21,7 +22,7 @@ from acuity.study.dataset.image_set import open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.fleet.signals import stop_signals
 from acuity.study.registry.claims import Claim, claim_trial, open_studies
-from acuity.study.registry.progress import find_failing_labels, list_failed_trials, read_progress
+from acuity.study.registry.progress import FAILURES_IN_A_ROW, find_failing_labels, list_failed_trials, read_progress
 from acuity.study.registry.record import check_same_images, checkpoints_of, read_registered, with_current_budget
 from acuity.study.registry.recovery import requeue_silent_trials
 from acuity.study.registry.silence import HeartbeatWatch
@@ -33,6 +34,8 @@ from acuity.study.worker.heartbeat import DatabaseContact
 
 logger = logging.getLogger(__name__)
 _IDLE_S = 1.0
+_LONGEST_IDLE_S = 15.0
+"""Of a worker without a trial: a thousand of them that ask every second are a load for the database."""
 _GROWTH_BYTES = 2**30
 
 
@@ -87,17 +90,17 @@ def run_trials(context: WorkerContext) -> bool:
     size_at_first: int | None = None
     notes = _Notes()
     watch = HeartbeatWatch(grace_s=context.experiment.workers.grace_s)
+    idle_since = math.inf
     while not context.stop.is_set():
         budgeted = context.retry_outages(with_current_budget, context.database, context.registered)
         context = replace(context, registered=budgeted)
         confirming = context.retry_outages(open_confirm_studies, context.database, context.experiment)
         _requeue_silent_trials(context, confirming, watch)
-        failing |= context.retry_outages(
-            find_failing_labels, context.database, context.experiment, except_for=failed_before
-        )
+        failing |= context.retry_outages(_find_failing_labels, context, except_for=failed_before)
         studies = {label: study for label, study in context.studies.items() if label not in failing}
         claim = _claim(context, studies, confirming)
         if claim is not None:
+            idle_since = math.inf
             run_attempt(context, claim)
             if context.stop.is_set():
                 break
@@ -110,7 +113,9 @@ def run_trials(context: WorkerContext) -> bool:
             break
         else:
             # Other workers run the last trials. This worker waits, in case one of them dies.
-            context.stop.wait(_IDLE_S * random.uniform(0.5, 1.5))
+            idle_since = min(idle_since, time.monotonic())
+            pause_s = min(max(_IDLE_S, (time.monotonic() - idle_since) / 4), _LONGEST_IDLE_S)
+            context.stop.wait(pause_s * random.uniform(0.5, 1.5))
     if not context.stop.is_set():
         notes.write_all(context)
     if failing:
@@ -136,6 +141,15 @@ class _Notes:
     def write_all(self, context: WorkerContext) -> None:
         for label in context.experiment.labels:
             try_to_publish_label(context.database, context.registered, label, every_s=0)
+
+
+def _find_failing_labels(context: WorkerContext, *, except_for: list[int]) -> dict[str, str]:
+    """The labels that must stop. Most studies have no failed trials, and a count is far cheaper than the query."""
+    with context.database.autocommitted() as connection:
+        counts = context.database.counts.read(connection, [study._study_id for study in context.studies.values()])
+    if all(count.failed < FAILURES_IN_A_ROW for count in counts.values()):
+        return {}
+    return find_failing_labels(context.database, context.experiment, except_for=except_for)
 
 
 def _requeue_silent_trials(

@@ -27,8 +27,7 @@ class Reporter:
     def __call__(self, epoch: int, auc: float) -> bool:
         self._unsent.append((epoch, auc))
         try:
-            self._send()
-            prune = epoch in self._prunable and bool(self._trial.should_prune())
+            prune = self._send_and_ask() if epoch in self._prunable else self._send()
         except OUTAGES as error:
             # Training continues during an outage. The trial waits for the storage at its end.
             self._context.contact.lost()
@@ -41,9 +40,15 @@ class Reporter:
         """Send the reports kept during an outage; wait for the storage for up to storage_patience_min."""
         self._context.retry_outages(self._send)
 
-    def _send(self) -> None:
+    def _send_and_ask(self) -> bool:
+        with self._context.database.storage.finished_trials_with_reports(self._trial.study._study_id):
+            self._send()
+            return bool(self._trial.should_prune())
+
+    def _send(self) -> bool:
         while self._unsent:
             epoch, auc = self._unsent[0]
             # The trial keeps its reports in memory, so that its pruner reads no storage.
             self._trial.report(auc, epoch)
             self._unsent.pop(0)
+        return False

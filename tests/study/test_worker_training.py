@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.interface import Hyperparameters, Outcome
@@ -187,11 +187,11 @@ def test_memory_is_measured_before_or_after_a_claim_never_during_it(
     held, measured_under_lock = [0], []
 
     @contextmanager
-    def watched(*arguments: Any) -> Iterator[None]:
-        with claim_study(*arguments):
+    def watched(*arguments: Any, **keywords: Any) -> Iterator[Connection]:
+        with claim_study(*arguments, **keywords) as connection:
             held[0] += 1
             try:
-                yield
+                yield connection
             finally:
                 held[0] -= 1
 
