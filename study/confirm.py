@@ -35,6 +35,7 @@ from acuity.study.fleet.supervisor import run_fleet
 from acuity.study.registry.names import confirm_study_name
 from acuity.study.registry.record import Registered, check_same_images, checkpoints_of
 from acuity.study.registry.sources import check_same_sources
+from acuity.study.tracking.trackers import open_trackers
 
 
 def confirm(
@@ -200,3 +201,6 @@ def _score(
     save_results(database, stored.id, {"labels": results})
     for label in protocol.labels:
         try_to_publish_label(database, registered, label.label, every_s=0)
+    trackers = open_trackers(registered.experiment)
+    trackers.send_verdicts(registered.experiment, results)
+    trackers.close(timeout_s=60)

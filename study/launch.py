@@ -19,6 +19,7 @@ from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
 from acuity.study.results.forecast import CostForecast, cost_line, forecast_cost, forecast_disk
 from acuity.study.search.history import check_learn_from, count_learnt
+from acuity.study.tracking.trackers import check_trackers
 
 
 def launch(
@@ -37,6 +38,7 @@ def launch(
     """
     placements = place_workers(fleet)
     check_learn_from(database, experiment)
+    check_trackers(experiment)
     with decoding_bar(console) as progress:
         image_set = prepare_images(experiment, progress=progress)
     experiment = with_found_format(experiment, image_set.index.format_name)

@@ -21,6 +21,7 @@ _FREE = (
     "confirm.",
     "workers.",
     "cluster.",
+    "tracking.",
 )
 
 _MOVABLE = "training.weights"

@@ -44,6 +44,7 @@ def _map_paths(experiment: Experiment, function: Callable[[Path], Path]) -> Expe
         training=mapped(experiment.training),
         workers=workers,
         cluster=mapped(experiment.cluster),
+        tracking=mapped(experiment.tracking),
     )
 
 

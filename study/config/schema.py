@@ -29,6 +29,7 @@ from acuity.study.config.value_types import (
     Rule,
     Seconds,
     Seed,
+    WandbProject,
 )
 
 BY_IMAGE = (
@@ -362,6 +363,30 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Tracking:
+    """Trackers that keep each trial as a run. These keys may change under the same name."""
+
+    __pydantic_config__ = _STRICT
+    mlflow: (
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*:\S+$"), Rule("MLflow's URI, such as http://host:5000")] | None
+    ) = None
+    """MLflow's tracking URI. The password is in the variable MLFLOW_TRACKING_PASSWORD, the user in _USERNAME."""
+    wandb: WandbProject | None = None
+    """A project of Weights & Biases. With WANDB_MODE=offline, runs stay on the worker's disk."""
+    tensorboard: Path | None = None
+    """A folder for TensorBoard."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mlflow is not None and "@" in self.mlflow.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "tracking.mlflow has a user or a password, which the database would store; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for the workers instead"
+            )
+        return self
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named set of studies over one image set, with one study per label."""
 
@@ -376,6 +401,7 @@ class Experiment:
     confirm: Confirm = field(default_factory=Confirm)
     workers: Workers = field(default_factory=Workers)
     cluster: Cluster = field(default_factory=Cluster)
+    tracking: Tracking = field(default_factory=Tracking)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -45,6 +45,11 @@ Architecture = Annotated[
     Field(pattern=rf"^([A-Za-z0-9][A-Za-z0-9_.-]*(\?[^\s?]*)?|{_FUNCTION})$"),
     Rule('timm\'s name of a network, "name?key=value" with arguments, or a function as "module:function"'),
 ]
+WandbProject = Annotated[
+    str,
+    Field(pattern=r"^[^/\\#?%:\p{Cc}]{1,128}$"),
+    Rule("a project's name of 1 to 128 characters, without / \\ # ? % :"),
+]
 Resolution = Annotated[int, Field(ge=16, le=2048, multiple_of=8), Rule("a multiple of 8 between 16 and 2048")]
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """The database's integers have 32 bits."""

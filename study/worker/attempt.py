@@ -22,6 +22,7 @@ from acuity.study.errors import DeviceLostError, UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.recovery import fail_trial, release_trial
 from acuity.study.search.space import BELOW_THE_MEDIAN, Configuration, make_pruner, prunable_epochs, suggest
+from acuity.study.tracking.trackers import tracked_trial
 from acuity.study.worker.context import WorkerContext
 from acuity.study.worker.heartbeat import record_heartbeats
 from acuity.study.worker.reporter import Reporter
@@ -69,6 +70,9 @@ def run_attempt(context: WorkerContext, claim: Claim) -> None:
             # Any other error fails this trial alone; the trial keeps the reason.
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"
             context.retry_outages(_fail, context, claim, reason)
+            context.trackers.end("failed")
+        finally:
+            context.trackers.end("released")  # unless it has ended
     _remove_spent_checkpoints(context, claim)
 
 
@@ -76,6 +80,15 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     # Sampling happens here, outside the claim's lock.
     trial = context.retry_outages(optuna.Trial, claim.study, claim.trial_id)
     configuration = context.retry_outages(_suggest, context, trial)
+    context.trackers.start(
+        tracked_trial(
+            context.experiment,
+            label=claim.label,
+            number=claim.number,
+            is_confirmation=claim.is_confirmation,
+            parameters=trial.params | {key: claim.inherited[key] for key in ("fold", "seed") if key in claim.inherited},
+        )
+    )
     data = labelled_images(
         context.image_set,
         label=claim.label,
@@ -96,6 +109,7 @@ def _train_and_tell(context: WorkerContext, claim: Claim) -> None:
     else:
         write_trial_attributes(context, claim, attributes)
         _tell(context, claim, trial, value=outcome.auc)
+        context.trackers.end("complete")
     logger.info("%s: AUC %.3f after %d epochs", trial_name(claim), outcome.auc, outcome.epochs)
 
 
@@ -154,6 +168,7 @@ def _tell_pruned(
 ) -> None:
     write_trial_attributes(context, claim, dict(attributes or {}) | {"reason": reason})
     _tell(context, claim, trial, state=TrialState.PRUNED)
+    context.trackers.end("pruned", reason=reason)
 
 
 def _tell(

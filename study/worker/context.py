@@ -13,6 +13,7 @@ from acuity.storage.database import Database, retry_outages
 from acuity.study.config.schema import Experiment
 from acuity.study.dataset.image_set import ImageSet
 from acuity.study.registry.record import Registered
+from acuity.study.tracking.trackers import NO_TRACKERS, Trackers
 from acuity.study.worker.heartbeat import DatabaseContact
 
 P = ParamSpec("P")
@@ -32,6 +33,7 @@ class WorkerContext:
     contact: DatabaseContact
     stop: threading.Event
     """Set by SIGTERM and by Ctrl-C: the worker hands its trial back and exits."""
+    trackers: Trackers = NO_TRACKERS
 
     @property
     def experiment(self) -> Experiment:

@@ -27,6 +27,7 @@ from acuity.study.registry.record import check_same_images, checkpoints_of, read
 from acuity.study.registry.recovery import requeue_silent_trials
 from acuity.study.registry.silence import HeartbeatWatch
 from acuity.study.registry.sources import check_same_sources
+from acuity.study.tracking.trackers import open_trackers
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.batch_limit import known_memory_limit, memory_limit
 from acuity.study.worker.context import WorkerContext
@@ -76,8 +77,12 @@ def run_worker(
             checkpoints=checkpoints_of(registered),
             contact=DatabaseContact(longest_gap_s=experiment.workers.grace_s / 2),
             stop=stop,
+            trackers=open_trackers(experiment),
         )
-        return run_trials(context)
+        try:
+            return run_trials(context)
+        finally:
+            context.trackers.close(timeout_s=1 if stop.is_set() else 60)
 
 
 def run_trials(context: WorkerContext) -> bool:

@@ -26,6 +26,7 @@ class Reporter:
 
     def __call__(self, epoch: int, auc: float) -> bool:
         self._unsent.append((epoch, auc))
+        self._context.trackers.report(epoch, auc)
         try:
             prune = self._send_and_ask() if epoch in self._prunable else self._send()
         except OUTAGES as error:

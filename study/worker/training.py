@@ -192,6 +192,7 @@ def _planned_attributes(context: WorkerContext, claim: Claim, batch: FeasibleBat
 def write_trial_attributes(context: WorkerContext, claim: Claim, attributes: dict[str, Any]) -> None:
     """Write user attributes of the trial, always before `tell`: a finished trial accepts none."""
     context.retry_outages(write_attributes, context.database, claim.trial_id, attributes)
+    context.trackers.record(attributes)
 
 
 def trial_name(claim: Claim) -> str:

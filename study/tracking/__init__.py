@@ -1,0 +1,1 @@
+"""Send each trial, and the verdicts, to MLflow, Weights & Biases or TensorBoard as a run."""
