@@ -42,7 +42,10 @@ class MlflowRuns:
         )
 
     def record(self, attributes: dict[str, Value]) -> None:
-        self._client.log_batch(self._run, tags=[RunTag(_key(key), str(value)) for key, value in attributes.items()])
+        measured = {key: value for key, value in attributes.items() if isinstance(value, float)}
+        self.report(0, measured)  # MLflow sorts and plots metrics only
+        tags = [RunTag(_key(key), str(value)) for key, value in attributes.items() if key not in measured]
+        self._client.log_batch(self._run, tags=tags)
 
     def end(self, state: str) -> None:
         self._client.log_batch(self._run, tags=[RunTag("acuity.state", state)])

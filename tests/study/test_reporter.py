@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from acuity.storage.database import Database
+from acuity.study.tracking.trackers import NO_TRACKERS
 from acuity.study.worker.heartbeat import DatabaseContact
 from acuity.study.worker.reporter import Reporter
 
@@ -37,7 +38,10 @@ def trial(database: Database) -> optuna.Trial:
 
 def context(database: Database) -> Any:
     return SimpleNamespace(
-        database=database, contact=DatabaseContact(longest_gap_s=90), retry_outages=lambda function: function()
+        database=database,
+        contact=DatabaseContact(longest_gap_s=90),
+        retry_outages=lambda function: function(),
+        trackers=NO_TRACKERS,
     )
 
 
