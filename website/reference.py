@@ -29,11 +29,12 @@ SECTIONS = {
     "confirm": "The confirmation on test patients. See [Reading the answer](../answer.md).",
     "workers": "Limits of the workers. See [Use several hosts](../several-hosts.md).",
     "cluster": "The Slurm resources of each worker, for `--cluster slurm`. See [Use Slurm](../slurm.md).",
+    "tracking": "Trackers that keep each trial as a run. See [MLflow, W&B or TensorBoard](../tracking.md).",
 }
 """Section of the experiment file -> its introduction."""
 
 
-ERRORS = {"InputError", "UsageError", "StorageError"}
+ERRORS = {"InputError", "OwnFunctionError", "StorageError", "UsageError"}
 MESSAGES = {
     "study/*.py": "Commands",
     "study/config/*.py": "Experiment file",
@@ -50,6 +51,7 @@ MESSAGES = {
     "study/worker/*.py": "Workers",
     "study/fleet/*.py": "Launches and Slurm",
     "study/confirmation/*.py": "Confirmation",
+    "study/tracking/*.py": "Trackers",
     "study/results/*.py": "Results",
     "study/report/*.py": "Report and export",
     "study/dashboard/*.py": "Dashboard",

@@ -6,6 +6,7 @@ import time
 # Read at each request. MLflow's own are 120 s and 7 retries; the thread would wait for minutes at each trial.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout has the results of a command
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag

@@ -63,7 +63,7 @@ class Trackers:
         self.start(run)
         for result in results:
             label = result["label"]
-            self._put(_recording({f"{label}: verdict": result["smallest_adequate"]["sentence"]}))
+            self._put(_recording({f"{label} verdict": result["smallest_adequate"]["sentence"]}))
             for at in result["by_resolution"]:
                 self._report(at["resolution"], {f"{label} {key}": at[key] for key in _VERDICT})
         self.end("complete")

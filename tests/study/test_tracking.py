@@ -167,7 +167,7 @@ def test_verdicts_are_a_run_with_the_sentence_and_the_auc_at_each_resolution(tmp
     trackers.close(timeout_s=60)
     assert recorder.calls == [
         ("start", "verdicts", {"margin": 0.05}),
-        ("record", {"Nodule: verdict": "16 px is adequate."}),
+        ("record", {"Nodule verdict": "16 px is adequate."}),
         ("report", 16, {"Nodule auc": 0.7, "Nodule auc_low": 0.6}),
         ("end", "complete"),
     ]
