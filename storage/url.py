@@ -82,8 +82,7 @@ def embedded_arguments(url: URL) -> dict[str, str]:
 
     libpq reads a variable, or an entry of the service file, for each argument that is not given.
     """
-    host = url.query.get("host")
-    if not isinstance(host, str) or not (Path(host).parent / EMBEDDED_LOCK).exists():
+    if not is_embedded(url):
         return {}
     return {name: value for name, value in _EMBEDDED_ARGUMENTS.items() if _is_known(name)}
 
@@ -96,6 +95,17 @@ def _is_known(argument: str) -> bool:
     except psycopg2.ProgrammingError:
         return False
     return True
+
+
+def is_embedded(url: URL) -> bool:
+    """Whether the URL names the embedded server."""
+    host = url.query.get("host")
+    return isinstance(host, str) and (Path(host).parent / EMBEDDED_LOCK).exists()
+
+
+def storage_words(url: URL) -> str:
+    """The storage in a sentence: `embedded Postgres`, or the masked URL of another server."""
+    return "embedded Postgres" if is_embedded(url) else masked(url)
 
 
 def masked(url: URL) -> str:

@@ -1,5 +1,6 @@
 """`acuity confirm`: retrain the nominees, freeze the protocol, score the test patients once, store the results."""
 
+from collections.abc import Callable
 from functools import partial
 
 import optuna
@@ -8,7 +9,13 @@ from rich.console import Console
 from acuity.objectives.device.device import open_for_scoring
 from acuity.objectives.split.folds import check_label_in_folds
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
-from acuity.storage.confirmations import StoredConfirmation, count_test_uses, freeze_protocol, save_results
+from acuity.storage.confirmations import (
+    StoredConfirmation,
+    count_test_uses,
+    find_confirmation,
+    freeze_protocol,
+    save_results,
+)
 from acuity.storage.database import Database
 from acuity.study.confirmation.nomination import nominate
 from acuity.study.confirmation.plan import check_retrainable, count_complete, find_finalists, needed_resolutions
@@ -22,7 +29,7 @@ from acuity.study.confirmation.trials import (
 )
 from acuity.study.confirmation.verdict import conclude_label
 from acuity.study.dashboard.publishing import try_to_publish_label
-from acuity.study.dataset.cohort import count_cohort
+from acuity.study.dataset.cohort import LabelCohort, count_cohort
 from acuity.study.dataset.design import Design, choose_design
 from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set, training_images
 from acuity.study.display.confirmation_table import plan_table, protocol_table
@@ -45,10 +52,12 @@ def confirm(
     *,
     seeds: int | None,
     console: Console,
+    ask: Callable[[str], None] = lambda _: None,
 ) -> StoredConfirmation | None:
     """Retrain the nominees, freeze the protocol, score the test patients and store the results.
 
-    seeds: of a held-out confirmation, by default [confirm] seeds of the experiment. Another call continues an
+    seeds: of a held-out confirmation, by default [confirm] seeds of the experiment. ask: called with a statement where
+    the test patients can decide no label; it raises where the user does not agree to confirm. Another call continues an
     interrupted confirmation and keeps complete trainings, a frozen protocol and scores. UsageError where the search is
     not finished, or where a resolution cannot be retrained. On a cluster this submits the workers and returns None; a
     later call scores the test patients.
@@ -69,7 +78,10 @@ def confirm(
         folds = open_folds(image_set, design.folds)
         for label in experiment.labels:
             check_label_in_folds(image_set.index, folds, label)
-    _warn_of_few_patients(image_set, experiment.labels, design, console=console)
+    cohort = count_cohort(image_set, experiment.labels, design)
+    _warn_of_few_patients(cohort, console=console)
+    if find_confirmation(database, experiment.name) is None:
+        _ask_where_nothing_can_be_decided(cohort, margin=experiment.confirm.margin, ask=ask)
     confirmations = [create_confirm_study(database, experiment, each, design=design) for each in nominations]
     studies = open_confirm_studies(database, experiment)
     placements = place_workers(fleet)
@@ -106,8 +118,7 @@ def confirm(
     return stored
 
 
-def _warn_of_few_patients(image_set: ImageSet, labels: tuple[str, ...], design: Design, *, console: Console) -> None:
-    cohort = count_cohort(image_set, labels, design)
+def _warn_of_few_patients(cohort: tuple[LabelCohort, ...], *, console: Console) -> None:
     not_estimable = [entry.label for entry in cohort if not entry.plan.estimable]
     if not_estimable:
         console.print(
@@ -117,6 +128,22 @@ def _warn_of_few_patients(image_set: ImageSet, labels: tuple[str, ...], design: 
             soft_wrap=True,
             highlight=False,
         )
+
+
+def _ask_where_nothing_can_be_decided(
+    cohort: tuple[LabelCohort, ...], *, margin: float, ask: Callable[[str], None]
+) -> None:
+    """Ask before the test patients are spent on a confirmation that has 80 % power for no label."""
+    smallest = {entry.label: entry.plan.margin if entry.plan.estimable else None for entry in cohort}
+    if any(each is not None and each <= margin for each in smallest.values()):
+        return
+    named = ", ".join(
+        f"{label} {'not estimable' if each is None else f'{each:.3f}'}" for label, each in smallest.items()
+    )
+    ask(
+        f"The test patients are too few to decide a label at a margin of {margin:g} AUC (smallest margins: {named}). "
+        "Confirming uses them all the same"
+    )
 
 
 def _are_retrained(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> bool:
@@ -154,7 +181,8 @@ def _retrain(
 ) -> None:
     """Run the workers on this host and show their progress until nothing is left to train."""
     with live_progress(database, console, images=images) as live:
-        run_fleet(database, registered, placements=placements, refresh=partial(live.refresh, registered.experiment))
+        refresh = partial(live.refresh, registered.experiment)
+        run_fleet(database, registered, placements=placements, refresh=refresh, say=live.show_message)
 
 
 def _build_protocol(

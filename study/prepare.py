@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from acuity.study.config.schema import Experiment, caveats, with_found_format
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
 from acuity.study.dataset.contact_sheet import check_sheet_name, write_contact_sheet
 from acuity.study.dataset.design import Design, choose_design
-from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set
+from acuity.study.dataset.image_set import ImageSet, fewest_training_images, open_image_set, training_images
 from acuity.study.search.networks import check_networks_once
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Preparation:
     cache_bytes: int
     free_bytes: int
     """Free disk space in the folder of the arrays."""
-    cost: "CostForecast | None"
-    """None where no storage is named and there is no embedded server yet."""
+    cost: "CostForecast"
+    """Rough before the trials of a launch: from the speed of this host."""
     suspicions: tuple[str, ...]
     """Facts that may be a mistake in the image set, with counts and examples."""
     warnings: tuple[str, ...]
@@ -93,7 +94,7 @@ def prepare(
         cache=folder,
         cache_bytes=cache_bytes(image_set.index, experiment.search.resolutions),
         free_bytes=shutil.disk_usage(folder).free,
-        cost=_predict_cost(experiment, storage_url),
+        cost=_predict_cost(experiment, storage_url, image_set),
         suspicions=image_set.suspicions,
         warnings=caveats(with_found_format(experiment, image_set.index.format_name)),
     )
@@ -113,16 +114,29 @@ def prepare_images(
     return image_set
 
 
-def _predict_cost(experiment: Experiment, storage_url: str | None) -> "CostForecast | None":
-    """The cost by the trials of an earlier launch. The imports are here because they take longer than a second call."""
-    if not (storage_url or os.environ.get("ACUITY_STORAGE") or default_folder().exists()):
-        return None
-    from acuity.storage.database import open_storage
+def estimate_trials(experiment: Experiment, image_set: ImageSet) -> dict[int, float]:
+    """Rough seconds of a trial on this host by resolution. The first call measures the speed for a second."""
+    from acuity.study.results.pace import rough_trial_seconds
+
+    return rough_trial_seconds(
+        experiment,
+        training_images=training_images(image_set, experiment.labels),
+        validation_images=len(image_set.split.rows("validation")),
+    )
+
+
+def _predict_cost(experiment: Experiment, storage_url: str | None, image_set: ImageSet) -> "CostForecast":
+    """The cost by the trials of an earlier launch, else a rough one. The imports take longer than a second call."""
     from acuity.study.results.forecast import forecast_cost
+
+    rough = partial(estimate_trials, experiment, image_set)
+    if not (storage_url or os.environ.get("ACUITY_STORAGE") or default_folder().exists()):
+        return forecast_cost(None, experiment, rough)
+    from acuity.storage.database import open_storage
 
     try:
         with open_storage(storage_url) as database:
-            return forecast_cost(database, experiment)
+            return forecast_cost(database, experiment, rough)
     except StorageError as error:
-        logger.warning("the search's hours are not known: %s", error)
-        return None
+        logger.warning("the trials that have run are not known: %s", error)
+        return forecast_cost(None, experiment, rough)

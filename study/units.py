@@ -1,4 +1,4 @@
-"""Format durations, bytes and counts for people, and names for Markdown."""
+"""Format durations, bytes, counts and signed numbers for people, and names for Markdown."""
 
 import math
 import re
@@ -22,6 +22,16 @@ def format_bytes(count: float) -> str:
 def format_times(count: int) -> str:
     """A count of repetitions: once, twice, 3 times."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 label, 1,200 trials."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, for people: +0.012, −0.012 with the minus sign U+2212."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def escape_markdown(text: object) -> str:

@@ -108,7 +108,7 @@ def _run_set(folder: Path, labels: list[str], resolutions: list[int], *, images:
         return time_command([sys.executable, "-m", "acuity", *arguments], environment=environment).stdout
 
     acuity("launch", str(file))
-    acuity("confirm", "phantoms")
+    acuity("confirm", "phantoms", "--yes")
     answer: dict[str, Any] = json.loads(acuity("best", "phantoms", "--format", "json"))
     return answer
 

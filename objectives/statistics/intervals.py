@@ -5,6 +5,8 @@ from statistics import NormalDist
 
 NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
 """Number of standard errors on each side of the estimate in a two-sided 95 % interval."""
+CHANCE = 0.5
+"""AUC of a network that has learned nothing."""
 
 
 def auc_interval(

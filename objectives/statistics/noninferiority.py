@@ -11,10 +11,9 @@ from scipy.stats import t as student
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.difference import AucPair, difference_interval, difference_standard_error, t_statistic
 from acuity.objectives.statistics.estimates import ResolutionEstimates, estimate_auc, make_auc_pair
+from acuity.objectives.statistics.intervals import CHANCE
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 
-CHANCE = 0.5
-"""AUC of a network that has learned nothing."""
 Reason = Literal["positive_patients", "negative_patients", "chance"]
 _MAX_ADDITIONAL = 10_000_000
 

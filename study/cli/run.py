@@ -225,10 +225,12 @@ def stop(name: str) -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on this host; by default one per GPU, else two.")
 @device_option
 @click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs that retrain; score later.")
-def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask where the test patients can decide no label.")
+def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None, yes: bool) -> None:
     """Retrain the search's best configurations and score each test patient with networks that never saw them.
 
-    With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect.
+    With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect. Where the test patients
+    are too few to decide any label, the command asks first, since it uses them.
     """
     if cluster:
         _check_cluster(workers)
@@ -247,10 +249,24 @@ def confirm(name: str, seeds: int | None, workers: int | None, device: str, clus
             FleetOptions(workers, device=device, cluster=cluster),
             seeds=seeds,
             console=messages_console(),
+            ask=_agree if yes else _ask_to_confirm,
         )
         if stored is None:
             return
         results_console().print(answer_table(read_answer(database, registered.experiment.name)))
+
+
+def _agree(_: str) -> None:
+    """The answer of --yes."""
+
+
+def _ask_to_confirm(statement: str) -> None:
+    """Ask on the terminal. UsageError where there is none, click.Abort for no."""
+    from acuity.study.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"{statement}: add --yes to confirm, or add test patients")
+    click.confirm(f"{statement}. Confirm?", abort=True, err=True)
 
 
 def _check_cluster(workers: int | None) -> None:

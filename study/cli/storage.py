@@ -17,13 +17,15 @@ def delete(name: str, yes: bool) -> None:
     """Delete an experiment with all its trials. Images, split and cache are not deleted."""
     from acuity.study.registry.progress import read_progress
     from acuity.study.registry.record import delete_registered, read_registered
+    from acuity.study.units import counted
 
     with open_database() as database:
         registered = read_registered(database, name)
         progress = read_progress(database, registered.experiment)
         trials = sum(entry.finished + entry.running for entry in progress)
         if not yes:
-            click.confirm(f"Delete {name} with {trials} trials of {len(progress)} labels?", abort=True, err=True)
+            what = f"{name} with {counted(trials, 'trial')} of {counted(len(progress), 'label')}"
+            click.confirm(f"Delete {what}?", abort=True, err=True)
         delete_registered(database, registered)
     click.echo(f"deleted {name}", err=True)
 

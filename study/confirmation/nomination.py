@@ -12,6 +12,7 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import read_progress
 from acuity.study.registry.record import Registered
+from acuity.study.units import counted
 
 MAX_AUC_GAP = 0.05
 """A resolution is confirmed if its best AUC is at most this much below the best AUC of the search."""
@@ -122,7 +123,7 @@ def nominate_label(
             complete[trial.params["resolution"]].append(trial)
     best = {resolution: max(map(_auc, runs)) for resolution, runs in complete.items() if runs}
     if not best:
-        raise UsageError(f"label {label}: none of its {len(trials)} trials is complete; widen the search")
+        raise UsageError(f"label {label}: none of its {counted(len(trials), 'trial')} is complete; widen the search")
     near_best = [resolution for resolution, auc in best.items() if auc >= max(best.values()) - MAX_AUC_GAP]
     confirmed = sorted({*(only or (*near_best, min(best), max(best)))})
     missing = [resolution for resolution in confirmed if resolution not in best]

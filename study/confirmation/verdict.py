@@ -210,6 +210,7 @@ def _resolution_entry(
 
     return asdict(estimate_auc(estimates, finalist.resolution)) | {
         "validation_auc": finalist.validation_auc,
+        "validation_se": _validation_se(validation),
         "trials": finalist.trials,
         # Of each network on its test patients. Those of another fold are other patients.
         "seed_aucs": [auc(images["target"], images["score"]) for images in evaluated],
@@ -230,6 +231,18 @@ def _resolution_entry(
             asdict(each) for each in reliability_bins(validation[0]["target"], validation[0]["score"])
         ],
     }
+
+
+def _validation_se(validation: Sequence[pd.DataFrame]) -> float | None:
+    """Standard error of the mean validation AUC over samples of patients. None with too few validation patients."""
+    images = validation[0]
+    scores = np.stack([table["score"].to_numpy() for table in validation])
+    patients = images["patient"].to_numpy(dtype=object).astype(str)
+    try:
+        estimates = estimate_resolutions(images["target"].to_numpy(), {0: scores}, patients)
+    except InputError:
+        return None
+    return math.sqrt(float(estimates.patient_covariance[0, 0]))
 
 
 def _ratio(estimates: ResolutionEstimates, reference: int) -> dict[str, Any] | None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from acuity.objectives.statistics.estimates import AucEstimate
+from acuity.objectives.statistics.intervals import CHANCE
 from acuity.objectives.statistics.multiple_comparisons import Comparison
 from acuity.objectives.statistics.noninferiority import (
-    CHANCE,
     NoninferiorityTest,
     NoninferiorityVerdict,
     decisive_test,
@@ -20,6 +20,7 @@ from acuity.study.config.schema import MAX_FOLDS
 from acuity.study.confirmation.nomination import MAX_AUC_GAP, SkippedResolution
 from acuity.study.confirmation.protocol import LabelProtocol
 from acuity.study.dataset.design import Design
+from acuity.study.units import signed
 
 _LEVEL = 0.05
 _MOST_NETWORKS = 1000
@@ -73,8 +74,8 @@ def _shown(protocol: LabelProtocol, verdict: NoninferiorityVerdict) -> str:
     test = decisive_test([step for step in verdict.steps if step.resolution == verdict.resolution])
     return (
         f"{protocol.label} needs {test.resolution} px: shown to lose less than {test.margin:g} AUC against every "
-        f"larger confirmed resolution (closest: {test.reference} px, difference {test.difference:+.3f}, at least "
-        f"{test.difference_low:+.3f}; p = {test.p_value:.2g}; best of {protocol.finalist(test.resolution).trials} "
+        f"larger confirmed resolution (closest: {test.reference} px, difference {signed(test.difference)}, at least "
+        f"{signed(test.difference_low)}; p = {test.p_value:.2g}; best of {protocol.finalist(test.resolution).trials} "
         "trials)."
     )
 
@@ -86,8 +87,8 @@ def _better_resolutions(comparisons: Sequence[Comparison], verdict: Noninferiori
         if difference.resolution == verdict.resolution and difference.difference < 0 and each.p_value_holm <= _LEVEL:
             yield (
                 f"{difference.reference} px is shown to be better, by less than {verdict.margin:g} "
-                f"({-difference.difference:+.3f}, 95 % {-difference.difference_high:+.3f} to "
-                f"{-difference.difference_low:+.3f})."
+                f"({signed(-difference.difference)}, 95 % {signed(-difference.difference_high)} to "
+                f"{signed(-difference.difference_low)})."
             )
 
 
@@ -98,7 +99,7 @@ def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], design: Desig
     elif outcome_of_tests(failed) == "worse":
         test = decisive_test(failed)
         yield (
-            f"{test.resolution} px is shown to lose more than {test.margin:g} ({test.difference:+.3f} against "
+            f"{test.resolution} px is shown to lose more than {test.margin:g} ({signed(test.difference)} against "
             f"{test.reference} px)."
         )
     else:
@@ -110,7 +111,7 @@ def _undecided(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator
     test = decisive_test(failed)
     yield (
         f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
-        f"(difference {test.difference:+.3f}, could be {test.difference_low:+.3f})."
+        f"(difference {signed(test.difference)}, could be {signed(test.difference_low)})."
     )
     options = [*_more_patients(failed), *_more_networks(failed, design)]
     if options:

@@ -6,7 +6,7 @@ from acuity.study.config.schema import caveats
 from acuity.study.registry.names import confirm_study_name, study_name
 from acuity.study.registry.record import Registered
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
-from acuity.study.units import code, escape_markdown
+from acuity.study.units import code, counted, escape_markdown
 
 _MARK = "*Written by Acuity after each trial, at most once a minute; a note of yours in its place is kept.*"
 
@@ -34,8 +34,8 @@ def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int
     return "\n\n".join(
         [
             heading,
+            *map("**{}**".format, (*caveats(experiment), *map(escape_markdown, entry.warnings))),
             _sentence(registered, entry),
-            *map("**{}**".format, caveats(experiment)),
             "\n".join(rows),
             " ".join([*links, f"More: {commands}."]),
             _MARK,
@@ -50,7 +50,7 @@ def is_written_by_acuity(note: str) -> bool:
 
 def _sentence(registered: Registered, entry: LabelAnswer) -> str:
     finished = entry.trials["complete"] + entry.trials["pruned"]
-    done = f"{finished} of {registered.experiment.search.trials} trials"
+    done = f"{finished} of {counted(registered.experiment.search.trials, 'trial')}"
     if entry.smallest_adequate is not None:
         return f"**{escape_markdown(entry.smallest_adequate['sentence'])}** ({done})"
     if entry.best is None:

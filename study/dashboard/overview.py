@@ -16,10 +16,10 @@ from acuity.storage.errors import StorageError
 from acuity.study.dashboard.middleware import Wsgi
 from acuity.study.registry.record import read_registered
 from acuity.study.results.answer import LabelAnswer, read_answer
-from acuity.study.results.forecast import forecast_cost
+from acuity.study.results.forecast import read_trial_seconds, time_left
 from acuity.study.results.status import ExperimentStatus, read_status
 from acuity.study.results.tables import read_experiments
-from acuity.study.units import format_duration
+from acuity.study.units import counted, format_duration
 
 _FRESH_S = 5.0
 """Age up to which a page is sent again. Reading the answer of 100,000 trials takes half a second."""
@@ -48,6 +48,7 @@ class Card:
 
     label: str
     study_id: int | None
+    warnings: tuple[str, ...]
     sentence: str
     verdict: str
     """shown, undecided, not_estimable, or "" before the confirmation."""
@@ -126,6 +127,7 @@ def _experiment(database: Database, name: str) -> dict[str, Any]:
             Card(
                 label=entry.label,
                 study_id=None if counts is None else counts.study_id,
+                warnings=entry.warnings,
                 sentence=_sentence(entry),
                 verdict="" if entry.smallest_adequate is None else entry.smallest_adequate["verdict"],
                 points=_points(entry),
@@ -149,13 +151,13 @@ def _experiment(database: Database, name: str) -> dict[str, Any]:
 def _activity(database: Database, status: ExperimentStatus) -> str:
     """The running trials and the time left, in words."""
     running = len(status.running)
-    words = "no trial runs now" if not running else f"{running} running trial{'s' if running != 1 else ''}"
+    words = "no trial runs now" if not running else f"{counted(running, 'running trial')}"
     if not status.remaining:
         return "all trials are done" if not running else words
-    hours = forecast_cost(database, status.experiment).worker_hours
-    if running and hours:
-        words += f", at most {format_duration(3600 * hours / running)} left for the search"
-    return words
+    if not running:
+        return words
+    timed = read_trial_seconds(database, status.experiment)
+    return f"{words}, time left: {time_left(status, timed, rough={}, workers=running)}"
 
 
 def _sentence(entry: LabelAnswer) -> str:

@@ -5,8 +5,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from acuity.objectives.statistics.intervals import CHANCE
 from acuity.study.colours import BLUE, GREY, ORANGE, SERIES
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
+from acuity.study.results.doubts import NEAR_CHANCE
 from acuity.study.results.summary import SearchSummary
 
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
@@ -38,7 +40,8 @@ def _by_resolution(entry: LabelAnswer) -> go.Figure:
         figure.add_trace(go.Scatter(x=ends, y=[floor] * 2, mode="lines", name="reference less margin", line=dotted))
     ticks = [at.resolution for at in entry.by_resolution]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(each) for each in ticks])
-    return figure
+    known = [at for at in entry.by_resolution if at.auc is not None]
+    return _with_chance(figure, [value or 0.0 for at in known for value in (at.auc_low, at.auc, at.auc_high)])
 
 
 def _with_intervals(points: list[ResolutionAnswer], words: str, *, colour: str, symbol: str, dash: str) -> go.Scatter:
@@ -86,7 +89,7 @@ def _by_cost(label: str, summary: SearchSummary) -> go.Figure:
         )
     )
     figure.update_xaxes(type="log", dtick="D2")
-    return figure
+    return _with_chance(figure, [*_numbers(cells["auc"]), *_numbers(front["auc"])])
 
 
 def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
@@ -105,6 +108,15 @@ def _by_batch(label: str, summary: SearchSummary) -> go.Figure:
         )
     ticks = sorted({int(each) for each in best["batch"]})
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(each) for each in ticks])
+    return _with_chance(figure, _numbers(best["auc"]))
+
+
+def _with_chance(figure: go.Figure, aucs: list[float]) -> go.Figure:
+    """The figure with a line at an AUC of 0.5 where the AUCs come near it. The axis then includes the line."""
+    if aucs and min(aucs) <= CHANCE + NEAR_CHANCE:
+        figure.add_hline(CHANCE, line={"color": "black", "width": 1}, annotation={"text": "chance", "x": 1})
+        low, high = min(*aucs, CHANCE), max(*aucs, CHANCE)
+        figure.update_yaxes(range=[low - 0.02, high + 0.02])
     return figure
 
 

@@ -9,18 +9,18 @@ from rich.text import Text
 
 from acuity.study.display.plain_table import plain_table
 from acuity.study.results.answer import Answer, LabelAnswer, ResolutionAnswer
-from acuity.study.units import format_duration, format_times
+from acuity.study.units import counted, format_duration, format_times, signed
 
 
 def answer_table(answer: Answer) -> Group:
-    """One row per label with its best configuration, then the AUC at each resolution, then the verdicts."""
+    """The warnings, one row per label with its best configuration, the AUC at each resolution, and the verdicts."""
     best = plain_table(
-        "label", "best px", "AUC", "architecture", "batch/\nfeasible", "learning\nrate", "trials\n(pruned)",
-        text=("architecture",),
+        "label", _resolution_heading(answer), "AUC", "architecture", "batch/\nfeasible", "learning\nrate",
+        "trials\n(pruned)", text=("architecture",),
     )  # fmt: skip
     for entry in answer.labels:
         best.add_row(*_best_row(entry))
-    return Group(best, Text(), _by_resolution_table(answer), Text(), *_notes(answer))
+    return Group(*_warnings(answer), best, Text(), _by_resolution_table(answer), Text(), *_notes(answer))
 
 
 def auc_table(answer: Answer) -> Group:
@@ -30,7 +30,7 @@ def auc_table(answer: Answer) -> Group:
         for at in entry.by_resolution:
             trials = f"{at.complete + at.pruned} ({at.pruned})"
             table.add_row(Text(entry.label), str(at.resolution), _auc_with_interval(at), trials, str(at.seeds or "-"))
-    return Group(table, Text(), *_notes(answer))
+    return Group(*_warnings(answer), table, Text(), *_notes(answer))
 
 
 def trials_table(trials: pd.DataFrame) -> Table:
@@ -89,7 +89,7 @@ def external_table(results: list[dict[str, Any]]) -> Group:
             table.add_row(
                 Text(found["label"]),
                 str(each["resolution"]),
-                f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})",
+                f"{each['auc']:.3f} ({each['auc_low']:.2f}–{each['auc_high']:.2f})",
                 f"{each['accuracy']['mean']:.3f}",
                 f"{each['average_precision']['mean']:.3f}",
                 f"{found['patients']:,} ({found['positive_patients']:,})",
@@ -112,6 +112,20 @@ def _cell(value: Any) -> str:
     if value is None or value is pd.NA or value != value:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _resolution_heading(answer: Answer) -> str:
+    """The confirmed resolution of a label is its reference, which validation patients named. It is not the verdict."""
+    splits = {entry.best.split for entry in answer.labels if entry.best is not None}
+    return {frozenset({"test"}): "reference px", frozenset({"test", "validation"}): "best px,\n* reference"}.get(
+        frozenset(splits), "best px"
+    )
+
+
+def _warnings(answer: Answer) -> list[RenderableType]:
+    """What a reader must know before the results."""
+    texts = (*answer.warnings, *(warning for entry in answer.labels for warning in entry.warnings))
+    return [*(Text(text, style="bold") for text in texts), Text()] if texts else []
 
 
 def _by_resolution_table(answer: Answer) -> Table:
@@ -147,7 +161,7 @@ def _auc_with_interval(at: ResolutionAnswer) -> str:
     if at.auc is None or at.auc_low is None or at.auc_high is None:
         return "-"
     mark = "*" if at.split == "test" else ""
-    return f"{at.auc:.3f}{mark} ({at.auc_low:.2f}-{at.auc_high:.2f})".replace("0.", ".")
+    return f"{at.auc:.3f}{mark} ({at.auc_low:.2f}–{at.auc_high:.2f})"
 
 
 def _notes(answer: Answer) -> list[RenderableType]:
@@ -160,10 +174,11 @@ def _notes(answer: Answer) -> list[RenderableType]:
         words = "AUC on validation patients, which selected these: optimistic, and no verdict on resolution."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
     counts = {entry.label: entry.trials["complete"] + entry.trials["pruned"] for entry in answer.labels}
-    unfinished = [f"{label} has {count} of {answer.trials}" for label, count in counts.items() if count < answer.trials]
+    budget = counted(answer.trials, "trial")
+    unfinished = [f"{label} has {count} of {budget}" for label, count in counts.items() if count < answer.trials]
     if unfinished:
-        notes.append(Text(f"The search is not finished ({'; '.join(unfinished)} trials).", style="italic"))
-    return notes + [Text(warning, style="bold") for warning in answer.warnings]
+        notes.append(Text(f"The search is not finished ({'; '.join(unfinished)}).", style="italic"))
+    return notes
 
 
 def _designs(confirmed: list[LabelAnswer]) -> str:
@@ -180,8 +195,8 @@ def _differences_table(found: dict[str, Any]) -> Table:
     for each in found["comparisons"]:
         table.add_row(
             f"{each['resolution']} px less {each['reference']} px",
-            f"{each['difference']:+.3f}",
-            f"{each['difference_low']:+.3f} to {each['difference_high']:+.3f}",
+            signed(each["difference"]),
+            f"{signed(each['difference_low'])} to {signed(each['difference_high'])}",
             f"{each['p_value']:.2g}",
             f"{each['p_value_holm']:.2g}",
             f"{trials[each['resolution']]}, {trials[each['reference']]}",
@@ -215,7 +230,7 @@ def _subgroups_table(found: dict[str, Any]) -> Table:
     rows: dict[tuple[str, str], list[str]] = {}
     for each in found["subgroups"]:
         interval = (
-            "too few" if each["auc"] is None else f"{each['auc']:.3f} ({each['auc_low']:.2f}-{each['auc_high']:.2f})"
+            "too few" if each["auc"] is None else f"{each['auc']:.3f} ({each['auc_low']:.2f}–{each['auc_high']:.2f})"
         )
         rows.setdefault((each["by"], each["group"]), [str(each["positive_patients"])]).append(interval)
     for (by, group), cells in rows.items():

@@ -7,7 +7,7 @@ from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.confirmation.protocol import Protocol
 from acuity.study.confirmation.trials import LabelConfirmation
 from acuity.study.display.plain_table import plain_table
-from acuity.study.units import format_duration, format_times
+from acuity.study.units import counted, format_duration, format_times
 
 
 def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> Group:
@@ -31,7 +31,7 @@ def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> G
         f"Confirmation: {design.describe()}. At most {total} trainings ({design.networks_per_resolution} of each "
         f"finalist, 1 of each other nominee; the largest resolution first), {min(done, total)} of them done; at the "
         f"search's speed about {format_duration(seconds)} of training in all, {format_duration(seconds / workers)} "
-        f"with {workers} worker{'s' if workers > 1 else ''}."
+        f"with {counted(workers, 'worker')}."
     )
     return Group(table, Text(cost))
 

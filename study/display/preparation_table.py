@@ -8,7 +8,6 @@ from rich.text import Text
 from acuity.objectives.split.file import PARTS
 from acuity.study.display.plain_table import plain_table
 from acuity.study.prepare import Preparation
-from acuity.study.results.forecast import cost_line
 from acuity.study.units import format_bytes
 
 _MOST_NAMED = 5
@@ -17,7 +16,7 @@ _MOST_NAMED = 5
 def preparation_table(preparation: Preparation) -> Group:
     """Facts about the images, the warnings, and a table with a row per label."""
     positive_headings = (f"{part}\npositive" for part in PARTS)
-    table = plain_table("label", *positive_headings, "preva-\nlence", "test\npatients", "AUC\n+-", "smallest\nmargin")
+    table = plain_table("label", *positive_headings, "preva-\nlence", "test\npatients", "AUC\n±", "smallest\nmargin")
     for entry in preparation.cohort:
         counts = [entry.parts[part] for part in PARTS]
         images, positive = sum(part.images for part in counts), sum(part.positive_images for part in counts)
@@ -33,7 +32,7 @@ def preparation_table(preparation: Preparation) -> Group:
     facts = "\n".join(_facts(preparation))
     warnings = [Text(warning, style="bold") for warning in (*preparation.warnings, *preparation.suspicions)]
     note = (
-        "positive: images (patients). AUC +-: half the width of the 95 % interval for an AUC of 0.8 on the test "
+        "positive: images (patients). AUC ±: half the width of the 95 % interval for an AUC of 0.8 on the test "
         "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
         f"non-inferior to one larger resolution, with 80 % power and "
         f"{preparation.design.networks_per_resolution} networks. Confirmation: {preparation.design.describe()}."
@@ -61,4 +60,4 @@ def _facts(preparation: Preparation) -> Iterator[str]:
         )
     arrays, free = format_bytes(preparation.cache_bytes), format_bytes(preparation.free_bytes)
     yield f"Arrays: {arrays} in {preparation.cache} ({free} free)."
-    yield f"Search: {cost_line(preparation.cost)}"
+    yield f"Search: {preparation.cost.line()}"

@@ -24,6 +24,7 @@ from acuity.storage.url import PASSWORD_FILE, is_of_this_host, masked, parse_url
 from acuity.study.config.schema import Cluster, Experiment
 from acuity.study.errors import UsageError
 from acuity.study.fleet.logs import make_folder
+from acuity.study.units import counted
 
 _NOTICE_S = 30
 """How long before its time limit a job gets SIGTERM. A worker needs ten seconds. Slurm may be a minute early."""
@@ -112,7 +113,7 @@ def print_submission(experiment: str, submission: Submission, console: Console) 
     """Print the job, the commands that watch and stop it, and the folder of its logs."""
     job, workers = submission.job, submission.workers
     console.print(
-        f"{experiment}: {workers} worker{'s' if workers > 1 else ''} submitted to Slurm as job {job} "
+        f"{experiment}: {counted(workers, 'worker')} submitted to Slurm as job {job} "
         f"({job}_0 to {job}_{submission.jobs - 1}), logs in {submission.logs}\n"
         f"`acuity status {experiment}` shows its trials, `squeue --job {job}` its place in the queue, "
         f"`acuity stop {experiment}` cancels it",

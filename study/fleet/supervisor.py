@@ -22,6 +22,7 @@ from acuity.study.fleet.mps import shared_gpus
 from acuity.study.fleet.placement import Placement
 from acuity.study.fleet.restarts import NextStep, RestartPolicy
 from acuity.study.registry.record import Registered
+from acuity.study.units import counted
 
 logger = logging.getLogger(__name__)
 _EXIT_S = 12.0
@@ -76,12 +77,18 @@ class _Worker:
 
 
 def run_fleet(
-    database: Database, registered: Registered, *, placements: list[Placement], refresh: Callable[[int], None]
+    database: Database,
+    registered: Registered,
+    *,
+    placements: list[Placement],
+    refresh: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> None:
     """Run workers on this host until nothing is left to do; refresh(workers alive) is called twice a second.
 
     Workers that share a GPU do so through NVIDIA MPS where it is installed. During an outage of the database it waits,
-    as the workers do. On Ctrl-C or SIGTERM it ends the workers first, and each releases its trial. UsageError where
+    as the workers do. On Ctrl-C or SIGTERM it says so at once and ends the workers first, and each releases its trial.
+    A second signal kills the workers. say: shows one message to the user. UsageError where
     every worker has ended with an error or crashes repeatedly. OutageError where an outage is longer than the
     experiment's patience.
     """
@@ -104,7 +111,7 @@ def run_fleet(
                     refresh(sum(worker.exit_status() is None for worker in workers))
                 time.sleep(_REFRESH_S)
         finally:
-            _end(workers)
+            _end(workers, say)
         refresh(0)
 
 
@@ -200,15 +207,35 @@ def _restart_crashed(workers: list[_Worker]) -> bool:
     return any(worker.exit_status() is None for worker in workers)
 
 
-def _end(workers: list[_Worker]) -> None:
+def _end(workers: list[_Worker], say: Callable[[str], None]) -> None:
+    """End the workers in time. A signal meanwhile (a second Ctrl-C) kills them and raises KeyboardInterrupt."""
     running = [worker.process for worker in workers if worker.process is not None and worker.process.poll() is None]
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + _EXIT_S
-    for process in running:
-        try:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            logger.warning("a worker (process %d) did not end within %.0f s and is killed", process.pid, _EXIT_S)
+    if not running:
+        return
+    try:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        hand = "hands its trial" if len(running) == 1 else "hand their trials"
+        say(
+            f"Stopping: {counted(len(running), 'worker')} {hand} back, at most {_EXIT_S:.0f} s. "
+            "Ctrl-C again ends them now."
+        )
+        deadline = time.monotonic() + _EXIT_S
+        for process in running:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.warning("a worker (process %d) did not end within %.0f s and is killed", process.pid, _EXIT_S)
+                process.kill()
+                process.wait()
+    except KeyboardInterrupt:
+        killed = [process for process in running if process.poll() is None]
+        for process in killed:
             process.kill()
+        for process in killed:
             process.wait()
+        say(
+            f"{counted(len(killed), 'worker')} ended at once. Their trials continue from their last epoch when "
+            "workers run again."
+        )
+        raise

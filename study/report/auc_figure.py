@@ -7,9 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from acuity.objectives.statistics.intervals import CHANCE
 from acuity.study.colours import BLUE, GREEN, GREY, ORANGE
 from acuity.study.report.style import in_lines
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
+from acuity.study.results.doubts import NEAR_CHANCE
 
 _CLOSE = 0.13
 """Smallest distance of two tick labels, as a fraction of the axis; closer ones are left out."""
@@ -31,7 +33,7 @@ def auc_figure(entries: tuple[LabelAnswer, ...], *, columns: int = 3) -> Figure:
             axis.set_ylabel("")
         if position + columns < len(entries):
             axis.set_xlabel("")
-    handles = _legend(entries)
+    handles = _legend(entries, chance=shows_chance(limits))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
@@ -44,12 +46,20 @@ def auc_panel(entry: LabelAnswer, *, limits: tuple[float, float]) -> Figure:
 
 
 def auc_limits(entries: tuple[LabelAnswer, ...]) -> tuple[float, float]:
-    """Limits of the AUC axis, the same for all labels, so the panels are comparable."""
+    """Limits of the AUC axis, the same for all labels, so the panels are comparable. They include a near 0.5."""
     shown = [value for entry in entries for at in entry.by_resolution for value in (at.auc_low, at.auc_high)]
     known = [value for value in shown if value is not None]
     seeds = [auc for entry in entries for each in _tested(entry).values() for auc in each.get("seed_aucs", [])]
     low, high = min([*known, *seeds], default=0.5), max([*known, *seeds], default=1.0)
+    if CHANCE < low <= CHANCE + NEAR_CHANCE:
+        low = CHANCE
+    high = max(high, CHANCE)
     return max(0.0, low - 0.03), min(1.01, high + 0.03)
+
+
+def shows_chance(limits: tuple[float, float]) -> bool:
+    """Whether the axis contains an AUC of 0.5, so that the figures have a line there."""
+    return limits[0] <= CHANCE <= limits[1]
 
 
 def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> None:
@@ -72,6 +82,8 @@ def draw_auc(axis: Axes, entry: LabelAnswer, *, limits: tuple[float, float]) -> 
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
     axis.set_ylim(*limits)
+    if shows_chance(limits):
+        axis.axhline(CHANCE, color="black", linewidth=0.7, zorder=1)
     axis.set_xlabel("Image resolution (px)")
     axis.set_ylabel("AUC")
     axis.grid(axis="y", color="#E6E6E6", linewidth=0.6)
@@ -126,7 +138,7 @@ def _ticks(resolutions: list[int]) -> list[int]:
     return kept[::-1]
 
 
-def _legend(entries: tuple[LabelAnswer, ...]) -> list[Line2D]:
+def _legend(entries: tuple[LabelAnswer, ...], *, chance: bool) -> list[Line2D]:
     confirmed = any(entry.reference is not None for entry in entries)
     searched = any(at.split == "validation" and at.auc is not None for each in entries for at in each.by_resolution)
     handles = []
@@ -143,6 +155,8 @@ def _legend(entries: tuple[LabelAnswer, ...]) -> list[Line2D]:
         if any((each.smallest_adequate or {}).get("verdict") == "shown" for each in entries):
             style: dict[str, Any] = {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 6.5}
             handles.append(Line2D([], [], label="Smallest adequate resolution", **style))
+    if chance:
+        handles.append(Line2D([], [], color="black", linewidth=0.7, label="Chance"))
     if searched:
         handles.append(
             Line2D(

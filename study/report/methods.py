@@ -298,7 +298,8 @@ def _results(answer: Answer, protocol: Protocol | None) -> str:
     if protocol is None:
         return "No verdict: see the choice of the final networks. AUCs with intervals are in the tables."
     told = [str(each.smallest_adequate["sentence"]) for each in answer.labels if each.smallest_adequate is not None]
-    return " ".join([*told, "AUCs with intervals, also by view, sex and age, are in the tables."])
+    doubts = [warning for each in answer.labels for warning in each.warnings]
+    return " ".join([*doubts, *told, "AUCs with intervals, also by view, sex and age, are in the tables."])
 
 
 def _open_science(registered: Registered, stored: StoredConfirmation | None, answer: Answer) -> str:

@@ -16,6 +16,7 @@ from acuity.objectives.training.network import normalisation
 from acuity.study.config.schema import caveats
 from acuity.study.registry.record import Registered
 from acuity.study.report.exported_network import ChosenNetwork
+from acuity.study.results.doubts import confirmed_doubts, search_doubts
 
 _AUTOCAST = ", computed under torch.autocast(dtype=torch.bfloat16), its last layer and the score in float32"
 """The threshold, calibration and performance of a bf16 network hold for bf16; fp32 gives other scores."""
@@ -33,12 +34,15 @@ def describe_network(
     threshold = youden_threshold(validation["target"], validation["score"])
     recalibration = fit_platt_scaling(validation["target"], validation["score"])
     mean, std = normalisation(network)
-    parts = [str(part) for part in chosen.scores["part"].unique()]
+    performance = [
+        _performance(str(part), chosen.scores[chosen.scores["part"] == part], threshold, recalibration)
+        for part in chosen.scores["part"].unique()
+    ]
     return {
         "label": chosen.label,
         "status": "confirmed" if chosen.confirmed else "not confirmed: validation patients only, optimistic",
         "intended_use": "research only, not for clinical use",
-        "warnings": list(caveats(experiment)),
+        "warnings": [*caveats(experiment), *_doubts(chosen, performance)],
         "network": {
             "architecture": hyperparameters.architecture,
             "own_functions": registered.sources,
@@ -73,9 +77,7 @@ def describe_network(
                 for each in reliability_bins(validation["target"], recalibration(validation["score"]), bins=5)
             ],
         },
-        "performance": [
-            _performance(part, chosen.scores[chosen.scores["part"] == part], threshold, recalibration) for part in parts
-        ],
+        "performance": performance,
         "confirmation": _confirmation(chosen, test_uses),
         "made_with": {name: version(name) for name in ("acuity-hpo", "torch", "timm")}
         | {
@@ -83,6 +85,18 @@ def describe_network(
             "split_sha256": registered.identity.split_sha256,
         },
     }
+
+
+def _doubts(chosen: ChosenNetwork, performance: list[dict[str, Any]]) -> tuple[str, ...]:
+    if chosen.confirmed is None:
+        (validation,) = performance
+        return search_doubts(chosen.label, auc=validation["auc"], low=validation["auc_low"])
+    return confirmed_doubts(chosen.label, _confirmed_at(chosen, chosen.hyperparameters.resolution))
+
+
+def _confirmed_at(chosen: ChosenNetwork, resolution: int) -> dict[str, Any]:
+    entries: list[dict[str, Any]] = (chosen.confirmed or {})["by_resolution"]
+    return next(each for each in entries if each["resolution"] == resolution)
 
 
 def _initial_weights(registered: Registered) -> str:
@@ -118,9 +132,7 @@ def _performance(part: str, scores: pd.DataFrame, threshold: float, recalibratio
 def _confirmation(chosen: ChosenNetwork, test_uses: int) -> dict[str, Any] | None:
     if chosen.confirmed is None:
         return None
-    at = next(
-        each for each in chosen.confirmed["by_resolution"] if each["resolution"] == chosen.hyperparameters.resolution
-    )
+    at = _confirmed_at(chosen, chosen.hyperparameters.resolution)
     return {
         "sentence": chosen.confirmed["smallest_adequate"]["sentence"],
         "reference": chosen.confirmed["reference"]["resolution"],

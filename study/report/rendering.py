@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from acuity.study.units import escape_markdown
+from acuity.study.units import escape_markdown, signed
 
 
 def render(template: str, *, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
@@ -18,5 +18,5 @@ def render(template: str, *, filters: dict[str, Callable[..., Any]] | None = Non
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"escape_markdown": escape_markdown} | (filters or {})
+    environment.filters |= {"escape_markdown": escape_markdown, "signed": signed} | (filters or {})
     return environment.get_template(template).render(**values)

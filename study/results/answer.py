@@ -14,6 +14,7 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import LabelProgress, read_progress
 from acuity.study.registry.record import read_registered
+from acuity.study.results.doubts import confirmed_doubts, search_doubts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,6 +68,8 @@ class LabelAnswer:
     """Number of trials of the search by state."""
     confirmation: dict[str, Any] | None
     """All results from acuity.study.confirmation.verdict.conclude_label. None until confirmed."""
+    warnings: tuple[str, ...]
+    """Sentences to show before the result: it may be chance, or validation and test disagree."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def best_resolution(name: str, *, storage: str | None = None, label: str | None 
     auc_low, auc_high, split and seeds (number of networks) describe the best configuration, which is the reference once
     the experiment is confirmed. The columns design (cross-fitted or held-out), reference (px), verdict (shown,
     undecided or not_estimable), smallest_adequate (px), against (px), auc_difference, margin, p_value and sentence are
-    missing until then. The column warning exists where the split is by image or has no test part.
+    missing until then. The column warning exists where a label has one: no AUC above chance, validation and test AUC
+    that differ by more than their errors, a split by image or without a test part.
 
     storage: as for --storage. StorageError where no such experiment exists.
     """
@@ -142,8 +146,15 @@ def read_best_resolution(database: Database, name: str, *, label: str | None = N
     )
     with database.engine.connect() as connection:
         table = pd.read_sql(query, connection, params={"name": name, "labels": list(labels)})
-    warnings = caveats(experiment)
-    return table.assign(warning=" ".join(warnings)) if warnings else table
+    confirmed, general = _read_confirmed(database, name), caveats(experiment)
+    rows = zip(table["label"], table["auc"], table["auc_low"], strict=True)
+    doubts = [_row_doubts(label, auc, low, confirmed) for label, auc, low in rows]
+    warnings = [" ".join([*each, *general]) for each in doubts]
+    return table.assign(warning=warnings) if any(warnings) else table
+
+
+def _row_doubts(label: str, auc: float, low: float, confirmed: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    return _reference_doubts(confirmed[label]) if label in confirmed else search_doubts(label, auc=auc, low=low)
 
 
 def read_answer(database: Database, name: str, *, label: str | None = None) -> Answer:
@@ -154,8 +165,7 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
     registered = read_registered(database, name)
     experiment = registered.experiment
     labels = select_labels(experiment, label)
-    stored = find_confirmation(database, name)
-    confirmed = {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
+    confirmed = _read_confirmed(database, name)
     with database.engine.connect() as connection:
         names = [study_name(name, label) for label in labels]
         rows = connection.execute(_BY_RESOLUTION, {"names": names}).all()
@@ -172,6 +182,12 @@ def read_answer(database: Database, name: str, *, label: str | None = None) -> A
         trials=registered.experiment.search.trials,
         warnings=caveats(experiment),
     )
+
+
+def _read_confirmed(database: Database, name: str) -> dict[str, dict[str, Any]]:
+    """The results of the confirmation by label. Empty until confirmed."""
+    stored = find_confirmation(database, name)
+    return {each["label"]: each for each in (stored.results or {}).get("labels", [])} if stored else {}
 
 
 def select_labels(experiment: Experiment, label: str | None) -> tuple[str, ...]:
@@ -195,10 +211,11 @@ def _label_answer(
 ) -> LabelAnswer:
     keys = [(progress.label, resolution) for resolution in experiment.search.resolutions]
     top = max((winners[key] for key in keys if key in winners), key=lambda row: float(row.auc), default=None)
+    best = None if top is None else _best(top)
     searched = tuple(_at_resolution(key[1], winners.get(key), rows_at.get(key)) for key in keys)
     answer = LabelAnswer(
         label=progress.label,
-        best=None if top is None else _best(top),
+        best=best,
         reference=None,
         smallest_adequate=None,
         by_resolution=searched,
@@ -210,6 +227,7 @@ def _label_answer(
             "waiting": progress.waiting,
         },
         confirmation=confirmed,
+        warnings=() if best is None else search_doubts(progress.label, auc=best.auc, low=best.auc_low),
     )
     return answer if confirmed is None else _confirmed(answer, confirmed)
 
@@ -222,6 +240,7 @@ def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
         answer,
         best=BestConfiguration(**confirmed["best"]),
         reference=confirmed["reference"],
+        warnings=_reference_doubts(confirmed),
         smallest_adequate=confirmed["smallest_adequate"],
         by_resolution=tuple(
             replace(at, split="test", **{key: tested[at.resolution][key] for key in keys})
@@ -230,6 +249,12 @@ def _confirmed(answer: LabelAnswer, confirmed: dict[str, Any]) -> LabelAnswer:
             for at in answer.by_resolution
         ),
     )
+
+
+def _reference_doubts(confirmed: dict[str, Any]) -> tuple[str, ...]:
+    at = confirmed["reference"]["resolution"]
+    tested = next(each for each in confirmed["by_resolution"] if each["resolution"] == at)
+    return confirmed_doubts(confirmed["label"], tested)
 
 
 def _best(row: Row[Any]) -> BestConfiguration:

@@ -28,6 +28,8 @@ class RunningTrial:
     """Validation AUC after the last finished epoch."""
     device: str | None
     heartbeat_age_s: float | None
+    elapsed_s: float | None = None
+    """Time since the start of this attempt."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ _RUNNING_TRIALS = text(
     select t.label || case when t.confirm then ' (confirm)' else '' end, t.number, t.resolution, t.architecture,
         coalesce(last.step, 0), last.intermediate_value,
         t.device,
-        extract(epoch from (now() at time zone 'utc') - h.heartbeat)::double precision
+        extract(epoch from (now() at time zone 'utc') - h.heartbeat)::double precision,
+        extract(epoch from now() - t.started)::double precision
     from acuity.all_trials t
     left join public.trial_heartbeats h on h.trial_id = t.trial_id
     left join lateral (

@@ -257,7 +257,7 @@ def test_unknown_experiment_is_refused_with_the_known_names(confirmed, tmp_path:
 
 def test_label_with_markup_or_mathematics_is_drawn_as_text() -> None:
     at = ResolutionAnswer(32, 0.7, 0.6, 0.8, "validation", 3, 0, 0)
-    entry = LabelAnswer('<script>alert("x")</script> $\\alpha$', None, None, None, (at,), {}, None)
+    entry = LabelAnswer('<script>alert("x")</script> $\\alpha$', None, None, None, (at,), {}, None, ())
     with figure_style():
         svg = inline_svg(auc_panel(entry, limits=(0.5, 1.0)), auc_alt(entry))
     assert "<script" not in svg

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from sklearn.metrics import accuracy_score, average_precision_score, roc_curve
 
 from acuity.objectives.errors import InputError
+from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.study.confirmation.nomination import SkippedResolution
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
 from acuity.study.confirmation.verdict import conclude_label
@@ -127,7 +128,7 @@ def test_smallest_noninferior_resolution_is_shown() -> None:
     )
     assert "The reference is 128 px" in verdict["sentence"]
     assert "best of 12 trials" in verdict["sentence"]
-    assert "32 px is shown to lose more than 0.02 (-0." in verdict["sentence"]
+    assert "32 px is shown to lose more than 0.02 (\N{MINUS SIGN}0." in verdict["sentence"]
 
 
 def test_largest_resolution_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
@@ -353,3 +354,12 @@ def test_one_positive_patient_is_rejected() -> None:
     tables = {32: seeds_of(1, gap=1.0), 64: seeds_of(1, gap=1.0)}
     with pytest.raises(InputError, match="1 patients with the finding"):
         conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
+
+
+def test_the_validation_error_of_equal_networks_is_that_of_one_network() -> None:
+    one = seeds_of(100, gap=1.0)[0]
+    found = conclude_label(protocol([32], reference=32), {32: [one, one, one]}, HELD_OUT, margin=0.02)
+    validation = one[one["part"] == "validation"]
+    expected = auc_standard_error(validation["target"], validation["score"], validation["patient"].to_numpy())
+    (entry,) = found["by_resolution"]
+    assert entry["validation_se"] == pytest.approx(expected)

@@ -34,7 +34,7 @@ def test_confirmation_resumes_after_ctrl_c_and_ends_in_a_verdict(
     assert 'no experiment named "tiny"' in refused.stderr
     acuity("launch", str(file), "--workers", "2", environment=environment)
 
-    command = [*ACUITY, "confirm", "tiny", "--workers", "2"]
+    command = [*ACUITY, "confirm", "tiny", "--yes", "--workers", "2"]
     started = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: trainings(database_url, "COMPLETE") >= 2, 120)
     os.killpg(started.pid, signal.SIGINT)
@@ -42,7 +42,7 @@ def test_confirmation_resumes_after_ctrl_c_and_ends_in_a_verdict(
     assert trainings(database_url, "RUNNING") == 0
     assert trainings(database_url, "COMPLETE") < 6
 
-    confirmed = acuity("confirm", "tiny", "--workers", "2", environment=environment)
+    confirmed = acuity("confirm", "tiny", "--yes", "--workers", "2", environment=environment)
     assert trainings(database_url, "COMPLETE") == 6
     assert "Frozen before any score of a test patient is read" in confirmed.stderr
     assert "used once" in confirmed.stdout
@@ -53,7 +53,7 @@ def test_confirmation_resumes_after_ctrl_c_and_ends_in_a_verdict(
     assert "sex F" in acuity("best", "tiny", "--label", "Cardiomegaly", environment=environment).stdout
 
     file.write_text(EXPERIMENT.replace("margin = 0.1", "margin = 0.2"))
-    again = acuity("confirm", str(file), environment=environment)
+    again = acuity("confirm", str(file), "--yes", environment=environment)
     assert "used twice" in again.stdout
     assert trainings(database_url, "COMPLETE") == 6
     acuity("delete", "tiny", "--yes", environment=environment)

@@ -147,7 +147,7 @@ def test_no_patient_file_name_or_password_appears_outside_the_index(
         file.write_text(EXPERIMENT.replace("[search]", 'on_bad_image = "drop"\n[search]'))
         run("prepare", str(file))
         run("launch", str(file), "--workers", "2", "-v")
-        run("confirm", "marked", "--workers", "2", "-v")
+        run("confirm", "marked", "--yes", "--workers", "2", "-v")
         run("best", "marked", "--format", "json")
         run("best", "marked", "--label", "Cardiomegaly")
         run("score", "marked", "--index", "other/index.csv", status=1)  # no such file in the working directory

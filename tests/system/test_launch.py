@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from acuity.study.errors import UsageError
+from acuity.study.fleet import supervisor
 from acuity.study.fleet.placement import FleetOptions, place_workers
 from acuity.study.fleet.restarts import RestartPolicy
-from acuity.study.fleet.supervisor import _restart_crashed, _Worker
+from acuity.study.fleet.supervisor import _end, _restart_crashed, _Worker
 from acuity.study.results.status import EpochRates, RunningTrial
 from support.commands import ACUITY, acuity
 from support.postgres import count_trials
 from support.processes import find_processes
+from support.terminal import Terminal
 from support.tiny_experiment import write_tiny_experiment
 from support.waiting import wait_until
 
@@ -188,6 +191,51 @@ def test_workers_are_distributed_over_the_gpus(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="device cuda:1 cannot be used here: PyTorch sees no GPU"):
         place_workers(FleetOptions(device="cuda:1"))
+
+
+_STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+
+
+def test_a_second_signal_kills_the_workers_that_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_EXIT_S", 600.0)
+    fleet, said = [], []
+    for number in range(2):
+        (log := tmp_path / f"{number}.log").touch()
+        fleet.append(
+            _Worker([sys.executable, "-c", _STUBBORN], log, dict(os.environ), RestartPolicy(outage_limit_s=60))
+        )
+        fleet[-1].start()
+        wait_until(lambda log=log: "up" in log.read_text(), 60)  # type: ignore[misc]
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        _end(fleet, say)
+    assert said[0] == "Stopping: 2 workers hand their trials back, at most 600 s. Ctrl-C again ends them now."
+    assert said[1].startswith("2 workers ended at once.")
+    assert [each.exit_status() for each in fleet] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_answered_while_the_workers_hand_their_trials_back(
+    experiment: Path, environment: dict[str, str], database_url: str
+) -> None:
+    experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 300"))
+    terminal = Terminal(["launch", str(experiment), "--workers", "2"], environment)
+    try:
+        wait_until(lambda: count_trials(database_url, "state = 'RUNNING'") == 2, 120)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("Stopping: 2 workers hand their trials back", 60)
+        assert terminal.wait() == 130
+        assert "the same command continues" in terminal.shown
+    finally:
+        terminal.close()
+    assert count_trials(database_url, "state = 'RUNNING'") == 0
 
 
 def test_error_of_one_worker_does_not_end_the_others(tmp_path: Path) -> None:
