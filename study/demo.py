@@ -1,7 +1,9 @@
 """`acuity demo`: run an experiment on phantoms, and print the best resolutions beside those that they need."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from acuity.objectives.phantoms.generator import write_phantoms
@@ -13,6 +15,7 @@ from acuity.study.display.console import messages_console, results_console
 from acuity.study.display.plain_table import plain_table
 from acuity.study.fleet.placement import FleetOptions
 from acuity.study.launch import launch
+from acuity.study.report.report import write_report
 from acuity.study.results.answer import Answer, read_answer
 
 _EXPERIMENT = """\
@@ -41,22 +44,20 @@ _IMAGES = 1200
 
 
 def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> None:
-    """Write the phantoms and the experiment into the folder, run the experiment, and print the results.
+    """Write the phantoms and the experiment into the folder, run the experiment, print the results, write a report.
 
     A second call continues the experiment in the folder.
     """
     console = messages_console()
     file = folder / "experiment.toml"
-    if not file.exists():
-        console.print(f"Drawing {_IMAGES} synthetic radiographs into {folder}/images")
-        write_phantoms(folder, images=_IMAGES)
-        labels = ", ".join(f'"{label}"' for label in TRUTH)
-        file.write_text(_EXPERIMENT.format(file=file, labels=labels), encoding="utf-8")
-    console.print(f"The experiment is {file}")
-    experiment = load(file)
-    with open_storage(storage_url) as database:
-        launch(database, experiment, FleetOptions(workers=workers), console=console)
-        answer = read_answer(database, experiment.name)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        written = thread.submit(_write_experiment, file, console)  # while the embedded server starts
+        with open_storage(storage_url) as database:
+            written.result()
+            console.print(f"The experiment is {file}")
+            registered = launch(database, load(file), FleetOptions(workers=workers), console=console)
+            answer = read_answer(database, registered.experiment.name)
+            write_report(database, registered, folder / "report")
     results = results_console()
     results.print(answer_table(answer))
     results.print()
@@ -66,9 +67,22 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
         "  acuity dashboard                  look at every trial in optuna-dashboard\n"
         "  acuity best demo --format json    the answer for a script\n"
         "  acuity confirm demo               judge the best on held-out patients\n"
-        "  acuity new nih.toml               an experiment on your own radiographs",
+        "  acuity new nih.toml               an experiment on your own radiographs\n"
+        "\n"
+        f"Report: {folder}/report/report.html\n"
+        f"Figure: {folder}/report/figures/auc-by-resolution.svg",
         highlight=False,
     )
+
+
+def _write_experiment(file: Path, console: Console) -> None:
+    """Draw the phantoms beside the file, then write the file. Nothing is done where the file exists."""
+    if file.exists():
+        return
+    console.print(f"Drawing {_IMAGES:,} synthetic radiographs into {file.parent}/images")
+    write_phantoms(file.parent, images=_IMAGES)
+    labels = ", ".join(f'"{label}"' for label in TRUTH)
+    file.write_text(_EXPERIMENT.format(file=file, labels=labels), encoding="utf-8")
 
 
 def _truth_table(answer: Answer) -> Table:

@@ -65,9 +65,8 @@ def test_finished_trials_replace_the_rough_durations(database: Database) -> None
 
 def test_a_running_trial_gives_the_time_left_after_its_first_epoch(database: Database) -> None:
     register(database, EXPERIMENT, unfiltered(), training_images=1000)
-    study = optuna.load_study(study_name="nih/Mass", storage=database.storage)
-    trial = study.ask()
-    trial.suggest_categorical("resolution", (32, 64))
+    trial = database.storage.create_new_trial(database.storage.get_study_id_from_name("nih/Mass"))
+    database.storage.set_trial_param(trial, "resolution", 0, RESOLUTIONS)
 
     def left(workers: int) -> str:
         return time_left(
@@ -75,7 +74,7 @@ def test_a_running_trial_gives_the_time_left_after_its_first_epoch(database: Dat
         )
 
     assert left(1) == "estimating"
-    trial.report(0.6, 1)
+    database.storage.set_trial_intermediate_value(trial, 1, 0.6)
     assert left(1).startswith("about ")
     assert left(1).endswith("(rough)")
     add(database, "Mass", 32, 100.0)

@@ -82,7 +82,7 @@ def test_a_terminal_follows_the_trials_through_an_outage_to_the_end(
     terminal: Terminal, running: Registered, database: Database, server: URL
 ) -> None:
     terminal.wait_for("tiny: 1 running trial, time left: estimating")
-    terminal.wait_for("Nodule 8")  # after the eight initial trials, which wait
+    terminal.wait_for("Nodule 6")  # after the six initial trials, which wait
     with _outage(server, database):
         terminal.wait_for("the database is away since")
     terminal.wait_for("tiny: 1 running trial")
