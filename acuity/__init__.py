@@ -2,7 +2,9 @@
 
     import acuity
 
-    table = acuity.best_resolution("nih")  # a pandas DataFrame, one row per label
+    acuity.Experiment.from_toml("nih.toml").launch(workers=2)
+    nih = acuity.open("nih")
+    nih.best()  # a pandas DataFrame, one row per label
 
 A name is imported from its module at its first use, so that `import acuity` loads neither torch nor optuna.
 """
@@ -12,18 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from acuity.objectives.errors import InputError
-    from acuity.storage.errors import StorageError
+    from acuity.objectives.phantoms.generator import write_phantoms
+    from acuity.storage.errors import OutageError, StorageError
+    from acuity.study.api import Experiment, OpenExperiment, experiments
+    from acuity.study.api import open_experiment as open  # noqa: A004  # acuity.open
     from acuity.study.errors import UsageError
     from acuity.study.results.answer import best_resolution
 
-__all__ = ["InputError", "StorageError", "UsageError", "best_resolution"]
+__all__ = [
+    "Experiment",
+    "InputError",
+    "OpenExperiment",
+    "OutageError",
+    "StorageError",
+    "UsageError",
+    "best_resolution",
+    "experiments",
+    "open",
+    "write_phantoms",
+]
 
 _MODULES = {
+    "Experiment": "acuity.study.api",
     "InputError": "acuity.objectives.errors",
+    "OpenExperiment": "acuity.study.api",
+    "OutageError": "acuity.storage.errors",
     "StorageError": "acuity.storage.errors",
     "UsageError": "acuity.study.errors",
     "best_resolution": "acuity.study.results.answer",
+    "experiments": "acuity.study.api",
+    "open": "acuity.study.api",
+    "write_phantoms": "acuity.objectives.phantoms.generator",
 }
+_NAMES = {"open": "open_experiment"}
+"""Public name -> name in its module, where they differ: inside a module, `open` is Python's."""
 
 
 def __getattr__(name: str) -> Any:
@@ -34,7 +58,7 @@ def __getattr__(name: str) -> Any:
         return version("acuity-hpo")
     if name not in _MODULES:
         raise AttributeError(f"acuity has no public name {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(_MODULES[name]), name)
+    value = getattr(import_module(_MODULES[name]), _NAMES.get(name, name))
     globals()[name] = value
     return value
 

@@ -113,29 +113,39 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
         leave_read_only_servers(storage.engine)
         stack.callback(storage.engine.dispose)
         stack.callback(storage.remove_session)
-        try:
+        with explained_errors(parsed):
             yield Database(url=parsed, engine=storage.engine, storage=TrialStorage(storage), named_url=named)
-        except _EXPLAINED as error:
-            if is_denied(error):
-                raise StorageError(
-                    f"{masked(parsed)}: {first_line(error)}: this user may not do that here. Use the tables' owner, or "
-                    "another user that may write"
-                ) from error
-            if is_read_only(error):
-                raise StorageError(
-                    f"{masked(parsed)}: {first_line(error)}: a standby, or a user with default_transaction_read_only. "
-                    "Name the primary, and a user that may write"
-                ) from error
-            if is_missing(error):
-                raise StorageError(
-                    f"{masked(parsed)}: {first_line(error)}: its tables are not those of Acuity and Optuna "
-                    f"{optuna.__version__}. Use another database"
-                ) from error
-            if not is_outage(error):
-                raise
-            raise OutageError(
-                f"{masked(parsed)}: the database is away ({first_line(error)}). Bring it back, then run this again"
+
+
+@contextmanager
+def explained_errors(url: URL) -> Iterator[None]:
+    """Turn errors of the database at url into errors of one line: OutageError for an outage, else StorageError.
+
+    `open_storage` does so for its block. A caller that keeps its block open does it for each of its own.
+    """
+    try:
+        yield
+    except _EXPLAINED as error:
+        if is_denied(error):
+            raise StorageError(
+                f"{masked(url)}: {first_line(error)}: this user may not do that here. Use the tables' owner, or "
+                "another user that may write"
             ) from error
+        if is_read_only(error):
+            raise StorageError(
+                f"{masked(url)}: {first_line(error)}: a standby, or a user with default_transaction_read_only. "
+                "Name the primary, and a user that may write"
+            ) from error
+        if is_missing(error):
+            raise StorageError(
+                f"{masked(url)}: {first_line(error)}: its tables are not those of Acuity and Optuna "
+                f"{optuna.__version__}. Use another database"
+            ) from error
+        if not is_outage(error):
+            raise
+        raise OutageError(
+            f"{masked(url)}: the database is away ({first_line(error)}). Bring it back, then run this again"
+        ) from error
 
 
 def _never() -> bool:

@@ -80,11 +80,16 @@ def parse_url(text: str) -> URL:
 def embedded_arguments(url: URL) -> dict[str, str]:
     """Arguments that keep libpq's variables (PGPORT, PGSERVICE, …) from the embedded server; none for another server.
 
-    libpq reads a variable, or an entry of the service file, for each argument that is not given.
+    libpq reads a variable, or an entry of the service file, for each argument that is not given. A password file that
+    the URL names is read: `acuity storage url` prints such a URL.
     """
     if not is_embedded(url):
         return {}
-    return {name: value for name, value in _EMBEDDED_ARGUMENTS.items() if _is_known(name)}
+    return {
+        name: value
+        for name, value in _EMBEDDED_ARGUMENTS.items()
+        if _is_known(name) and not (name == "passfile" and "passfile" in url.query)
+    }
 
 
 @cache

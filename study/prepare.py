@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preparation:
     """Counts of an experiment's images, the place of their arrays, and the power of the test patients."""
 
@@ -55,7 +55,11 @@ class Preparation:
     warnings: tuple[str, ...]
     """Warnings that every result carries. Empty for a split by patient with test patients."""
 
+    def __repr__(self) -> str:
+        return f"Preparation({self.experiment!r}, images={self.images}, patients={self.patients})"
+
     def to_json(self) -> dict[str, Any]:
+        """The JSON of `acuity prepare --json`."""
         table = asdict(self) | {"cache": str(self.cache)}
         for label, known in zip(table["cohort"], self.cohort, strict=True):
             for part, counts in known.parts.items():

@@ -32,7 +32,40 @@ def delete(name: str, yes: bool) -> None:
 
 @acuity.group(epilog="\b\nExample:\n  acuity storage move postgresql://acuity@db.example/nih")
 def storage() -> None:
-    """Add a reader to the storage, or move the storage to another server."""
+    """Print the storage's URL, add a reader, or move the storage to another server."""
+
+
+@command("acuity storage url --keep", group=storage)
+@click.option("--optuna", is_flag=True, help="With the driver's name, as SQLAlchemy, Optuna and pandas need it.")
+@click.option("--keep", is_flag=True, help="Keep the storage open until Ctrl-C: the embedded server runs meanwhile.")
+def url(optuna: bool, keep: bool) -> None:
+    """Print the storage's URL for psql, or with --optuna for Optuna. It has no password in it.
+
+    The embedded server's URL names a file with the password, which only you can read. That server runs while a program
+    of Acuity uses it, so start --keep first, or open the experiment in Python (acuity.open).
+    """
+    from acuity.storage.admin.client_url import client_url
+    from acuity.study.fleet.signals import stop_signals
+
+    with open_database() as database:
+        found = client_url(database.url, embedded=database.named_url is None)
+        with stop_signals() as stop:
+            click.echo(found.optuna if optuna else found.psql)
+            if found.has_password:
+                click.echo(
+                    "the URL has no password: put it into $PGPASSWORD, or into ~/.pgpass or the file that $PGPASSFILE "
+                    "names (host:port:database:user:password)",
+                    err=True,
+                )
+            if keep:
+                click.echo("the storage stays open until Ctrl-C", err=True)
+                stop.wait()
+            elif database.named_url is None:
+                click.echo(
+                    "the embedded server runs while a program of Acuity uses it: `acuity storage url --keep`, a "
+                    "launch, a dashboard or an open acuity.open(…)",
+                    err=True,
+                )
 
 
 @command("acuity storage grant-reader nih_reader", group=storage)

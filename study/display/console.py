@@ -3,9 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from acuity.study.display.notebook import NotebookOutput
 
 _WIDTH = 120
 """Width of a table in a file or a pipe."""
@@ -29,20 +32,34 @@ def _console(*, stderr: bool, width: int | None) -> Console:
 @contextmanager
 def decoding_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show a bar while images are decoded. Call the yielded function with (images done, images in all)."""
-    with _bars(console, "decoding images") as bars:
-        task = bars.add_task("", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    with _bar(console, "decoding images", total=None) as update:
+        yield lambda done, total: update(completed=done, total=total)
 
 
 @contextmanager
 def scoring_bar(console: Console, networks: int) -> Iterator[Callable[[], None]]:
     """Show a bar while networks score images. Call the yielded function after each network."""
-    with _bars(console, "scoring networks") as bars:
-        task = bars.add_task("", total=networks)
-        yield lambda: bars.advance(task)
+    with _bar(console, "scoring networks", total=networks) as update:
+        yield lambda: update(advance=1)
 
 
-def _bars(console: Console, words: str) -> Progress:
-    """A bar that disappears at its end. Nothing is shown where the console is no terminal."""
+@contextmanager
+def _bar(console: Console, words: str, *, total: int | None) -> Iterator[Callable[..., None]]:
+    """A bar that disappears at its end, on a terminal or in a notebook. Nothing is shown elsewhere.
+
+    The yielded function takes the arguments of `Progress.update` after the task.
+    """
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=total)
+        if not console.is_jupyter:
+            yield partial(bars.update, task)
+            return
+        output = NotebookOutput(width=console.width)
+
+        def update(**changes: float) -> None:
+            bars.update(task, **changes)  # type: ignore[arg-type]  # Progress has a type for each name
+            output.update(bars.get_renderable(), refresh=False)
+
+        yield update
+        output.clear()

@@ -1,4 +1,4 @@
-"""The live progress of an experiment: a table that redraws itself on a terminal, a line every ten seconds elsewhere."""
+"""The live progress of an experiment: a table that redraws itself on a terminal or in a notebook, else lines."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from acuity.storage.database import Database
 from acuity.study.config.schema import Experiment
+from acuity.study.display.notebook import NotebookOutput
 from acuity.study.display.progress_table import progress_line, progress_table
 from acuity.study.results.forecast import read_trial_seconds, time_left
 from acuity.study.results.status import EpochRates, ExperimentStatus, read_status
@@ -30,6 +31,10 @@ def live_progress(
     images: images per epoch, for the speed of a trial. rough: estimated seconds of a trial by resolution, for the time
     left before the first trials have finished. None where unknown.
     """
+    if console.is_jupyter:
+        output = NotebookOutput(width=console.width)
+        yield LiveProgress(database, console, output, images=images, rough=rough)
+        return
     if not console.is_terminal:
         yield LiveProgress(database, console, None, images=images, rough=rough)
         return
@@ -44,7 +49,7 @@ class LiveProgress:
         self,
         database: Database,
         console: Console,
-        live: Live | None,
+        live: Live | NotebookOutput | None,
         *,
         images: int | None,
         rough: Mapping[int, float] | None,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,7 +118,13 @@ def run_fleet(
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, and on SIGHUP (a closed terminal) unless nohup ignores it."""
+    """Raise KeyboardInterrupt on SIGTERM, and on SIGHUP (a closed terminal) unless nohup ignores it.
+
+    Python sets handlers in the main thread alone. In another thread of a program the signals keep its handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from acuity.objectives.statistics.intervals import CHANCE
 from acuity.study.colours import BLUE, GREEN, GREY, ORANGE
-from acuity.study.report.style import in_lines
+from acuity.study.report.style import ReportFigure, in_lines
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
 from acuity.study.results.doubts import NEAR_CHANCE
 
@@ -21,7 +21,7 @@ def auc_figure(entries: tuple[LabelAnswer, ...], *, columns: int = 3) -> Figure:
     """One figure of all labels for a paper, 7.2 inches wide."""
     columns = min(columns, len(entries))
     rows = -(-len(entries) // columns)
-    figure = Figure(figsize=(7.2 if columns > 1 else 3.6, 2.15 * rows + 0.35))
+    figure = ReportFigure(figsize=(7.2 if columns > 1 else 3.6, 2.15 * rows + 0.35))
     limits = auc_limits(entries)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axis, entry in zip(axes, entries, strict=False):

@@ -57,6 +57,18 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+class ReportFigure(Figure):
+    """A figure that a notebook shows as a picture, also where pyplot is not loaded."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, float]]:
+        """The PNG at twice the resolution of a screen, and its size in CSS pixels."""
+        buffer = io.BytesIO()
+        with figure_style():
+            self.savefig(buffer, format="png", dpi=192, metadata={"Software": None})
+        width, height = 96 * self.get_size_inches()
+        return buffer.getvalue(), {"width": float(width), "height": float(height)}
+
+
 def series(position: int) -> tuple[str, str, object]:
     """Colour, marker and line style of the series at a position."""
     return SERIES[position % len(SERIES)]

@@ -33,7 +33,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_every_command_is_registered() -> None:
     assert COMMANDS == [
         "best", "confirm", "dashboard", "delete", "demo", "export", "fit", "launch", "list", "new", "prepare", "report",
-        "score", "status", "stop", "storage grant-reader", "storage move", "trials", "worker",
+        "score", "status", "stop", "storage grant-reader", "storage move", "storage url", "trials", "worker",
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.postgres import count_trials
+from support.tiny_experiment import confirmable_experiment
 from support.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,3 +136,49 @@ def test_demo_completes_a_trial_beside_files_of_the_same_names(
     finally:
         demo.terminate()
         demo.wait(timeout=60)
+
+
+# The lines of docs/python.md, on a small image set.
+_PYTHON = """
+from pathlib import Path
+import acuity
+import optuna
+
+acuity.write_phantoms(Path("phantoms"), images=1200, size=64, seed=3)
+experiment = acuity.Experiment.from_toml("nih.toml")
+print(experiment.launch(workers=2, device="cpu"))
+print(acuity.experiments())
+nih = acuity.open("nih")
+assert len(nih.trials()) == 4
+assert nih.best()["label"].tolist() == ["Cardiomegaly"]
+assert len(nih.by_resolution()) == 2
+study = nih.study("Cardiomegaly")
+assert optuna.visualization.plot_optimization_history(study).data
+assert nih.plot_auc().axes
+assert nih.confirm(seeds=3, workers=2, device="cpu", yes=True)["verdict"].notna().all()
+assert Path("report/report.html") in nih.report("report")
+assert nih.export("Cardiomegaly", "cardiomegaly", device="cpu")["network"]
+nih.delete()
+assert acuity.experiments().empty
+print(acuity.__file__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_line_of_the_page_on_python_runs_from_the_wheel(
+    installed: Path, folder: Path, environment: dict[str, str]
+) -> None:
+    text = confirmable_experiment(name="nih", index="phantoms/Data_Entry.csv", images="phantoms/images", epochs=2)
+    (folder / "nih.toml").write_text(text)
+    done = subprocess.run(
+        [str(installed), "-P", "-c", _PYTHON],
+        cwd=folder,
+        env=own(environment) | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=850,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1]).is_relative_to(installed.parents[1])
