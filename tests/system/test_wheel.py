@@ -155,7 +155,7 @@ assert len(nih.by_resolution()) == 2
 study = nih.study("Cardiomegaly")
 assert optuna.visualization.plot_optimization_history(study).data
 assert nih.plot_auc().axes
-assert nih.confirm(seeds=3, workers=2, device="cpu", yes=True)["verdict"].notna().all()
+assert nih.confirm(workers=2, device="cpu", yes=True)["verdict"].notna().all()
 assert Path("report/report.html") in nih.report("report")
 assert nih.export("Cardiomegaly", "cardiomegaly", device="cpu")["network"]
 nih.delete()
