@@ -251,10 +251,10 @@ class OpenExperiment:
     ) -> "DataFrame":
         """Retrain the best configurations and score them once on patients that did not train them.
 
-        seeds: trainings of each finalist of a held-out confirmation, at least 3; by default [confirm] seeds. workers, device and
-        cluster: as in `Experiment.launch`. yes: confirm also where the test patients can decide no label. Returns
-        `best()`; with a cluster, a later call scores the test patients. UsageError where the search is not finished, or
-        where the test patients can decide no label.
+        seeds: trainings of each finalist of a held-out confirmation, at least 3; by default [confirm] seeds. workers,
+        device and cluster: as in `Experiment.launch`. yes: confirm also where the test patients can decide no label.
+        Returns `best()`; with a cluster, a later call scores the test patients. UsageError where the search is not
+        finished, or where the test patients can decide no label.
         """
         _load_tqdm()
         from acuity.study.confirm import confirm
