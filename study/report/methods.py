@@ -63,11 +63,11 @@ def _data(registered: Registered, cohort: Demographics | None) -> str:
         else "by patient (each patient in one part only), stratified over all labels, once and before any training"
     )
     if data.split_by == "image":
-        how = "by image and not by patient (patients of one part are in the others too, so every AUC is optimistic)"
+        how = "by image and not by patient (images of one patient are in several parts, so every AUC is optimistic)"
     if data.paper_split:
         how += ", 80 % for training and 20 % for validation, none for a test"
     if cohort is None:
-        counts = f"[images] radiographs of [patients] patients were divided {how}."
+        counts = f"[images] images of [patients] patients were divided {how}."
     else:
         images = sum(part.images for part in cohort.parts.values())
         patients = sum(part.patients for part in cohort.parts.values())
@@ -80,12 +80,12 @@ def _data(registered: Registered, cohort: Demographics | None) -> str:
             f"{name}: {part.images:,} images of {part.patients:,} patients ({100 * shares[name]:.0f} %)"
             for name, part in cohort.parts.items()
         )
-        counts = f"{images:,} radiographs{of_patients} were divided {how}: {parts}."
+        counts = f"{images:,} images{of_patients} were divided {how}: {parts}."
         counts += _left_out(cohort) + " " + _events(cohort)
-    differ = "differ as the publisher made them [say how]" if published else "differ by chance alone"
+    differ = "differ as the publisher made them [say how]" if published else "were allocated at random"
     same = (
-        f"All patients are of one index and the parts {differ}; no patients of another "
-        "setting were used [unless `acuity score` was run]."
+        f"All patients are of one index, and the parts {differ}. No patients of another setting were used [unless "
+        "`acuity score` was run]."
     )
     return f"{counts} {source} {same} SHA-256 of the split: {registered.identity.split_sha256[:16]}."
 
@@ -105,24 +105,25 @@ def _left_out(cohort: Demographics) -> str:
 
 
 def _events(cohort: Demographics) -> str:
-    told = "; ".join(
+    counts_by_label = "; ".join(
         f"{each.label} "
         + " / ".join(f"{counts.positive_patients:,}" for name, counts in each.parts.items() if name in cohort.parts)
         for each in cohort.labels
     )
-    return f"Patients with the finding ({' / '.join(cohort.parts)}): {told}."
+    return f"Patients with the finding ({' / '.join(cohort.parts)}): {counts_by_label}."
 
 
 def _images(experiment: Experiment) -> str:
     fit = {"pad": "padded with black to a square", "stretch": "stretched to a square"}[experiment.data.fit]
     text = (
-        f"Each image was, where it was not square, {fit}, and reduced to each resolution by area averaging from the "
-        "original, as 8-bit grey values."
+        f"Images that were not square were {fit}. Each image was reduced to each resolution by area averaging of the "
+        "original and stored as 8-bit grey values."
     )
     enlarged = experiment.training.network_input
     if enlarged:
         text += (
-            f" It was then enlarged to {enlarged} px, bilinear, so that all resolutions gave the same network input."
+            f" It was then enlarged to {enlarged} px by bilinear interpolation, so that the network input had the same "
+            "size at all resolutions."
         )
     return text
 
@@ -131,33 +132,38 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     search = registered.experiment.search
     low, high = registered.exponents
     batch = {
-        "search": f"batch size (powers of two from {2**low:,} to {2**high:,}, each cut to the largest feasible one)",
-        "largest": "and, not searched, the largest feasible batch size",
-    }.get(str(search.batch), f"and, not searched, a batch size of {search.batch}")
+        "search": f"The batch size was searched over powers of two from {2**low:,} to {2**high:,}, and reduced to the "
+        "largest feasible one where it was larger.",
+        "largest": "The batch size was the largest feasible one.",
+    }.get(str(search.batch), f"The batch size was {search.batch}.")
     pruning = (
         "Trials whose validation AUC was below the median of earlier trials at the same epoch were stopped."
         if search.pruner == "median"
         else "No trial was stopped early."
     )
-    look = "one combination of network, rate and batch (its own; of a label added later, the best of the others)"
+    look = (
+        "one combination of architecture, learning rate and batch size. The combination was drawn for the label. A "
+        "label that was added later used the best combination of the other labels"
+    )
     if search.learn_from:
         look = (
-            f"the combination of network, rate and batch that had done best in experiment {_list(search.learn_from)} "
-            "and for the other labels until then"
+            "the combination of architecture, learning rate and batch size that had been best in experiment "
+            f"{_list(search.learn_from)} and for the other labels until then"
         )
     own, minimum = [each.own for each in summaries], search.min_complete_per_resolution
     more = ""
     if any(own):
         more += (
-            f", then {_range(own)} more at the smallest resolution whose AUC exceeded 0.5 by {DETECTABLE_GAIN:g}, "
-            f"and by {DETECTABLE_SHARE:.0%} of the most at any resolution ({max(search.resolutions)} px where none "
-            "did, spread over the resolutions while no trial of the label had ended)"
+            f" It then trained {_range(own)} more combinations at the smallest resolution whose AUC exceeded 0.5 by "
+            f"{DETECTABLE_GAIN:g} and by {DETECTABLE_SHARE:.0%} of the largest excess at any resolution. Where no "
+            f"resolution did, this was {max(search.resolutions)} px. While no trial of the label had ended, these "
+            "trials were spread over the resolutions."
         )
     if minimum > 1:
         more += (
-            f", then, until every resolution had {minimum} trials, the combination that had done best for all labels "
-            f"until then{' and there' if search.learn_from else ''} "
-            "(ridge regression of AUC on label and resolution, and combination)"
+            f" Until every resolution had {minimum} trials, it then trained the combination that had been best for all "
+            f"labels{' and in that experiment' if search.learn_from else ''} until then, by a ridge regression of AUC "
+            "on combination, label and resolution."
         )
     trials, complete, stopped = (
         sum(counts) for counts in zip(*((each.trials, each.complete, each.stopped) for each in summaries), strict=True)
@@ -169,17 +175,16 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     seconds = sum(each.training_s for each in summaries)
     devices = sorted({device for each in summaries for device in each.devices})
     return (
-        f"For each label a study of its own searched image resolution ({_list(search.resolutions)} px), architecture "
-        f"({_list(search.architectures)}), learning rate (log-uniform, {search.learning_rate[0]:g} to "
-        f"{search.learning_rate[1]:g} at a batch of 128, scaled by the square root of batch size / 128) and {batch}. "
-        f"The largest feasible batch is the largest whose training step fits the device's memory, at most "
-        f"{search.max_batch_size:,} and such that an epoch has at least {search.min_updates_per_epoch} steps. Each "
-        f"label first ran {look} at every resolution{more}; these "
-        "trials were never stopped. The others were chosen by a multivariate tree-structured Parzen estimator (Optuna "
-        f"{version('optuna')}). {pruning} The value of a trial was the AUC on validation patients after the last "
-        f"epoch. Each label had {_range([each.trials for each in summaries])} finished trials, {trials:,} in all "
-        f"({ended}), {format_duration(seconds)} of training"
-        f"{' on ' + _list(devices) if devices else ''}."
+        f"Each label had one study. It searched image resolution ({_list(search.resolutions)} px), architecture "
+        f"({_list(search.architectures)}) and learning rate (log-uniform from {search.learning_rate[0]:g} to "
+        f"{search.learning_rate[1]:g} at a batch size of 128, scaled by the square root of batch size / 128). {batch} "
+        f"The largest feasible batch size was the largest, up to {search.max_batch_size:,}, whose training step fits "
+        f"the memory of the device and with which an epoch had at least {search.min_updates_per_epoch} steps. Each "
+        f"label first trained, at every resolution, {look}.{more} These initial trials were not stopped early. Further trials "
+        f"were chosen by a multivariate tree-structured Parzen estimator (Optuna {version('optuna')}). {pruning} The "
+        "value of a trial was the AUC on validation patients after the last epoch. Each label had "
+        f"{_range([each.trials for each in summaries])} finished trials, {trials:,} in all ({ended}). Training took "
+        f"{format_duration(seconds)}{' on ' + _list(devices) if devices else ''}."
     )
 
 
@@ -191,29 +196,29 @@ def _training(experiment: Experiment) -> str:
     elif training.weights:
         initial = f"initialised from a file ({training.weights.name}; [say what it holds])"
     changes = (
-        "Images were turned (up to 10 degrees), shifted (5 % of the side), scaled (10 %) and changed in brightness "
-        "(10 %) and contrast (20 %) at random, without mirroring."
+        "Images were augmented at random by rotation (up to 10 degrees), translation (5 % of the side), scaling (10 %), "
+        "brightness (10 %) and contrast (20 %), without mirroring."
         if training.augment
         else "Images were not augmented."
     )
     return (
-        f"One binary network a label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
+        f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
         f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
-        "one-cycle schedule and binary cross-entropy. All positive images together had the weight of all negative "
-        "images (a positive image at most 20 times that of a negative one); scores are therefore no probabilities, and "
-        f"were not recalibrated for what follows. {changes}"
+        "one-cycle schedule and binary cross-entropy. The loss was weighted so that positives and negatives contributed "
+        "equally (weight of a positive at most 20); outputs are therefore not calibrated probabilities, and they were "
+        f"not recalibrated for the results. {changes}"
     )
 
 
 def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     if protocol is None:
         return (
-            "Not confirmed: the configurations below are the search's best on the validation patients that chose them, "
-            "and their AUCs are optimistic. No test patient was read."
+            "The search is not confirmed. The configurations below have the highest AUC on the validation patients that "
+            "they were chosen on, so their AUCs are optimistic. No score of a test patient was read."
         )
     confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
     named = experiment.confirm.resolutions
-    going_on = (
+    at_resolutions = (
         f"At each of {_list(named)} px"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
         else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest"
@@ -227,9 +232,9 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
         "validation AUC of its search and its retraining was retrained further"
     )
     return (
-        f"{going_on} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the highest "
+        f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the highest "
         f"mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin and test "
-        "patients were fixed before a score of a test patient was read; each network scored its test patients once. No "
+        "patients were fixed before a score of a test patient was read. Each network scored its test patients once. No "
         "networks were averaged."
     )
 
@@ -246,10 +251,10 @@ def _trainings(protocol: Protocol) -> str:
         )
     else:
         text = (
-            f"The confirmation was cross-fitted: the patients of the training and test parts were divided by patient, "
+            f"The confirmation was cross-fitted. The training and test parts were divided by patient, "
             f"stratified over all labels, into {design.folds} folds (SHA-256 {(design.folds_sha256 or '')[:16]}). Each "
-            f"finalist was trained {design.networks_per_resolution} times, {design.networks} without each fold, and "
-            "tested on the patients of that fold; validation patients were in no fold."
+            f"finalist was trained {design.networks_per_resolution} times, once without each fold, and "
+            "tested on the patients of that fold. Validation patients were in no fold."
         )
     if skipped:
         text += (

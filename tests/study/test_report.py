@@ -128,23 +128,23 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
         "by patient (each patient in one part only)",
         "image resolution (16, 32 and 64 px)",
         "architecture (test_resnet and test_efficientnet)",
-        "log-uniform, 0.001 to 0.03",
+        "log-uniform from 0.001 to 0.03",
         "24 finished trials, 48 in all",
         "tree-structured Parzen estimator",
         "the configuration with the highest validation AUC was retrained with other seeds",
         "divided by patient, stratified over all labels, into 3 folds (SHA-256",
-        "Each finalist was trained 3 times, 1 without each fold, and tested on the patients of that fold",
+        "Each finalist was trained 3 times, once without each fold, and tested on the patients of that fold",
         "training patients is not part of the variance",
         "Finalists (12 networks)",
         "at a margin of 0.05 AUC",
         "have been used once",
         "clusters",
         f"up to {augmentation.ROTATION_DEGREES:.0f} degrees",
-        f"shifted ({augmentation.TRANSLATION:.0%}".replace("%", " %"),
-        f"scaled ({augmentation.SCALE:.0%}".replace("%", " %"),
-        f"at most {MAX_POSITIVE_WEIGHT:.0f} times",
-        "scores are therefore no probabilities",
-        "was tested against every larger confirmed resolution",
+        f"translation ({augmentation.TRANSLATION:.0%}".replace("%", " %"),
+        f"scaling ({augmentation.SCALE:.0%}".replace("%", " %"),
+        f"weight of a positive at most {MAX_POSITIVE_WEIGHT:.0f}",
+        "outputs are therefore not calibrated probabilities",
+        "each against every larger confirmed resolution",
         "level of 5 % holds for each label; it was not adjusted for the number of labels",
         "fewer than 30 positive or 10 negative test patients",
     ):
@@ -209,7 +209,7 @@ def test_before_confirmation_the_report_is_marked_optimistic(
         write_report(database, confirmed.registered, tmp_path)
     for written in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
         assert "Search only: validation patients, optimistic, no verdict" in written
-        assert "No test patient was read" in written
+        assert "No score of a test patient was read" in written
         assert "Confirmed on test patients" not in written
 
 
