@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib as mpl
 import optuna
 import pandas as pd
 import pytest
@@ -184,6 +185,13 @@ def test_the_figure_of_aucs_is_a_picture_in_a_notebook(opened: acuity.OpenExperi
     assert png.startswith(b"\x89PNG")
     assert size["width"] > size["height"] > 100
     assert len(opened.plot_auc(LABEL).axes) == 1
+
+
+def test_the_figure_of_aucs_ignores_styles_that_other_plots_leave_behind(opened: acuity.OpenExperiment) -> None:
+    plain, _ = opened.plot_auc()._repr_png_()  # type: ignore[attr-defined]
+    with mpl.rc_context({"axes.facecolor": "#E5E5E5", "axes.grid": True, "font.size": 20}):
+        styled, _ = opened.plot_auc()._repr_png_()  # type: ignore[attr-defined]
+    assert styled == plain
 
 
 def test_a_report_and_a_network_are_written(opened: acuity.OpenExperiment, tmp_path: Path) -> None:
