@@ -197,15 +197,18 @@ def _training(experiment: Experiment) -> str:
     elif training.weights:
         initial = f"initialised from a file ({training.weights.name}; [say what it holds])"
     changes = (
-        "Images were augmented at random by rotation (up to 10 degrees), translation (5 % of the side), scaling (10 %), "
+        "Images were augmented at random by rotation (up to 10 degrees), translation (5 % of the side), scaling (10 "
+        "%), "
         "brightness (10 %) and contrast (20 %), without mirroring."
         if training.augment
         else "Images were not augmented."
     )
     return (
-        f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained for "
+        f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained "
+        "for "
         f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
-        "one-cycle schedule and binary cross-entropy. The loss was weighted so that positives and negatives contributed "
+        "one-cycle schedule and binary cross-entropy. The loss was weighted so that positives and negatives "
+        "contributed "
         "equally (weight of a positive at most 20); outputs are therefore not calibrated probabilities, and they were "
         f"not recalibrated for the results. {changes}"
     )
@@ -214,7 +217,8 @@ def _training(experiment: Experiment) -> str:
 def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     if protocol is None:
         return (
-            "The search is not confirmed. The configurations below have the highest AUC on the validation patients that "
+            "The search is not confirmed. The configurations below have the highest AUC on the validation patients "
+            "that "
             "they were chosen on, so their AUCs are optimistic. No score of a test patient was read."
         )
     confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
@@ -233,7 +237,8 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
         "validation AUC of its search and its retraining was retrained further"
     )
     return (
-        f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the highest "
+        f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the "
+        "highest "
         f"mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin and test "
         "patients were fixed before a score of a test patient was read. Each network scored its test patients once. No "
         "networks were averaged."
