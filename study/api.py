@@ -276,7 +276,7 @@ class OpenExperiment:
         return self.best()
 
     def report(self, out: str | Path) -> list[Path]:
-        """Write report.html, report.md and figures/ (PDF and SVG) to the folder out; returns the paths.
+        """Write report.html, report.md and figures/ (PDF, SVG and PNG) to the folder out; returns the paths.
 
         Replaces an earlier report. UsageError where there is no complete trial or the folder cannot be written.
         """

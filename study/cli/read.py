@@ -210,7 +210,7 @@ def report(name: str, out: Path) -> None:
 
     with open_database() as database:
         write_report(database, read_registered(database, name), out)
-    click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF and SVG)", err=True)
+    click.echo(f"wrote {out}/report.html, report.md and figures/ (PDF, SVG and PNG)", err=True)
 
 
 def _print_experiments(table: "DataFrame") -> None:

@@ -1,5 +1,6 @@
 """`acuity report`: write an HTML page, the same report in Markdown, and figures for a paper."""
 
+import io
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +25,13 @@ from acuity.study.report.style import figure_style
 from acuity.study.results.answer import read_answer
 from acuity.study.results.summary import summarise_search
 
+_FORMATS = ("pdf", "svg", "png")
+_DPI = 600
+"""Resolution of the PNG files, as journals ask for line art."""
+
 
 def write_report(database: Database, registered: Registered, out: Path) -> list[Path]:
-    """Write report.html, report.md and figures/ (PDF and SVG) to the folder out; returns the paths.
+    """Write report.html, report.md and figures/ (PDF, SVG and PNG) to the folder out; returns the paths.
 
     Replaces an earlier report. UsageError where there is no complete trial or the folder cannot be written.
     """
@@ -37,9 +42,11 @@ def write_report(database: Database, registered: Registered, out: Path) -> list[
         with figure_style():
             for name, draw in _figures(contents).items():
                 figure = draw()
-                for suffix in ("pdf", "svg"):
+                for suffix in _FORMATS:
+                    drawn = io.BytesIO()
+                    figure.savefig(drawn, format=suffix, dpi=_DPI, metadata=_metadata(registered, suffix))
                     written.append(out / "figures" / f"{name}.{suffix}")
-                    figure.savefig(written[-1], metadata=_metadata(registered, suffix))
+                    write_atomically(written[-1], drawn.getvalue())
             page = render_page(contents)
         for name, text in (("report.html", page), ("report.md", render_markdown(contents))):
             written.append(out / name)
@@ -81,4 +88,7 @@ def _figures(contents: ReportContents) -> dict[str, Callable[[], Figure]]:
 def _metadata(registered: Registered, suffix: str) -> dict[str, Any]:
     if suffix == "svg":
         return {"Date": None, "Creator": f"acuity-hpo {version('acuity-hpo')}"}
-    return {"CreationDate": None, "Title": registered.experiment.name, "Creator": f"acuity-hpo {version('acuity-hpo')}"}
+    program = f"acuity-hpo {version('acuity-hpo')}"
+    if suffix == "png":
+        return {"Title": registered.experiment.name, "Software": program}
+    return {"CreationDate": None, "Title": registered.experiment.name, "Creator": program}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from sqlalchemy import text
 
 from acuity.objectives.training import augmentation
@@ -167,13 +168,27 @@ def test_methods_of_a_held_out_confirmation_name_the_test_part_and_the_seeds(con
 def test_figures_for_a_paper_are_complete_and_contain_text_as_text(folder: Path) -> None:
     names = {"auc-by-resolution", "batch-size", "importance", "pruning-and-cost"}
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        f"{name}.{suffix}" for name in names for suffix in ("pdf", "svg")
+        f"{name}.{suffix}" for name in names for suffix in ("pdf", "svg", "png")
     }
     for name in names:
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         drawn = ElementTree.parse(folder / "figures" / f"{name}.svg").getroot()
         words = " ".join("".join(each.itertext()) for each in drawn.iter("{http://www.w3.org/2000/svg}text"))
         assert "(px)" in words or "PED-ANOVA" in words
+        with Image.open(folder / "figures" / f"{name}.png") as picture:
+            assert round(picture.info["dpi"][0]) == 600
+
+
+def test_link_in_the_figures_folder_is_replaced_and_not_followed(confirmed, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("another user's")
+    out = tmp_path / "report"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "batch-size.pdf").symlink_to(other)
+    with open_storage(confirmed.url) as database:
+        write_report(database, confirmed.registered, out)
+    assert other.read_text() == "another user's"
+    assert (out / "figures" / "batch-size.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.browser
