@@ -8,9 +8,7 @@ import hashlib
 import json
 import os
 import platform
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import platformdirs
@@ -18,7 +16,6 @@ import platformdirs
 from acuity.objectives.atomic_write import write_atomically
 from acuity.study.config.schema import Experiment
 
-_DRIVER = Path("/dev/nvidiactl")
 _LARGEST_FLOPS = 0.5e9
 """Operations of a forward pass of one image up to which a network is measured: half a second a step on a slow core."""
 
@@ -26,9 +23,14 @@ _LARGEST_FLOPS = 0.5e9
 def rough_trial_seconds(experiment: Experiment, *, training_images: int, validation_images: int) -> dict[int, float]:
     """Seconds of a complete trial of one worker of this host, by resolution; the mean over the networks.
 
-    On a CPU the worker is one of two that share the cores, as a launch starts them. Reading images, checkpoints and
-    small batches are left out, so a trial takes longer.
+    The worker is one of two that share the cores, as a launch starts them. Reading images, checkpoints and small
+    batches are left out, so a trial takes longer. Empty on a host with a GPU: a measurement there would take memory and time
+    from workers.
     """
+    import torch
+
+    if torch.cuda.is_available():
+        return {}
     training, search = experiment.training, experiment.search
     images = 3 * training_images + validation_images  # a training image costs three forward passes
     passes = training.epochs * images
@@ -49,11 +51,7 @@ def _seconds_per_image(experiment: Experiment) -> dict[str, float]:
     with contextlib.suppress(OSError, ValueError):
         kept: dict[str, float] = json.loads(file.read_bytes())
         return kept
-    if _DRIVER.exists():  # in another process, since a CUDA context here would take memory from the workers
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as processes:
-            measured = processes.submit(_measure, *_settings(experiment)).result()
-    else:
-        measured = _measure(*_settings(experiment))
+    measured = _measure(*_settings(experiment))
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(measured).encode())
@@ -83,16 +81,15 @@ def _measure(architectures: tuple[str, ...], input_sizes: list[int], precision: 
         settings[:1] + [each for each in settings if flops[f"{each[0]} {each[1]}"] < _LARGEST_FLOPS],
         key=lambda setting: flops[f"{setting[0]} {setting[1]}"],
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // min(2, cores)))
     try:
-        speed = measure_flops_per_second(architecture, input_size=size, precision=precision, device=device)
+        speed = measure_flops_per_second(architecture, input_size=size, precision=precision)
     finally:
         torch.set_num_threads(threads)
     return {setting: count / speed for setting, count in flops.items()}
 
 
 def _digest(experiment: Experiment) -> str:
-    host = [platform.node(), len(os.sched_getaffinity(0)), _DRIVER.exists(), version("torch"), version("timm")]
+    host = [platform.node(), len(os.sched_getaffinity(0)), version("torch"), version("timm")]
     return hashlib.sha256(json.dumps([*_settings(experiment), *host]).encode()).hexdigest()[:16]
