@@ -24,8 +24,8 @@ def rough_trial_seconds(experiment: Experiment, *, training_images: int, validat
     """Seconds of a complete trial of one worker of this host, by resolution; the mean over the networks.
 
     The worker is one of two that share the cores, as a launch starts them. Reading images, checkpoints and small
-    batches are left out, so a trial takes longer. Empty on a host with a GPU: a measurement there would take memory and time
-    from workers.
+    batches are left out, so a trial takes longer. Empty on a host with a GPU: a measurement there would take memory
+    and time from workers.
     """
     import torch
 
