@@ -267,7 +267,7 @@ def test_trial_that_keeps_killing_its_workers_fails_and_is_replaced(database: Da
     last = database.storage.get_trial(taken.trial_id)
     assert "3 workers died on it" in last.user_attrs["reason"]
     [progress] = [entry for entry in read_progress(database, registered.experiment) if entry.label == "Mass"]
-    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 6), (
+    assert (progress.failed, progress.running, progress.waiting) == (1, 0, 4), (
         "its resolution has another initial trial"
     )
 

@@ -245,7 +245,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     trained = record_training_rows(monkeypatch)
     fleet_here(monkeypatch)
     printed = run(database, crossed)
-    assert "Confirmation: cross-fitted on 3 folds, 1 network a fold. At most 6 trainings" in printed
+    assert "Confirmation: cross-fitted on 3 folds, one network for each. At most 6 trainings" in printed
     assert "Cardiomegaly retrained 6/6; done" in printed
     assert "the test patients have been used once" in printed
     assert trainings(database) == 6

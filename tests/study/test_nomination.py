@@ -80,5 +80,5 @@ def test_named_resolution_without_complete_trial_is_rejected() -> None:
     assert nomination.skipped == tuple(SkippedResolution(each, "no_complete_trial", None) for each in (32, 64))
     with pytest.raises(UsageError, match="label Mass: 32 px has no complete trial, nothing to confirm there"):
         nominate_label("Mass", pruned, resolutions=RESOLUTIONS, only=(32,))
-    with pytest.raises(UsageError, match="none of its 1 trials is complete"):
+    with pytest.raises(UsageError, match="1 trial, none of them complete"):
         nominate_label("Mass", [trial(32, None)], resolutions=RESOLUTIONS, only=None)

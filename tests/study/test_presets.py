@@ -121,7 +121,7 @@ def test_every_result_has_the_warning_and_the_papers_split_refuses_confirm(
     assert warning in console.file.getvalue()  # type: ignore[attr-defined]
     assert "not finished" not in console.file.getvalue()  # type: ignore[attr-defined]
     console.print(answer_table(replace(answer, trials=30)))
-    unfinished = "The search is not finished (Cardiomegaly has 24 of 30; Nodule has 24 of 30 trials)."
+    unfinished = "The search is not finished (Cardiomegaly has 24 of 30 trials; Nodule has 24 of 30 trials)."
     assert unfinished in console.file.getvalue()  # type: ignore[attr-defined]
     assert list(read_best_resolution(database, "tiny")["warning"]) == [warning, warning]
     cohort = read_demographics(registered)
