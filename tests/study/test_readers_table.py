@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from acuity.storage.database import Database
+from acuity.storage.studies import create_study
 from acuity.study.cli.main import acuity
 from acuity.study.config.schema import BY_FILE
 from acuity.study.registry.names import confirm_study_name, study_name
@@ -69,9 +70,9 @@ def test_a_label_with_a_slash_goes_from_launch_to_export(database: Database, exp
 
 @pytest.mark.parametrize("label", ["Nodule/Mass", "a/confirm", "confirm", "/", "%2F", "100%", "a%2Fb/c", "%25"])
 def test_names_of_studies_are_read_back_by_the_view(database: Database, label: str) -> None:
-    for name in (study_name("nih", label), confirm_study_name("nih", label)):
-        study = database.storage.create_new_study([1], name)
-        database.storage.create_new_trial(study)
+    for name, confirm in ((study_name("nih", label), False), (confirm_study_name("nih", label), True)):
+        study = create_study(database, name, experiment="nih", label=label, confirm=confirm)
+        database.storage.create_new_trial(study._study_id)
     with database.engine.connect() as connection:
         rows = connection.execute(text("select experiment, label, confirm from acuity.all_trials order by 3")).all()
     assert [tuple(row) for row in rows] == [("nih", label, False), ("nih", label, True)]

@@ -133,7 +133,7 @@ def test_confirm_retrains_and_scores_on_gpus_within_their_limits(
     for file in Path(str(settings.folder)).glob("counts-*.json"):
         file.unlink()
     on_gpus = environment | standin_gpu.environment(settings)
-    acuity("confirm", "tiny", "--yes", "--seeds", "3", environment=on_gpus)
+    acuity("confirm", "tiny", "--yes", environment=on_gpus)
     memories = used(settings)
     assert [memory["physical"] for memory in memories] == [0, 0, 1]  # two workers, and the command that scores
     assert all(memory["fraction"] < 1 for memory in memories)
