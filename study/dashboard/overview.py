@@ -24,7 +24,7 @@ from acuity.study.units import counted, format_duration
 _FRESH_S = 5.0
 """Age up to which a page is sent again. Reading the answer of 100,000 trials takes half a second."""
 _REFRESH_S = 20
-_WIDTH, _HEIGHT, _EDGE = 220.0, 72.0, 14.0
+_WIDTH, _HEIGHT, _EDGE = 220.0, 72.0, 18.0
 """Size of the AUC plot in a card and its margin, in px."""
 
 
