@@ -29,7 +29,7 @@ test: install-dev
 	$(BIN)/pytest
 
 slow: install-dev
-	$(BIN)/pytest -m '(slow or browser) and not standin'
+	$(BIN)/pytest -m '(slow or browser) and not standin' --ignore tests/system/test_gpu_benchmark.py
 
 # A process for each file, since the stand-in GPU changes PyTorch's global state.
 standin: install-dev
