@@ -1,6 +1,7 @@
 """Locate an image set's files, in the publisher's folders or in one flat folder."""
 
 import os
+import posixpath
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -55,18 +56,23 @@ def _in_folders(root: Path, names: Sequence[str]) -> Sequence[str]:
 
 def _in_patient_folders(root: Path, names: Sequence[str]) -> Sequence[str]:
     """The path of each name, by the place of its second folder: CheXpert's batches hold the patients' folders."""
-    parts = [name.split("/") for name in names]
-    wanted = {folders[1] for folders in parts if len(folders) > 2}
+    wanted = {_second_folder(name) for name in names}
     found: dict[str, str] = {}
     for subfolder, name, is_folder in _walk(root, _DEPTH, stop=wanted):
         if is_folder and name in wanted:
             _note(root, found, name, subfolder, what="a patient's folder")
+    if not found:
+        return names
     return [
-        "/".join([part for part in (found[folders[1]], *folders[1:]) if part])
-        if len(folders) > 2 and folders[1] in found
-        else name
-        for name, folders in zip(names, parts, strict=True)
+        posixpath.join(found[folder], name.partition("/")[2]) if (folder := _second_folder(name)) in found else name
+        for name in names
     ]
+
+
+def _second_folder(name: str) -> str:
+    """patient00001 of train/patient00001/study1/view1_frontal.jpg. Empty if the name has fewer than two folders."""
+    parts = name.split("/", 2)
+    return parts[1] if len(parts) > 2 else ""
 
 
 def _note(root: Path, found: dict[str, str], name: str, subfolder: str, *, what: str) -> None:

@@ -101,8 +101,7 @@ def _content(
     folder: str = "",
 ) -> IndexContent:
     paths = [path.replace("\\", "/") for path in paths]
-    found = [_RELEASE.match(path) for path in paths]
-    files = [path[match.end() :] if match else path for path, match in zip(paths, found, strict=True)]
+    files = [path[match.end() :] if (match := _RELEASE.match(path)) else path for path in paths]
     patients = [_patient(path) for path in files]
     if not any(patients):
         raise ColumnError(
@@ -121,7 +120,7 @@ def _content(
         sex=sex,
         no_finding=no_finding == 1,
     )
-    release = next((match[1] for match in found if match), folder)
+    release = next((match[1] for path in paths if (match := _RELEASE.match(path))), folder)
     return IndexContent(table, found_labels, targets, rejected, folder=release, headings=headings)
 
 
