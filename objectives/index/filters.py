@@ -8,7 +8,7 @@ import numpy as np
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.image_index import ImageIndex, take_rows
-from acuity.objectives.tables.formats import suggest_name
+from acuity.objectives.tables.names import suggest_name
 
 NoFinding = Literal["keep", "leave_out", "only_negatives"]
 

@@ -17,7 +17,8 @@ from acuity.objectives.errors import InputError
 from acuity.objectives.index.folders import locate_files
 from acuity.objectives.tables.cells import LabelPolicy
 from acuity.objectives.tables.column_mapping import ColumnMapping, FormatName
-from acuity.objectives.tables.formats import read_content, suggest_name
+from acuity.objectives.tables.content import read_content
+from acuity.objectives.tables.names import suggest_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from acuity.objectives.errors import InputError
 from acuity.objectives.index.image_index import read_index
 from acuity.objectives.index.missing_images import check_images_present, find_missing_images
-from acuity.objectives.tables.formats import read_content
+from acuity.objectives.tables.content import read_content
 from support.index_files import read_lines, refusal
 
 HEADER = (
