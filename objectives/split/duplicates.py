@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def find_duplicates(pixels: np.ndarray, *, bad: Collection[int] = ()) -> list[li
     return sorted(group for group in groups if flat[group[0]].min() < flat[group[0]].max())
 
 
-def patients_sharing_pictures(index: ImageIndex, duplicates: list[list[int]]) -> list[set[str]]:
+def patients_sharing_pictures(index: ImageIndex, duplicates: Sequence[Sequence[int]]) -> list[set[str]]:
     """Groups of patients with a common picture, for `read_or_make_split`."""
     patients = index.table["patient"]
     groups = ({str(patients.iat[row]) for row in rows} for rows in duplicates)

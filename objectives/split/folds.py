@@ -62,14 +62,13 @@ def read_or_make_folds(
     count: int,
     keep_together: Sequence[Collection[str]] = (),
     duplicates: Sequence[Sequence[int]] = (),
-    seed: int = 0,
 ) -> Folds:
     """Read the folds from their file. Make the file if it does not exist; append patients that it lacks.
 
     whole, whole_split: the index before filters and its split. split: of the rows of `whole` that pass the filters;
     images that it excludes are in no fold. keep_together: groups of patients that share a picture get one fold.
     duplicates: rows of `split` with the same picture; where they are in several folds, the first fold has the picture.
-    seed: applies to a new file. InputError if the file is damaged, cannot be written, or has a validation patient.
+    InputError if the file is damaged, cannot be written, or has a validation patient.
     """
     path, names = folds_path(split.path, count), tuple(str(number) for number in range(1, count + 1))
     units = units_of_rows(whole, split.unit)
@@ -78,7 +77,7 @@ def read_or_make_folds(
     if folds_file is None or not outside <= folds_file.parts.keys():
         with write_lock(path):
             folds_file = _read(path, names, validation=set(units) - outside)
-            folds_file = folds_file or SplitFile(seed, (1 / count,) * count, parts={}, names=names)
+            folds_file = folds_file or SplitFile(seed=0, fractions=(1 / count,) * count, parts={}, names=names)
             new = assign_new_patients_to_folds(
                 whole, folds_file, patients=outside, keep_together=keep_together, unit=split.unit
             )

@@ -9,7 +9,8 @@ from acuity.objectives.tables.cells import ColumnError, Columns, LabelPolicy, fa
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
-_BY_POLICY = {"positive": 1.0, "negative": 0.0, "leave_out": np.nan}
+TARGETS = {"positive": 1.0, "negative": 0.0, "leave_out": np.nan}
+"""Word of a `LabelPolicy` -> target."""
 
 
 def labels_from_lists(
@@ -41,8 +42,8 @@ def labels_from_columns(
     another value is rejected, and so is a blank column.
     """
     labels, targets, rejected = [], [], {}
-    blank = _BY_POLICY[policy.blank]
-    numbers = {1.0: 1.0, 0.0: 0.0, -1.0: _BY_POLICY[policy.uncertain]}
+    blank = TARGETS[policy.blank]
+    numbers = {1.0: 1.0, 0.0: 0.0, -1.0: TARGETS[policy.uncertain]}
 
     def value(cell: str) -> float:
         lower = cell.lower()

@@ -19,7 +19,13 @@ from acuity.objectives.tables.cells import (
     map_distinct,
 )
 from acuity.objectives.tables.column_mapping import EACH_FILE, ColumnMapping, RowsPerImage
-from acuity.objectives.tables.labels import NO_FINDING, apply_no_finding, labels_from_columns, labels_from_lists
+from acuity.objectives.tables.labels import (
+    NO_FINDING,
+    TARGETS,
+    apply_no_finding,
+    labels_from_columns,
+    labels_from_lists,
+)
 
 _FIELD = re.compile(r"\{([^{}]+?)(?::\.(\d+))?\}")
 _SINGLE_COLUMNS = ("findings", "no_finding", "view", "age", "sex", "site", "split", "reader")
@@ -50,7 +56,7 @@ def read_mapped(columns: Columns, policy: LabelPolicy, mapping: ColumnMapping) -
     files = _cells(columns, mapping.file)
     patients = files if mapping.patient == EACH_FILE else _cells(columns, mapping.patient)
     findings = _listed(columns, mapping) if mapping.findings else _by_column(columns, mapping, policy)
-    targets, no_finding, lines = findings.targets, findings.no_finding, np.asarray(columns.lines)
+    targets = findings.targets
     table = image_table(
         columns,
         file=files,
@@ -60,13 +66,12 @@ def read_mapped(columns: Columns, policy: LabelPolicy, mapping: ColumnMapping) -
         sex=columns.first_of(mapping.sex or ""),
         site=columns.first_of(mapping.site or ""),
         split=columns.first_of(mapping.split or ""),
-        no_finding=no_finding == 1,
+        no_finding=findings.no_finding == 1,
     )
     if mapping.rows_per_image is not None:
         first, targets, no_finding = _combine_rows(columns, table, findings, mapping, policy)
         table = table.iloc[first].reset_index(drop=True)
         table["no_finding"] = no_finding == 1
-        table["line"] = lines[first]
     return IndexContent(
         table,
         findings.labels,
@@ -178,9 +183,8 @@ def _combine_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First row of each image int64 [images], its targets float32 [images, labels] and no_finding float32 [images]."""
     assert mapping.rows_per_image
-    image, distinct = factorize(table["file"].to_numpy(object))
-    first = np.zeros(len(distinct), dtype=np.int64)
-    first[image[::-1]] = np.arange(len(image))[::-1]
+    image, _ = factorize(table["file"].to_numpy(object))
+    _, first = np.unique(image, return_index=True)
     for name in ("patient", "split"):
         cells = table[name].to_numpy(object)
         other = cells != cells[first[image]]
@@ -196,7 +200,7 @@ def _combine_rows(
         values = _combine(values, group, "any", uncertain=np.nan)
         _, rows = np.unique(group, return_index=True)
         image = image[rows]
-    uncertain = {"positive": 1.0, "negative": 0.0, "leave_out": np.nan}[policy.uncertain]
+    uncertain = TARGETS[policy.uncertain]
     targets = _combine(values[:, :-1], image, mapping.rows_per_image, uncertain=uncertain)
     return first, targets, _combine(values[:, -1:], image, mapping.rows_per_image, uncertain=np.nan)[:, 0]
 

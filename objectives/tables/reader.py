@@ -33,7 +33,7 @@ def read_columns(path: Path, select: SelectColumns) -> Columns:
     try:
         if path.is_dir():
             return _folder_columns(path, select)
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe could block for ever
+        if path.exists() and not path.is_file():  # a pipe could block for ever
             raise InputError(f"{path}: is not a regular file; an index is a CSV or Parquet file")
         with path.open("rb") as file:
             start = file.read(4)
@@ -101,11 +101,10 @@ def _json_columns(path: Path, text: io.TextIOWrapper, select: SelectColumns) -> 
             continue
         try:
             record = json.loads(content)
-            assert isinstance(record, dict)
-        except (ValueError, RecursionError, AssertionError):
-            raise InputError(
-                f"{path}: line {line:,} is not a JSON object; JSON Lines have one object in each line"
-            ) from None
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {line:,} is not a JSON object; JSON Lines have one object in each line")
         if not lines:
             header = list(record)
             kept = [name for name in select(header) if name in header]

@@ -57,9 +57,7 @@ def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort
             positive_patients=len(set(patients[positive])),
         )
     tested = [parts[part] for part in (("test",) if design.folds is None else ("training", "test"))]
-    tested_patients, tested_positive = (
-        sum(each.patients for each in tested),
-        sum(each.positive_patients for each in tested),
-    )
-    plan = estimate_power(tested_positive, tested_patients - tested_positive, seeds=design.networks_per_resolution)
-    return LabelCohort(label=label, parts=parts, test_patients=tested_patients, plan=plan)
+    patients_tested = sum(each.patients for each in tested)
+    positive_tested = sum(each.positive_patients for each in tested)
+    plan = estimate_power(positive_tested, patients_tested - positive_tested, seeds=design.networks_per_resolution)
+    return LabelCohort(label=label, parts=parts, test_patients=patients_tested, plan=plan)

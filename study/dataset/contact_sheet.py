@@ -73,7 +73,7 @@ def _of_label(image_set: ImageSet, label: str) -> list[_Group]:
 def _odd(image_set: ImageSet, resolution: int) -> Iterator[list[_Group]]:
     """Two blocks: darkest and brightest, least variation and most padding.
 
-    Images in no part are left out, and so are images without padding in the last group.
+    Bad images are left out, and so are images without padding in the last group.
     """
     rows = np.setdiff1d(np.arange(len(image_set.index.table)), [image.row for image in image_set.cache.bad])
     mean, deviation, padding = _measure(image_set.cache.open(resolution), rows)

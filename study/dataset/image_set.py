@@ -147,7 +147,7 @@ def open_folds(image_set: ImageSet, count: int) -> Folds:
         image_set.split,
         count=count,
         duplicates=image_set.duplicates,
-        together=patients_sharing_pictures(image_set.index, [list(rows) for rows in image_set.duplicates]),
+        together=patients_sharing_pictures(image_set.index, image_set.duplicates),
     )
 
 
