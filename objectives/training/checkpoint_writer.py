@@ -28,7 +28,11 @@ class CheckpointWriter:
     of a write. One checkpoint is in flight at a time; an epoch that ends during a write is not written.
 
     An Interrupted that leaves the block writes the kept state first. The end of the block waits for the thread. Errors
-    of save(data) are raised by `keep` after the next epoch, or at the end of the block. save=None writes nothing.
+    of save(data) are raised by `keep` after the next epoch, by `write_last`, or at the end of the block. save=None
+    writes nothing.
+
+    The thread starts with the first write of an epoch before the last. Its stack and its heap take some 12 MiB of a
+    CPU worker's limit, so a training of one epoch has no thread.
 
     Steps need their memory at the next epoch again. If it leaves no room for a buffer, the buffer of a GPU is on the
     host, and on a CPU every epoch's state is written before the next epoch starts.
@@ -52,7 +56,6 @@ class CheckpointWriter:
         self._buffer_is_free.set()
         self._has_room: bool | None = None
         self._unwritten: Checkpoint | None = None  # its tensors change; their copies are in the buffer
-        self._is_last = False
         self._writing: Future[None] | None = None
         # A new thread's current GPU is the first one, where a copy would create a context.
         start = partial(torch.cuda.set_device, device) if device.type == "cuda" else lambda: None
@@ -85,12 +88,12 @@ class CheckpointWriter:
             self._written_at = now
 
     def write_last(self, checkpoint: Checkpoint) -> None:
-        """Write the state at the end of the training, which no step changes any more."""
+        """Write the state at the end of the training, in the calling thread: no step is left that it would delay."""
         if self._save is None:
             return
         self._finish_write()
-        self._unwritten, self._buffer, self._is_last = None, [], True
-        self._submit(checkpoint)
+        self._unwritten, self._buffer = None, []
+        self._write(checkpoint, self._record_steps())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -114,7 +117,7 @@ class CheckpointWriter:
         error = writing.exception() if writing else None
         if error is None:
             return
-        if self._is_last or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise error
         logger.warning("the checkpoint of an epoch is not written: out of memory")
         self._written_at = float("-inf")
@@ -145,13 +148,14 @@ class CheckpointWriter:
         self._unwritten = None
 
     def _submit(self, checkpoint: Checkpoint) -> None:
-        ready = None
-        if self._copy_stream is not None:
-            ready = torch.cuda.current_stream(self._device).record_event()
-        self._writing = self._thread.submit(self._write, checkpoint, ready)
+        self._writing = self._thread.submit(self._write, checkpoint, self._record_steps())
+
+    def _record_steps(self) -> torch.cuda.Event | None:
+        """An event after the steps so far, for the copy to the host to wait for; None on a CPU."""
+        return None if self._copy_stream is None else torch.cuda.current_stream(self._device).record_event()
 
     def _write(self, checkpoint: Checkpoint, ready: torch.cuda.Event | None) -> None:
-        """Copy to the host, pack and save; runs in the thread."""
+        """Copy to the host, pack and save."""
         assert self._save is not None
         try:
             if self._copy_stream is not None and ready is not None:

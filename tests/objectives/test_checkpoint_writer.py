@@ -53,12 +53,12 @@ class Disk:
     def __init__(self) -> None:
         self.epochs: list[int] = []
         self.error: Exception | None = None
-        self.threads: set[str] = set()
+        self.threads: list[str] = []
         self.answers = threading.Event()
         self.answers.set()
 
     def save(self, data: bytes) -> None:
-        self.threads.add(threading.current_thread().name)
+        self.threads.append(threading.current_thread().name)
         assert self.answers.wait(30)
         if self.error is not None:
             raise self.error
@@ -114,13 +114,27 @@ def test_kill_repeats_at_most_one_epoch_or_the_interval(
         assert len(disk.epochs) <= 2 * epochs * epoch_s / interval_s + 1
 
 
-def test_writes_run_in_the_thread() -> None:
-    disk, network = Disk(), Network()
-    with writer(disk) as writing:
+def test_only_writes_between_epochs_run_in_the_thread() -> None:
+    disk, clock, network = Disk(), Clock(), Network()
+    with writer(disk, clock=clock) as writing:
+        clock.now += 40
         writing.keep(network.after_an_epoch())
+        wait(writing)
         writing.write_last(network.after_an_epoch())
-    assert disk.epochs == [2]
-    assert all(name.startswith("checkpoint") for name in disk.threads)
+    assert disk.epochs == [1, 2]
+    between, last = disk.threads
+    assert between.startswith("checkpoint")
+    assert last == threading.current_thread().name
+
+
+def test_training_of_one_epoch_has_no_thread() -> None:
+    """The stack and the heap of a thread would take 12 MiB of a CPU worker's limit."""
+    disk, network = Disk(), Network()
+    before = threading.active_count()
+    with writer(disk) as writing:
+        writing.write_last(network.after_an_epoch())
+        assert threading.active_count() == before
+    assert disk.epochs == [1]
 
 
 def test_epochs_that_end_during_a_write_wait_for_no_disk_and_one_write_is_in_flight() -> None:
