@@ -126,8 +126,8 @@ FAULTS = (
         "6b",
         "a checkpoint is read to the GPU",
         "objectives/training/checkpoint.py",
-        'Checkpoint(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))',
-        "Checkpoint(**torch.load(io.BytesIO(data), weights_only=True))",
+        'torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)',
+        "torch.load(io.BytesIO(data), weights_only=True)",
         f"{TRAINING}::test_checkpoint_is_not_copied_to_the_gpu_by_torch_load",
     ),
     Fault(
