@@ -26,26 +26,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "speed")]
+
+from result_line import current_commit
+
+from acuity.objectives.device.allocator import expand_gpu_segments
+from acuity.objectives.device.device import limit_memory, open_device
+from acuity.objectives.device.memory import is_out_of_memory, release_failed_step
+from acuity.objectives.training.augmentation import draw_augmentation
+from acuity.objectives.training.batch_probe import probe_batch
+from acuity.objectives.training.interface import Hyperparameters, LabelledImages
+from acuity.objectives.training.learner import Learner, make_learner, train_batches
+from acuity.objectives.training.loader import BatchLoader, open_loaders
+from acuity.objectives.training.train import train
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "speed"), str(ROOT)]
-
-from acuity.objectives.device.allocator import expand_gpu_segments  # noqa: E402
-
-expand_gpu_segments()  # before torch, as a worker does
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from result_line import current_commit  # noqa: E402
-
-from acuity.objectives.device.device import limit_memory, open_device  # noqa: E402
-from acuity.objectives.device.memory import is_out_of_memory, release_failed_step  # noqa: E402
-from acuity.objectives.training.augmentation import draw_augmentation  # noqa: E402
-from acuity.objectives.training.batch_probe import probe_batch  # noqa: E402
-from acuity.objectives.training.interface import Hyperparameters, LabelledImages  # noqa: E402
-from acuity.objectives.training.learner import Learner, make_learner, train_batches  # noqa: E402
-from acuity.objectives.training.loader import BatchLoader, open_loaders  # noqa: E402
-from acuity.objectives.training.train import train  # noqa: E402
-
 GIB, MIB = 2**30, 2**20
 Result = dict[str, Any]
 
@@ -112,6 +111,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"no step is named {', '.join(sorted(unknown))}. There are: {', '.join(steps)}")
     given.out.mkdir(parents=True, exist_ok=True)
+    expand_gpu_segments()  # for the steps' processes, before they import torch, as in a worker
     end = time.monotonic() + 60 * given.minutes
     for name, (_, limit_s) in steps.items():
         limit_s *= _SHORT_PATIENCE if given.short else 1
