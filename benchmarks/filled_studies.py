@@ -1,13 +1,87 @@
-"""Studies with many finished trials, written by SQL."""
+"""An experiment whose studies have many finished trials, written by SQL."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
+
+from acuity.storage.database import Database, open_storage
 
 RESOLUTIONS = (16, 24, 32, 40, 48, 56, 64, 96, 128)
 ARCHITECTURES = ("resnet18", "resnet34")
+EXPERIMENT = """
+name = "bench"
+labels = {labels}
+[data]
+index = "{folder}/Data_Entry.csv"
+images = "{folder}/images"
+cache = "{folder}/cache"
+[search]
+resolutions = {resolutions}
+architectures = {architectures}
+trials = 1000000
+min_complete_per_resolution = 2
+[training]
+epochs = {epochs}
+network_input = 64
+[workers]
+memory_budget_gib = 4
+"""
+
+
+def register_filled(
+    url: URL, folder: Path, *, labels: Sequence[str], size: int, epochs: int, workers: str = ""
+) -> None:
+    """Register the experiment "bench"; each study holds SIZE finished trials; feasible batches are known.
+
+    folder: has Data_Entry.csv and images. workers: further lines of [workers].
+    """
+    from acuity.objectives.device.device import open_device
+    from acuity.study.config.loading import load
+    from acuity.study.dataset.image_set import open_image_set, training_images
+    from acuity.study.registry.names import study_name
+    from acuity.study.registry.register import register
+    from acuity.study.worker.batch_limit import memory_limit
+
+    file = folder / "bench.toml"
+    file.write_text(
+        EXPERIMENT.format(
+            labels=json.dumps(labels),
+            folder=folder,
+            resolutions=list(RESOLUTIONS),
+            architectures=json.dumps(ARCHITECTURES),
+            epochs=epochs,
+        )
+        + workers
+    )
+    experiment = load(file)
+    with open_storage(url_text(url)) as database:
+        image_set = open_image_set(experiment)
+        register(
+            database, experiment, image_set.identity, training_images=training_images(image_set, experiment.labels)
+        )
+        device = open_device("cpu", workers=1, threads=1, memory_budget_gib=experiment.workers.memory_budget_gib)
+        for architecture in ARCHITECTURES:
+            memory_limit(database, device, experiment, architecture=architecture, resolution=RESOLUTIONS[0])
+        for label in labels if size else ():
+            study = optuna.load_study(study_name=study_name("bench", label), storage=database.storage)
+            fill_study(database.engine, study._study_id, size, epochs=epochs)
+        vacuum(database)
+
+
+def vacuum(database: Database) -> None:
+    """Give the planner the sizes of the tables, which it would learn only after a minute."""
+    with database.autocommitted() as connection:
+        connection.execute(text("vacuum analyze"))
+
+
+def url_text(url: URL) -> str:
+    """The URL with its password."""
+    return url.render_as_string(hide_password=False)
 
 
 def fill_study(engine: Engine, study_id: int, size: int, *, epochs: int) -> None:
@@ -73,5 +147,3 @@ def fill_study(engine: Engine, study_id: int, size: int, *, epochs: int) -> None
                 "insert into trial_user_attributes (trial_id, key, value_json) "
                 f"select trial_id, '{key}', {value} {of_study}"
             )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("vacuum analyze"))

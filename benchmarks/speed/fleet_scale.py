@@ -4,7 +4,8 @@ Simulated workers share 14 labels: threads of a few processes that run the real 
 heartbeats and reports. A training is 10 epochs of sleep. The sampler reads what TPE reads and draws at random, in both
 arms: TPE's arithmetic is the client's. Workers begin in the middle of a trial, so that claims are spread as in a long
 search. A window of 40 s is measured. The clock of a small fleet runs faster (`clock`): epochs, heartbeats and grace
-periods are shorter by this factor, so that the window holds enough trials.
+periods are shorter by this factor, so that the window holds enough trials. The kept run has the cells of 16 and 256
+workers alone.
 
 - acuity: `run_trials`; at the end of a cell the budgets are set a few trials above what runs, all workers hurry, and
   each label must end with exactly its budget;
@@ -54,7 +55,7 @@ from acuity.storage.embedded.account import process_user, server_account
 
 sys.path.append(str(Path(__file__).parents[1]))
 from child_process import cpu_with_children
-from filled_studies import ARCHITECTURES, RESOLUTIONS, fill_study
+from filled_studies import ARCHITECTURES, RESOLUTIONS, register_filled, url_text
 from result_line import make_goal, print_result
 
 LABELS = tuple(f"Finding {number}" for number in range(1, 15))
@@ -64,26 +65,6 @@ OPTUNA_HEARTBEAT_S, OPTUNA_GRACE_S = 60, 120  # those of its documentation's exa
 WINDOW_S, PROFILE_WORKERS = 40.0, 16
 MORE_TRIALS = 3  # of each label, above those that run at the end of a window
 POOL = 20
-EXPERIMENT = """
-name = "bench"
-labels = {labels}
-[data]
-index = "{folder}/Data_Entry.csv"
-images = "{folder}/images"
-cache = "{folder}/cache"
-[search]
-resolutions = {resolutions}
-architectures = {architectures}
-trials = 1000000
-min_complete_per_resolution = 2
-[training]
-epochs = {epochs}
-network_input = 64
-[workers]
-memory_budget_gib = 4
-heartbeat_s = {heartbeat_s}
-grace_s = {grace_s}
-"""
 
 _processes = get_context("forkserver")
 
@@ -215,7 +196,7 @@ class _Server:
         self._administer("checkpoint")
         url = self.url.set(database="cell", port=self.pooled_port if cell.pgbouncer else self.port)
         home = Path(tempfile.mkdtemp(dir=self.folder))
-        fleet = _Fleet(cell, _text(url), str(home))
+        fleet = _Fleet(cell, url_text(url), str(home))
         try:
             fleet.start()
             time.sleep(2)
@@ -262,8 +243,9 @@ class _Server:
         name = f"full_{cell.size}_{heartbeat_s}"
         if name not in self._templates:
             self._administer(f"create database {name}")
+            workers = f"heartbeat_s = {heartbeat_s}\ngrace_s = {grace_s}\n"
             url = self.url.set(database=name)
-            _fill(url, self.folder, cell.size, heartbeat_s=heartbeat_s, grace_s=grace_s)
+            register_filled(url, self.folder, labels=LABELS, size=cell.size, epochs=EPOCHS, workers=workers)
             self._templates.add(name)
         return name
 
@@ -607,38 +589,6 @@ def _make_images(folder: Path) -> None:
             writer.writerow(row | {"Finding Labels": "|".join(found) or "No Finding"})
 
 
-def _fill(url: URL, folder: Path, size: int, *, heartbeat_s: int, grace_s: int) -> None:
-    """Register the experiment; each study holds SIZE finished trials; feasible batches are known."""
-    from acuity.objectives.device.device import open_device
-    from acuity.study.config.loading import load
-    from acuity.study.dataset.image_set import open_image_set, training_images
-    from acuity.study.registry.names import study_name
-    from acuity.study.registry.register import register
-    from acuity.study.worker.batch_limit import memory_limit
-
-    file = folder / "bench.toml"
-    file.write_text(
-        EXPERIMENT.format(
-            labels=json.dumps(LABELS), folder=folder, resolutions=list(RESOLUTIONS),
-            architectures=json.dumps(ARCHITECTURES), epochs=EPOCHS, heartbeat_s=heartbeat_s, grace_s=grace_s,
-        )
-    )  # fmt: skip
-    experiment = load(file)
-    with open_storage(_text(url)) as database:
-        image_set = open_image_set(experiment)
-        register(
-            database, experiment, image_set.identity, training_images=training_images(image_set, experiment.labels)
-        )
-        device = open_device("cpu", workers=1, threads=1, memory_budget_gib=experiment.workers.memory_budget_gib)
-        for architecture in ARCHITECTURES:
-            memory_limit(database, device, experiment, architecture=architecture, resolution=RESOLUTIONS[0])
-        for label in LABELS if size else ():
-            study = optuna.load_study(study_name=study_name("bench", label), storage=database.storage)
-            fill_study(database.engine, study._study_id, size, epochs=EPOCHS)
-        with database.autocommitted() as connection:
-            connection.execute(text("vacuum analyze"))
-
-
 def _socket_bytes(port: int) -> tuple[int, int]:
     """Number of connections to a port of this host, and the bytes that have gone over them in both directions."""
     shown = subprocess.run(
@@ -679,10 +629,6 @@ def _wait(check: Callable[[], None], *, timeout_s: float = 60) -> None:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-def _text(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
 
 
 def _print_result(cells: list[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ from acuity.storage.studies import create_study
 
 sys.path.append(str(Path(__file__).parents[1]))
 from child_process import cpu_with_children
-from filled_studies import ARCHITECTURES, RESOLUTIONS, fill_study
+from filled_studies import ARCHITECTURES, RESOLUTIONS, fill_study, register_filled, url_text, vacuum
 from result_line import make_goal, print_result
 
 LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
@@ -45,24 +45,6 @@ SIZES = (100, 1_000, 10_000)
 WORKERS = (1, 4, 16)
 EPOCHS, EPOCH_S = 10, 1.0
 TRIALS = 2  # measured trials per worker
-EXPERIMENT = """
-name = "bench"
-labels = {labels}
-[data]
-index = "{folder}/Data_Entry.csv"
-images = "{folder}/images"
-cache = "{folder}/cache"
-[search]
-resolutions = {resolutions}
-architectures = {architectures}
-trials = 1000000
-min_complete_per_resolution = 2
-[training]
-epochs = {epochs}
-network_input = 64
-[workers]
-memory_budget_gib = 4
-"""
 
 _processes = get_context("forkserver")
 
@@ -76,7 +58,8 @@ def main() -> None:
         folder = Path(name)
         _make_images(folder)
         for size in sizes:
-            _make_template(url, folder, size, labels=LABELS[:1])
+            _administer(url, f"create database full_{size}")
+            register_filled(url.set(database=f"full_{size}"), folder, labels=LABELS[:1], size=size, epochs=EPOCHS)
         cells = []
         print(f"{'trials':>7} {'workers':>8} {'':>8} {'ms a trial':>11} {'client CPU ms':>14} {'server CPU ms':>14}")
         for size in sizes:
@@ -117,57 +100,11 @@ def _make_images(folder: Path) -> None:
     write_phantoms(folder, images=300, size=128)
 
 
-def _text(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
 def _administer(url: URL, statement: str) -> None:
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()
-
-
-def _experiment(folder: Path, labels: tuple[str, ...]) -> Path:
-    file = folder / "bench.toml"
-    file.write_text(
-        EXPERIMENT.format(
-            labels=json.dumps(labels),
-            folder=folder,
-            resolutions=list(RESOLUTIONS),
-            architectures=json.dumps(ARCHITECTURES),
-            epochs=EPOCHS,
-        )
-    )
-    return file
-
-
-def _make_template(url: URL, folder: Path, size: int, *, labels: tuple[str, ...]) -> None:
-    """Create database full_SIZE: each study holds SIZE finished trials; feasible batches are known."""
-    from acuity.objectives.device.device import open_device
-    from acuity.study.config.loading import load
-    from acuity.study.dataset.image_set import open_image_set, training_images
-    from acuity.study.registry.names import study_name
-    from acuity.study.registry.register import register
-    from acuity.study.worker.batch_limit import memory_limit
-
-    experiment = load(_experiment(folder, labels))
-    _administer(url, f"create database full_{size}")
-    full = url.set(database=f"full_{size}")
-    with open_storage(_text(full)) as database:
-        image_set = open_image_set(experiment)
-        register(
-            database,
-            experiment,
-            image_set.identity,
-            training_images=training_images(image_set, experiment.labels),
-        )
-        device = open_device("cpu", workers=1, threads=1, memory_budget_gib=experiment.workers.memory_budget_gib)
-        for architecture in ARCHITECTURES:
-            memory_limit(database, device, experiment, architecture=architecture, resolution=RESOLUTIONS[0])
-        for label in labels:
-            study = optuna.load_study(study_name=study_name("bench", label), storage=database.storage)
-            fill_study(database.engine, study._study_id, size, epochs=EPOCHS)
 
 
 def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> dict[str, Any]:
@@ -176,7 +113,7 @@ def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> d
     _administer(url, f"create database cell template full_{size}")
     # The user is named acuity, so that plain Optuna would look for its tables in the schema acuity.
     _administer(url, "alter database cell set search_path = public")
-    cell = _text(url.set(database="cell"))
+    cell = url_text(url.set(database="cell"))
     home = Path(tempfile.mkdtemp(dir=folder))
     run = _acuity_worker if arm == "acuity" else _optuna_worker
     processes = [
@@ -190,7 +127,7 @@ def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> d
         for process in processes:
             process.join()
             assert process.exitcode == 0, f"see {home}/log"
-    marks = [json.loads(path.read_text()) for path in home.glob("*.json")]
+    marks = [json.loads(path.readurl_text()) for path in home.glob("*.json")]
     assert len(marks) == workers
     overheads = [
         1000 * (after[0] - before[0] - EPOCHS * EPOCH_S) for worker in marks for before, after in pairwise(worker[1:])
@@ -222,7 +159,7 @@ class _Marks:
         self.marks.append([time.time(), time.process_time()])
         if len(self.marks) < TRIALS + 2:
             return True
-        self.path.write_text(json.dumps(self.marks))
+        self.path.writeurl_text(json.dumps(self.marks))
         return False
 
 
@@ -284,7 +221,7 @@ def _optuna_worker(url: str, home: str, number: int, wait_s: float) -> None:
 def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
     """Sample (time, CPU seconds of all Postgres processes since their start) while the block runs."""
     folder = Path(str(url.query["host"]))
-    postmaster = int((folder / "postmaster.pid").read_text().split()[0])
+    postmaster = int((folder / "postmaster.pid").readurl_text().split()[0])
     samples: list[tuple[float, float]] = []
     done = threading.Event()
 
@@ -310,7 +247,7 @@ def _time_answers(url: URL, size: int) -> dict[str, float]:
 
     _administer(url, "drop database if exists cell with (force)")
     _administer(url, f"create database cell template full_{size}")
-    with open_storage(_text(url.set(database="cell"))) as database:
+    with open_storage(url_text(url.set(database="cell"))) as database:
         labels = _widen(database, size)
 
         def status() -> None:
@@ -338,6 +275,7 @@ def _widen(database: Database, size: int) -> list[str]:
     for label in labels[1:]:
         study = create_study(database, f"bench/{label}", experiment="bench", label=label, confirm=False)
         fill_study(database.engine, study._study_id, size, epochs=EPOCHS)
+    vacuum(database)
     return labels
 
 
