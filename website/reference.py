@@ -37,6 +37,7 @@ SECTIONS = {
 ERRORS = {"InputError", "OwnFunctionError", "StorageError", "UsageError"}
 MESSAGES = {
     "study/*.py": "Commands",
+    "study/cli/*.py": "Command line",
     "study/config/*.py": "Experiment file",
     "objectives/tables/*.py": "Table of images",
     "objectives/index/*.py": "Index of images",
