@@ -102,9 +102,12 @@ def capture_training(
         failures.append(error)
     if failures:
         learner.optimiser.zero_grad()  # the gradients lie in the memory of the graph
-        if is_out_of_memory(failures[0]):
-            raise failures[0]
-        logger.warning("training steps are not captured as a CUDA graph: %s", first_line(failures[0]))
+        try:
+            if is_out_of_memory(failures[0]):
+                raise failures[0]
+            logger.warning("training steps are not captured as a CUDA graph: %s", first_line(failures[0]))
+        finally:
+            failures.clear()  # with the tracebacks it is a cycle, which would keep the tensors of the step
         return None
     return CapturedStep(graph, inputs, learner)
 
@@ -182,6 +185,8 @@ def _warm_up(learner: Learner, inputs: _Inputs) -> None:
                 learner.optimiser.zero_grad()
     finally:
         compute_stream.wait_stream(stream)
+        for tensor in _optimiser_state(learner):
+            tensor.record_stream(compute_stream)  # allocated on the other one
         with torch.no_grad():
             if not has_state:
                 for tensor in _optimiser_state(learner):

@@ -117,8 +117,11 @@ class CheckpointWriter:
         error = writing.exception() if writing else None
         if error is None:
             return
-        if not is_out_of_memory(error):
-            raise error
+        try:
+            if not is_out_of_memory(error):
+                raise error
+        finally:
+            del writing, error  # with the traceback they are a cycle, which would keep the training's memory
         logger.warning("the checkpoint of an epoch is not written: out of memory")
         self._written_at = float("-inf")
 

@@ -1,7 +1,10 @@
 """A captured training step gives the weights of an uncaptured one, and what cannot be captured trains without."""
 
+import contextlib
 import dataclasses
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -234,6 +237,38 @@ def test_out_of_memory_in_a_capture_is_out_of_memory_of_the_training(
     monkeypatch.setattr(captured_step, phase, fail)
     with pytest.raises(torch.OutOfMemoryError):
         run(capture_steps=True)
+
+
+@pytest.mark.standin
+@pytest.mark.parametrize(
+    ("call", "failure"), [(2, torch.OutOfMemoryError), (4, torch.OutOfMemoryError), (2, ValueError), (4, ValueError)]
+)
+def test_failed_capture_leaves_no_tensor_of_its_steps(
+    gpu: State, monkeypatch: pytest.MonkeyPatch, call: int, failure: type[Exception]
+) -> None:
+    """The first three losses are those of the warm-up."""
+    batch_loss = captured_step.batch_loss
+    losses: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+
+    def fail(*arguments: Any) -> torch.Tensor:
+        loss = batch_loss(*arguments)
+        losses.append(weakref.ref(loss))
+        if len(losses) == call:
+            raise failure("no")
+        return loss
+
+    monkeypatch.setattr(captured_step, "batch_loss", fail)
+    gc.disable()  # the next step, or the training with half the batch, starts at once
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            run(capture_steps=True, report=lambda *_: bool(left.append(losses[-1]() is not None)))
+        assert len(losses) == call
+        assert losses[-1]() is None
+        assert left == ([] if failure is torch.OutOfMemoryError else [False] * 3), "the epochs after it"
+        gpu.check()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.standin

@@ -1,8 +1,10 @@
 """Checkpoints are written in a thread, as often as promised; the last finished epoch is never lost on a request."""
 
 import contextlib
+import gc
 import io
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -233,6 +235,23 @@ def test_last_write_that_runs_out_of_memory_is_an_error_of_the_training() -> Non
     disk.error = MemoryError("packing")
     with pytest.raises(MemoryError), writer(disk) as writing:
         writing.write_last(network.after_an_epoch())
+
+
+def test_last_write_that_runs_out_of_memory_leaves_no_tensor_of_the_training() -> None:
+    def save(_: memoryview) -> None:
+        raise MemoryError
+
+    def fail() -> weakref.ref[torch.Tensor]:
+        network = Network()
+        with contextlib.suppress(MemoryError), CheckpointWriter(save, device=CPU, interval_s=30) as writing:
+            writing.write_last(network.after_an_epoch())
+        return weakref.ref(network.weight)
+
+    gc.disable()  # the next training starts at once
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 def test_cpu_without_memory_for_a_buffer_writes_every_epoch_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
