@@ -209,19 +209,20 @@ def _make_tables(url: URL) -> None:
             with engine.connect() as connection:
                 if has_schema(connection):
                     return
-            with engine.connect() as connection, connection.begin() as transaction:
-                if not _begin_making_tables(connection, url):
-                    transaction.rollback()
-                    continue
-                _make_optunas_tables(connection, url)
-                create_schema(connection)
-    except ProgrammingError as error:
-        if not isinstance(error.orig, InsufficientPrivilege):
-            raise
-        raise StorageError(
-            f"{masked(url)}: its tables cannot be made ({first_line(error)}). "
-            "Let its owner run a command of acuity first, or grant this user create on it and its schema public"
-        ) from None
+            try:
+                with engine.connect() as connection, connection.begin() as transaction:
+                    if not _begin_making_tables(connection, url):
+                        transaction.rollback()
+                        continue
+                    _make_optunas_tables(connection, url)
+                    create_schema(connection)
+            except ProgrammingError as error:
+                if not isinstance(error.orig, InsufficientPrivilege):
+                    raise
+                raise StorageError(
+                    f"{masked(url)}: its tables cannot be made ({first_line(error)}). "
+                    "Let its owner run a command of acuity first, or grant this user create on it and its schema public"
+                ) from None
     finally:
         engine.dispose()
 

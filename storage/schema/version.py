@@ -20,10 +20,13 @@ _RELATIONS = text(
     "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace "
     "where n.nspname = 'acuity' and c.relkind in ('r', 'p', 'v', 'm', 'f')"
 )
+# information_schema.columns hides the columns of a table that this user may not read.
 _IS_OURS = text(
     """
-    select count(*) = 2 from information_schema.columns where table_schema = 'acuity' and table_name = 'version'
-        and (column_name, data_type) in (('one', 'boolean'), ('version', 'integer'))
+    select count(*) = 2 from pg_attribute a join pg_class c on c.oid = a.attrelid
+        join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = 'acuity' and c.relname = 'version' and a.attnum > 0 and not a.attisdropped
+        and (a.attname, format_type(a.atttypid, null)) in (('one', 'boolean'), ('version', 'integer'))
     """
 )
 _TABLES = """

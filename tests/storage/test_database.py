@@ -280,6 +280,19 @@ def test_user_without_rights_gets_an_error_with_the_next_step(
 
 
 @pytest.mark.usefixtures("database")
+def test_user_that_may_not_read_the_tables_learns_how_it_may(
+    database_url: str, administrator: Callable[[str], None]
+) -> None:
+    administrator("create role guest login password 'guest'")
+    try:
+        url = _with(database_url, username="guest", password="guest")
+        with pytest.raises(StorageError, match=r"may not read Acuity's tables.*grant-reader"), open_storage(url):
+            pass
+    finally:
+        administrator("drop role guest")
+
+
+@pytest.mark.usefixtures("database")
 def test_read_only_storage_is_named_in_the_error(database_url: str, administrator: Callable[[str], None]) -> None:
     administrator(f"alter database {make_url(database_url).database} set default_transaction_read_only = on")
     message = r"read-only transaction: a standby, or a user with.*Name the primary"
