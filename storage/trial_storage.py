@@ -26,7 +26,7 @@ from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row, TextClause, text
 
-from acuity.storage.connection import execute_alone
+from acuity.storage.connection import autocommitted, execute_alone
 
 _FINISHED = frozenset(state for state in TrialState if state.is_finished())
 _NOW = "clock_timestamp() at time zone 'utc'"
@@ -125,7 +125,10 @@ _WRITE_STATE = text(
 
 
 class TrialStorage(_CachedStorage):
-    """Optuna's cached storage for one worker. Its calls are of one thread, except `record_heartbeat`."""
+    """Optuna's cached storage. The blocks and the heartbeats are of one trial at a time; other calls are of any thread.
+
+    It uses private parts of Optuna's class and writes Optuna's tables, hence pyproject.toml allows one minor version.
+    """
 
     def __init__(self, backend: RDBStorage) -> None:
         super().__init__(backend)
@@ -202,14 +205,16 @@ class TrialStorage(_CachedStorage):
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Change the state; False where a trial that is to run does not wait."""
         stored = [_stored(float(value)) for value in values or ()]
-        row = self._write(
-            _WRITE_STATE,
-            trial_id,
-            state=state.name,
-            finished=state.is_finished(),
-            values=[value for value, _ in stored],
-            types=[kind for _, kind in stored],
-        )
+        parameters = {
+            "trial_id": trial_id,
+            "state": state.name,
+            "finished": state.is_finished(),
+            "values": [value for value, _ in stored],
+            "types": [kind for _, kind in stored],
+        }
+        # Not repeated: where the change took effect before the connection was lost, it would count as another worker's.
+        with autocommitted(self._engine) as connection:
+            row = _updatable(connection.execute(_WRITE_STATE, parameters).all(), trial_id)
         return not (state is TrialState.RUNNING and row.state != "WAITING")
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -301,13 +306,17 @@ class TrialStorage(_CachedStorage):
 
         KeyError where there is no such trial, UpdateFinishedTrialError where it had ended.
         """
-        rows = execute_alone(self._engine, statement, {"trial_id": trial_id} | values)
-        if not rows:
-            raise KeyError(f"no trial with id {trial_id}")
-        [row] = rows
-        if TrialState[row.state].is_finished():
-            raise UpdateFinishedTrialError(f"Trial#{row.number} has already finished and can not be updated.")
-        return row
+        return _updatable(execute_alone(self._engine, statement, {"trial_id": trial_id} | values), trial_id)
+
+
+def _updatable(rows: Sequence[Row[Any]], trial_id: int) -> Row[Any]:
+    """The only row; errors as in `TrialStorage._write`."""
+    if not rows:
+        raise KeyError(f"no trial with id {trial_id}")
+    [row] = rows
+    if TrialState[row.state].is_finished():
+        raise UpdateFinishedTrialError(f"Trial#{row.number} has already finished and can not be updated.")
+    return row
 
 
 def _id_array(ids: Iterable[int]) -> str:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+import psycopg2
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from acuity.storage.database import Database, open_storage
 from acuity.storage.trials import record_heartbeat
@@ -270,6 +272,26 @@ def test_trial_that_keeps_killing_its_workers_fails_and_is_replaced(database: Da
     assert (progress.failed, progress.running, progress.waiting) == (1, 0, 4), (
         "its resolution has another initial trial"
     )
+
+
+def test_trial_is_not_lost_where_the_answer_to_its_last_statement_is(database: Database) -> None:
+    """The server ends the trial, and the connection is lost before the worker knows it."""
+    registered = register(database)
+    taken = claim(database, registered)
+    assert taken is not None
+
+    def lose(*parts: Any) -> None:
+        if "update public.trials" in parts[2]:
+            event.remove(database.engine, "after_cursor_execute", lose)
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    event.listen(database.engine, "after_cursor_execute", lose)
+    with pytest.raises(OperationalError):
+        release_trial(database, taken, reason="its worker had to stop")
+    attempts = [
+        trial for trial in taken.study.get_trials() if taken.number in (trial.number, trial.user_attrs.get("origin"))
+    ]
+    assert [trial.state for trial in attempts] == [TrialState.FAIL, TrialState.WAITING]
 
 
 def test_released_trial_is_claimed_next_and_counts_no_retry(database: Database) -> None:
