@@ -119,7 +119,7 @@ def run_trials(context: WorkerContext) -> bool:
         else:
             # Other workers run the last trials. This worker waits, in case one of them dies.
             idle_since = min(idle_since, time.monotonic())
-            pause_s = min(max(_IDLE_S, (time.monotonic() - idle_since) / 4), _LONGEST_IDLE_S)
+            pause_s = idle_pause_s(time.monotonic() - idle_since, grace_s=context.experiment.workers.grace_s)
             context.stop.wait(pause_s * random.uniform(0.5, 1.5))
     if not context.stop.is_set():
         notes.write_all(context)
@@ -128,6 +128,14 @@ def run_trials(context: WorkerContext) -> bool:
             "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
         )
     return False
+
+
+def idle_pause_s(idle_s: float, *, grace_s: float) -> float:
+    """Mean pause of a worker that has had no trial for idle_s.
+
+    Half a grace period without a call breaks the contact with the database, without which no trial is requeued.
+    """
+    return min(max(_IDLE_S, idle_s / 4), _LONGEST_IDLE_S, grace_s / 4)
 
 
 class _Notes:

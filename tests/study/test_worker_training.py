@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from acuity.study.registry import claims
 from acuity.study.registry.claims import claim_trial
 from acuity.study.registry.recovery import release_trial
 from acuity.study.registry.register import register
-from acuity.study.worker import attempt, batch_limit, loop
+from acuity.study.worker import attempt, batch_limit, heartbeat, loop
 from acuity.study.worker import training as claimed_training
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.context import WorkerContext
@@ -215,3 +216,17 @@ def test_fixed_batch_that_does_not_fit_is_infeasible_not_halved(
     run_one(context)
     ended = table(database, "state, batch_size, reason", "acuity.all_trials where state <> 'WAITING'")
     assert ended == [("PRUNED", 16, "out of memory with the batch of 16 on CPU")]
+
+
+@pytest.mark.parametrize("grace_s", [2, 20, 180])
+def test_worker_that_has_been_idle_for_long_still_requeues_trials(
+    grace_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It requeues none before it has reached the database for a grace period without a break."""
+    clock = [0.0]
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    contact = heartbeat.DatabaseContact(longest_gap_s=grace_s / 2)
+    while clock[0] < 1000:
+        clock[0] += 1.5 * loop.idle_pause_s(clock[0], grace_s=grace_s)
+        contact.seen()
+    assert contact.unbroken_s() > 900
