@@ -1,5 +1,6 @@
 """The sources of the user's functions in an experiment, in SHA-256 sums: every worker needs the same."""
 
+from acuity.objectives.training.own_function import source_sha256
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered
@@ -11,12 +12,7 @@ def read_sources(experiment: Experiment) -> dict[str, str]:
 
     InputError where a module is not here.
     """
-    names = own_functions(experiment)
-    if not names:
-        return {}
-    from acuity.objectives.training.own_function import source_sha256
-
-    return {name: source_sha256(name) for name in names}
+    return {name: source_sha256(name) for name in own_functions(experiment)}
 
 
 def check_same_sources(registered: Registered) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
+from acuity.objectives.training.own_function import is_own_function
 from acuity.study.config.schema import Experiment
 
 
@@ -42,7 +43,7 @@ def own_functions(experiment: Experiment) -> list[str]:
     """Names "module:function" of the user's functions in the experiment."""
     training = experiment.training
     named = [*experiment.search.architectures, training.augmentation, training.loss]
-    return sorted({name for name in named if name is not None and ":" in name})
+    return sorted({name for name in named if name is not None and is_own_function(name)})
 
 
 def check_networks_once(experiment: Experiment) -> None:
