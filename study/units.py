@@ -14,6 +14,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def format_age(seconds: float) -> str:
+    """The time since an event: 45 s ago. The clocks of two hosts may differ, so that it is negative: 0 s ago."""
+    return f"{format_duration(max(0.0, seconds))} ago"
+
+
 def format_bytes(count: float) -> str:
     """Bytes in their natural unit: 12 MiB, 3.5 GiB."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

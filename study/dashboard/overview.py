@@ -1,5 +1,6 @@
 """The overview page: every experiment of the storage, and a card for each label of one of them."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from urllib.parse import parse_qs
 import jinja2
 import pandas as pd
 
+from acuity.storage.connection import OUTAGES, first_line, is_outage
 from acuity.storage.database import Database
 from acuity.storage.errors import StorageError
 from acuity.study.dashboard.middleware import Wsgi
@@ -19,8 +21,9 @@ from acuity.study.results.answer import LabelAnswer, read_answer
 from acuity.study.results.forecast import read_trial_seconds, time_left
 from acuity.study.results.status import ExperimentStatus, read_status
 from acuity.study.results.tables import read_experiments
-from acuity.study.units import counted, format_duration
+from acuity.study.units import counted, format_age
 
+logger = logging.getLogger(__name__)
 _FRESH_S = 5.0
 """Age up to which a page is sent again. Reading the answer of 100,000 trials takes half a second."""
 _REFRESH_S = 20
@@ -97,6 +100,12 @@ class _Pages:
             if name not in self._kept:
                 try:
                     page = render_overview(self._database, name)
+                except OUTAGES as error:
+                    if not is_outage(error):
+                        raise
+                    logger.warning("the database is away (%s)", first_line(error))
+                    away = f"The database is away. This page tries again every {_REFRESH_S} s."
+                    return "503 Service Unavailable", _render(experiments=[], selected=None, message=away)
                 except StorageError as error:
                     return "404 Not Found", _render(experiments=[], selected=None, message=str(error))
                 self._kept[name] = (time.monotonic(), page)
@@ -106,10 +115,10 @@ class _Pages:
 def render_overview(database: Database, name: str | None) -> str:
     """The page as HTML. StorageError where no such experiment exists."""
     experiments = read_experiments(database)
-    rows = experiments.to_dict("records")
+    rows, now = experiments.to_dict("records"), pd.Timestamp.now("UTC")
     for row in rows:
         last = row["last_sign"]
-        row["last_sign"] = "" if pd.isna(last) else f"{format_duration(_age_s(last))} ago"
+        row["last_sign"] = "" if pd.isna(last) else format_age((now - last).total_seconds())
     if name is None and rows:
         name = experiments.sort_values("last_sign", na_position="first")["experiment"].iloc[-1]
     selected = None if name is None else _experiment(database, name)
@@ -120,6 +129,7 @@ def _experiment(database: Database, name: str) -> dict[str, Any]:
     experiment = read_registered(database, name).experiment
     status, answer = read_status(database, experiment), read_answer(database, name)
     progress = {entry.label: entry for entry in status.progress}
+    retraining = {entry.label: entry.running for entry in status.confirmation}
     cards = []
     for entry in answer.labels:
         counts = progress.get(entry.label)
@@ -135,7 +145,7 @@ def _experiment(database: Database, name: str) -> dict[str, Any]:
                 finished=0 if counts is None else counts.finished,
                 trials=answer.trials,
                 pruned=0 if counts is None else counts.pruned,
-                running=sum(trial.label.removesuffix(" (confirm)") == entry.label for trial in status.running),
+                running=(0 if counts is None else counts.running) + retraining.get(entry.label, 0),
                 failed=0 if counts is None else counts.failed,
             )
         )
@@ -151,7 +161,7 @@ def _experiment(database: Database, name: str) -> dict[str, Any]:
 def _activity(database: Database, status: ExperimentStatus) -> str:
     """The running trials and the time left, in words."""
     running = len(status.running)
-    words = "no trial runs now" if not running else f"{counted(running, 'running trial')}"
+    words = "no trial runs now" if not running else counted(running, "running trial")
     if not status.remaining:
         return "all trials are done" if not running else words
     if not running:
@@ -199,10 +209,6 @@ def _points(entry: LabelAnswer) -> list[Point]:
 def _y(auc: float) -> float:
     """Height of an AUC in the plot, which shows 0.4 to 1."""
     return _EDGE / 2 + (_HEIGHT - _EDGE) * (1.0 - min(1.0, max(0.4, auc))) / 0.6
-
-
-def _age_s(moment: pd.Timestamp) -> float:
-    return max(0.0, (pd.Timestamp.now("UTC") - moment).total_seconds())
 
 
 def _render(**values: Any) -> str:

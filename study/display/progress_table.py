@@ -10,7 +10,7 @@ from rich.text import Text
 
 from acuity.study.display.plain_table import plain_table
 from acuity.study.results.status import ConfirmationProgress, ExperimentStatus, RunningTrial
-from acuity.study.units import format_duration
+from acuity.study.units import format_age
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,7 +54,7 @@ def experiments_table(experiments: "DataFrame") -> Table:
     now = pd.Timestamp.now("UTC")
     for row in experiments.to_dict("records"):
         last = row["last_sign"]
-        age = "" if pd.isna(last) else f"{format_duration(max(0.0, (now - last).total_seconds()))} ago"
+        age = "" if pd.isna(last) else format_age((now - last).total_seconds())
         table.add_row(
             Text(row["experiment"]),
             str(row["labels"]),
@@ -108,7 +108,7 @@ def _running_table(
             _number(trial.auc, ".3f"),
             *speed,
             trial.device or "",
-            "" if trial.heartbeat_age_s is None else f"{format_duration(max(0.0, trial.heartbeat_age_s))} ago",
+            "" if trial.heartbeat_age_s is None else format_age(trial.heartbeat_age_s),
         )
     if len(running) > _MAX_ROWS:
         table.add_row(f"and {len(running) - _MAX_ROWS} more")

@@ -12,6 +12,7 @@ from acuity.storage.database import Database, open_storage
 from acuity.study.dashboard.overview import render_overview, with_overview
 from acuity.study.results.answer import read_answer
 from support.dashboards import running_dashboard
+from support.postgres import query
 
 DESKTOP, PHONE = 1200, 390
 
@@ -46,6 +47,23 @@ def test_the_overview_is_the_first_page_and_the_app_serves_the_others(confirmed:
     assert status == "404 Not Found"
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
+
+
+def test_the_page_renews_itself_through_an_outage(database: Database, database_url: str, confirmed: Confirmed) -> None:
+    served, answered = with_overview(lambda *_: [], database), []
+
+    def ask() -> str:
+        environ = {"PATH_INFO": "/", "REQUEST_METHOD": "GET"}
+        return b"".join(served(environ, lambda status, _: answered.append(status))).decode()
+
+    name = database_url.rsplit("/", 1)[1].partition("?")[0]
+    query(confirmed.url, f"drop database {name} with (force)")
+    page = ask()
+    query(confirmed.url, f"create database {name}")
+    assert answered == ["503 Service Unavailable"]
+    assert "The database is away." in page
+    assert 'http-equiv="refresh"' in page
+    assert "127.0.0.1" not in page
 
 
 def test_an_empty_storage_says_how_to_begin(database: Database) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from acuity.study.units import escape_markdown, format_bytes, format_duration, format_times
+from acuity.study.units import escape_markdown, format_age, format_bytes, format_duration, format_times
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (89.4, "89 s"), (90, "2 min"), (5400, "1.5 h")])
@@ -22,3 +22,7 @@ def test_a_count_of_repetitions_is_in_words(count: int, shown: str) -> None:
 
 def test_markdown_shows_a_name_literally() -> None:
     assert escape_markdown("a|b*[c](d)<e>") == r"a\|b\*\[c\](d)&lt;e>"
+
+
+def test_an_event_on_a_host_whose_clock_is_ahead_is_now() -> None:
+    assert (format_age(60), format_age(-3)) == ("60 s ago", "0 s ago")
