@@ -45,7 +45,8 @@ def shared_gpus(placements: list[Placement]) -> Iterator[list[Placement]]:
         return
     sharing = max(place.sharing for place in placements)
     with tempfile.TemporaryDirectory(prefix="acuity-mps-") as folder:  # in /tmp: a socket's path must be short
-        uuids = _find_uuids(sorted(names)) if _is_startable(sharing) else {}
+        has_mps = os.environ.get(_PIPES) or shutil.which(_CONTROL)
+        uuids = _find_uuids(sorted(names)) if has_mps else {}
         with _daemon(Path(folder), uuids.values(), sharing=sharing) as environment:
             if environment is None:
                 yield placements
@@ -113,14 +114,6 @@ def _join(folder: Path, sharing: int) -> dict[str, str]:
     return {}
 
 
-def _is_startable(sharing: int) -> bool:
-    """Whether MPS is here, or a daemon of the site serves this process; a warning if not."""
-    if os.environ.get(_PIPES) or shutil.which(_CONTROL):
-        return True
-    logger.warning("%s is not on the PATH; %s", _CONTROL, _slices(sharing))
-    return False
-
-
 def _slices(sharing: int) -> str:
     return (
         f"{sharing} workers on a GPU run in time slices: one computes at a time, so together they gain only the time "
@@ -130,14 +123,16 @@ def _slices(sharing: int) -> str:
 
 @contextmanager
 def _daemon(folder: Path, gpus: Iterable[str], *, sharing: int) -> Iterator[dict[str, str] | None]:
-    """A daemon for these GPUs with its pipes in the folder; yields the variables of its clients, None without MPS.
+    """A daemon for these GPUs with its pipes in the folder; yields the variables of its clients.
 
-    A daemon that the user has started is used and left alone.
+    Yields None, with a warning in the log, where MPS is missing or does not start. A daemon that the user has started
+    is used and left alone.
     """
     if os.environ.get(_PIPES):
         yield _client_environment(Path(os.environ[_PIPES]), sharing=sharing)
         return
     if shutil.which(_CONTROL) is None:
+        logger.warning("%s is not on the PATH; %s", _CONTROL, _slices(sharing))
         yield None
         return
     environment = os.environ | {_PIPES: str(folder), _LOGS: str(folder), _VISIBLE: ",".join(gpus)}

@@ -72,8 +72,12 @@ def test_without_mps_one_line_says_what_time_slices_bring(
     monkeypatch.setenv("PATH", "/nowhere")
     with shared_gpus(placements(2)) as unchanged:
         assert unchanged == placements(2)
-    (line,) = caplog.messages
-    assert line.startswith("nvidia-cuda-mps-control is not on the PATH; 2 workers on a GPU run in time slices")
+    with shared_gpu_of_job(2) as variables:
+        assert variables == {}
+    lines = caplog.messages
+    assert len(lines) == 2, "one of a launch, one of a Slurm job"
+    for line in lines:
+        assert line.startswith("nvidia-cuda-mps-control is not on the PATH; 2 workers on a GPU run in time slices")
 
 
 def test_daemon_that_does_not_start_leaves_time_slices(
