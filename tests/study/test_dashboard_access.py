@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,11 +20,10 @@ from playwright.sync_api import Browser, expect
 from playwright.sync_api import Error as BrowserError
 
 from acuity.storage.database import Database
-from acuity.study.dashboard.listener import LimitedServer
 from acuity.study.dashboard.middleware import guard
 from acuity.study.dashboard.server import serve_dashboard
 from acuity.study.errors import UsageError
-from support.dashboards import running_dashboard
+from support.dashboards import running_dashboard, served
 
 Serve = Callable[..., AbstractContextManager[str]]
 PASSWORD = "zwölf: Röntgen/Bilder"
@@ -60,24 +58,8 @@ def serve(database: Database) -> Serve:
     def serve(*, password: str | None = None, writable: bool = False, artifacts: Path | None = None) -> Iterator[str]:
         store = FileSystemArtifactStore(artifacts) if artifacts else None
         app = guard(wsgi(database.storage, artifact_store=store), writable=writable, password=password)
-        server = LimitedServer(app, host="127.0.0.1", port=0, writable=writable)
-        stopped = threading.Event()
-
-        def run() -> None:
-            # The thread that polls also closes the sockets, so it never writes to a closed socket.
-            while not stopped.is_set():
-                server.serve_once(0.05)
-            server.task_dispatcher.shutdown()
-            server.asyncore.close_all(server._map)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.effective_port}"
-        finally:
-            stopped.set()
-            thread.join(timeout=10)
-            assert not thread.is_alive()
+        with served(app, writable=writable) as port:
+            yield f"http://127.0.0.1:{port}"
 
     return serve
 

@@ -4,18 +4,17 @@ import contextlib
 import gzip
 import json
 import socket
-import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
 from acuity.study.dashboard import listener
-from acuity.study.dashboard.listener import LimitedServer
-from acuity.study.dashboard.middleware import Wsgi, compressed, read_again
+from acuity.study.dashboard.middleware import compressed, read_again
+from support.dashboards import served
 from support.waiting import wait_until
 
 
@@ -25,27 +24,6 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     assert len(body) < 2**20
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(len(body)).encode()]
-
-
-@contextmanager
-def served(app: Wsgi, *, writable: bool = False) -> Iterator[int]:
-    """Run the server; yields its port."""
-    server = LimitedServer(app, host="127.0.0.1", port=0, writable=writable)
-    stopped = threading.Event()
-
-    def run() -> None:
-        while not stopped.is_set():
-            server.serve_once(0.05)
-        server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield int(server.effective_port)
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def connect(port: int) -> socket.socket:

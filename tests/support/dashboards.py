@@ -1,9 +1,12 @@
-"""A running dashboard."""
+"""A running dashboard, as a command or in this process."""
 
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from acuity.study.dashboard.listener import LimitedServer
+from acuity.study.dashboard.middleware import Wsgi
 from support.commands import ACUITY
 
 
@@ -19,3 +22,26 @@ def running_dashboard(*arguments: str, environment: Mapping[str, str]) -> Iterat
         server.terminate()
         server.wait(timeout=10)
         server.stderr.close()
+
+
+@contextmanager
+def served(app: Wsgi, *, writable: bool = False) -> Iterator[int]:
+    """Serve a WSGI application with the dashboard's web server; yields its port."""
+    server = LimitedServer(app, host="127.0.0.1", port=0, writable=writable)
+    stopped = threading.Event()
+
+    def run() -> None:
+        # The thread that polls also closes the sockets, so it never writes to a closed socket.
+        while not stopped.is_set():
+            server.serve_once(0.05)
+        server.task_dispatcher.shutdown()
+        server.asyncore.close_all(server._map)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield int(server.effective_port)
+    finally:
+        stopped.set()
+        thread.join(timeout=10)
+        assert not thread.is_alive()
