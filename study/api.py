@@ -306,7 +306,7 @@ class OpenExperiment:
         index: its table of images. images: the folder of its files, by default `images` beside the index.
 
         Returns one row per label and resolution. Columns: label; resolution (px); auc, auc_low and auc_high (95 %
-        interval, mean over seeds); accuracy (at the frozen threshold) and average_precision (means over seeds);
+        interval, mean over networks); accuracy (at the frozen threshold) and average_precision (means over networks);
         patients and positive_patients; verdict and sentence of the label. UsageError before a confirmation, for an
         index without the labels, and for one that shares images or patients with the experiment's index.
         """

@@ -35,6 +35,7 @@ from acuity.objectives.statistics.noninferiority import NoninferiorityVerdict, f
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol
 from acuity.study.confirmation.verdict_text import verdict_sentence
 from acuity.study.dataset.design import Design
+from acuity.study.units import finite
 
 SUBGROUPS = ("view", "sex", "age_band")
 _PAPER_RESOLUTIONS = (64, 320)
@@ -136,7 +137,7 @@ def conclude_label(
         "positive_patients": estimates.positive_patients,
         "negative_patients": estimates.negative_patients,
     }
-    converted: dict[str, Any] = _to_json_types(result)
+    converted: dict[str, Any] = finite(result)
     return converted
 
 
@@ -293,14 +294,3 @@ def _bootstrap_check(estimates: ResolutionEstimates, reference: int, evaluated: 
         "patient_se_bootstrap": float(np.mean(drawn, axis=0).std(ddof=1)),
         "repetitions": _BOOTSTRAP_REPETITIONS,
     }
-
-
-def _to_json_types(value: Any) -> Any:
-    """Convert to JSON types: NaN and infinity to None, tuples to lists."""
-    if isinstance(value, dict):
-        return {key: _to_json_types(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json_types(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

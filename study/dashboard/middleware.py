@@ -1,4 +1,4 @@
-"""WSGI middleware that protects the dashboard: password, permitted requests and security headers."""
+"""WSGI middleware of the dashboard: password, permitted requests, security headers, repeated reading, compression."""
 
 import base64
 import binascii
@@ -42,7 +42,7 @@ def read_again(app: Wsgi) -> Wsgi:
         started: list[tuple[Any, ...]] = []
         body = app(environ, lambda *arguments: started.append(arguments))
         if started and str(started[0][0]).startswith("500"):
-            _close(body)
+            close(body)
             return app(environ, start_response)
         start_response(*started[0])
         return body
@@ -67,7 +67,7 @@ def compressed(app: Wsgi) -> Wsgi:
         try:
             packed = gzip.compress(b"".join(body), compresslevel=_GZIP_LEVEL, mtime=0)
         finally:
-            _close(body)
+            close(body)
         kept = [(name, value) for name, value in headers if name.title() not in ("Content-Length", "Etag")]
         added = [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"), ("Content-Length", str(len(packed)))]
         start_response(status, kept + added, *exception)
@@ -76,10 +76,10 @@ def compressed(app: Wsgi) -> Wsgi:
     return answered
 
 
-def _close(body: Iterable[bytes]) -> None:
-    close = getattr(body, "close", None)
-    if close is not None:
-        close()
+def close(body: Iterable[bytes]) -> None:
+    """End an answer that is not passed on, as WSGI demands."""
+    if hasattr(body, "close"):
+        body.close()
 
 
 def ask_password(app: Wsgi, password: str) -> Wsgi:

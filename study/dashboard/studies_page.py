@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from acuity.study.dashboard.middleware import Wsgi
+from acuity.study.dashboard.middleware import Wsgi, close
 
 _LINK = (
     '<a href="/" style="position:fixed;right:14px;bottom:12px;z-index:2000;padding:5px 12px;border-radius:14px;'
@@ -38,8 +38,7 @@ def adapt_studies_page(app: Wsgi, *, writable: bool) -> Wsgi:
         if not begun:
             return body
         page = b"".join(body)
-        if hasattr(body, "close"):
-            body.close()
+        close(body)
         page = page.replace(b"</head>", head + b"</head>", 1).replace(b"</body>", _LINK.encode() + b"</body>", 1)
         status, headers = begun[0]
         others = [(name, value) for name, value in headers if name.title() != "Content-Length"]

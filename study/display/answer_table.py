@@ -9,7 +9,7 @@ from rich.text import Text
 
 from acuity.study.display.plain_table import plain_table
 from acuity.study.results.answer import Answer, LabelAnswer, ResolutionAnswer
-from acuity.study.units import counted, format_duration, format_times, signed
+from acuity.study.units import counted, escape_markdown, format_duration, format_times, signed
 
 
 def answer_table(answer: Answer) -> Group:
@@ -25,7 +25,7 @@ def answer_table(answer: Answer) -> Group:
 
 def auc_table(answer: Answer) -> Group:
     """The AUC at each resolution and the number of trials behind it, one row per label and resolution."""
-    table = plain_table("label", "px", "AUC (95 %)", "trials\n(pruned)", "seeds")
+    table = plain_table("label", "px", "AUC (95 %)", "trials\n(pruned)", "networks")
     for entry in answer.labels:
         for at in entry.by_resolution:
             trials = f"{at.complete + at.pruned} ({at.pruned})"
@@ -111,7 +111,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 def _cell(value: Any) -> str:
     if value is None or value is pd.NA or value != value:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4g}" if isinstance(value, float) else escape_markdown(value)
 
 
 def _resolution_heading(answer: Answer) -> str:

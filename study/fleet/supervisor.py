@@ -89,9 +89,8 @@ def run_fleet(
 
     Workers that share a GPU do so through NVIDIA MPS where it is installed. During an outage of the database it waits,
     as the workers do. On Ctrl-C or SIGTERM it says so at once and ends the workers first, and each releases its trial.
-    A second signal kills the workers. say: shows one message to the user. UsageError where
-    every worker has ended with an error or crashes repeatedly. OutageError where an outage is longer than the
-    experiment's patience.
+    A second signal kills the workers. say: shows one message to the user. UsageError where every worker has ended with
+    an error or crashes repeatedly. OutageError where an outage is longer than the experiment's patience.
     """
     name = registered.experiment.name
     with (
