@@ -115,15 +115,11 @@ class Experiment:
         from acuity.study.launch import launch
         from acuity.study.results.answer import read_best_resolution
 
+        fleet = FleetOptions(workers, workers_per_gpu, device, cluster)
         if cluster is not None:
             _check_cluster(cluster, workers, storage)
         with open_storage(storage) as database:
-            launch(
-                database,
-                self._definition,
-                FleetOptions(workers, workers_per_gpu, device, cluster),
-                console=messages_console(),
-            )
+            launch(database, self._definition, fleet, console=messages_console())
             return read_best_resolution(database, self.name)
 
 
@@ -268,10 +264,12 @@ class OpenExperiment:
 
         if seeds is not None and seeds < 3:
             raise UsageError(f"seeds is {seeds}, must be at least 3: their spread is part of every interval")
+        if workers == 0:
+            raise UsageError("workers is 0, must be at least 1: a confirmation has no other workers")
+        fleet = FleetOptions(workers, device=device, cluster=cluster)
         with self._registered() as (database, registered):
             if cluster is not None:
                 _check_cluster(cluster, workers, database.named_url)
-            fleet = FleetOptions(workers, device=device, cluster=cluster)
             confirm(database, registered, fleet, seeds=seeds, console=messages_console(), ask=ask)
         return self.best()
 

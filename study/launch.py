@@ -7,7 +7,8 @@ from rich.console import Console
 
 from acuity.storage.database import Database
 from acuity.storage.url import storage_words
-from acuity.study.config.schema import Experiment, caveats, with_found_format
+from acuity.study.config.caveats import caveats, with_found_format
+from acuity.study.config.schema import Experiment
 from acuity.study.dataset.image_set import ImageSet, training_images
 from acuity.study.display.console import decoding_bar
 from acuity.study.display.live import live_progress

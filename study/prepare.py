@@ -14,8 +14,9 @@ from acuity.objectives.images.faults import BadImage
 from acuity.objectives.split.duplicates import DuplicateCounts
 from acuity.storage.embedded.folder import default_folder
 from acuity.storage.errors import StorageError
+from acuity.study.config.caveats import caveats, with_found_format
 from acuity.study.config.rules import check_fixed_batch
-from acuity.study.config.schema import Experiment, caveats, with_found_format
+from acuity.study.config.schema import Experiment
 from acuity.study.dataset.cohort import LabelCohort, count_cohort
 from acuity.study.dataset.contact_sheet import check_sheet_name, write_contact_sheet
 from acuity.study.dataset.design import Design, choose_design

@@ -1,15 +1,15 @@
-"""The experiment file: every key, its type, its default and its rules. Also the warnings for a weak split."""
+"""The experiment file: every key, its type, its default and its rules."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from acuity.objectives.tables.column_mapping import EACH_FILE, WITHOUT_PATIENTS, ColumnMapping, FormatName
+from acuity.objectives.tables.column_mapping import ColumnMapping, FormatName
 from acuity.study.config.faults import Faults
 from acuity.study.config.value_types import (
     Age,
@@ -30,21 +30,6 @@ from acuity.study.config.value_types import (
     Seconds,
     Seed,
     WandbProject,
-)
-
-BY_IMAGE = (
-    'The split is by image, not by patient (split_by = "image"). Images of one patient are in several parts, so every '
-    "AUC is optimistic and none holds for new patients."
-)
-
-NO_TEST = (
-    "There are no test patients (paper_split = true): 80 % training and 20 % validation. Every AUC is measured on the "
-    "patients that selected the configuration, and nothing can be confirmed."
-)
-
-BY_FILE = (
-    "The index names no patients, so each image counts as another patient. A patient with several images may be in "
-    "several parts. Then AUCs are optimistic and intervals too narrow."
 )
 
 _STRICT = ConfigDict(extra="forbid")
@@ -413,17 +398,3 @@ def _require_unique(key: str, values: Sequence[object]) -> None:
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
         raise ValueError(f"{key} has {', '.join(repeated)} more than once; name each once")
-
-
-def caveats(experiment: Experiment) -> tuple[str, ...]:
-    """Warnings that every result of the experiment carries. Empty for a split by patient with test patients."""
-    data = experiment.data
-    patient = data.columns.patient if data.columns is not None else None
-    by_file = patient == EACH_FILE or (patient is None and data.format in WITHOUT_PATIENTS)
-    held = ((BY_IMAGE, data.split_by == "image"), (BY_FILE, by_file), (NO_TEST, data.paper_split))
-    return tuple(caveat for caveat, is_held in held if is_held)
-
-
-def with_found_format(experiment: Experiment, found: FormatName) -> Experiment:
-    """The experiment with the format that its index was found to have, so that its caveats are known without it."""
-    return replace(experiment, data=replace(experiment.data, format=experiment.data.format or found))

@@ -2,7 +2,7 @@
 
 import shlex
 
-from acuity.study.config.schema import caveats
+from acuity.study.config.caveats import caveats
 from acuity.study.registry.names import confirm_study_name, study_name
 from acuity.study.registry.record import Registered
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer

@@ -23,6 +23,15 @@ class FleetOptions:
     cluster: str | None = None
     """"slurm" submits the workers as jobs. None starts them on this host."""
 
+    def __post_init__(self) -> None:
+        """UsageError for numbers of workers that exclude each other or that no host can start."""
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"workers is {self.workers}, must be at least 0")
+        if self.per_gpu is not None and self.per_gpu < 1:
+            raise UsageError(f"workers per GPU is {self.per_gpu}, must be at least 1")
+        if self.workers and self.per_gpu and self.cluster is None:
+            raise UsageError("workers and workers per GPU are both given; name one of the two")
+
 
 @dataclass(frozen=True)
 class Placement:

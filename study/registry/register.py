@@ -7,9 +7,10 @@ from pathlib import Path
 from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment
 from acuity.storage.studies import check_names
+from acuity.study.config.caveats import with_found_format
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load
-from acuity.study.config.schema import Experiment, with_found_format
+from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.registry.identity import ImageIdentity
 from acuity.study.registry.names import study_name

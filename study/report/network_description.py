@@ -13,7 +13,7 @@ from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.intervals import auc_interval
 from acuity.objectives.statistics.metrics import auc, youden_threshold
 from acuity.objectives.training.network import normalisation
-from acuity.study.config.schema import caveats
+from acuity.study.config.caveats import caveats
 from acuity.study.registry.record import Registered
 from acuity.study.report.exported_network import ChosenNetwork
 from acuity.study.results.doubts import confirmed_doubts, search_doubts

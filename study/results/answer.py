@@ -9,7 +9,8 @@ from acuity.objectives.statistics.intervals import auc_interval
 from acuity.storage.confirmations import count_test_uses, find_confirmation
 from acuity.storage.database import Database, open_storage
 from acuity.storage.schema.trials_view import FINITE_VALUE
-from acuity.study.config.schema import Experiment, caveats
+from acuity.study.config.caveats import caveats
+from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
 from acuity.study.registry.progress import LabelProgress, read_progress

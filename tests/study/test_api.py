@@ -221,9 +221,24 @@ def test_another_image_set_is_scored(
     assert (scores["positive_patients"] < scores["patients"]).all()
 
 
-def test_confirm_refuses_too_few_seeds(opened: acuity.OpenExperiment) -> None:
+def test_confirm_refuses_too_few_seeds_and_workers(opened: acuity.OpenExperiment) -> None:
     with pytest.raises(acuity.UsageError, match="seeds is 2, must be at least 3"):
         opened.confirm(seeds=2)
+    with pytest.raises(acuity.UsageError, match="workers is 0, must be at least 1"):
+        opened.confirm(workers=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "line"),
+    [
+        ({"workers": -1}, "workers is -1, must be at least 0"),
+        ({"workers_per_gpu": 0}, "workers per GPU is 0, must be at least 1"),
+        ({"workers": 2, "workers_per_gpu": 2}, "workers and workers per GPU are both given"),
+    ],
+)
+def test_a_launch_refuses_numbers_of_workers_as_the_command_does(numbers: dict[str, int], line: str) -> None:
+    with pytest.raises(acuity.UsageError, match=line):
+        acuity.Experiment(**KEYS).launch(**numbers, storage="postgresql://nobody@127.0.0.1:1/none")  # type: ignore[arg-type]
 
 
 def test_a_closed_experiment_says_so(confirmed: Confirmed) -> None:

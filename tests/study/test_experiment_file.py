@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from acuity.study.config.caveats import BY_FILE, caveats, with_found_format
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load, parse, to_table
 from acuity.study.config.paths import move_paths
-from acuity.study.config.schema import BY_FILE, caveats, with_found_format
 from acuity.study.config.template import write_template
 from acuity.study.errors import UsageError
 

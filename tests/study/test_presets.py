@@ -13,10 +13,11 @@ from rich.console import Console
 from acuity.objectives.index.image_index import read_index
 from acuity.objectives.split.file import PARTS
 from acuity.objectives.split.split import read_or_make_split, take_split
+from acuity.study.config.caveats import BY_IMAGE, NO_TEST, caveats
 from acuity.study.config.changes import changes_of_meaning
 from acuity.study.config.loading import load, parse
 from acuity.study.config.paths import resolve_paths, split_path
-from acuity.study.config.schema import BY_IMAGE, NO_TEST, Experiment, caveats
+from acuity.study.config.schema import Experiment
 from acuity.study.config.template import PRESETS, write_template
 from acuity.study.confirmation.nomination import nominate
 from acuity.study.dataset.demographics import read_demographics

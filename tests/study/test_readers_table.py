@@ -10,7 +10,7 @@ from sqlalchemy import text
 from acuity.storage.database import Database
 from acuity.storage.studies import create_study
 from acuity.study.cli.main import acuity
-from acuity.study.config.schema import BY_FILE
+from acuity.study.config.caveats import BY_FILE
 from acuity.study.registry.names import confirm_study_name, study_name
 from acuity.study.registry.record import read_registered
 from acuity.study.results.answer import read_answer
