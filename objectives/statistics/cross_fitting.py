@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.delong import DelongComponents, combine, covariance, delong_components
-from acuity.objectives.statistics.estimates import ResolutionEstimates, patient_degrees
+from acuity.objectives.statistics.estimates import ResolutionEstimates, averaging_weights, patient_degrees
 from acuity.objectives.statistics.metrics import auc
 
 Floats = NDArray[np.float64]
@@ -79,9 +79,7 @@ def _average_networks(fold: ImageScores, resolutions: Sequence[int]) -> DelongCo
     """One row per resolution: the components averaged over the fold's networks of that resolution."""
     networks = [np.asarray(fold.scores[resolution], dtype=np.float64) for resolution in resolutions]
     components = delong_components(fold.targets, np.concatenate(networks), fold.patients)
-    owner = np.repeat(np.arange(len(networks)), [len(rows) for rows in networks])
-    averaging = (owner == np.arange(len(networks))[:, None]).astype(np.float64)
-    return combine(components, averaging / averaging.sum(axis=1, keepdims=True))
+    return combine(components, averaging_weights([len(rows) for rows in networks]))
 
 
 def _less_one_patient_per_fold(components: DelongComponents, *, folds: int) -> DelongComponents:

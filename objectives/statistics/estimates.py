@@ -12,11 +12,12 @@ benchmarks/validity/coverage.py).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import block_diag
 from scipy.stats import t as student
 
 from acuity.objectives.errors import InputError
@@ -119,15 +120,13 @@ def estimate_resolutions(
             raise InputError(
                 f"{resolution} px has {len(rows)} seed, need at least 2 for the variance over seeds: raise --seeds"
             )
-    owner = np.repeat(np.arange(len(networks)), [len(rows) for rows in networks])
+    seeds = [len(rows) for rows in networks]
     components = delong_components(targets, np.concatenate(networks), patients)
-    averaging = (owner == np.arange(len(networks))[:, None]).astype(np.float64)
-    averaging /= averaging.sum(axis=1, keepdims=True)
-    averaged = combine(components, averaging)
+    averaged = combine(components, averaging_weights(seeds))
     return ResolutionEstimates(
         resolutions=resolutions,
         aucs=tuple(map(float, averaged.aucs)),
-        seed_aucs=tuple(tuple(map(float, components.aucs[owner == position])) for position in range(len(networks))),
+        seed_aucs=tuple(tuple(map(float, aucs)) for aucs in np.split(components.aucs, np.cumsum(seeds)[:-1])),
         patient_covariance=covariance(averaged),
         patient_degrees=patient_degrees(averaged),
         positive_patients=components.positive_patients,
@@ -216,6 +215,12 @@ def make_auc_pair(estimates: ResolutionEstimates, resolution: int, *, reference:
         positive_patients=estimates.positive_patients,
         negative_patients=estimates.negative_patients,
     )
+
+
+def averaging_weights(networks: Sequence[int]) -> Floats:
+    """Weights [R, K] that average K networks by resolution. networks: the number of each of R resolutions, in order."""
+    weights: Floats = block_diag(*(np.full(count, 1 / count) for count in networks))
+    return weights
 
 
 def patient_degrees(averaged: DelongComponents) -> Floats:

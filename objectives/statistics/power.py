@@ -13,7 +13,8 @@ MIN_POSITIVE_PATIENTS = 30
 MIN_NEGATIVE_PATIENTS = 10
 """A label with fewer negative test patients is not estimable."""
 _AUC = 0.8
-_CORRELATION = 0.8
+CORRELATION = 0.8
+"""Assumed correlation of the AUCs of two resolutions over samples of patients."""
 SEED_SD = 0.020
 """Assumed standard deviation of one AUC over seeds. Confirmations on NIH's radiographs measured .019 to .021. The SD of
 the ratio of two AUCs in Sabottke & Spieler (.012 to .015) implies .008 for larger numbers of patients."""
@@ -37,7 +38,7 @@ def estimate_power(
     negative_patients: int,
     *,
     auc: float = _AUC,
-    correlation: float = _CORRELATION,
+    correlation: float = CORRELATION,
     seed_sd: float = SEED_SD,
     seeds: int = 5,
     power: float = 0.8,

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from acuity.objectives.statistics.power import CORRELATION
 from acuity.study.confirmation.nomination import Nominee
 from acuity.study.dataset.design import Design
 from acuity.study.errors import UsageError
 
 _MAX_FAILURES = 3
 """A nominee with this many diverged or failed trainings is not retrained again."""
-_CORRELATION = 0.8
-"""Of the AUCs of two resolutions over samples of patients, as in objectives/statistics/power.py."""
 _STANDARD_ERRORS = 2.0
 """A loss on validation patients ends the trainings below a resolution if it exceeds the margin by this many."""
 
@@ -48,7 +47,7 @@ class ConfirmationPlan:
         )
 
     def _trainings_of(self, nominees: list[Nominee]) -> int:
-        return len(nominees) + self.design.networks_per_resolution - 1
+        return len(nominees) + self.design.networks - 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _clearly_loses(finalist: TrainedFinalist, larger: TrainedFinalist, *, margin
         _validation_auc, (finalist, larger)
     )
     variance = patient_variance + other_patient_variance + seed_variance + other_seed_variance
-    variance -= 2 * _CORRELATION * math.sqrt(patient_variance * other_patient_variance)
+    variance -= 2 * CORRELATION * math.sqrt(patient_variance * other_patient_variance)
     return other - auc - margin > _STANDARD_ERRORS * math.sqrt(variance)
 
 
@@ -177,23 +176,25 @@ def _trained(plan: ConfirmationPlan, nominees: list[Nominee], runs: "_TrialsByNo
     finalist = _finalist(plan, nominees, runs)
     if finalist is None:
         return None
+    design = plan.design
     complete = [
-        run for fold in plan.design.fold_numbers() for run in runs.complete(finalist, fold)[: plan.design.networks]
+        run for fold in design.fold_numbers() for run in runs.complete(finalist, fold)[: design.networks_per_fold]
     ]
-    return TrainedFinalist(finalist, tuple(complete)) if len(complete) == plan.design.networks_per_resolution else None
+    return TrainedFinalist(finalist, tuple(complete)) if len(complete) == design.networks else None
 
 
 def _wanted(
     plan: ConfirmationPlan, trials: Sequence[FrozenTrial], runs: "_TrialsByNominee"
 ) -> Iterator[tuple[Nominee, int | None, int]]:
     """The number of trainings of each nominee and fold: one in all, or the design's number for a finalist."""
-    needed, first_fold = needed_resolutions(plan, trials), next(plan.design.fold_numbers())
+    design, needed = plan.design, needed_resolutions(plan, trials)
+    first_fold = next(design.fold_numbers())
     resolutions = {resolution: plan.resolutions()[resolution] for resolution in reversed(needed)}
     finalists = {resolution: _finalist(plan, nominees, runs) for resolution, nominees in resolutions.items()}
     for resolution, nominees in resolutions.items():
         finalist = finalists[resolution]
         if finalist is not None:
-            yield from ((finalist, fold, plan.design.networks) for fold in plan.design.fold_numbers())
+            yield from ((finalist, fold, design.networks_per_fold) for fold in design.fold_numbers())
         else:
             yield from ((nominee, first_fold, 1) for nominee in runs.retrainable(nominees))
 

@@ -1,6 +1,5 @@
 """The verdict on a label in sentences, with the numbers behind it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -20,7 +19,7 @@ from acuity.study.config.schema import MAX_FOLDS
 from acuity.study.confirmation.nomination import MAX_AUC_GAP, SkippedResolution
 from acuity.study.confirmation.protocol import LabelProtocol
 from acuity.study.dataset.design import Design
-from acuity.study.units import signed
+from acuity.study.units import counted, signed
 
 _LEVEL = 0.05
 _MOST_NETWORKS = 1000
@@ -123,7 +122,7 @@ def _undecided(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator
 def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
     more = patients_to_decide(failed)
     if more is not None:
-        yield f"{more:,} more positive patient{'s' if more > 1 else ''}"
+        yield counted(more, "more positive patient")
 
 
 def _more_networks(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
@@ -131,8 +130,8 @@ def _more_networks(failed: Sequence[NoninferiorityTest], design: Design) -> Iter
     if more is None or more > _MOST_NETWORKS:
         return
     if design.folds is None:
-        yield f"{more} more seed{'s' if more > 1 else ''}"
-    elif (folds := math.ceil((design.networks_per_resolution + more) / design.networks)) <= MAX_FOLDS:
+        yield counted(more, "more seed")
+    elif (folds := design.folds + more) <= MAX_FOLDS:
         yield f"{folds} folds in place of {design.folds}"
 
 

@@ -59,5 +59,5 @@ def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort
     tested = [parts[part] for part in (("test",) if design.folds is None else ("training", "test"))]
     patients_tested = sum(each.patients for each in tested)
     positive_tested = sum(each.positive_patients for each in tested)
-    plan = estimate_power(positive_tested, patients_tested - positive_tested, seeds=design.networks_per_resolution)
+    plan = estimate_power(positive_tested, patients_tested - positive_tested, seeds=design.networks)
     return LabelCohort(label=label, parts=parts, test_patients=patients_tested, plan=plan)

@@ -13,17 +13,24 @@ class Design:
     """Test patients and networks of a confirmation."""
 
     kind: Literal["cross-fitted", "held-out"]
-    networks: int
-    """Networks of each finalist: per fold if cross-fitted, else in all."""
+    seeds: int | None = None
+    """Networks of each finalist if held-out. None if cross-fitted, which has one for each fold."""
     folds: int | None = None
     """None if held-out, like the next field."""
     folds_sha256: str | None = None
     """SHA-256 of the patients and their folds."""
 
     @property
-    def networks_per_resolution(self) -> int:
-        """Number of networks of each finalist in all."""
-        return self.networks * (self.folds or 1)
+    def networks(self) -> int:
+        """Number of networks of each finalist."""
+        networks = self.folds or self.seeds
+        assert networks is not None
+        return networks
+
+    @property
+    def networks_per_fold(self) -> int:
+        """Number of networks of each finalist in each of `fold_numbers`."""
+        return self.networks if self.folds is None else 1
 
     def fold_numbers(self) -> Iterator[int | None]:
         """The folds, from 0. A held-out confirmation has the one "fold" None."""
@@ -32,7 +39,7 @@ class Design:
     def describe(self) -> str:
         """The design in a few words, for tables."""
         if self.folds is None:
-            return f"held-out test patients, {self.networks} seeds"
+            return f"held-out test patients, {self.seeds} seeds"
         return f"cross-fitted on {self.folds} folds, one network for each"
 
 
@@ -54,5 +61,5 @@ def planned_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | 
     confirm, data = experiment.confirm, experiment.data
     is_held_out = bool(image_set.selection.published) or data.split_by == "image" or data.paper_split
     if (confirm.design or ("held-out" if is_held_out else "cross-fitted")) == "held-out":
-        return Design("held-out", networks=seeds or confirm.seeds)
-    return Design("cross-fitted", networks=1, folds=confirm.folds)
+        return Design("held-out", seeds=seeds or confirm.seeds)
+    return Design("cross-fitted", folds=confirm.folds)

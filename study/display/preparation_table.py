@@ -35,7 +35,7 @@ def preparation_table(preparation: Preparation) -> Group:
         "positive: images (patients). AUC ±: half the width of the 95 % interval for an AUC of 0.8 on the test "
         "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
         f"non-inferior to one larger resolution, with 80 % power and "
-        f"{preparation.design.networks_per_resolution} networks. Confirmation: {preparation.design.describe()}."
+        f"{preparation.design.networks} networks. Confirmation: {preparation.design.describe()}."
     )
     return Group(Text(facts), *warnings, Text(), table, Text(), Text(note, style="italic"))
 

@@ -259,7 +259,7 @@ def _trainings(protocol: Protocol) -> str:
         text = (
             f"The confirmation was cross-fitted. The training and test parts were divided by patient, "
             f"stratified over all labels, into {design.folds} folds (SHA-256 {(design.folds_sha256 or '')[:16]}). Each "
-            f"finalist was trained {design.networks_per_resolution} times, once without each fold, and "
+            f"finalist was trained {design.networks} times, once without each fold, and "
             "tested on the patients of that fold. Validation patients were in no fold."
         )
     if skipped:

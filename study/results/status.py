@@ -42,7 +42,7 @@ class ConfirmationProgress:
     planned: int
     """Number of trainings if none diverges or fails. It falls where results show that some are not needed."""
     design: dict[str, Any]
-    """Kind, folds, their SHA-256 and networks (acuity.study.dataset.design.Design)."""
+    """Kind, seeds, folds and their SHA-256 (acuity.study.dataset.design.Design)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
 def _covers(design: dict[str, Any], progress: ConfirmationProgress) -> bool:
     """Whether a frozen protocol's design has the planned test patients and at least the planned networks."""
     planned = progress.design
-    return bool(design["folds_sha256"] == planned["folds_sha256"] and planned["networks"] <= design["networks"])
+    return bool(design["folds_sha256"] == planned["folds_sha256"] and (planned["seeds"] or 0) <= (design["seeds"] or 0))
 
 
 _RUNNING_TRIALS = text(

@@ -72,7 +72,7 @@ nominees = 2
 margin = 0.05
 """
 
-HELD_OUT = Design("held-out", networks=3)
+HELD_OUT = Design("held-out", seeds=3)
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     image_set = open_image_set(crossed.experiment)
     folds = open_folds(image_set, 3)
     assert folds.path.is_file()
-    assert protocol.design == Design("cross-fitted", networks=1, folds=3, folds_sha256=folds.sha256)
+    assert protocol.design == Design("cross-fitted", folds=3, folds_sha256=folds.sha256)
     (label,) = protocol.labels
     assert [[run.fold for run in finalist.runs] for finalist in label.finalists] == [[0, 1, 2], [0, 1, 2]]
 
@@ -351,7 +351,7 @@ def test_published_test_part_is_confirmed_held_out_unless_the_file_says_otherwis
     )
     by_default = cross_fit(registered).experiment
     assert choose_design(by_default, open_image_set(by_default)).kind == "cross-fitted"
-    assert choose_design(published, open_image_set(published)) == Design("held-out", networks=3)
+    assert choose_design(published, open_image_set(published)) == Design("held-out", seeds=3)
     named = replace(published, confirm=replace(published.confirm, design="cross-fitted"))
     assert choose_design(named, open_image_set(named)).kind == "cross-fitted"
 

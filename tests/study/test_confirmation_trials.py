@@ -53,7 +53,7 @@ def nominee(number: int, resolution: int, *, batch_size: int = 32, auc: float = 
     return Nominee(number, resolution, auc, parameters, batch_size, 64, seconds=1.0)
 
 
-FOLDS = Design("cross-fitted", networks=1, folds=3, folds_sha256="of the folds")
+FOLDS = Design("cross-fitted", folds=3, folds_sha256="of the folds")
 NOMINEES = (nominee(3, 32), nominee(1, 32), nominee(2, 32), nominee(7, 64), nominee(5, 64))
 QUALITY = {3: 0.70, 1: 0.75, 2: 0.72, 7: 0.80, 5: 0.82}
 
@@ -67,7 +67,7 @@ def registered(database: Database) -> Registered:
 
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
-    nomination, design = Nomination("Mass", nominees, {32: 3, 64: 2}, ()), Design("held-out", networks=seeds)
+    nomination, design = Nomination("Mass", nominees, {32: 3, 64: 2}, ()), Design("held-out", seeds=seeds)
     create_confirm_study(database, registered.experiment, nomination, design=design)
 
 
@@ -129,7 +129,7 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
 
 def test_status_counts_the_trainings(database: Database, database_url: str, registered: Registered) -> None:
     planned = ConfirmationProgress(
-        "Mass", complete=0, running=0, planned=11, design=asdict(Design("held-out", networks=4))
+        "Mass", complete=0, running=0, planned=11, design=asdict(Design("held-out", seeds=4))
     )
     assert read_confirmation_progress(database, registered.experiment) == [planned]
     claim = take(database, registered)
@@ -294,17 +294,17 @@ def tell_auc(aucs: dict[int, float], *, auc_se: float = 0.01) -> Callable[[Datab
     return run
 
 
-def test_each_fold_is_left_out_once_per_network_and_the_largest_resolution_is_trained_first(
+def test_each_fold_is_left_out_once_and_the_largest_resolution_is_trained_first(
     database: Database, database_url: str, registered: Registered
 ) -> None:
-    plan_folds(database, registered, design=replace(FOLDS, networks=2))
+    plan_folds(database, registered)
     work(database_url, registered, tell_auc({32: 0.79, 64: 0.80, 128: 0.80}))
     order = attempts(database, registered)
-    assert sorted(order) == [(px, fold, repeat) for px in (32, 64, 128) for fold in (0, 1, 2) for repeat in (1, 2)]
-    assert [px for px, _, _ in order] == [128] * 6 + [64] * 6 + [32] * 6
+    assert sorted(order) == [(px, fold, 1) for px in (32, 64, 128) for fold in (0, 1, 2)]
+    assert [px for px, _, _ in order] == [128] * 3 + [64] * 3 + [32] * 3
     study = open_confirm_studies(database, registered.experiment)["Mass"]
     chosen = find_finalists(read_plan(study), study.trials)
-    assert [run.user_attrs["fold"] for run in chosen[32].runs] == [0, 0, 1, 1, 2, 2]
+    assert [run.user_attrs["fold"] for run in chosen[32].runs] == [0, 1, 2]
     seeds = Counter(trial.user_attrs["seed"] for trial in study.trials)
     assert max(seeds.values()) == 1, "each training has another seed"
 

@@ -158,7 +158,7 @@ def test_methods_of_a_held_out_confirmation_name_the_test_part_and_the_seeds(con
     with open_storage(confirmed.url) as database:
         stored = find_confirmation(database, "tiny")
     assert stored is not None
-    held_out = replace(read_protocol(stored.protocol), design=Design("held-out", networks=5))
+    held_out = replace(read_protocol(stored.protocol), design=Design("held-out", seeds=5))
     choice = methods_module._choice(confirmed.registered.experiment, held_out)
     assert "Each finalist was trained 5 times on the training patients and tested on the test part." in choice
     assert "fold" not in choice + methods_module._statistics(held_out)

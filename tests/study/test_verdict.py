@@ -19,7 +19,7 @@ from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Run
 from acuity.study.confirmation.verdict import conclude_label
 from acuity.study.dataset.design import Design
 
-HELD_OUT = Design("held-out", networks=3)
+HELD_OUT = Design("held-out", seeds=3)
 RUN = Run(trial_id=0, checkpoint_study="s", origin=0, attempt=1, seed=0, validation_auc=0.8)
 
 
@@ -293,13 +293,17 @@ def cross_fitted(
             of_fold = frame["part"] == "test"
             frame.loc[of_fold, "patient"] = [f"f{fold}p{number}" for number in range(60)]
             tables[px].append(frame)
-    return LabelProtocol("Mass", reference, finalists, ()), tables, Design("cross-fitted", 1, folds, "of the folds")
+    return (
+        LabelProtocol("Mass", reference, finalists, ()),
+        tables,
+        Design("cross-fitted", folds=folds, folds_sha256="of the folds"),
+    )
 
 
 def test_cross_fitted_aucs_and_intervals_agree_with_pairs_within_folds() -> None:
     label, tables, design = cross_fitted([32, 64], reference=64)
     found = conclude_label(label, tables, design, margin=0.1)
-    assert found["design"] == {"kind": "cross-fitted", "networks": 1, "folds": 3, "folds_sha256": "of the folds"}
+    assert found["design"] == {"kind": "cross-fitted", "seeds": None, "folds": 3, "folds_sha256": "of the folds"}
     assert (found["images"], found["patients"], found["positive_patients"]) == (180, 180, 60)
     pooled_components = {px: [components_by_pairs([frame]) for frame in frames] for px, frames in tables.items()}
     for each in found["by_resolution"]:
