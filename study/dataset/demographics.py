@@ -49,6 +49,8 @@ class Demographics:
     """Images in no part because they are smaller than the largest resolution (on_bad_image = "drop")."""
     repeated: int
     """Images in no part because an image of an earlier part shows the same picture."""
+    published: bool
+    """Whether the parts are those of a published split, from lists or from the index's column."""
 
 
 def read_demographics(registered: Registered) -> Demographics | None:
@@ -71,6 +73,7 @@ def read_demographics(registered: Registered) -> Demographics | None:
         unreadable=len(image_set.cache.bad) - image_set.cache.small,
         small=image_set.cache.small,
         repeated=image_set.repeats.left_out,
+        published=bool(image_set.selection.published),
     )
 
 

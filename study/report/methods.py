@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
+from acuity.objectives.training.own_function import is_own_function
 from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import MAX_AUC_GAP
@@ -17,7 +18,7 @@ from acuity.study.registry.record import Registered
 from acuity.study.results.answer import Answer
 from acuity.study.results.summary import SearchSummary
 from acuity.study.search.initial_design import DETECTABLE_GAIN, DETECTABLE_SHARE
-from acuity.study.units import format_duration, format_times
+from acuity.study.units import counted, format_duration, format_times
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def write_methods(
 def _data(registered: Registered, cohort: Demographics | None) -> str:
     data = registered.experiment.data
     source = f"Labels {_list(registered.experiment.labels)} were taken from [source and how they were made]."
-    published = data.train_val_list or data.test_list
+    published = cohort.published if cohort else bool(data.train_val_list or data.test_list)
     how = (
-        "into test and other patients by the publisher's lists, and the others by patient, stratified over all labels"
+        "by the publisher's split (where it does not divide training from validation, by patient, stratified over all "
+        "labels)"
         if published
         else "by patient (each patient in one part only), stratified over all labels, once and before any training"
     )
@@ -67,7 +69,8 @@ def _data(registered: Registered, cohort: Demographics | None) -> str:
     if data.paper_split:
         how += ", 80 % for training and 20 % for validation, none for a test"
     if cohort is None:
-        counts = f"[images] images of [patients] patients were divided {how}."
+        counts = f"[images] images of [patients] patients were divided {how}"
+        counts += "." if published else " [unless the index has a published split]."
     else:
         images = sum(part.images for part in cohort.parts.values())
         patients = sum(part.patients for part in cohort.parts.values())
@@ -190,27 +193,34 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
 
 
 def _training(experiment: Experiment) -> str:
-    training = experiment.training
+    training, architectures = experiment.training, experiment.search.architectures
     initial = "randomly initialised"
     if training.pretrained:
         initial = "initialised with timm's pretrained weights"
     elif training.weights:
         initial = f"initialised from a file ({training.weights.name}; [say what it holds])"
-    changes = (
-        "Images were augmented at random by rotation (up to 10 degrees), translation (5 % of the side), scaling (10 "
-        "%), "
-        "brightness (10 %) and contrast (20 %), without mirroring."
-        if training.augment
-        else "Images were not augmented."
+    own = [each for each in architectures if is_own_function(each)]
+    if own:
+        built = f"[say how {_list(own)} was built and initialised]"
+        initial = built if len(own) == len(architectures) else f"{initial} or {built}"
+    changes = "Images were not augmented."
+    if training.augmentation:
+        changes = f"Images were augmented by {training.augmentation} [say how]."
+    elif training.augment:
+        changes = (
+            "Images were augmented at random by rotation (up to 10 degrees), translation (5 % of the side), scaling "
+            "(10 %), brightness (10 %) and contrast (20 %), without mirroring."
+        )
+    loss = (
+        "binary cross-entropy. The loss was weighted so that positives and negatives contributed equally (weight of a "
+        "positive at most 20); outputs are therefore not calibrated probabilities, and they"
     )
+    if training.loss:
+        loss = f"the loss {training.loss} [say what it is]. Outputs"
     return (
         f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained "
-        "for "
-        f"{training.epochs} epochs in {training.precision} with AdamW (weight decay {training.weight_decay:g}), a "
-        "one-cycle schedule and binary cross-entropy. The loss was weighted so that positives and negatives "
-        "contributed "
-        "equally (weight of a positive at most 20); outputs are therefore not calibrated probabilities, and they were "
-        f"not recalibrated for the results. {changes}"
+        f"for {counted(training.epochs, 'epoch')} in {training.precision} with AdamW (weight decay "
+        f"{training.weight_decay:g}), a one-cycle schedule and {loss} were not recalibrated for the results. {changes}"
     )
 
 
@@ -218,15 +228,14 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     if protocol is None:
         return (
             "The search is not confirmed. The configurations below have the highest AUC on the validation patients "
-            "that "
-            "they were chosen on, so their AUCs are optimistic. No score of a test patient was read."
+            "that they were chosen on, so their AUCs are optimistic. No result here is of test patients."
         )
     confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
     named = experiment.confirm.resolutions
     at_resolutions = (
-        f"At each of {_list(named)} px"
+        f"At each of {_list(named)} px,"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
-        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest"
+        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest,"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     nominees = experiment.confirm.nominees
@@ -238,10 +247,9 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     )
     return (
         f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the "
-        "highest "
-        f"mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin and test "
-        "patients were fixed before a score of a test patient was read. Each network scored its test patients once. No "
-        "networks were averaged."
+        f"highest mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin "
+        "and test patients were fixed in a protocol before the verdict was computed. Each network scored its test "
+        "patients once. No networks were averaged."
     )
 
 
@@ -257,7 +265,7 @@ def _trainings(protocol: Protocol) -> str:
         )
     else:
         text = (
-            f"The confirmation was cross-fitted. The training and test parts were divided by patient, "
+            "The confirmation was cross-fitted. The training and test parts were divided by patient, "
             f"stratified over all labels, into {design.folds} folds (SHA-256 {(design.folds_sha256 or '')[:16]}). Each "
             f"finalist was trained {design.networks} times, once without each fold, and "
             "tested on the patients of that fold. Validation patients were in no fold."
@@ -314,12 +322,18 @@ def _results(answer: Answer, protocol: Protocol | None) -> str:
 
 
 def _open_science(registered: Registered, stored: StoredConfirmation | None, answer: Answer) -> str:
-    frozen = (
-        f"The protocol (SHA-256 {stored.protocol_sha256[:16]}) was frozen on {stored.frozen:%Y-%m-%d %H:%M} UTC, "
-        f"before a test patient was read; these test patients have been used {format_times(answer.test_uses)}."
-        if stored is not None
-        else "No protocol is frozen yet."
-    )
+    frozen = "There is no confirmation yet."
+    if stored is not None:
+        order = (
+            "before a score of a test patient was read; these test patients have been used once"
+            if answer.test_uses == 1
+            else f"and these test patients have been used {format_times(answer.test_uses)} [say which of their scores "
+            "were known before]"
+        )
+        frozen = (
+            f"The protocol (SHA-256 {stored.protocol_sha256[:16]}) was frozen on {stored.frozen:%Y-%m-%d %H:%M} UTC, "
+            f"{order}."
+        )
     return (
         f"{frozen} Code: acuity-hpo {version('acuity-hpo')} (MIT licence); SHA-256 of the index: "
         f"{registered.identity.index_sha256[:16]}. [Funding; conflicts of interest; registration; where the data can "

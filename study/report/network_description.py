@@ -13,6 +13,7 @@ from acuity.objectives.statistics.delong import auc_standard_error
 from acuity.objectives.statistics.intervals import auc_interval
 from acuity.objectives.statistics.metrics import auc, youden_threshold
 from acuity.objectives.training.network import normalisation
+from acuity.objectives.training.own_function import is_own_function
 from acuity.study.config.caveats import caveats
 from acuity.study.registry.record import Registered
 from acuity.study.report.exported_network import ChosenNetwork
@@ -53,7 +54,7 @@ def describe_network(
             "precision": hyperparameters.precision,
             "seed": chosen.seed,
             "trials_searched": chosen.trials,
-            "initial_weights": _initial_weights(registered),
+            "initial_weights": _initial_weights(registered, hyperparameters.architecture),
         },
         "preprocessing": {
             "channels": 1,
@@ -99,8 +100,10 @@ def _confirmed_at(chosen: ChosenNetwork, resolution: int) -> dict[str, Any]:
     return next(each for each in entries if each["resolution"] == resolution)
 
 
-def _initial_weights(registered: Registered) -> str:
+def _initial_weights(registered: Registered, architecture: str) -> str:
     training = registered.experiment.training
+    if is_own_function(architecture):
+        return "its function's"
     if training.pretrained:
         return "timm's pretrained weights"
     return f"the file {training.weights.name}" if training.weights else "random"

@@ -144,7 +144,7 @@ def test_best_network_of_a_search_is_exported_before_a_confirmation(
     assert "**Not confirmed.** This is the best of 4 trials" in card
     assert f"| validation | {len(rows)} |" in card
     assert f"{alone:.3f} (" in card
-    assert "No test patient has been read." in card
+    assert "No number here is of test patients." in card
     assert "| test |" not in card.partition("## Who it was trained on")[0]
 
     shutil.rmtree(checkpoints_of(registered).folder)

@@ -21,6 +21,7 @@ from acuity.study.cli.main import acuity
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
 from acuity.study.confirmation.protocol import read_protocol
+from acuity.study.dataset.demographics import read_demographics
 from acuity.study.dataset.design import Design
 from acuity.study.dataset.image_set import open_image_set
 from acuity.study.errors import UsageError
@@ -165,6 +166,40 @@ def test_methods_of_a_held_out_confirmation_name_the_test_part_and_the_seeds(con
     assert "AUCs are means over seeds." in methods_module._statistics(held_out)
 
 
+def test_methods_leave_to_the_author_what_functions_of_the_user_do(confirmed) -> None:
+    experiment = confirmed.registered.experiment
+    own = replace(experiment.training, augmentation="mine:augment", loss="mine:loss", epochs=1)
+    for architectures, built in (
+        (("mine:net",), "[say how mine:net was built and initialised], was trained for 1 epoch in"),
+        (("resnet34", "mine:net"), "randomly initialised or [say how mine:net was built and initialised], was"),
+    ):
+        search = replace(experiment.search, architectures=architectures)
+        written = methods_module._training(replace(experiment, training=own, search=search))
+        assert built in written
+        assert "the loss mine:loss [say what it is]. Outputs were not recalibrated" in written
+        assert "augmented by mine:augment [say how]." in written
+        for builtin in ("cross-entropy", "rotation", "without mirroring"):
+            assert builtin not in written
+
+
+def test_methods_name_a_published_split_of_the_index_and_other_uses_of_the_test_patients(confirmed) -> None:
+    registered = confirmed.registered
+    cohort = read_demographics(registered)
+    assert cohort is not None
+    assert "were allocated at random" in methods_module._data(registered, cohort)
+    of_publisher = methods_module._data(registered, replace(cohort, published=True))
+    assert "were divided by the publisher's split" in of_publisher
+    assert "at random" not in of_publisher
+    assert "[unless the index has a published split]" in methods_module._data(registered, None)
+    with open_storage(confirmed.url) as database:
+        stored, answer = find_confirmation(database, "tiny"), read_answer(database, "tiny")
+    assert answer.test_uses == 1
+    assert "before a score of a test patient was read" in methods_module._open_science(registered, stored, answer)
+    again = methods_module._open_science(registered, stored, replace(answer, test_uses=2))
+    assert "have been used twice [say which of their scores were known before]" in again
+    assert "before a score" not in again
+
+
 def test_figures_for_a_paper_are_complete_and_contain_text_as_text(folder: Path) -> None:
     names = {"auc-by-resolution", "batch-size", "importance", "pruning-and-cost"}
     assert {path.name for path in (folder / "figures").iterdir()} == {
@@ -224,7 +259,7 @@ def test_before_confirmation_the_report_is_marked_optimistic(
         write_report(database, confirmed.registered, tmp_path)
     for written in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
         assert "Search only: validation patients, optimistic, no verdict" in written
-        assert "No score of a test patient was read" in written
+        assert "No result here is of test patients" in written
         assert "Confirmed on test patients" not in written
 
 
