@@ -103,7 +103,7 @@ class Checkpoints:
                 except Exception as error:
                     raise StorageError(
                         f"checkpoint {name} in {_without_secrets(self._study_folder(study))} cannot be removed "
-                        f"({_reason(error)}): mend that"
+                        f"({_reason(error)}): give this user the right to write there, then run this again"
                     ) from None
 
     def remove_study(self, study: str) -> None:
@@ -122,7 +122,8 @@ class Checkpoints:
             return []
         except Exception as error:
             raise StorageError(
-                f"the checkpoints in {_without_secrets(folder)} cannot be listed ({_reason(error)}): mend that"
+                f"the checkpoints in {_without_secrets(folder)} cannot be listed ({_reason(error)}): give this user "
+                "the right to read there, or name another folder (checkpoints under [workers])"
             ) from None
         names = [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
         return [name for name in names if re.match(r"\d+\.\d+\.ckpt", name)]

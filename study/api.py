@@ -265,7 +265,7 @@ class OpenExperiment:
         if seeds is not None and seeds < 3:
             raise UsageError(f"seeds is {seeds}, must be at least 3: their spread is part of every interval")
         if workers == 0:
-            raise UsageError("workers is 0, must be at least 1: a confirmation has no other workers")
+            raise UsageError("workers is 0, must be at least 1: a confirmation starts its own workers")
         fleet = FleetOptions(workers, device=device, cluster=cluster)
         with self._registered() as (database, registered):
             if cluster is not None:

@@ -66,7 +66,7 @@ def run_demo(folder: Path, *, storage_url: str | None, workers: int | None) -> N
         "\nNext:\n"
         "  acuity dashboard                  look at every trial in optuna-dashboard\n"
         "  acuity best demo --format json    the answer for a script\n"
-        "  acuity confirm demo               judge the best on held-out patients\n"
+        "  acuity confirm demo               retrain the best configurations, score test patients\n"
         "  acuity new nih.toml               an experiment on your own radiographs\n"
         "\n"
         f"Report: {folder}/report/report.html\n"

@@ -83,7 +83,10 @@ def score_index(
             except InputError as error:
                 console.print(f"{label.label} is left out: {error}", highlight=False)
     if not results:
-        raise UsageError(f"{index_path} has too few patients of every confirmed label: no AUC can be estimated")
+        raise UsageError(
+            f"{index_path} has too few patients for an AUC of any confirmed label: add patients with and without the "
+            "findings, or score another image set"
+        )
     return results
 
 

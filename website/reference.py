@@ -8,7 +8,7 @@ tests/study/test_documentation.py fails where a page differs from what this scri
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ SECTIONS = {
 """Section of the experiment file -> its introduction."""
 
 
+TECHNICAL_LIMIT = 100_000
+"""Limits from here on are technical, such as that of 32-bit numbers. The page leaves them out."""
 ERRORS = {"InputError", "OwnFunctionError", "StorageError", "UsageError"}
 MESSAGES = {
     "study/*.py": "Commands",
@@ -66,8 +68,11 @@ def commands_page() -> str:
     lines = [GENERATED, "# Commands", ""]
     lines += ["Results are printed to stdout, everything else to stderr.", ""]
     lines += ["Exit status 0: done. 1: failed, with one line that says why. 2: wrong usage.", ""]
-    for path, command in _commands(main.acuity, "acuity"):
-        lines += _command(path, command)
+    commands = list(_commands(main.acuity, "acuity"))
+    everywhere = set.intersection(*(set(_options(command)) for _, command in commands))
+    lines += ["Every command has these options:", "", *_options_table(_options(commands[0][1]), everywhere), ""]
+    for path, command in commands:
+        lines += _command(path, command, left_out=everywhere)
     return "\n".join(lines)
 
 
@@ -130,7 +135,7 @@ def _template_text(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_template_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _template_text(node.left) + _template_text(node.right)
+        return _template_text(node.left) + (_template_text(node.right) or "…")
     return ""
 
 
@@ -153,19 +158,28 @@ def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Comman
             yield f"{path} {name}", command
 
 
-def _command(path: str, command: click.Command) -> list[str]:
-    context = click.Context(command, info_name=path)
-    usage = " ".join(command.collect_usage_pieces(context))
+def _command(path: str, command: click.Command, *, left_out: set[str]) -> list[str]:
+    usage = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path)))
     lines = [f"## {path}", "", inspect.cleandoc(command.help or ""), "", "```", f"{path} {usage}", "```", ""]
-    lines += ["| option | meaning |", "| --- | --- |"]
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
-            lines.append(f"| `{_cell(record[0])}` | {_cell(record[1])} |")
+    options = _options(command)
+    if not options.keys() <= left_out:
+        lines += [*_options_table(options, options.keys() - left_out), ""]
     if command.epilog:
         example = re.sub(r"^\s*Examples?:\s*", "", inspect.cleandoc(command.epilog).replace("\b", ""))
-        lines += ["", "Example:", "", "```", inspect.cleandoc(example), "```"]
-    return [*lines, ""]
+        lines += ["Example:", "", "```", inspect.cleandoc(example), "```", ""]
+    return lines
+
+
+def _options(command: click.Command) -> dict[str, str]:
+    """Option -> its meaning. Arguments without a meaning are left out: the usage has them."""
+    context = click.Context(command)
+    records = (parameter.get_help_record(context) for parameter in command.get_params(context))
+    return {option: meaning for option, meaning in filter(None, records) if meaning}
+
+
+def _options_table(options: Mapping[str, str], shown: Set[str]) -> list[str]:
+    rows = [f"| `{_cell(option)}` | {_cell(meaning)} |" for option, meaning in options.items() if option in shown]
+    return ["| option | meaning |", "| --- | --- |", *rows]
 
 
 def _field_docstrings(owner: type) -> dict[str, str]:
@@ -195,17 +209,24 @@ def _type(value: Mapping[str, Any], json_schema: Mapping[str, Any]) -> str:
     kind = value.get("type")
     if kind == "array":
         if "prefixItems" in value:
-            return "list of " + " and ".join(_type(item, json_schema) for item in value["prefixItems"])
-        return f"list of {_type(value['items'], json_schema)}"
+            first, second = (_type(item, json_schema) for item in value["prefixItems"])
+            assert first == second
+            return f"list of two {_plural(first)}"
+        return f"list of {_plural(_type(value['items'], json_schema))}"
     if value.get("format") == "path":
         return "path"
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     return words.get(str(kind), "table") + _limits(value)
 
 
+def _plural(words: str) -> str:
+    return re.sub(r"^(text|(?:whole )?number)", r"\1s", words)
+
+
 def _limits(value: Mapping[str, Any]) -> str:
     names = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {value[name]:g}" for name, sign in names.items() if name in value]
+    known = {sign: value[name] for name, sign in names.items() if name in value}
+    limits = [f"{sign} {limit:g}" for sign, limit in known.items() if limit < TECHNICAL_LIMIT]
     if "multipleOf" in value:
         limits.append(f"a multiple of {value['multipleOf']}")
     return f" ({', '.join(limits)})" if limits else ""

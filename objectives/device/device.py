@@ -193,7 +193,8 @@ def memory_budget(device: torch.device, *, workers: int, memory_gib: float | Non
     if budget <= 0:
         raise InputError(
             f"{memory_bytes / GIB:.1f} GiB of memory are too few for {workers} workers, each needs "
-            f"{CPU_RESERVE_BYTES / GIB / CPU_SHARE:.2f} GiB before its first batch: launch fewer or set memory_gib"
+            f"{CPU_RESERVE_BYTES / GIB / CPU_SHARE:.2f} GiB before its first batch: start fewer workers, or "
+            "raise cluster.memory_gib on Slurm"
         )
     return budget
 

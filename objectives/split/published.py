@@ -45,7 +45,8 @@ def published_parts(
     parts = _parts_from_lists(index, train_val_list, test_list) if lists else _parts_from_column(index, column)
     if "test" not in parts:
         raise InputError(
-            f"{test_list or train_val_list or index.path}: names no test image of the index; each part needs some"
+            f"{test_list or train_val_list or index.path}: names no test image of the index; "
+            "name the lists of this image set, or leave the published split out"
         )
     return _by_patient(index, parts)
 
@@ -161,6 +162,7 @@ def _by_patient(index: ImageIndex, parts: Sequence[str] | np.ndarray) -> dict[st
         if parts[first_row] != parts[row]:
             raise InputError(
                 f"{index.path}: {index.row_name(first_row)} is in {parts[first_row]} and {index.row_name(row)}, of the "
-                f"same patient, in {parts[row]}: a patient's images must all be in one part"
+                f"same patient, in {parts[row]}: a patient's images must all be in one part. Correct "
+                "the split, or leave it out"
             )
     return {patient: str(parts[row]) for patient, row in first.items()}

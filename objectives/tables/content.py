@@ -76,7 +76,7 @@ def _resolve(path: Path, header: list[str], name: FormatName, mapping: ColumnMap
     given = mapping or ColumnMapping()
     if not given.is_empty() and form.mapping is None:
         raise InputError(
-            f"{path}: is {form.description}, whose columns are fixed; leave [data] columns away, or name file and "
+            f"{path}: is {form.description}, whose columns are fixed; leave out [data] columns, or name file and "
             'patient in it and set format = "table"'
         )
     form = _used_aliases(form, header, given)

@@ -81,5 +81,8 @@ def _companion(index: Path, kind: str, names: Sequence[str]) -> Columns | None:
     table = read_columns(paths[-1], lambda _: names)
     missing = [name for name in names if name not in table.text and name != "ViewPosition"]
     if missing:
-        raise InputError(f'{paths[-1]}: has no column "{missing[0]}", which MIMIC-CXR-JPG\'s table of {kind} has')
+        raise InputError(
+            f'{paths[-1]}: has no column "{missing[0]}", which MIMIC-CXR-JPG\'s table of {kind} has; put the published '
+            "table there"
+        )
     return table

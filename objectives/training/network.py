@@ -109,7 +109,9 @@ def _check_own(architecture: str, input_size: int) -> None:
         torch.set_rng_state(rng)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, 1):
         given = f"shape {list(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise InputError(f"architecture {architecture} gives {given} for 2 images of {input_size} px, must be [2, 1]")
+        raise InputError(
+            f"architecture {architecture} gives {given} for 2 images of {input_size} px, must be [2, 1]: correct it"
+        )
     if not logits.isfinite().all():
         raise InputError(
             f"architecture {architecture} gives NaN or infinite logits for images of {input_size} px: correct it"
@@ -172,7 +174,9 @@ def _build_own(architecture: str, input_size: int | None) -> torch.nn.Module:
             f"in_chans=1, num_classes=1, input_size={input_size}"
         ) from error
     if not isinstance(network, torch.nn.Module):
-        raise InputError(f"architecture {architecture} returned a {type(network).__name__}, must be a torch.nn.Module")
+        raise InputError(
+            f"architecture {architecture} returned a {type(network).__name__}, must be a torch.nn.Module: correct it"
+        )
     return network.train()
 
 

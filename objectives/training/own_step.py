@@ -51,7 +51,8 @@ def check_loss(name: str) -> None:
     if gradient is None or not (loss.isfinite() and gradient.isfinite().all()):
         raise InputError(
             f'loss "{name}" is {loss.item():g} for logits from -10 to 10, its gradient '
-            f"{'missing' if gradient is None else 'not finite' if loss.isfinite() else 'unknown'}: both must be finite"
+            f"{'missing' if gradient is None else 'not finite' if loss.isfinite() else 'unknown'}: both must be "
+            "finite, so correct it"
         )
 
 
@@ -64,7 +65,8 @@ def _augment(name: str, function: Callable[..., Any], images: torch.Tensor) -> t
         or augmented.device != images.device
     ):
         raise OwnFunctionError(
-            f'augmentation "{name}" returned {_described(augmented)} for {_described(images)}, must be the same'
+            f'augmentation "{name}" returned {_described(augmented)} for {_described(images)}, must be the same: '
+            "correct it"
         )
     return augmented
 
@@ -75,7 +77,8 @@ def _loss(
     loss = _call("loss", name, function, logits, targets, positive_weight)
     if not isinstance(loss, torch.Tensor) or loss.ndim > 0 or not loss.is_floating_point() or not loss.requires_grad:
         raise OwnFunctionError(
-            f'loss "{name}" returned {_described(loss)}, must be a float tensor of shape [] that depends on the logits'
+            f'loss "{name}" returned {_described(loss)}, must be a float tensor of shape [] that depends on the '
+            "logits: correct it"
         )
     return loss
 

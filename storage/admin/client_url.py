@@ -61,5 +61,8 @@ def _write_password_file(url: URL) -> Path:
             stream.write(f"*:*:*:{url.username}:{url.password}\n")
         unfinished.replace(file)
     except OSError as error:
-        raise StorageError(f"{file} cannot be written ({error.strerror}): programs read the password there") from None
+        raise StorageError(
+            f"{file} cannot be written ({error.strerror}), and programs read the password there: make room on its disk "
+            "and give this user the right to write to its folder"
+        ) from None
     return file

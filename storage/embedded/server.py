@@ -118,13 +118,15 @@ def _ensure_running(folder: Path, account: str | None) -> URL:
     for stale in ("postmaster.pid", ".s.PGSQL.5432.lock"):
         (data / stale).unlink(missing_ok=True)
     url = _url(folder)
-    _start(folder, binaries, account)
-    if not _wait_until_answers(url, folder):
-        raise StorageError(f"the embedded Postgres in {folder} did not start: {_log_end(folder)}")
+    if not _start(folder, binaries, account) or not _wait_until_answers(url, folder):
+        raise StorageError(
+            f"the embedded Postgres in {folder} did not start: {_log_end(folder)}. See {folder / 'server.log'}"
+        )
     return url
 
 
-def _start(folder: Path, binaries: Path, account: str | None) -> None:
+def _start(folder: Path, binaries: Path, account: str | None) -> bool:
+    """Start the keeper and the server; whether the keeper started it."""
     log = folder / "server.log"
     if log.exists():
         log.replace(folder / "server.log.1")
@@ -143,8 +145,7 @@ def _start(folder: Path, binaries: Path, account: str | None) -> None:
             stderr=stream,
             start_new_session=True,
         )
-    if started.returncode != 0:
-        raise StorageError(f"the embedded Postgres in {folder} did not start: {_log_end(folder)}")
+    return started.returncode == 0
 
 
 def _wait_until_answers(url: URL, folder: Path) -> bool:
@@ -158,7 +159,8 @@ def _wait_until_answers(url: URL, folder: Path) -> bool:
             return False
         time.sleep(_POLL_S)
     raise StorageError(
-        f"the embedded Postgres in {folder} does not answer after {_START_TIMEOUT_S:.0f} s: {_log_end(folder)}"
+        f"the embedded Postgres in {folder} does not answer after {_START_TIMEOUT_S:.0f} s: {_log_end(folder)}. Try "
+        f"again when the host is less busy, or see {folder / 'server.log'}"
     )
 
 

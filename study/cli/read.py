@@ -66,9 +66,9 @@ def status(name: str | None, watch: bool) -> None:
 
     Without NAME, list the experiments of the storage, as `acuity list` does.
 
-    With --watch the table redraws itself; a file or a pipe gets a line every ten seconds. The command ends with status
-    0 once every label has its trials and a confirmation that has begun is complete. It also waits while no worker runs
-    and while the database is away.
+    With --watch the table redraws itself. A file or a pipe gets a line every ten seconds. The command ends with status
+    0 when every label has its trials and a confirmation that has begun is complete. Until then it also waits if no
+    worker runs or the database is away.
     """
     from acuity.study.display.console import results_console
     from acuity.study.display.progress_table import progress_table
@@ -94,11 +94,11 @@ def status(name: str | None, watch: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every address.")
 @click.option("--writable", is_flag=True, help="Allow every visitor of the page to change and delete studies.")
 def dashboard(port: int, host: str, writable: bool) -> None:
-    """Serve optuna-dashboard on the storage, read-only and for this host alone.
+    """Serve an overview and optuna-dashboard, read-only and for this host only.
 
-    With --host for other hosts the dashboard asks for the user acuity and a password. The password is the value of
-    $ACUITY_DASHBOARD_PASSWORD, or the content of the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host
-    alone a password is optional.
+    If --host admits other hosts, the dashboard asks for the user acuity and a password. Set the password in
+    $ACUITY_DASHBOARD_PASSWORD, or in the file that $ACUITY_DASHBOARD_PASSWORD_FILE names. For this host a password is
+    optional.
     """
     from acuity.study.dashboard.server import serve_dashboard
 
@@ -124,7 +124,7 @@ def dashboard(port: int, host: str, writable: bool) -> None:
 )
 @_format_option
 def best(name: str, label: str | None, by: str, form: str) -> None:
-    """Print the best resolution per label: the confirmed one, or before a confirmation the search's optimistic one.
+    """Print the result of each label: the confirmed verdict, or before it the search's best trial (optimistic).
 
     With --by resolution, print the AUC at every resolution.
     """
@@ -161,7 +161,7 @@ def best(name: str, label: str | None, by: str, form: str) -> None:
 @device_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def score(name: str, index: Path, images: Path | None, device: str, form: str) -> None:
-    """Score another image set with the confirmed networks; no choice depends on it."""
+    """Score another image set with the confirmed networks. Nothing is chosen on it."""
     from acuity.study.display.answer_table import external_table
     from acuity.study.display.console import messages_console, results_console
     from acuity.study.registry.record import read_registered

@@ -22,7 +22,7 @@ from acuity.study.config.template import PRESETS
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU, else two.")
 def demo(folder: Path, workers: int | None) -> None:
-    """Run a small experiment on synthetic radiographs with a known needed resolution. It takes a few minutes."""
+    """Run a small experiment on synthetic radiographs that need a known resolution. It takes a few minutes."""
     from acuity.study.demo import run_demo
 
     run_demo(folder, storage_url=named_storage(), workers=workers)
@@ -45,7 +45,7 @@ def new(file: Path, preset: str | None) -> None:
 @click.option(
     "--look",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a PNG of what the networks see: images of each label at each resolution, and the oddest ones.",
+    help="Write a PNG of what the networks see: each label at each resolution, and the most unusual images.",
 )
 def prepare(file: Path, as_json: bool, look: Path | None) -> None:
     """Check an experiment's images, labels, networks and disk, and decode the images. It needs no GPU."""
@@ -224,13 +224,15 @@ def stop(name: str) -> None:
 @click.option("--seeds", type=click.IntRange(min=3), help="Held-out design: trainings of each finalist.")
 @click.option("--workers", type=click.IntRange(min=1), help="Workers on this host; by default one per GPU, else two.")
 @device_option
-@click.option("--cluster", type=click.Choice(["slurm"]), help="Submit --workers jobs that retrain; score later.")
-@click.option("--yes", is_flag=True, help="Do not ask where the test patients can decide no label.")
+@click.option(
+    "--cluster", type=click.Choice(["slurm"]), help="Retrain in --workers Slurm jobs; run the command again to score."
+)
+@click.option("--yes", is_flag=True, help="Do not ask if the test patients can decide no label.")
 def confirm(name: str, seeds: int | None, workers: int | None, device: str, cluster: str | None, yes: bool) -> None:
-    """Retrain the search's best configurations and score each test patient with networks that never saw them.
+    """Retrain the search's best configurations and score test patients with networks that were not trained on them.
 
-    With the experiment's FILE, changes since the launch (such as [confirm] margin) take effect. Where the test patients
-    are too few to decide any label, the command asks first, since it uses them.
+    If you give the experiment's FILE, its changes since the launch apply, such as [confirm] margin. If the test
+    patients are too few to decide any label, the command asks before it uses them.
     """
     if cluster:
         _check_cluster(workers)

@@ -14,7 +14,10 @@ from acuity.study.cli.options import acuity, command, named_storage, open_databa
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(name: str, yes: bool) -> None:
-    """Delete an experiment with all its trials. Images, split and cache are not deleted."""
+    """Delete an experiment: trials, verdicts, scores, and the networks that this host sees.
+
+    Images, split and decoded images are not deleted.
+    """
     from acuity.study.registry.progress import read_progress
     from acuity.study.registry.record import delete_registered, read_registered
     from acuity.study.units import counted

@@ -34,7 +34,7 @@ def load(path: Path) -> Experiment:
     except RecursionError:
         raise UsageError(f"{path}: {_TOO_DEEP}") from None
     except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
-        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+        raise UsageError(f"{path}: is not valid TOML: {error}. Correct that place") from None
     return resolve_paths(parse(table, source=str(path)), path.resolve().parent)
 
 

@@ -60,12 +60,14 @@ class Columns(ColumnMapping):
                 raise ValueError("data.columns.labels and data.columns.findings are both given; keep one of the two")
         with faults:
             if self.separator is not None and self.findings is None:
-                raise ValueError("data.columns.separator is given without data.columns.findings, which it divides")
+                raise ValueError(
+                    "data.columns.separator is given without data.columns.findings; add it, or leave out separator"
+                )
         with faults:
             if self.reader is not None and self.rows_per_image is None:
                 raise ValueError(
-                    'data.columns.reader is given without data.columns.rows_per_image: "any", "majority" or "all" of '
-                    "the readers make an image positive"
+                    "data.columns.reader is given without data.columns.rows_per_image; set rows_per_image to "
+                    '"any", "majority" or "all" (the readers that make an image positive), or leave out reader'
                 )
         faults.report()
         return self
@@ -79,15 +81,15 @@ class Data:
     index: Path
     """The table of the images: a published one, or one of yours, as CSV or Parquet."""
     images: Path
-    """The folder at which the table's file names start."""
+    """The folder of the image files. File names in the table are relative to it."""
     split: Path | None = None
-    """The table patient -> part. The default is a file beside the index."""
+    """The file of the split, with the part of each patient. The default is a file beside the index."""
     cache: Path | None = None
-    """Folder for the array of each resolution. The default is the user's cache folder."""
+    """Folder of the decoded images. The default is a folder in ~/.cache/acuity."""
     format: FormatName | None = None
-    """The default follows from the index's columns."""
+    """Format of the index. By default Acuity recognises it by the columns."""
     columns: Columns | None = None
-    """The index's columns, where they are not those of a known format."""
+    """Columns of a table in no known format, such as { file = "{id}.png", patient = "subject" }."""
     train_val_list: Path | None = None
     """A published split: the list of images of the training and validation patients."""
     test_list: Path | None = None
@@ -97,9 +99,9 @@ class Data:
     paper_split: bool = False
     """80 % training, 20 % validation and no test patients, as in Sabottke & Spieler. Nothing can be confirmed."""
     uncertain: Literal["positive", "negative", "leave_out"] = "leave_out"
-    """Meaning of -1 in a label's column."""
+    """Meaning of -1 in a label's column. "leave_out" leaves the image out of this label only."""
     blank: Literal["negative", "leave_out"] = "leave_out"
-    """Meaning of an empty cell in a label's column."""
+    """Meaning of an empty cell in a label's column. "leave_out" leaves the image out of this label only."""
     views: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Use only images of these views, named as in the index. The default is every view."""
     ages: tuple[Age, Age] | None = None
@@ -109,9 +111,9 @@ class Data:
     one_image_per_patient: bool = False
     """Use only the first image of each patient that passes the other filters."""
     fit: Literal["pad", "stretch"] = "pad"
-    """How an image that is not square becomes square."""
+    """How an image that is not square becomes square: with black bands, or stretched."""
     on_bad_image: Literal["refuse", "drop"] = "refuse"
-    """Images that cannot be read stop the experiment ("refuse") or are left out ("drop")."""
+    """Bad images stop the experiment ("refuse") or are left out ("drop")."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,7 +146,7 @@ class Search:
     min_complete_per_resolution: PositiveInt = 3
     """Complete trials at each resolution before the sampler chooses."""
     learning_rate: tuple[Rate, Rate] = (1e-4, 1e-2)
-    """Range at a batch size of 128."""
+    """Range at a batch size of 128. A trial multiplies it by the square root of its batch size / 128."""
     batch: BatchChoice = "search"
     """Search the batch size, use the largest feasible one, or use a fixed one."""
     min_batch_size: BatchSize = 16
@@ -152,13 +154,13 @@ class Search:
     max_batch_size: BatchSize = 1024
     """Upper limit of every batch size."""
     min_updates_per_epoch: PositiveInt = 20
-    """Updates that an epoch must have. It limits the batch size of a small training part."""
+    """Smallest number of optimiser steps per epoch. It limits the batch size of a small training part."""
     pruner: Literal["median", "none"] = "median"
     """Stop a trial whose validation AUC is below the median of the other trials after the same epoch."""
     seed: Seed = 0
-    """Seed of the initial trials and the samplers."""
+    """Seed of the initial recipes and of each trial's training. It does not fix the sampler: two searches differ."""
     learn_from: tuple[Name, ...] = ()
-    """Experiments in the same storage. Their best configurations are the first trials."""
+    """Experiments in the same storage. Their best configurations are tried first."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -215,7 +217,7 @@ class Training:
     weights: Path | None = None
     """Start from the weights in this file, as safetensors or a PyTorch state dict."""
     network_input: Resolution | None = None
-    """Enlarge every resolution to this input size, in px. It separates lost information from lost geometry."""
+    """Enlarge images of every resolution to this input size in px. Then only their detail differs, not their size."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Arithmetic of a training step. tf32 and bf16 need a GPU of compute capability 8 or higher."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
@@ -248,7 +250,7 @@ class Confirm:
 
     __pydantic_config__ = _STRICT
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
-    """The default is every resolution within 0.05 AUC of the search's best, the smallest and the largest."""
+    """Resolutions to confirm. By default those within 0.05 AUC of the search's best, the smallest and the largest."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """Non-inferiority margin: the AUC that an adequate resolution may lose against a larger one."""
     design: Literal["cross-fitted", "held-out"] | None = None
@@ -274,21 +276,22 @@ class Workers:
 
     __pydantic_config__ = _STRICT
     memory_budget_gib: Gibibytes | None = None
-    """Memory for one worker's training step. The default is a share of the device's or the host's memory."""
+    """Memory for one worker's training step, in GiB. The default is a share of the device's or the host's memory."""
     capture_steps: Literal["auto"] | bool = "auto"
     """Whether a GPU runs a training step as one CUDA graph. "auto": if a batch is small and the images stay there."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """How often another worker resumes a trial after its worker died."""
     storage_patience_min: Minutes = 30.0
-    """How long a worker waits for a database that does not answer."""
+    """Minutes that a worker waits for a database that does not answer."""
     heartbeat_s: Seconds = 30
     """Interval between two heartbeats of a running trial, in seconds."""
     grace_s: Seconds = 180
-    """After this time without a heartbeat, another worker resumes a running trial."""
+    """Seconds without a heartbeat after which another worker resumes a running trial."""
     checkpoints: str | None = None
-    """A folder that all workers see, or an fsspec URL. The default is a folder beside the image cache."""
+    """A folder that all workers see, or an fsspec URL. The default is `checkpoints` in the folder of decoded images."""
     checkpoint_s: PositiveFloat = 30.0
-    """After a worker dies, at most so much training of its trial is repeated, or one epoch if that takes longer."""
+    """Seconds between two checkpoints of a running trial, or one epoch if that takes longer. This much training is
+    repeated at most after a worker dies."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -314,17 +317,17 @@ class Cluster:
     constraint: str | None = None
     """Features that the node must have, such as "a100"."""
     time_limit_min: PositiveInt = 240
-    """Time limit of one run of a job. A job at its limit is requeued while trials remain."""
+    """Time limit of one run of a job, in minutes. A job at its limit is requeued while trials remain."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 1
     """GPUs of each worker. With 0 it trains on the CPU."""
     cpus_per_worker: PositiveInt = 4
     """CPU cores of each worker."""
     memory_gib: Gibibytes | None = None
-    """The node's memory for each worker. The default is the partition's."""
+    """The node's memory for each worker, in GiB. The default is the partition's."""
     max_requeues: Annotated[int, Field(ge=0)] = 20
     """How often a worker requeues its job after a preemption or at the time limit."""
     logs: Path | None = None
-    """A folder that all nodes see. The default is the user's log folder."""
+    """Folder of the logs, which all nodes see. The default is ~/.local/state/acuity/log."""
     setup: tuple[str, ...] = ()
     """Shell lines before the worker, such as module load."""
     extra: dict[str, OptionValue] = field(default_factory=dict)

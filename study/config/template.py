@@ -21,4 +21,4 @@ def write_template(file: Path, *, preset: str | None = None) -> None:
     except FileExistsError:
         raise UsageError(f"{file} exists and is not overwritten; name another file") from None
     except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{file} cannot be written: {error.strerror}; name another file") from None

@@ -123,7 +123,10 @@ def nominate_label(
             complete[trial.params["resolution"]].append(trial)
     best = {resolution: max(map(_auc, runs)) for resolution, runs in complete.items() if runs}
     if not best:
-        raise UsageError(f"label {label}: {counted(len(trials), 'trial')}, none of them complete; widen the search")
+        raise UsageError(
+            f"label {label}: {counted(len(trials), 'trial')}, none of them complete; `acuity trials` prints the "
+            "reasons. Remove the cause, or search again under another name with other networks or resolutions"
+        )
     near_best = [resolution for resolution, auc in best.items() if auc >= max(best.values()) - MAX_AUC_GAP]
     confirmed = sorted({*(only or (*near_best, min(best), max(best)))})
     missing = [resolution for resolution in confirmed if resolution not in best]

@@ -8,7 +8,7 @@ from acuity.study.registry.record import Registered
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer
 from acuity.study.units import code, counted, escape_markdown
 
-_MARK = "*Written by Acuity after each trial, at most once a minute; a note of yours in its place is kept.*"
+_MARK = "*Acuity writes this note after trials, at most once a minute. If you replace it, Acuity keeps your text.*"
 
 
 def note_text(registered: Registered, entry: LabelAnswer, studies: dict[str, int], *, confirms: bool = False) -> str:
@@ -58,9 +58,9 @@ def _sentence(registered: Registered, entry: LabelAnswer) -> str:
     best = entry.best
     return (
         f"**Best so far: {best.resolution} px, AUC {best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f})**, "
-        f"{best.architecture}, batch {best.batch_size} of {best.feasible_batch_size} feasible; {done}. On the "
-        f"validation patients that chose it: optimistic, no verdict: `acuity confirm {registered.experiment.name}` "
-        "gives one."
+        f"{best.architecture}, batch {best.batch_size} of {best.feasible_batch_size} feasible; {done}. The "
+        "AUC is of the validation patients that chose it: optimistic, no verdict. `acuity confirm "
+        f"{registered.experiment.name}` gives one."
     )
 
 

@@ -79,7 +79,9 @@ def read_demographics(registered: Registered) -> Demographics | None:
 
 def _check_decoded(experiment: Experiment) -> None:
     if not cache_folder(experiment, select_images(experiment).index.files_sha256).is_dir():
-        raise UsageError("its arrays are not on this host; `acuity prepare` builds them")
+        raise UsageError(
+            f"the decoded images of {experiment.name} are not on this host; run `acuity prepare` on its file here"
+        )
 
 
 def _describe(image_set: ImageSet, part: str) -> PartDemographics:

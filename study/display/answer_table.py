@@ -94,9 +94,7 @@ def external_table(results: list[dict[str, Any]]) -> Group:
                 f"{each['average_precision']['mean']:.3f}",
                 f"{found['patients']:,} ({found['positive_patients']:,})",
             )
-    note = (
-        "Reference, margin and thresholds are those frozen at the confirmation; nothing was chosen on these patients."
-    )
+    note = "Reference, margin and thresholds are those of the confirmation. Nothing was chosen on these patients."
     sentences = [Text(found["smallest_adequate"]["sentence"]) for found in results]
     return Group(table, Text(), *sentences, Text(), Text(note, style="italic"))
 
@@ -171,7 +169,7 @@ def _notes(answer: Answer) -> list[RenderableType]:
         uses = f"the test patients have been used {format_times(answer.test_uses)}."
         notes += [Text(), Text(f"* on test patients ({_designs(confirmed)}), mean of the networks; {uses}", "italic")]
     if any(at.split == "validation" for entry in answer.labels for at in entry.by_resolution):
-        words = "AUC on validation patients, which selected these: optimistic, and no verdict on resolution."
+        words = "AUC of the best trial on the validation patients that chose it: optimistic, and no verdict."
         notes.append(Text(f"Without *: {words}" if confirmed else words, style="italic"))
     counts = {entry.label: entry.trials["complete"] + entry.trials["pruned"] for entry in answer.labels}
     budget = counted(answer.trials, "trial")

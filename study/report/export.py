@@ -54,7 +54,7 @@ def export_network(
         (out / _DESCRIPTION).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (out / _CARD).write_text(_card(chosen, description, read_demographics(registered)), encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{out} cannot be written: {error.strerror}; name another folder with --out") from None
     return description
 
 

@@ -135,8 +135,8 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     search = registered.experiment.search
     low, high = registered.exponents
     batch = {
-        "search": f"The batch size was searched over powers of two from {2**low:,} to {2**high:,}, and reduced to the "
-        "largest feasible one where it was larger.",
+        "search": f"The batch size was searched over powers of two from {2**low:,} to {2**high:,}. A batch size above "
+        "the largest feasible one was replaced by that one.",
         "largest": "The batch size was the largest feasible one.",
     }.get(str(search.batch), f"The batch size was {search.batch}.")
     pruning = (
@@ -181,9 +181,9 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
         f"Each label had one study. It searched image resolution ({_list(search.resolutions)} px), architecture "
         f"({_list(search.architectures)}) and learning rate (log-uniform from {search.learning_rate[0]:g} to "
         f"{search.learning_rate[1]:g} at a batch size of 128, scaled by the square root of batch size / 128). {batch} "
-        f"The largest feasible batch size was the largest, up to {search.max_batch_size:,}, whose training step fits "
-        f"the memory of the device and with which an epoch has at least {search.min_updates_per_epoch} steps. Each "
-        f"label first trained, at every resolution, {look}.{more} These initial trials were not stopped early. "
+        f"A batch size was feasible if it was at most {search.max_batch_size:,}, its training step fitted the memory "
+        f"of the device, and an epoch had at least {search.min_updates_per_epoch} steps. Each label first trained, at "
+        f"every resolution, {look}.{more} These initial trials were not stopped early. "
         "Further trials were chosen by a multivariate tree-structured Parzen estimator (Optuna "
         f"{version('optuna')}). {pruning} The "
         "value of a trial was the AUC on validation patients after the last epoch. Each label had "
@@ -227,8 +227,8 @@ def _training(experiment: Experiment) -> str:
 def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     if protocol is None:
         return (
-            "The search is not confirmed. The configurations below have the highest AUC on the validation patients "
-            "that they were chosen on, so their AUCs are optimistic. No result here is of test patients."
+            "The search is not confirmed. The configurations below have the highest AUC on the validation patients. "
+            "The same patients chose them, so their AUCs are optimistic. No result here is of test patients."
         )
     confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
     named = experiment.confirm.resolutions
@@ -272,8 +272,8 @@ def _trainings(protocol: Protocol) -> str:
         )
     if skipped:
         text += (
-            " Resolutions below one whose validation AUC was below a larger resolution's by the margin and two "
-            "standard errors were not retrained further."
+            " If the validation AUC of a resolution was below that of a larger one by the margin and two standard "
+            "errors, no smaller resolution was retrained further."
         )
     return text
 
@@ -286,15 +286,16 @@ def _statistics(protocol: Protocol | None) -> str:
         )
     return (
         f"{_variance(protocol)} 95 % intervals use t quantiles at Satterthwaite's degrees of freedom. Non-inferiority "
-        f"at a margin of {protocol.margin:g} AUC was tested one-sided at 5 %, with the larger of two standard errors: "
-        "at the estimated AUCs, and at two AUCs that differ by the margin (constant on the logit scale). The "
-        "resolutions below the largest confirmed one were tested in decreasing order, each against every larger "
-        "confirmed resolution, up to the first resolution that failed a test. A resolution was named only if all "
-        "its tests succeeded (intersection-union test); its p value is the largest of them. The level of 5 % holds for "
-        "each label; it was not adjusted for the number of labels. Two-sided differences within a label were adjusted "
-        f"by Holm's method. Labels with fewer than {MIN_POSITIVE_PATIENTS} positive or {MIN_NEGATIVE_PATIENTS} "
-        "negative test patients were not tested, nor labels with a reference whose 95 % interval did not lie above an "
-        "AUC of 0.5. All inference is conditional on the training patients."
+        f"at a margin of {protocol.margin:g} AUC was tested one-sided at 5 %, with the larger of two standard errors. "
+        "The first was computed at the estimated AUCs. The second was computed at two AUCs that differ by the margin, "
+        "with a standard error that is constant on the logit scale. The resolutions below the largest confirmed one "
+        "were tested in decreasing order, each against every larger confirmed resolution. Testing ended at the first "
+        "resolution that failed a test. A resolution was named only if all its tests succeeded (intersection-union "
+        "test). Its p value is the largest of them. The level of 5 % holds for each label. It was not adjusted for the "
+        "number of labels. Two-sided differences within a label were adjusted by Holm's method. Labels with fewer than "
+        f"{MIN_POSITIVE_PATIENTS} positive or {MIN_NEGATIVE_PATIENTS} negative test patients were not tested. Labels "
+        "with a reference whose 95 % interval did not lie above an AUC of 0.5 were not tested either. All inference is "
+        "conditional on the training patients."
     )
 
 
@@ -302,20 +303,22 @@ def _variance(protocol: Protocol) -> str:
     """How AUCs are averaged, and what their variances consist of."""
     if protocol.design.folds is None:
         return (
-            "AUCs are means over seeds. Their variance is DeLong's, with patients as clusters, of the components "
-            "averaged over seeds, plus the variance between seeds over their number."
+            "AUCs are means over seeds. Their variance has two terms. The first is the patient-clustered DeLong "
+            "variance of the components averaged over seeds. The second is the variance between seeds divided by their "
+            "number."
         )
     return (
         "AUCs are means over the folds of the AUC within each fold (LeDell et al., Electron J Stat 2015;9:1583-1607). "
-        "Their variance is the sum over the folds of DeLong's, with patients as clusters, over the squared number of "
-        "folds, plus the variance between networks over their number. The latter was estimated on the validation "
-        "patients, which all networks scored. The overlap of the folds' training patients is not part of the variance."
+        "Their variance has two terms. The first is the sum of the folds' patient-clustered DeLong variances, divided "
+        "by the squared number of folds. The second is the variance between networks divided by their number. It was "
+        "estimated on the validation patients, which all networks scored. The overlap of the folds' training patients "
+        "is not part of the variance."
     )
 
 
 def _results(answer: Answer, protocol: Protocol | None) -> str:
     if protocol is None:
-        return "No verdict: see the choice of the final networks. AUCs with intervals are in the tables."
+        return "There is no verdict, because the search is not confirmed. AUCs with intervals are in the tables."
     told = [str(each.smallest_adequate["sentence"]) for each in answer.labels if each.smallest_adequate is not None]
     doubts = [warning for each in answer.labels for warning in each.warnings]
     return " ".join([*doubts, *told, "AUCs with intervals, also by view, sex and age, are in the tables."])

@@ -145,7 +145,7 @@ def test_best_network_of_a_search_is_exported_before_a_confirmation(
     assert f"| validation | {len(rows)} |" in card
     assert f"{alone:.3f} (" in card
     assert "No number here is of test patients." in card
-    assert "| test |" not in card.partition("## Who it was trained on")[0]
+    assert "| test |" not in card.partition("## Training patients")[0]
 
     shutil.rmtree(checkpoints_of(registered).folder)
     with pytest.raises(UsageError, match=r"is not in .*run this where the fleet's checkpoints are"):

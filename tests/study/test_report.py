@@ -140,14 +140,14 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
         "Finalists (12 networks)",
         "at a margin of 0.05 AUC",
         "have been used once",
-        "clusters",
+        "patient-clustered DeLong",
         f"up to {augmentation.ROTATION_DEGREES:.0f} degrees",
         f"translation ({augmentation.TRANSLATION:.0%}".replace("%", " %"),
         f"scaling ({augmentation.SCALE:.0%}".replace("%", " %"),
         f"weight of a positive at most {MAX_POSITIVE_WEIGHT:.0f}",
         "outputs are therefore not calibrated probabilities",
         "each against every larger confirmed resolution",
-        "level of 5 % holds for each label; it was not adjusted for the number of labels",
+        "level of 5 % holds for each label. It was not adjusted for the number of labels",
         "fewer than 30 positive or 10 negative test patients",
     ):
         assert said in methods, said
