@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import BaseModel
-from psycopg2.errors import InsufficientPrivilege, LockNotAvailable
+from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import URL, Connection, Engine, Enum, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, ProgrammingError
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -43,6 +44,7 @@ from acuity.storage.url import UNPINNED_VARIABLES, masked, parse_url
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _LONGEST_WAIT_S = 15.0
+_LONGEST_MAKING_S = 60.0
 _HEARTBEAT_S = 30
 _GRACE_S = 180
 """Age from which Optuna's tools call a heartbeat stale. Acuity's workers follow [workers] of the experiment."""
@@ -202,8 +204,13 @@ def retry_outages(
 
 
 def _make_tables(url: URL) -> None:
-    """Make the tables of Optuna and Acuity where they are missing. One process makes them, the others wait for it."""
+    """Make the tables of Optuna and Acuity where they are missing. One process makes them, the others wait for it.
+
+    They poll. The process that makes the tables needs a second connection for Optuna's, and processes that wait inside
+    the database would keep all those of a PgBouncer.
+    """
     engine = create_engine(url, poolclass=NullPool, connect_args=connection_arguments(url))
+    deadline = time.monotonic() + _LONGEST_MAKING_S
     try:
         while True:
             with engine.connect() as connection:
@@ -211,11 +218,11 @@ def _make_tables(url: URL) -> None:
                     return
             try:
                 with engine.connect() as connection, connection.begin() as transaction:
-                    if not _begin_making_tables(connection, url):
-                        transaction.rollback()
+                    if begin_schema(connection):
+                        _make_optunas_tables(connection, url)
+                        create_schema(connection)
                         continue
-                    _make_optunas_tables(connection, url)
-                    create_schema(connection)
+                    transaction.rollback()
             except ProgrammingError as error:
                 if not isinstance(error.orig, InsufficientPrivilege):
                     raise
@@ -223,20 +230,14 @@ def _make_tables(url: URL) -> None:
                     f"{masked(url)}: its tables cannot be made ({first_line(error)}). "
                     "Let its owner run a command of acuity first, or grant this user create on it and its schema public"
                 ) from None
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{masked(url)}: another process has been making its tables for {_LONGEST_MAKING_S:.0f} s. "
+                    "Try again"
+                )
+            time.sleep(random.uniform(0.05, 0.2))
     finally:
         engine.dispose()
-
-
-def _begin_making_tables(connection: Connection, url: URL) -> bool:
-    connection.execute(text("set local lock_timeout = '60s'"))
-    try:
-        return begin_schema(connection)
-    except DBAPIError as error:
-        if isinstance(error.orig, LockNotAvailable):
-            raise StorageError(
-                f"{masked(url)}: another process has been making its tables for 60 s. Try again"
-            ) from None
-        raise
 
 
 def _make_optunas_tables(connection: Connection, url: URL) -> None:
@@ -255,28 +256,32 @@ def _make_optunas_tables(connection: Connection, url: URL) -> None:
             f"{masked(url)}: another program uses names of Optuna's tables ({', '.join(sorted(existing)[:3])} in "
             "schema public). Use another database: createdb makes one"
         )
-    if existing:
-        _optuna_storage(url).engine.dispose()  # raises where they are another version's, before tables are added
-    else:
-        _raw_storage(url, skip_table_creation=False).engine.dispose()
+    # It raises where they are another version's, before Acuity's tables are added.
+    _optuna_storage(url, makes_tables=not existing).engine.dispose()
 
 
-def _optuna_storage(url: URL) -> RDBStorage:
-    try:
-        return _raw_storage(url, skip_table_creation=True)
-    except RuntimeError as error:  # Optuna raises it for tables of another version
-        raise StorageError(f"{masked(url)}: {str(error).replace('$STORAGE_URL', 'URL')}") from None
+def _optuna_storage(url: URL, *, makes_tables: bool = False) -> RDBStorage:
+    """Optuna's storage; StorageError where its tables are those of another version of Optuna.
 
-
-def _raw_storage(url: URL, *, skip_table_creation: bool) -> RDBStorage:
+    Optuna's own check holds a connection while it uses another one. With a PgBouncer of 4 connections, 4 workers that
+    started together waited for each other until it ended them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, since Optuna 2.9
         storage = RDBStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs=engine_arguments(url),
+            skip_compatibility_check=True,
             heartbeat_interval=_HEARTBEAT_S,
             grace_period=_GRACE_S,
-            skip_table_creation=skip_table_creation,
+            skip_table_creation=not makes_tables,
+        )
+    current, needed = storage.get_current_version(), storage.get_head_version()
+    if current != needed:
+        storage.engine.dispose()
+        raise StorageError(
+            f"{masked(url)}: Optuna's tables have version {current}, Optuna {optuna.__version__} needs {needed}: "
+            "run `optuna storage upgrade --storage URL` or install the Optuna of these tables"
         )
     end_public_search_path(storage.engine)
     return storage

@@ -1,8 +1,8 @@
 """Create the tables and views of the schema `acuity`, and refuse any other version of it."""
 
-from psycopg2.errors import DuplicateTable, UniqueViolation
+from psycopg2.errors import DuplicateTable, LockNotAvailable, UniqueViolation
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from acuity.storage.errors import StorageError
 from acuity.storage.locks import MOVING, SLOTS
@@ -12,8 +12,10 @@ from acuity.storage.schema.trials_view import TRIALS_VIEW
 VERSION = 5
 """Version of the schema. Every change of the tables or views increments it."""
 _BEGIN = """
+set local lock_timeout = '20ms';
 create schema if not exists acuity;
 create table acuity.version (one boolean primary key default true check (one), version integer not null);
+set local lock_timeout = '60s';
 """
 # to_regclass would answer from this session's cache and miss a table that was created during the wait for the lock.
 _RELATIONS = text(
@@ -116,13 +118,13 @@ def has_schema(connection: Connection) -> bool:
 def begin_schema(connection: Connection) -> bool:
     """Create the first table within the caller's transaction; False where another process creates it meanwhile.
 
-    Until the end of the transaction this call waits in every other process, so that one process makes the tables. An
-    advisory lock could be held by any role, also by one that only reads.
+    Other processes get False until the end of the transaction, so that one process makes the tables. An advisory lock
+    could be held by any role, also by one that only reads.
     """
     try:
         _run(connection, _BEGIN)
-    except (IntegrityError, ProgrammingError) as error:
-        if isinstance(error.orig, UniqueViolation | DuplicateTable):
+    except DBAPIError as error:
+        if isinstance(error.orig, UniqueViolation | DuplicateTable | LockNotAvailable):
             return False
         raise
     return True

@@ -1,5 +1,6 @@
 """A fleet behind PgBouncer in transaction mode: each transaction of a worker may run in another session."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -54,6 +55,21 @@ def test_workers_behind_pgbouncer_end_with_exactly_the_budget(pooled_url: str, s
         assert Counter(tuple(row) for row in rows) == {(label, "COMPLETE"): _TRIALS for label in experiment.labels}, (
             "a trial of a living worker was failed"
         )
+
+
+def test_twelve_processes_that_open_a_new_database_at_once_do_not_wait_for_each_other(pooled_url: str) -> None:
+    """Each would keep one of the 4 connections and need a second one, until PgBouncer ends them."""
+    began = threading.Barrier(12)
+
+    def open_once() -> int:
+        began.wait()
+        with open_storage(pooled_url) as database, database.engine.connect() as connection:
+            return int(connection.scalars(text("select count(*) from acuity.experiments")).one())
+
+    for _ in ("tables are made", "tables are there"):
+        with ThreadPoolExecutor(12) as pool:
+            opened = [pool.submit(open_once) for _ in range(12)]
+        assert [each.result() for each in opened] == [0] * 12
 
 
 def _work(url: str, registered: Registered, seed: int) -> int:

@@ -56,6 +56,7 @@ def pgbouncer(server: URL, folder: Path, *, pool: int) -> Iterator[URL]:
     finally:
         bouncer.terminate()
         bouncer.wait()
+        print((folder / "log").read_text(errors="replace"))  # pytest shows it where a test fails
 
 
 def _answers(url: URL) -> bool:
