@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from acuity.objectives.errors import InputError
     from acuity.objectives.phantoms.generator import write_phantoms
+    from acuity.objectives.training.own_training import TrainingTask
     from acuity.storage.errors import OutageError, StorageError
     from acuity.study.api import Experiment, OpenExperiment, experiments
     from acuity.study.api import open_experiment as open  # noqa: A004  # acuity.open
@@ -27,6 +28,7 @@ __all__ = [
     "OpenExperiment",
     "OutageError",
     "StorageError",
+    "TrainingTask",
     "UsageError",
     "best_resolution",
     "experiments",
@@ -40,6 +42,7 @@ _MODULES = {
     "OpenExperiment": "acuity.study.api",
     "OutageError": "acuity.storage.errors",
     "StorageError": "acuity.storage.errors",
+    "TrainingTask": "acuity.objectives.training.own_training",
     "UsageError": "acuity.study.errors",
     "best_resolution": "acuity.study.results.answer",
     "experiments": "acuity.study.api",

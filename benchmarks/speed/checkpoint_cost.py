@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from acuity.objectives.training import checkpoint_writer, train
 from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_to_bytes
+from acuity.objectives.training.epochs import Epochs
 from acuity.objectives.training.interface import Hyperparameters, LabelledImages
 from acuity.objectives.training.learner import Learner
 from acuity.storage.checkpoints import Checkpoints, open_checkpoints
@@ -145,8 +146,8 @@ def _simulated(started: list[float], *, epoch_s: float, on_the_path: bool) -> It
         for _step in range(STEPS):
             time.sleep(epoch_s / STEPS)
 
-    def predict(*_: Any, num_images: int, **__: Any) -> NDArray[np.float64]:
-        return np.linspace(0, 1, num_images)
+    def predict(epochs: Epochs, _: int) -> NDArray[np.float64]:
+        return np.linspace(0, 1, len(epochs.data.validation))
 
     def allocate(sources: list[torch.Tensor], **_: bool) -> list[torch.Tensor]:
         return sources
@@ -156,13 +157,13 @@ def _simulated(started: list[float], *, epoch_s: float, on_the_path: bool) -> It
 
     replaced = [
         (train, "_train_one_epoch", train_one_epoch),
-        (train, "_predict", predict),
+        (Epochs, "_predict", predict),
         (checkpoint_writer, "_allocate", allocate),
         (torch, "_foreach_copy_", foreach_copy),
     ]
     if on_the_path:
         replaced.append((train, "CheckpointWriter", _WriterOnThePath))
-        replaced.append((train, "_last_checkpoint", train._checkpoint))
+        replaced.append((Epochs, "_write_last", lambda epochs, state: epochs.writer.write_last(state)))
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     for owner, name, value in replaced:
         setattr(owner, name, value)

@@ -139,7 +139,8 @@ class CheckpointWriter:
 
     def _copy_to_buffer(self, checkpoint: Checkpoint) -> None:
         sources = _tensors(checkpoint)
-        if not self._buffer:
+        if _layout(sources) != _layout(self._buffer):  # none yet, or the state of the user's training has grown
+            self._buffer = []
             self._buffer = _allocate(sources, on_cpu=not self._has_room)
         _copy_tensors(sources, self._buffer)
 
@@ -176,6 +177,10 @@ class CheckpointWriter:
 
 def _tensors(checkpoint: Checkpoint) -> list[torch.Tensor]:
     return list_tensors((checkpoint.network, checkpoint.optimiser, checkpoint.scheduler))
+
+
+def _layout(tensors: list[torch.Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
 def _map_state(function: Callable[[torch.Tensor], Any], checkpoint: Checkpoint) -> Checkpoint:

@@ -35,6 +35,8 @@ class Hyperparameters:
     """The user's function "module:function" in place of the built-in augmentation; None for the latter."""
     loss: str | None = None
     """The user's function "module:function" in place of the weighted cross entropy; None for the latter."""
+    train: str | None = None
+    """The user's function "module:function" in place of all training steps; None for the built-in ones."""
 
     @property
     def side(self) -> int:

@@ -32,11 +32,8 @@ class Learner(Predictor):
 
 def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: torch.device) -> Learner:
     """Build the network with AdamW on a one-cycle schedule; torch's seed determines its random weights."""
-    predictor = make_predictor(hyperparameters, device=device)
-    if device.type == "cpu" and hyperparameters.precision == "bf16":
-        blank = torch.zeros(2, 1, predictor.side, predictor.side)
-        zero_padding_gradients(predictor.network, lambda: compute_logits(predictor, blank))
-    peak_rate = hyperparameters.learning_rate * math.sqrt(hyperparameters.batch_size / REFERENCE_BATCH)
+    predictor = make_trainable(hyperparameters, device=device)
+    peak_rate = scaled_rate(hyperparameters)
     # No weight decay of norms and biases.
     groups = timm.optim.param_groups_weight_decay(predictor.network, hyperparameters.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=peak_rate, fused=True)
@@ -48,6 +45,20 @@ def make_learner(hyperparameters: Hyperparameters, *, total_steps: int, device: 
         own_augmentation=load_augmentation(hyperparameters.augmentation) if hyperparameters.augmentation else None,
         own_loss=load_loss(hyperparameters.loss) if hyperparameters.loss else None,
     )
+
+
+def make_trainable(hyperparameters: Hyperparameters, *, device: torch.device) -> Predictor:
+    """Build the network as `make_predictor` does, for training steps."""
+    predictor = make_predictor(hyperparameters, device=device)
+    if device.type == "cpu" and hyperparameters.precision == "bf16":
+        blank = torch.zeros(2, 1, predictor.side, predictor.side)
+        zero_padding_gradients(predictor.network, lambda: compute_logits(predictor, blank))
+    return predictor
+
+
+def scaled_rate(hyperparameters: Hyperparameters) -> float:
+    """The peak learning rate at the batch size of the training."""
+    return hyperparameters.learning_rate * math.sqrt(hyperparameters.batch_size / REFERENCE_BATCH)
 
 
 def train_batches(

@@ -1,24 +1,21 @@
 """Train one network for one label, with validation, a checkpoint and a report after each epoch."""
 
+import gc
 import itertools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from acuity.objectives.device.memory import is_device_error, release_failed_step, watch_peak_memory
-from acuity.objectives.statistics.delong import auc_standard_error
-from acuity.objectives.statistics.metrics import accuracy, auc, average_precision, youden_threshold
 from acuity.objectives.training.augmentation import draw_augmentation
 from acuity.objectives.training.captured_step import CapturedStep, CaptureSetting, capture_training, replay_batches
 from acuity.objectives.training.checkpoint import Checkpoint, checkpoint_from_bytes
 from acuity.objectives.training.checkpoint_writer import CheckpointWriter
+from acuity.objectives.training.epochs import Epochs, derive_seed
 from acuity.objectives.training.interface import (
     Diverged,
     Hyperparameters,
@@ -27,9 +24,10 @@ from acuity.objectives.training.interface import (
     Outcome,
     check_trainable,
 )
-from acuity.objectives.training.learner import Learner, make_learner, train_batches
+from acuity.objectives.training.learner import Learner, make_learner, make_trainable, train_batches
 from acuity.objectives.training.loader import BatchLoader, open_loaders
-from acuity.objectives.training.prediction import predict_batches, probabilities
+from acuity.objectives.training.own_training import load_training
+from acuity.objectives.training.prediction import Predictor
 
 # Without a maximum, one positive image of a rare label would outweigh all negatives of its batch.
 MAX_POSITIVE_WEIGHT = 20.0
@@ -64,120 +62,111 @@ def train(
     training. Its errors are raised here. No call is left when this function ends.
     """
     started = time.perf_counter()
+    own = load_training(hyperparameters.train) if hyperparameters.train else None
+    if own is not None:
+        gc.collect()  # a trainer and its network often are a cycle, which would keep the memory of a failed step
     release_failed_step(device)  # an earlier training of this process may have failed
     peak_memory_mib = watch_peak_memory(device)
     check_trainable(hyperparameters, data)
-    batches = len(data.training) // hyperparameters.batch_size  # an incomplete last batch is dropped
     identity = _identity(hyperparameters, data, seed)
-    learner, aucs, seconds_before = _start(
-        hyperparameters, batches=batches, seed=seed, device=device, identity=identity, load_checkpoint=load_checkpoint
-    )
-    training, validation = open_loaders(
-        data.images, data.training, data.validation, device=device, image_budget_bytes=image_budget_bytes
-    )
-    training_targets = torch.from_numpy(data.targets[data.training])
-    validation_targets = data.targets[data.validation]
 
-    resumed_epochs = len(aucs)
-    stop_requests = [report(epoch, value) for epoch, value in enumerate(aucs, start=1)]
-    stopped = bool(stop_requests) and stop_requests[-1] and len(aucs) < hyperparameters.epochs
-    captured = None
-    if len(aucs) < hyperparameters.epochs and not stopped:
-        captured = capture_training(
-            learner,
-            training,
-            setting=capture_steps,
-            targets=training_targets,
-            batch_shape=(batches, hyperparameters.batch_size),
-            epochs=hyperparameters.epochs - len(aucs),
-            augment=hyperparameters.augment,
-            positive_weight=_positive_weight(training_targets),
-        )
-    steps, steps_s, scores = 0, 0.0, None
-    network = learner.network.state_dict()  # once: it takes 1 ms, and steps change its tensors in place
+    def make() -> Predictor:
+        torch.manual_seed(derive_seed(seed, epoch=0))
+        if own is not None:
+            return make_trainable(hyperparameters, device=device)
+        batches = len(data.training) // hyperparameters.batch_size  # an incomplete last batch is dropped
+        return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
+
+    predictor, checkpoint = _start(make, identity=identity, load_checkpoint=load_checkpoint)
+    parts = (data.validation,) if own is not None else (data.validation, data.training)
+    validation, *training = open_loaders(data.images, *parts, device=device, image_budget_bytes=image_budget_bytes)
     with CheckpointWriter(save_checkpoint, device=device, interval_s=checkpoint_s) as writer:
-        while len(aucs) < hyperparameters.epochs and not stopped:
-            epoch = len(aucs) + 1
-            epoch_started = time.perf_counter()
-            _train_one_epoch(
-                learner,
-                training,
-                training_targets,
-                hyperparameters,
-                captured=captured,
-                seed=seed,
-                epoch=epoch,
-                should_stop=should_stop,
-            )
-            steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
-            scores = _predict(
-                learner, validation, num_images=len(validation_targets), epoch=epoch, should_stop=should_stop
-            )
-            aucs.append(auc(validation_targets, scores))
-            seconds = seconds_before + time.perf_counter() - started
-            if epoch < hyperparameters.epochs:
-                writer.keep(_checkpoint(learner, network, aucs, seconds, identity=identity))
-            else:
-                writer.write_last(_last_checkpoint(learner, network, aucs, seconds, identity=identity))
-            stopped = report(epoch, aucs[-1]) and epoch < hyperparameters.epochs
-
-        if scores is None:  # the checkpoint holds all epochs, or its last report ends the training
-            scores = _predict(
-                learner, validation, num_images=len(validation_targets), epoch=len(aucs), should_stop=should_stop
-            )
-            if not stopped:  # earlier attempts' checkpoints are removed when the trial ends
-                writer.write_last(_last_checkpoint(learner, network, aucs, seconds_before, identity=identity))
-    return Outcome(
-        auc=auc(validation_targets, scores),
-        auc_se=auc_standard_error(validation_targets, scores, data.patients[data.validation]),
-        accuracy=accuracy(validation_targets, scores, threshold=youden_threshold(validation_targets, scores)),
-        average_precision=average_precision(validation_targets, scores),
-        epochs=len(aucs),
-        resumed_epochs=resumed_epochs,
-        seconds=seconds_before + time.perf_counter() - started,
-        images_per_second=steps * hyperparameters.batch_size / steps_s if steps else 0.0,
-        peak_memory_mib=peak_memory_mib(),
-        stopped=stopped,
-        scores=scores,
-    )
+        epochs = Epochs(
+            predictor,
+            hyperparameters,
+            data,
+            validation,
+            identity,
+            aucs=list(checkpoint.aucs) if checkpoint else [],
+            seconds_before=checkpoint.seconds if checkpoint else 0.0,
+            started=started,
+            writer=writer,
+            report=report,
+            should_stop=should_stop,
+        )
+        epochs.repeat_reports()
+        images_per_second = 0.0
+        if epochs.are_over:
+            pass
+        elif own is not None:
+            state = checkpoint.optimiser if checkpoint else None
+            images_per_second = own(epochs, seed=seed, positive_weight=_positive_weight(data), state=state)
+        else:
+            assert isinstance(predictor, Learner)
+            images_per_second = _train_epochs(predictor, training[0], epochs, seed=seed, capture_steps=capture_steps)
+        epochs.complete(predictor.network.state_dict())
+    return epochs.outcome(images_per_second=images_per_second, peak_memory_mib=peak_memory_mib())
 
 
 def _start(
-    hyperparameters: Hyperparameters,
-    *,
-    batches: int,
-    seed: int,
-    device: torch.device,
-    identity: str,
-    load_checkpoint: Callable[[], bytes | None] | None,
-) -> tuple[Learner, list[float], float]:
-    """Build the learner and restore it from an undamaged checkpoint of this training.
-
-    Returns the learner, the AUCs of its finished epochs and their seconds.
-    """
-    learner = _new_learner(hyperparameters, batches=batches, seed=seed, device=device)
+    make: Callable[[], Predictor], *, identity: str, load_checkpoint: Callable[[], bytes | None] | None
+) -> tuple[Predictor, Checkpoint | None]:
+    """Make the network and restore it from an undamaged checkpoint of this training, None where there is none."""
+    predictor = make()
     saved = load_checkpoint() if load_checkpoint else None
     checkpoint = checkpoint_from_bytes(saved, identity=identity) if saved is not None else None
     if checkpoint is None:
-        return learner, [], 0.0
+        return predictor, None
     try:
-        learner.network.load_state_dict(checkpoint.network)
-        if len(checkpoint.aucs) < hyperparameters.epochs:
-            learner.optimiser.load_state_dict(checkpoint.optimiser)
-            learner.scheduler.load_state_dict(checkpoint.scheduler)
+        predictor.network.load_state_dict(checkpoint.network)
+        if isinstance(predictor, Learner) and checkpoint.optimiser:  # empty after the last epoch
+            predictor.optimiser.load_state_dict(checkpoint.optimiser)
+            predictor.scheduler.load_state_dict(checkpoint.scheduler)
     except Exception as error:
         if is_device_error(error):
             raise
         logger.warning("checkpoint of other library versions (%s): training starts from zero", error)
     else:
-        return learner, checkpoint.aucs, checkpoint.seconds
-    del learner  # the device has room for one network
-    return _new_learner(hyperparameters, batches=batches, seed=seed, device=device), [], 0.0
+        return predictor, checkpoint
+    del predictor  # the device has room for one network
+    return make(), None
 
 
-def _new_learner(hyperparameters: Hyperparameters, *, batches: int, seed: int, device: torch.device) -> Learner:
-    torch.manual_seed(_derive_seed(seed, epoch=0))
-    return make_learner(hyperparameters, total_steps=hyperparameters.epochs * batches, device=device)
+def _train_epochs(
+    learner: Learner, loader: BatchLoader, epochs: Epochs, *, seed: int, capture_steps: CaptureSetting
+) -> float:
+    """Train the epochs that are left. Returns the speed of the training steps in images/s."""
+    hyperparameters, data = epochs.hyperparameters, epochs.data
+    targets = torch.from_numpy(data.targets[data.training])
+    batches = len(targets) // hyperparameters.batch_size
+    captured = capture_training(
+        learner,
+        loader,
+        setting=capture_steps,
+        targets=targets,
+        batch_shape=(batches, hyperparameters.batch_size),
+        epochs=hyperparameters.epochs - len(epochs.aucs),
+        augment=hyperparameters.augment,
+        positive_weight=_positive_weight(data),
+    )
+    steps, steps_s = 0, 0.0
+    network = learner.network.state_dict()  # once: it takes 1 ms, and steps change its tensors in place
+    while not epochs.are_over:
+        epoch_started = time.perf_counter()
+        _train_one_epoch(
+            learner,
+            loader,
+            targets,
+            hyperparameters,
+            captured=captured,
+            positive_weight=_positive_weight(data),
+            seed=seed,
+            epoch=len(epochs.aucs) + 1,
+            should_stop=epochs.should_stop,
+        )
+        steps, steps_s = steps + batches, steps_s + time.perf_counter() - epoch_started
+        epochs.finish(network, optimiser=learner.optimiser.state_dict(), scheduler=learner.scheduler.state_dict())
+    return steps * hyperparameters.batch_size / steps_s
 
 
 def _train_one_epoch(
@@ -187,13 +176,14 @@ def _train_one_epoch(
     hyperparameters: Hyperparameters,
     *,
     captured: CapturedStep | None,
+    positive_weight: float,
     seed: int,
     epoch: int,
     should_stop: Callable[[], bool],
 ) -> None:
     """Train on every image at most once; (seed, epoch) determines the order and the augmentation."""
-    torch.manual_seed(_derive_seed(seed, epoch=epoch))  # dropout and stochastic depth
-    generator = torch.Generator().manual_seed(_derive_seed(seed, epoch=epoch))
+    torch.manual_seed(derive_seed(seed, epoch=epoch))  # dropout and stochastic depth
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch=epoch))
     order = torch.randperm(len(targets), generator=generator)
     num_images = len(targets) // hyperparameters.batch_size * hyperparameters.batch_size
     # Order within a batch does not matter; ascending order reads the memory map sequentially.
@@ -206,7 +196,7 @@ def _train_one_epoch(
             targets=targets.to(learner.device),
             batches=batches,
             augmentation=augmentation,
-            positive_weight=_positive_weight(targets),
+            positive_weight=positive_weight,
         )
         finite_so_far: Iterator[torch.Tensor] = itertools.accumulate(
             (loss.isfinite() for loss in losses), torch.logical_and
@@ -224,45 +214,11 @@ def _train_one_epoch(
         raise Diverged(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate{advice}")
 
 
-def _positive_weight(targets: torch.Tensor) -> float:
+def _positive_weight(data: LabelledImages) -> float:
     """Weight of a positive image in the loss."""
+    targets = data.targets[data.training]
     positives = float(targets.sum())
     return min((len(targets) - positives) / positives, MAX_POSITIVE_WEIGHT)
-
-
-def _predict(
-    learner: Learner, loader: BatchLoader, *, num_images: int, epoch: int, should_stop: Callable[[], bool]
-) -> NDArray[np.float64]:
-    """Probability of the finding for each of the loader's images."""
-    logits = []
-    for batch in predict_batches(learner, loader, num_images=num_images):
-        logits.append(batch)
-        if should_stop():
-            raise Interrupted
-    scores = probabilities(logits)
-    if np.isnan(scores).any():
-        raise Diverged(f"a prediction became NaN after epoch {epoch}: lower the learning rate")
-    return scores
-
-
-def _checkpoint(
-    learner: Learner, network: dict[str, Any], aucs: list[float], seconds: float, *, identity: str
-) -> Checkpoint:
-    return Checkpoint(
-        identity=identity,
-        aucs=list(aucs),
-        seconds=seconds,
-        network=network,
-        optimiser=learner.optimiser.state_dict(),
-        scheduler=learner.scheduler.state_dict(),
-    )
-
-
-def _last_checkpoint(
-    learner: Learner, network: dict[str, Any], aucs: list[float], seconds: float, *, identity: str
-) -> Checkpoint:
-    """The checkpoint after the last epoch, from which nothing is trained any more."""
-    return replace(_checkpoint(learner, network, aucs, seconds, identity=identity), optimiser={}, scheduler={})
 
 
 def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int) -> str:
@@ -270,8 +226,3 @@ def _identity(hyperparameters: Hyperparameters, data: LabelledImages, seed: int)
     settings = {name: value for name, value in asdict(hyperparameters).items() if name != "weights"}
     positives = [int(data.targets[rows].sum()) for rows in (data.training, data.validation)]
     return json.dumps({**settings, "seed": seed, "images": [len(data.training), len(data.validation), *positives]})
-
-
-def _derive_seed(seed: int, *, epoch: int) -> int:
-    """Seed of an epoch (0: of the network's random weights), so that a resumed training needs no generator's state."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -25,6 +25,12 @@ def check_across_sections(experiment: Experiment) -> None:
                     f"weights in the function, and leave training.{key} out"
                 )
     with faults:
+        if training.train is not None and experiment.workers.capture_steps is True:
+            raise ValueError(
+                "training.train and workers.capture_steps = true are both given; keep one of the two: a function of "
+                "yours decides how its steps run"
+            )
+    with faults:
         if experiment.name in search.learn_from:
             raise ValueError(
                 f"search.learn_from has {experiment.name}, this experiment's name; its labels learn from each other "

@@ -228,6 +228,8 @@ class Training:
     """A function of your own, as "module:function", in place of the built-in augmentation."""
     loss: FunctionName | None = None
     """A function of your own, as "module:function", in place of the weighted cross entropy."""
+    train: FunctionName | None = None
+    """A function of your own, as "module:function", in place of all training steps of a trial."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -240,6 +242,17 @@ class Training:
                 raise ValueError(
                     "training.augmentation and training.augment = false are both given; keep one of the two"
                 )
+        for key, is_given in (
+            ("augmentation", self.augmentation is not None),
+            ("loss", self.loss is not None),
+            ("augment = false", not self.augment),
+        ):
+            with faults:
+                if self.train is not None and is_given:
+                    raise ValueError(
+                        f"training.train and training.{key} are both given; keep one of the two: the function of "
+                        "training.train decides augmentation and loss itself"
+                    )
         faults.report()
         return self
 

@@ -99,5 +99,6 @@ def _card(chosen: ChosenNetwork, description: dict[str, Any], cohort: Demographi
         of_label=of_label,
         side=side,
         own=own,
+        train=chosen.hyperparameters.train,
         timm_name=architecture.partition("?")[0].partition(".")[0],
     )

@@ -203,6 +203,15 @@ def _training(experiment: Experiment) -> str:
     if own:
         built = f"[say how {_list(own)} was built and initialised]"
         initial = built if len(own) == len(architectures) else f"{initial} or {built}"
+    network = (
+        f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained"
+    )
+    duration = f"for {counted(training.epochs, 'epoch')} in {training.precision}"
+    if training.train:
+        return (
+            f"{network} {duration} by {training.train} [say its optimiser, schedule, loss and augmentation, and how it "
+            f"used the weight decay of {training.weight_decay:g}]. Outputs were not recalibrated for the results."
+        )
     changes = "Images were not augmented."
     if training.augmentation:
         changes = f"Images were augmented by {training.augmentation} [say how]."
@@ -218,8 +227,7 @@ def _training(experiment: Experiment) -> str:
     if training.loss:
         loss = f"the loss {training.loss} [say what it is]. Outputs"
     return (
-        f"One binary network per label (timm {version('timm')}, PyTorch {version('torch')}), {initial}, was trained "
-        f"for {counted(training.epochs, 'epoch')} in {training.precision} with AdamW (weight decay "
+        f"{network} {duration} with AdamW (weight decay "
         f"{training.weight_decay:g}), a one-cycle schedule and {loss} were not recalibrated for the results. {changes}"
     )
 

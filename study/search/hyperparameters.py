@@ -23,4 +23,5 @@ def make_hyperparameters(
         augment=training.augment,
         augmentation=training.augmentation,
         loss=training.loss,
+        train=training.train,
     )

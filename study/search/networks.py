@@ -21,6 +21,8 @@ def check_networks(experiment: Experiment) -> None:
     """
     from acuity.objectives.training.network import check_architecture, check_input_size, make_network
     from acuity.objectives.training.own_step import check_augmentation, check_loss
+    from acuity.objectives.training.own_training_check import CHECKED_BATCH, check_training
+    from acuity.study.search.hyperparameters import make_hyperparameters
 
     training = experiment.training
     input_sizes = _input_sizes(experiment)
@@ -37,12 +39,21 @@ def check_networks(experiment: Experiment) -> None:
     if training.augmentation is not None:
         for resolution in experiment.search.resolutions:
             check_augmentation(training.augmentation, resolution)
+    if training.train is not None:
+        smallest = make_hyperparameters(
+            experiment,
+            architecture=experiment.search.architectures[0],
+            resolution=min(experiment.search.resolutions),
+            batch_size=CHECKED_BATCH,
+            learning_rate=experiment.search.learning_rate[0],
+        )
+        check_training(smallest)
 
 
 def own_functions(experiment: Experiment) -> list[str]:
     """Names "module:function" of the user's functions in the experiment."""
     training = experiment.training
-    named = [*experiment.search.architectures, training.augmentation, training.loss]
+    named = [*experiment.search.architectures, training.augmentation, training.loss, training.train]
     return sorted({name for name in named if name is not None and is_own_function(name)})
 
 

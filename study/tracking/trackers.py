@@ -115,6 +115,9 @@ def tracked_trial(
         "loss": training.loss or "weighted cross entropy",
         "initial_weights": "timm" if training.pretrained else "file" if training.weights else "random",
     }
+    if training.train is not None:
+        del fixed["augment"], fixed["loss"]  # the function's
+        fixed["train"] = training.train
     if training.network_input is not None:
         fixed["network_input"] = training.network_input
     return TrackedRun(

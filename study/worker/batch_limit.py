@@ -106,7 +106,7 @@ def _key(device: Device, experiment: Experiment, architecture: str, resolution: 
         source_sha256=_source_sha256(
             tuple(
                 name
-                for name in (architecture, training.augmentation, training.loss)
+                for name in (architecture, training.augmentation, training.loss, training.train)
                 if name is not None and is_own_function(name)
             )
         ),

@@ -404,13 +404,18 @@ def learner_on_a_gpu() -> learner.Learner:
     return made
 
 
+def state_of(made: learner.Learner) -> Checkpoint:
+    optimiser, scheduler = made.optimiser.state_dict(), made.scheduler.state_dict()
+    return Checkpoint("this", [0.5], 1.0, made.network.state_dict(), optimiser, scheduler)
+
+
 @pytest.mark.standin
 @pytest.mark.usefixtures("gpus")
 def test_training_waits_for_no_copy_to_the_host_after_an_epoch() -> None:
     made = learner_on_a_gpu()
     with CheckpointWriter(lambda _: None, device=made.device, interval_s=30.0) as writing:
         torch.cuda.set_sync_debug_mode("error")
-        writing.keep(train._checkpoint(made, made.network.state_dict(), [0.5], 1.0, identity="this"))
+        writing.keep(state_of(made))
         torch.cuda.set_sync_debug_mode("default")
         assert {tensor.device for tensor in writing._buffer} == {made.device}
 
@@ -427,5 +432,5 @@ def test_thread_waits_for_the_event_of_the_buffer(waits: bool, monkeypatch: pyte
         contextlib.nullcontext() if waits else pytest.raises(OrderError),
         CheckpointWriter(saved.append, device=made.device, interval_s=1e-9) as writing,
     ):
-        writing.keep(train._checkpoint(made, made.network.state_dict(), [0.5], 1.0, identity="this"))
+        writing.keep(state_of(made))
     assert len(saved) == waits

@@ -1,86 +1,41 @@
 """The user's network, augmentation and loss: trained, kept with the SHA-256 of their source, or refused."""
 
 import re
-import sys
-import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+import torchxrayvision
 from optuna.trial import TrialState
 from sqlalchemy import text
 
 from acuity.objectives.errors import InputError
+from acuity.objectives.training.network import make_network, normalisation
 from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment
-from acuity.study.config.loading import parse
-from acuity.study.config.paths import resolve_paths
-from acuity.study.config.schema import Experiment
-from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import UsageError
-from acuity.study.registry.claims import claim_trial
 from acuity.study.registry.record import Registered
-from acuity.study.registry.register import register
 from acuity.study.registry.sources import check_same_sources
 from acuity.study.search.networks import check_networks
-from acuity.study.worker.attempt import run_attempt
-from acuity.study.worker.context import WorkerContext
-from support.confirmed_experiment import EXPERIMENT, make_context
+from support.own_functions import own_experiment, own_package, page_modules, registered_context, run_one
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
-BLOCK = re.compile(r"```python\n# (mypackage/\w+\.py)\n(.*?)```", re.DOTALL)
 Write = Callable[[str, str], None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+def write(tmp_path: Path) -> Iterator[Write]:
     """Write a module of mypackage; the package is forgotten at the end of the test."""
-    root = tmp_path / "packages"
-    (root / "mypackage").mkdir(parents=True)
-    (root / "mypackage" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(root)
-
-    def write_module(name: str, source: str) -> None:
-        (root / "mypackage" / name).write_text(source, encoding="utf-8")
-
-    yield write_module
-    for module in [each for each in sys.modules if each.split(".")[0] == "mypackage"]:
-        del sys.modules[module]
+    with own_package(tmp_path / "packages") as write_module:
+        yield write_module
 
 
 @pytest.fixture
 def page(write: Write) -> None:
     """The modules of docs/extending.md."""
-    modules = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    assert [name for name, _ in modules] == ["mypackage/networks.py", "mypackage/steps.py"]
-    for name, source in modules:
-        write(name.removeprefix("mypackage/"), source)
-
-
-def own_experiment(
-    phantoms: Path, folder: Path, *, architecture: str = "test_resnet", training: str = ""
-) -> Experiment:
-    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
-    toml = toml.replace('["test_resnet", "test_efficientnet"]', f'["{architecture}"]')
-    toml = toml.replace("[training]", f"[training]\n{training}")
-    return resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
-
-
-def registered_context(database: Database, experiment: Experiment) -> WorkerContext:
-    image_set = open_image_set(experiment)
-    images = training_images(image_set, experiment.labels)
-    registered = register(database, experiment, image_set.identity, training_images=images)
-    return make_context(database, registered, stop=threading.Event())
-
-
-def run_one(context: WorkerContext) -> Any:
-    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
-    assert claim is not None
-    run_attempt(context, claim)
-    return context.database.storage.get_trial(claim.trial_id)
+    for name, source in page_modules().items():
+        write(name, source)
 
 
 ALL = {
@@ -233,3 +188,51 @@ def test_another_function_under_the_same_name_of_experiment_is_refused(
     without = replace(experiment, training=replace(experiment.training, loss=None))
     with pytest.raises(UsageError, match=r'training.loss: "mypackage.steps:focal_loss" -> null'):
         registered_context(database, without)
+
+
+XRV_FILE = torchxrayvision.models.model_urls["densenet121-res224-all"]["weights_url"].rsplit("/", 1)[1]
+
+
+@pytest.fixture
+def xrv_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """TorchXRayVision's folder of weights, empty."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / ".torchxrayvision" / "models_data"
+    folder.mkdir(parents=True)
+    return folder
+
+
+CHEST = {"architecture": "mypackage.chest:xrv_densenet", "search": "max_batch_size = 4"}
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.filterwarnings("ignore")  # of torchxrayvision's classes in the file
+def test_torchxrayvisions_network_starts_from_its_weights_in_its_range_of_grey_values(
+    database: Database, tmp_path: Path, phantoms: Path, xrv_folder: Path
+) -> None:
+    torch.manual_seed(3)
+    published = torchxrayvision.models.DenseNet().eval()  # stands for the download: the same architecture
+    torch.save(published, xrv_folder / XRV_FILE)
+    experiment = own_experiment(phantoms, tmp_path, **CHEST)
+    experiment = replace(experiment, search=replace(experiment.search, resolutions=(32,)))
+    check_networks(experiment)
+    network = make_network("mypackage.chest:xrv_densenet", input_size=64).eval()
+    images = torch.rand(2, 1, 64, 64)
+    mean, std = normalisation(network)
+    its_images = torchxrayvision.datasets.normalize(images.numpy(), maxval=1)  # -1024 to 1024
+    features = published.features2(torch.from_numpy(its_images))
+    with torch.no_grad():
+        assert torch.allclose(network((images - mean) / std), network.classifier(features), atol=1e-4)
+        assert features.std() > 0.01
+    trial = run_one(registered_context(database, experiment))
+    assert trial.state is TrialState.COMPLETE, trial.user_attrs
+
+
+@pytest.mark.usefixtures("page", "xrv_folder")
+def test_torchxrayvisions_network_without_its_file_and_network_says_where_the_file_belongs(
+    tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no network: a port that refuses
+    with pytest.raises(InputError, match=r"no densenet121-res224-all in .*models_data/: copy its file there") as raised:
+        check_networks(own_experiment(phantoms, tmp_path, **CHEST))
+    assert "\n" not in str(raised.value)
