@@ -1,6 +1,6 @@
 """Trials and a confirmation that a function of the user's trains, with real workers and a real Postgres."""
 
-import json
+import io
 import os
 import re
 import signal
@@ -9,16 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 from sqlalchemy import text
 
 from acuity.objectives.errors import InputError
-from acuity.objectives.training.prediction import score_images
 from acuity.storage.confirmations import find_confirmation
 from acuity.storage.database import Database
 from acuity.storage.experiments import find_experiment
@@ -27,10 +25,8 @@ from acuity.study.confirm import confirm
 from acuity.study.confirmation.protocol import read_protocol
 from acuity.study.errors import UsageError
 from acuity.study.fleet.placement import FleetOptions
-from acuity.study.registry.record import Registered
 from acuity.study.registry.sources import check_same_sources
 from acuity.study.report.export import export_network
-from acuity.study.report.exported_network import choose_network
 from acuity.study.search.networks import check_networks
 from acuity.study.search.space import BELOW_THE_MEDIAN
 from acuity.study.worker.context import WorkerContext
@@ -118,9 +114,7 @@ def finished_search(context: WorkerContext, *, auc: float) -> None:
 
 @pytest.mark.usefixtures("write")
 @pytest.mark.parametrize("module", ["training", "lightning_training"])
-def test_a_trial_below_the_median_is_pruned(
-    database: Database, tmp_path: Path, phantoms: Path, module: str
-) -> None:
+def test_a_trial_below_the_median_is_pruned(database: Database, tmp_path: Path, phantoms: Path, module: str) -> None:
     experiment = own_experiment(phantoms, tmp_path, training=f'train = "mypackage.{module}:train"')
     experiment = replace(experiment, training=replace(experiment.training, epochs=6), labels=("Nodule",))
     context = registered_context(database, experiment)
@@ -131,9 +125,7 @@ def test_a_trial_below_the_median_is_pruned(
     assert trial.user_attrs["epochs"] == len(trial.intermediate_values) == 3  # a fifth of the epochs, and one more
 
 
-SLOW = "            if task.should_stop():\n"
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["training", "lightning_training"])
 def test_a_worker_stopped_by_sigterm_hands_the_trial_back_and_the_next_one_resumes_it(
     database: Database,
@@ -152,6 +144,7 @@ def test_a_worker_stopped_by_sigterm_hands_the_trial_back_and_the_next_one_resum
     experiment = replace(
         experiment,
         labels=("Nodule",),
+        confirm=replace(experiment.confirm, resolutions=None),
         training=replace(experiment.training, epochs=4),
         search=replace(experiment.search, trials=1, resolutions=(16,), min_complete_per_resolution=1),
     )
@@ -164,7 +157,9 @@ def test_a_worker_stopped_by_sigterm_hands_the_trial_back_and_the_next_one_resum
     def epochs_reported() -> int:
         return max((len(trial.intermediate_values) for trial in study.get_trials(deepcopy=False)), default=0)
 
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as worker:
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as worker:
         wait_until(lambda: epochs_reported() >= 2 or worker.poll() is not None, seconds=120)
         worker.send_signal(signal.SIGTERM)
         log, _ = worker.communicate(timeout=60)
@@ -191,13 +186,14 @@ def test_confirmation_retrains_with_the_function_and_scores_the_test_patients_an
     registered = registered_context(database, experiment).registered
     fill_search(database, registered, "Nodule", seed=0)
     monkeypatch.setattr(confirm_module, "run_fleet", work_here)
-    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=None)
+    console = Console(file=io.StringIO())
+    confirm(database, registered, FleetOptions(workers=1, device="cpu"), seeds=None, console=console)
     stored = find_confirmation(database, "tiny")
     assert stored is not None
     [label] = read_protocol(stored.protocol).labels
     assert {finalist.resolution for finalist in label.finalists} == {16, 32}
     with database.engine.connect() as connection:
-        scored = connection.scalar(text("select count(*) from acuity.test_scores"))
+        scored = connection.scalar(text("select count(*) from acuity.scores"))
     assert scored == 2 * 3  # finalists x folds
     description = export_network(database, registered, "Nodule", tmp_path / "out", device="cpu")
     assert description["network"]["own_functions"] == registered.sources
@@ -210,11 +206,11 @@ def test_out_of_memory_halves_the_batch_and_the_fleet_keeps_the_size(
     source = page_modules()["training.py"]
     write(
         "training.py",
-        source.replace("    optimiser = ", "    if task.batch_size > 6:\n        raise MemoryError\n    optimiser = ", 1),
+        source.replace(
+            "    optimiser = ", "    if task.batch_size > 6:\n        raise MemoryError\n    optimiser = ", 1
+        ),
     )
-    context = registered_context(
-        database, own_experiment(phantoms, tmp_path, training=OWN, search='batch = "largest"')
-    )
+    context = registered_context(database, own_experiment(phantoms, tmp_path, training=OWN, search='batch = "largest"'))
     trial = run_one(context)
     assert trial.state is TrialState.COMPLETE, trial.user_attrs
     assert trial.user_attrs["batch_size"] <= 6
@@ -264,17 +260,19 @@ def test_a_function_that_cannot_be_used_is_refused_before_the_launch(
 
 
 @pytest.mark.parametrize(
-    ("training", "message"),
+    ("given", "message"),
     [
-        ('loss = "a:b"', "training.train and training.loss are both given; keep one of the two"),
-        ('augmentation = "a:b"', "training.train and training.augmentation are both given"),
-        ("augment = false", "training.train and training.augment = false are both given"),
-        ("[workers]\ncapture_steps = true", "training.train and workers.capture_steps = true are both given"),
+        ({"training": 'loss = "a:b"'}, "training.train and training.loss are both given; keep one of the two"),
+        ({"training": 'augmentation = "a:b"'}, "training.train and training.augmentation are both given"),
+        ({"training": "augment = false"}, "training.train and training.augment = false are both given"),
+        ({"rest": "[workers]\ncapture_steps = true"}, "training.train and workers.capture_steps = true are both given"),
+        ({"training": 'train = "train"'}, 'training.train has "train", must be a function as "module:function"'),
     ],
 )
 def test_parts_that_the_function_decides_are_refused_beside_it(
-    tmp_path: Path, phantoms: Path, training: str, message: str
+    tmp_path: Path, phantoms: Path, given: dict[str, str], message: str
 ) -> None:
-    lines = f"epochs = 2\n{OWN}\n{training}"
+    lines = given.get("training", "")
+    lines = lines if "train =" in lines else f"{OWN}\n{lines}"
     with pytest.raises(UsageError, match=message):
-        own_experiment(phantoms, tmp_path, training=lines, epochs=False)
+        own_experiment(phantoms, tmp_path, **(given | {"training": lines}))

@@ -50,13 +50,19 @@ def page_modules() -> dict[str, str]:
 
 
 def own_experiment(
-    phantoms: Path, folder: Path, *, architecture: str = "test_resnet", training: str = "", search: str = ""
+    phantoms: Path,
+    folder: Path,
+    *,
+    architecture: str = "test_resnet",
+    training: str = "",
+    search: str = "",
+    rest: str = "",
 ) -> Experiment:
-    """A tiny experiment with one architecture. training and search: more lines of these sections."""
+    """A tiny experiment with one architecture. training, search: more lines of these sections. rest: more sections."""
     toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
     toml = toml.replace('["test_resnet", "test_efficientnet"]', f'["{architecture}"]')
     toml = toml.replace("[training]", f"{search}\n[training]\n{training}")
-    return resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
+    return resolve_paths(parse(tomllib.loads(toml + rest), source="test"), folder)
 
 
 def registered_context(database: Database, experiment: Experiment) -> WorkerContext:
