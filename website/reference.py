@@ -120,10 +120,15 @@ def _messages(file: Path) -> Iterator[str]:
     """The texts of the file's errors that users see. Texts that only repeat a value are left out."""
     shown = ERRORS | ({"ValueError"} if file.parent.name == "config" else set())  # pydantic's checks raise ValueError
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)):
-            continue
-        if node.exc.func.id in shown and node.exc.args:
-            message = _template_text(node.exc.args[0])
+        match node:
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=error), args=[text, *_])):
+                pass
+            case ast.Return(value=ast.Call(func=ast.Name(id=error), args=[text, *_])):
+                pass
+            case _:
+                continue
+        if error in shown:
+            message = _template_text(text)
             if len(re.sub(r"\W|\d", "", message)) >= 12:
                 yield message
 
@@ -135,7 +140,7 @@ def _template_text(node: ast.expr) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_template_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _template_text(node.left) + (_template_text(node.right) or "…")
+        return (_template_text(node.left) or "…") + (_template_text(node.right) or "…")
     return ""
 
 

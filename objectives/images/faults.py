@@ -52,7 +52,7 @@ def changed(index: ImageIndex, rows: Collection[int], arrays: str) -> InputError
     return InputError(
         f"{len(rows):,} of {len(index.table):,} files have another content than when the arrays were built: {named}. "
         "Put the earlier files back; or, to use the new ones, delete the arrays and their record (rm "
-        f"{arrays}) and run `acuity prepare` again: results on other pictures do not compare"
+        f"{arrays}) and run `acuity prepare` again: results of other pictures are not comparable"
     )
 
 

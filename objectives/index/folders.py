@@ -104,7 +104,7 @@ def _listed_extension(root: Path, name: str) -> str:
 
 def unlistable(folder: Path, error: OSError) -> InputError:
     """The error for a folder that cannot be listed."""
-    return InputError(f"{folder}: cannot be listed ({error.strerror}); the images must be readable here")
+    return InputError(f"{folder}: cannot be listed ({error.strerror}); give this user the right to read it")
 
 
 def _walk(

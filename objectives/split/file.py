@@ -22,7 +22,7 @@ _FIRST_LINE = re.compile(
 )
 
 _OTHER_FILE = 'Name another file with [data] split = "PATH" (a folder that you may write to)'
-_RESTORE = "Put back the file as it was: with another split, earlier results do not compare"
+_RESTORE = "Put back the file as it was: with another split, earlier results are not comparable"
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,10 @@ def run_trials(context: WorkerContext) -> bool:
     if not context.stop.is_set():
         notes.write_all(context)
     if failing:
+        errors = "; ".join(f"{label}: {error}" for label, error in failing.items())
         raise UsageError(
-            "; ".join(f"{label} stopped, since five trials in a row failed: {failing[label]}" for label in failing)
+            f"{FAILURES_IN_A_ROW} trials in a row failed, so these labels have stopped ({errors}). Remove the cause "
+            "and launch again"
         )
     return False
 
