@@ -73,8 +73,9 @@ class Experiment:
     def prepare(self, *, look: str | Path | None = None, storage: str | None = None) -> "Preparation":
         """Check images, labels, networks and disk, write the split, decode the images, and print the counts.
 
-        look: the file of a PNG to write, which shows what the networks see. storage: for the forecast of hours, as in
-        `launch`. Returns the counts; `to_json()` makes a dictionary of them. InputError names a mistake in the images.
+        look: the file of a PNG to write, which shows what the networks see. storage: its finished trials give the hours
+        of the forecast; as in `launch`. Returns the counts; `to_json()` makes a dictionary of them. InputError names a
+        mistake in the images.
         """
         _load_tqdm()
         from acuity.study.display.console import decoding_bar, messages_console
@@ -198,8 +199,8 @@ class OpenExperiment:
     def study(self, label: str, *, confirm: bool = False) -> "optuna.Study":
         """The Optuna study of a label, for optuna.visualization and every other tool for studies.
 
-        confirm: the study of the retrained networks. The study reads the storage as long as this object is open, and
-        keeps it open. Do not call its `optimize`: workers of Acuity run the trials. UsageError for an unknown label or
+        confirm: the study of the retrained networks. The study works until this object is closed, and keeps this object
+        alive. Do not call its `optimize`: workers of Acuity run the trials. UsageError for an unknown label or
         a confirmation that has not begun.
         """
         import optuna
@@ -245,12 +246,12 @@ class OpenExperiment:
         cluster: str | None = None,
         yes: bool = False,
     ) -> "DataFrame":
-        """Retrain the best configurations and score them once on patients that did not train them.
+        """Retrain the best configurations and score test patients, once, with networks that were not trained on them.
 
         seeds: trainings of each finalist of a held-out confirmation, at least 3; by default [confirm] seeds. workers,
-        device and cluster: as in `Experiment.launch`. yes: confirm also where the test patients can decide no label.
-        Returns `best()`; with a cluster, a later call scores the test patients. UsageError where the search is not
-        finished, or where the test patients can decide no label.
+        device and cluster: as in `Experiment.launch`. yes: confirm even if the test patients can decide no label.
+        Returns `best()`; with a cluster, a later call scores the test patients. UsageError if the search is not
+        finished, or if the test patients can decide no label and yes is False.
         """
         _load_tqdm()
         from acuity.study.confirm import confirm
@@ -289,8 +290,8 @@ class OpenExperiment:
         """Write a label's network to the folder out, which timm loads, with threshold, calibration and model card.
 
         resolution: in px, by default the reference, or the best of the search before a confirmation. device: of a
-        network that must be scored first. Returns the contents of acuity.json. UsageError where the folder is not empty
-        or the label has no network.
+        network that must be scored first. Returns the contents of acuity.json. UsageError if the folder is not empty or
+        the label has no network.
         """
         _load_tqdm()
         from acuity.study.report.export import export_network
@@ -369,8 +370,8 @@ def open_experiment(name: str, *, storage: str | None = None) -> OpenExperiment:
         with acuity.open("nih", storage="postgresql://acuity@db.example/acuity") as nih:
             print(nih.best())
 
-    storage: by default $ACUITY_STORAGE, else the embedded server, as on the command line. StorageError where there is
-    no such experiment, or where the storage cannot be used.
+    storage: by default $ACUITY_STORAGE, else the embedded server, as on the command line. StorageError if there is no
+    such experiment, or if the storage cannot be used.
     """
     return OpenExperiment(name, storage=storage)
 
@@ -382,7 +383,7 @@ def experiments(*, storage: str | None = None) -> "DataFrame":
     all labels); running (trials on all hosts); state (searching, searched, confirming, confirmed); last_sign (UTC, the
     last start, heartbeat or end of a trial; missing without a trial); created (UTC).
 
-    storage: as in `acuity.open`. StorageError where it cannot be used.
+    storage: as in `acuity.open`. StorageError if it cannot be used.
     """
     from acuity.storage.database import open_storage
     from acuity.study.results.tables import read_experiments
