@@ -110,7 +110,8 @@ def label_columns(mapping: ColumnMapping, header: Sequence[str]) -> dict[str, st
 
 def _label_names(mapping: ColumnMapping) -> dict[str, str]:
     if isinstance(mapping.labels, dict):
-        return mapping.labels
+        # The order of the labels is part of the index's SHA-256, and the database keeps no order of a table's keys.
+        return dict(sorted(mapping.labels.items()))
     names = (mapping.labels,) if isinstance(mapping.labels, str) else mapping.labels or ()
     return {name: name for name in names}
 

@@ -18,7 +18,7 @@ from acuity.study.config.schema import Experiment
 from acuity.study.dataset.demographics import read_demographics
 from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import UsageError
-from acuity.study.registry.record import check_same_images
+from acuity.study.registry.record import check_same_images, read_registered
 from acuity.study.registry.register import register
 from acuity.study.report.methods import write_methods
 from acuity.study.results.answer import read_answer
@@ -49,6 +49,24 @@ def test_filters_choose_images_and_move_no_patient(folder: Path) -> None:
     row = int(filtered.split.rows("test")[0])
     same = whole.index.names.index(filtered.index.names[row])
     np.testing.assert_array_equal(filtered.cache.open(32)[row], whole.cache.open(32)[same])
+
+
+def test_images_of_a_table_of_labels_are_the_same_for_workers(folder: Path, database: Database) -> None:
+    """Workers read the experiment from the database, which sorts the keys of a table by length."""
+    columns = """
+[data.columns]
+file = "Image Index"
+patient = "Patient ID"
+labels = { "PA view" = "View Position", Male = "Patient Sex" }
+values = { PA = 1, AP = 0, M = 1, F = 0 }
+"""
+    text = experiment_text(labels='["PA view", "Male"]', data=columns, resolutions="[32]", trials=6)
+    mine = resolve_paths(parse(tomllib.loads(text), source="mine.toml"), folder)
+    launched = open_image_set(mine)
+    register(database, mine, launched.identity, training_images=training_images(launched, mine.labels))
+    stored = read_registered(database, "mine").experiment
+    assert list(stored.data.columns.labels) == ["Male", "PA view"]
+    check_same_images(read_registered(database, "mine"), open_image_set(stored).identity)
 
 
 def test_images_keep_their_parts_when_they_are_moved_into_folders(folder: Path) -> None:
