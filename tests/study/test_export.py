@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from acuity.objectives.statistics.calibration import fit_platt_scaling
+from acuity.objectives.images.decoding import decode_grey
+from acuity.objectives.images.resizing import Fit, area_average, fit_square
+from acuity.objectives.statistics.calibration import PlattScaling, fit_platt_scaling
 from acuity.objectives.statistics.metrics import auc
 from acuity.objectives.training.prediction import score_images
 from acuity.storage.confirmations import find_confirmation
@@ -108,11 +112,12 @@ def test_description_has_the_confirmed_numbers_and_no_patient_or_file_name(confi
 
 
 def _search(
-    database: Database, phantoms: Path, folder: Path, *, training: dict[str, Any]
+    database: Database, phantoms: Path, folder: Path, *, training: dict[str, Any], fit: Fit = "pad"
 ) -> tuple[Registered, ImageSet]:
     """An experiment with a finished search of four trials for one label."""
     table = tomllib.loads(EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images"))
     table |= {"labels": ["Nodule"], "training": training}
+    table["data"]["fit"] = fit
     table["search"] |= {"resolutions": [16, 32], "trials": 4, "architectures": ["test_resnet"]}
     registered, image_set = register_experiment(database, table, folder)
     work_here(database, registered)
@@ -164,6 +169,47 @@ def test_model_card_of_a_bf16_network_gives_the_scores_of_its_threshold(
     assert np.abs(scores - promised).max() < 1e-6
     assert "torch.autocast" in description["output"]
     assert "computed in bfloat16" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_code_of_the_model_card_turns_a_png_into_the_score_and_its_calibrated_probability(
+    database: Database, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Fit
+) -> None:
+    registered, image_set = _search(database, phantoms, tmp_path, training={"epochs": 1}, fit=fit)
+    out = tmp_path / "network"
+    description = export_network(database, registered, "Nodule", out, device="cpu")
+    scores = choose_network(database, registered, "Nodule", resolution=None, device="cpu").scores["score"].to_numpy()
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    (out / "use.py").write_text(code)
+
+    names = np.array(image_set.index.names)[image_set.split.rows("validation")[:5]]
+    files = [str(phantoms.parent / "images" / name) for name in names]
+    bare = "import sys; sys.modules['acuity'] = None; import runpy; runpy.run_path('use.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", bare, *files], capture_output=True, text=True, check=False, cwd=out)
+    assert done.returncode == 0, done.stderr
+    printed = [re.fullmatch(r"(.*): score (\S+), probability (\S+), (.*)", line) for line in done.stdout.splitlines()]
+    calibrate = PlattScaling(description["calibration"]["slope"], description["calibration"]["intercept"])
+    threshold = description["threshold"]["score"]
+    assert len(printed) == len(files)
+    for line, file, score in zip(printed, files, scores, strict=False):
+        assert line is not None
+        assert line[1] == file
+        assert float(line[2]) == pytest.approx(score, abs=1e-4)
+        assert float(line[3]) == pytest.approx(float(calibrate(score)), abs=1e-4)
+        assert line[4] == ("finding" if score >= threshold else "no finding")
+
+    monkeypatch.chdir(out)
+    monkeypatch.setattr(sys, "argv", ["use.py"])
+    use = runpy.run_path("use.py")
+    resolution = description["network"]["resolution"]
+    colours = np.random.default_rng(0).integers(0, 256, (97, 60, 3)).astype(np.uint8)
+    for pixels in (colours, colours[:, :, 0], colours.transpose(1, 0, 2)):
+        cv2.imwrite("odd.png", pixels)
+        grey = decode_grey(Path("odd.png").read_bytes()).pixels
+        assert np.array_equal(use["read_png"]("odd.png")[0], area_average(fit_square(grey, fit), resolution))
+    cv2.imwrite("deep.png", colours[:, :, 0].astype(np.uint16) * 16)
+    with pytest.raises(ValueError, match=r"deep\.png is not a PNG of 8 bits"):
+        use["read_png"]("deep.png")
 
 
 def test_export_command_prints_the_status_of_the_network(confirmed, tmp_path: Path) -> None:
