@@ -19,6 +19,8 @@ class PartCounts:
     patients: int
     positive_patients: int
     """Patients with at least one positive image."""
+    negative_patients: int
+    """Patients with at least one negative image."""
 
     @property
     def prevalence(self) -> float | None:
@@ -55,9 +57,13 @@ def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort
             positive_images=len(positive),
             patients=len(set(patients[rows])),
             positive_patients=len(set(patients[positive])),
+            negative_patients=len(set(patients[rows[target[rows] == 0]])),
         )
     tested = [parts[part] for part in (("test",) if design.folds is None else ("training", "test"))]
-    patients_tested = sum(each.patients for each in tested)
-    positive_tested = sum(each.positive_patients for each in tested)
-    plan = estimate_power(positive_tested, patients_tested - positive_tested, seeds=design.networks)
-    return LabelCohort(label=label, parts=parts, test_patients=patients_tested, plan=plan)
+    plan = estimate_power(
+        sum(each.positive_patients for each in tested),
+        sum(each.negative_patients for each in tested),
+        seeds=design.networks,
+    )
+    test_patients = sum(each.patients for each in tested)
+    return LabelCohort(label=label, parts=parts, test_patients=test_patients, plan=plan)

@@ -16,7 +16,7 @@ _MOST_NAMED = 5
 def preparation_table(preparation: Preparation) -> Group:
     """Facts about the images, the warnings, and a table with a row per label."""
     positive_headings = (f"{part}\npositive" for part in PARTS)
-    table = plain_table("label", *positive_headings, "preva-\nlence", "test\npatients", "AUC\n±", "smallest\nmargin")
+    table = plain_table("label", *positive_headings, "preva-\nlence", "tested\npatients", "AUC\n±", "smallest\nmargin")
     for entry in preparation.cohort:
         counts = [entry.parts[part] for part in PARTS]
         images, positive = sum(part.images for part in counts), sum(part.positive_images for part in counts)
@@ -25,15 +25,16 @@ def preparation_table(preparation: Preparation) -> Group:
             Text(entry.label),
             *(f"{part.positive_images:,} ({part.positive_patients:,})" for part in counts),
             f"{positive / images:.1%}",
-            f"{entry.test_patients:,}",
+            f"{entry.test_patients:,} ({power.positive_patients:,})",
             "-" if power.auc_half_width is None else f"{power.auc_half_width:.3f}",
             "-" if power.margin is None else f"{power.margin:.3f}" if power.estimable else "not estimable",
         )
     facts = "\n".join(_facts(preparation))
     warnings = [Text(warning, style="bold") for warning in (*preparation.warnings, *preparation.suspicions)]
     note = (
-        "positive: images (patients). AUC ±: half the width of the 95 % interval for an AUC of 0.8 on the test "
-        "patients. Smallest margin: the smallest margin at which an equally good resolution is shown to be "
+        "positive: images (patients). Tested patients: those of the confirmation (positive ones). AUC ±: half the "
+        "width of the 95 % interval for an AUC of 0.8 on them. Smallest margin: the smallest margin at which an "
+        "equally good resolution is shown to be "
         f"non-inferior to one larger resolution, with 80 % power and "
         f"{preparation.design.networks} networks. Confirmation: {preparation.design.describe()}."
     )

@@ -42,13 +42,14 @@ def test_counts_agree_with_the_index_and_its_split(experiment: Path, phantoms: P
         assert nodule["parts"][part]["images"] == len(rows)
         assert nodule["parts"][part]["positive_images"] == rows["nodule"].sum()
         assert nodule["parts"][part]["positive_patients"] == rows[rows["nodule"]]["patient"].nunique()
+        assert nodule["parts"][part]["negative_patients"] == rows[~rows["nodule"]]["patient"].nunique()
         assert nodule["parts"][part]["prevalence"] == rows["nodule"].mean()
     # Cross-fitted by default: the patients of the training and test parts are test patients.
     tested = [nodule["parts"][part] for part in ("training", "test")]
-    positive, patients = (sum(part[key] for part in tested) for key in ("positive_patients", "patients"))
-    assert nodule["test_patients"] == patients
+    positive, negative = (sum(part[key] for part in tested) for key in ("positive_patients", "negative_patients"))
+    assert nodule["test_patients"] == sum(part["patients"] for part in tested) < positive + negative
     assert answer["design"]["kind"] == "cross-fitted"
-    plan = estimate_power(positive, patients - positive, seeds=5)
+    plan = estimate_power(positive, negative, seeds=5)
     assert nodule["plan"]["margin"] == plan.margin
     assert answer["cache_bytes"] == sum(path.stat().st_size for path in (experiment.parent / "cache").glob("*.npy"))
 
