@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from acuity.objectives.device.device import open_device
 from acuity.objectives.errors import InputError
 from acuity.objectives.statistics.metrics import auc
 from acuity.objectives.training.interface import Diverged, Hyperparameters, Interrupted, LabelledImages, Outcome
@@ -17,6 +18,7 @@ from acuity.objectives.training.own_training_check import check_training
 from acuity.objectives.training.prediction import score_images
 from acuity.objectives.training.train import train
 from support.own_functions import own_package, page_modules
+from support.standin_gpu import standin_gpu
 from support.threads import one_thread
 
 BASE = Hyperparameters(
@@ -137,7 +139,7 @@ def test_task_has_the_trials_hyperparameters_and_training_images_alone(write: Wr
         "        assert network(task.images[0][0][None]).shape == (1,)\n"
         "        network.network.layer1.eval()\n"
         "        assert task.report(epoch) == (epoch == 4)\n"
-        "        assert network.training and not network.network.layer1.training\n",
+        "        assert network.network.training and not network.network.layer1.training\n",
     )
     run(replace(BASE, architecture="test_resnet", network_input=64, weight_decay=0.2))
     import mypackage.training  # type: ignore[import-not-found]
@@ -269,3 +271,36 @@ def test_nan_in_a_trial_names_the_function(write: Write) -> None:
     write("training.py", loop("[p.data.fill_(float('nan')) for p in network.parameters()]"))
     with pytest.raises(Diverged, match=r"after epoch 1: lower the learning rate, or correct mypackage.training:train"):
         run()
+
+
+@pytest.mark.standin
+@pytest.mark.usefixtures("write")
+@pytest.mark.parametrize("module", MODULES)
+def test_function_trains_and_resumes_on_the_tasks_gpu(module: str) -> None:
+    with standin_gpu(devices=2, total_memory=4 * 2**30):
+        device = open_device("cuda:1", workers=1).torch_device
+        options: dict[str, Any] = {"seed": 1, "device": device}
+        settings = replace(BASE, train=f"mypackage.{module}:train")
+        whole = train(settings, patches(), report=lambda *_: False, **options)
+        finished: list[int] = []
+        saved: list[bytes] = []
+        with pytest.raises(Interrupted):
+            train(
+                settings,
+                patches(),
+                report=lambda epoch, _: bool(finished.append(epoch)),
+                should_stop=lambda: len(finished) == 2,
+                save_checkpoint=lambda data: saved.append(bytes(data)),
+                **options,
+            )
+        resumed = train(settings, patches(), report=lambda *_: False, load_checkpoint=lambda: saved[-1], **options)
+        assert np.array_equal(resumed.scores, whole.scores)
+
+
+@pytest.mark.standin
+def test_network_left_on_another_device_is_named(write: Write) -> None:
+    write("training.py", "def train(network, task):\n    network.cpu()\n    task.report(1)\n")
+    with standin_gpu(devices=1, total_memory=4 * 2**30):
+        device = open_device("cuda:0", workers=1).torch_device
+        with pytest.raises(OwnFunctionError, match=r"left the network on cpu at report\(\), must be on cuda"):
+            train(BASE, patches(), seed=1, device=device, report=lambda *_: False)

@@ -180,6 +180,11 @@ def test_methods_leave_to_the_author_what_functions_of_the_user_do(confirmed) ->
         assert "augmented by mine:augment [say how]." in written
         for builtin in ("cross-entropy", "rotation", "without mirroring"):
             assert builtin not in written
+    whole = replace(experiment, training=replace(experiment.training, train="mine:train", epochs=3))
+    written = methods_module._training(whole)
+    assert "was trained for 3 epochs in fp32 by mine:train [say its optimiser, schedule, loss and augm" in written
+    for builtin in ("AdamW", "one-cycle", "cross-entropy", "rotation", "not augmented"):
+        assert builtin not in written
 
 
 def test_methods_name_a_published_split_of_the_index_and_other_uses_of_the_test_patients(confirmed) -> None:

@@ -26,7 +26,7 @@ from acuity.study.registry.register import register
 from acuity.study.tracking import trackers as trackers_module
 from acuity.study.tracking.interface import TrackedRun, Value
 from acuity.study.tracking.sending import Sender
-from acuity.study.tracking.trackers import Trackers, check_trackers, open_trackers
+from acuity.study.tracking.trackers import Trackers, check_trackers, open_trackers, tracked_trial
 from acuity.study.worker import attempt
 from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.context import WorkerContext
@@ -297,3 +297,13 @@ def test_the_folder_of_a_run_stays_below_the_trackers_folder(label: str) -> None
     assert len(path.split("/")) == 3
     assert re.fullmatch(r"[A-Za-z0-9/_-]+", path)
     assert path != replace(RUN, label=label + "x", name=f"{label}x trial 1").path()
+
+
+def test_a_training_function_is_a_parameter_in_place_of_the_parts_that_it_decides(
+    tmp_path: Path, phantoms: Path
+) -> None:
+    experiment = experiment_with(phantoms, tmp_path, "")
+    own = replace(experiment, training=replace(experiment.training, train="mine:train"))
+    run = tracked_trial(own, label="Nodule", number=1, is_confirmation=False, parameters={})
+    assert run.parameters["train"] == "mine:train"
+    assert not {"augment", "loss"} & run.parameters.keys()
