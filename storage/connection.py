@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from psycopg2.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
-from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, Row, TextClause, event
+from sqlalchemy import URL, Connection, CreateEnginePlugin, Engine, Row, TextClause, event, text
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -33,6 +33,7 @@ OPTUNAS_SCHEMA = "public"
 _DEFAULTS: dict[str, Any] = {
     "application_name": "acuity",
     "connect_timeout": 10,
+    "client_encoding": "utf8",  # a role may set another one, or $PGCLIENTENCODING
     # Detects within a minute that a server has vanished without closing the connection (cable, NAT entry).
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -40,6 +41,19 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+
+# A role, a database or a server may set these otherwise. In repeatable read a claim would count the trials as they were
+# before it had the lock. With less than 1 extra digit JSON rounds numbers to 15 digits or fewer.
+_SETTINGS_TO_PIN = text(
+    """
+    select concat(
+        case when current_setting('default_transaction_isolation') <> 'read committed'
+            then 'set transaction isolation level read committed; ' end,
+        case when cast(current_setting('extra_float_digits') as integer) < 1
+            then 'set local extra_float_digits = 1; ' end
+    )
+    """
+)
 
 _EXPLANATIONS = (
     (r"password authentication failed|no password supplied", "the server does not accept that user and password",
@@ -179,6 +193,36 @@ def end_public_search_path(engine: Engine) -> None:
 
 def _set_search_path(connection: Connection) -> None:
     connection.exec_driver_sql(f"set local search_path = {OPTUNAS_SCHEMA}")
+
+
+def settings_to_pin(connection: Connection) -> str:
+    """SQL that gives one transaction the settings that Acuity needs; empty where they are the session's already."""
+    return str(connection.scalars(_SETTINGS_TO_PIN).one())
+
+
+def pin_settings(engine: Engine, settings: str) -> None:
+    """Run SQL of settings_to_pin in each transaction of the engine, and in the message of each lone statement.
+
+    Nothing is set for a session: behind PgBouncer the next transaction runs in another one.
+    """
+    if not settings:
+        return
+
+    def begun(connection: Connection) -> None:
+        if not _is_autocommitted(connection):
+            connection.exec_driver_sql(settings)
+
+    def executed(connection: Connection, _: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
+        # Postgres runs the statements of one message in one transaction.
+        return (settings + statement if _is_autocommitted(connection) else statement), parameters
+
+    event.listen(engine, "begin", begun)
+    event.listen(engine, "before_cursor_execute", executed, retval=True)
+
+
+def _is_autocommitted(connection: Connection) -> bool:
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.autocommit)
 
 
 def leave_read_only_servers(engine: Engine) -> None:

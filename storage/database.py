@@ -32,7 +32,9 @@ from acuity.storage.connection import (
     is_outage,
     is_read_only,
     leave_read_only_servers,
+    pin_settings,
     ping_after_idleness,
+    settings_to_pin,
 )
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
@@ -104,8 +106,9 @@ def open_storage(url: str | None = None) -> Iterator[Database]:
                 os.environ.pop(variable, None)
         parsed = parse_url(named) if named else stack.enter_context(embedded_server())
         try:
-            _make_tables(parsed)
+            settings = _make_tables(parsed)
             storage = _optuna_storage(parsed)
+            pin_settings(storage.engine, settings)
         except (DBAPIError, StorageInternalError) as error:
             cause = error.__cause__ if isinstance(error, StorageInternalError) else error
             if not isinstance(cause, DBAPIError):
@@ -203,8 +206,10 @@ def retry_outages(
         ) from cause
 
 
-def _make_tables(url: URL) -> None:
+def _make_tables(url: URL) -> str:
     """Make the tables of Optuna and Acuity where they are missing. One process makes them, the others wait for it.
+
+    Returns the SQL of settings_to_pin.
 
     They poll. The process that makes the tables needs a second connection for Optuna's, and processes that wait inside
     the database would keep all those of a PgBouncer.
@@ -215,7 +220,8 @@ def _make_tables(url: URL) -> None:
         while True:
             with engine.connect() as connection:
                 if has_schema(connection):
-                    return
+                    return settings_to_pin(connection)
+                _check_encoding(connection, url)
             try:
                 with engine.connect() as connection, connection.begin() as transaction:
                     if begin_schema(connection):
@@ -238,6 +244,16 @@ def _make_tables(url: URL) -> None:
             time.sleep(random.uniform(0.05, 0.2))
     finally:
         engine.dispose()
+
+
+def _check_encoding(connection: Connection, url: URL) -> None:
+    """StorageError unless the database can hold every character. Labels may have any."""
+    encoding = connection.scalars(text("select current_setting('server_encoding')")).one()
+    if encoding != "UTF8":
+        raise StorageError(
+            f"{masked(url)}: this database has the encoding {encoding}, must have UTF8, since labels may have any "
+            "character. Make another one: createdb --encoding=UTF8 --locale=C --template=template0 NAME"
+        )
 
 
 def _make_optunas_tables(connection: Connection, url: URL) -> None:

@@ -32,10 +32,19 @@ _TRIALS = 12
 
 
 @pytest.fixture
-def pooled_url(server: URL, empty_database_url: str, nothing_of_the_users: Path, tmp_path: Path) -> Iterator[str]:
-    """An empty database of a server in New York, through a PgBouncer with 4 connections."""
+def pooled_url(
+    server: URL, empty_database_url: str, nothing_of_the_users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """An empty database of a server in New York with unusual settings, through a PgBouncer with 4 connections."""
     name = make_url(empty_database_url).database
-    query(server, f"alter database {name} set timezone = 'America/New_York'")
+    for setting in (
+        "timezone = 'America/New_York'",
+        "default_transaction_isolation = 'serializable'",
+        "extra_float_digits = 0",
+        "client_encoding = 'LATIN1'",
+    ):
+        query(server, f"alter database {name} set {setting}")
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     with pgbouncer(server, nothing_of_the_users / f"bouncer-{tmp_path.name}", pool=_POOL) as url:
         yield url.set(database=name).render_as_string(hide_password=False)
 
@@ -44,7 +53,8 @@ def test_workers_behind_pgbouncer_end_with_exactly_the_budget(pooled_url: str, s
     """The user is named acuity, as the schema is: it would come first in the default search path."""
     assert server.username == "acuity"
     with open_storage(pooled_url) as database:
-        experiment = replace(EXPERIMENT, search=replace(EXPERIMENT.search, trials=_TRIALS))
+        search = replace(EXPERIMENT.search, trials=_TRIALS)
+        experiment = replace(EXPERIMENT, labels=("Effusion", "Mass", "胸水"), search=search)
         registered = Registered(experiment, EXPONENTS, unfiltered(), "mark")
         make_studies(database, registered)
     with ThreadPoolExecutor(_WORKERS) as pool:
