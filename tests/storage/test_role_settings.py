@@ -82,7 +82,7 @@ def test_database_that_cannot_hold_every_character_is_refused_before_tables_are_
     url = server.set(database="latin").render_as_string(hide_password=False)
     try:
         with (
-            pytest.raises(StorageError, match="has the encoding LATIN1, must have UTF8.*createdb --encoding=UTF8"),
+            pytest.raises(StorageError, match=r"has the encoding LATIN1, must have UTF8.*createdb --encoding=UTF8"),
             open_storage(url),
         ):
             pass
