@@ -1,9 +1,12 @@
 """Figures of AUC and feasibility against batch size and resolution, one panel per architecture."""
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -11,8 +14,12 @@ from matplotlib.patches import Rectangle
 from acuity.study.colours import LIGHT
 from acuity.study.results.summary import SearchSummary
 
+CellKind = Literal["tried", "not tried", "infeasible"]
 _DEEPEST = 0.10
 """Loss of AUC at which the colour scale ends."""
+_SCALE = Normalize(0, _DEEPEST)
+_COLOURS = colormaps["Blues_r"].resampled(20)
+"""The more AUC is lost, the lighter, also in a grey print. A bar of 50 or more colours would be an image in an SVG."""
 
 
 def batch_figure(
@@ -31,6 +38,7 @@ def batch_figure(
         axis.set_visible(position < len(architectures))
         if position % columns:
             axis.set_ylabel("")
+    _draw_scale(figure, list(axes))
     return figure
 
 
@@ -39,10 +47,23 @@ def batch_panel(summaries: list[SearchSummary], architecture: str, *, resolution
     lost, feasible = _lost(summaries, architecture), _feasible(summaries, architecture)
     batches = _batches(summaries)
     figure = Figure(figsize=(3.5, 0.75 + 0.27 * len(batches) + 0.3))
-    _draw_batches(
-        figure.subplots(), lost, feasible, architecture=architecture, resolutions=resolutions, batches=batches
-    )
+    axis = figure.subplots()
+    _draw_batches(axis, lost, feasible, architecture=architecture, resolutions=resolutions, batches=batches)
+    _draw_scale(figure, [axis])
     return figure
+
+
+def cell_kinds(
+    summaries: list[SearchSummary], *, architectures: tuple[str, ...], resolutions: tuple[int, ...]
+) -> set[CellKind]:
+    """The kinds of cells in the figures, which their caption explains."""
+    batches = _batches(summaries)
+    return {
+        _cell_kind(lost, feasible, resolution, batch)
+        for lost, feasible in ((_lost(summaries, each), _feasible(summaries, each)) for each in architectures)
+        for resolution in resolutions
+        for batch in batches
+    }
 
 
 def batch_alt(summaries: list[SearchSummary], architecture: str) -> str:
@@ -67,20 +88,19 @@ def _draw_batches(
 
     A cell shows the AUC minus the label's best AUC, as the mean over labels. Infeasible batch sizes are hatched.
     """
-    scale = Normalize(-_DEEPEST, 0)
-    colours = colormaps["Blues"]  # the more AUC is lost, the lighter, also in a grey print
     for column, resolution in enumerate(resolutions):
         for row, batch in enumerate(batches):
-            corner, largest = (column - 0.5, row - 0.5), feasible.get(resolution)
-            if (resolution, batch) in lost:
+            corner, kind = (column - 0.5, row - 0.5), _cell_kind(lost, feasible, resolution, batch)
+            if kind == "tried":
                 value = lost[resolution, batch]
-                depth = float(scale(max(value, -_DEEPEST)))
-                axis.add_patch(Rectangle(corner, 1, 1, facecolor=colours(depth), edgecolor="white", linewidth=0.8))
+                depth = 1 - float(_SCALE(min(-value, _DEEPEST)))
+                colour = _COLOURS(1 - depth)
+                axis.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
                 if len(resolutions) <= 9:
                     words = f"{abs(value):.3f}"[1:] if value > -0.9995 else ""
                     tone = "white" if depth > 0.55 else "black"
-                    axis.text(column, row, words, ha="center", va="center", fontsize=6, color=tone)
-            elif largest is not None and batch > 2 ** round(np.log2(largest)):
+                    axis.text(column, row, words, ha="center", va="center", color=tone)
+            elif kind == "infeasible":
                 axis.add_patch(
                     Rectangle(corner, 1, 1, facecolor="white", edgecolor=LIGHT, hatch="/////", linewidth=0, zorder=0)
                 )
@@ -93,6 +113,24 @@ def _draw_batches(
     axis.tick_params(length=0)
     axis.set_xlabel("Image resolution (px)")
     axis.set_ylabel("Batch size (images)")
+
+
+def _cell_kind(lost: dict[tuple[int, int], float], feasible: dict[int, int], resolution: int, batch: int) -> CellKind:
+    if (resolution, batch) in lost:
+        return "tried"
+    largest = feasible.get(resolution)
+    return "infeasible" if largest is not None and batch > 2 ** round(np.log2(largest)) else "not tried"
+
+
+def _draw_scale(figure: Figure, axes: list[Axes]) -> None:
+    """Draw the colour bar of the cells to the right of the axes."""
+    bar = figure.colorbar(ScalarMappable(_SCALE, _COLOURS), ax=axes, extend="max", pad=0.03, fraction=0.06)
+    assert bar.solids is not None
+    bar.solids.set_edgecolor("face")  # no white lines between the colours
+    bar.set_ticks([0, _DEEPEST / 2, _DEEPEST])
+    bar.set_label("AUC lost")
+    bar.outline.set_visible(False)
+    bar.ax.invert_yaxis()  # the smallest loss on top
 
 
 def _draw_edge(axis: Axes, feasible: dict[int, int], resolutions: tuple[int, ...], batches: list[int]) -> None:

@@ -13,7 +13,7 @@ from acuity.storage.confirmations import StoredConfirmation
 from acuity.study.dataset.demographics import Demographics
 from acuity.study.registry.record import Registered
 from acuity.study.report.auc_figure import auc_alt, auc_limits, auc_panel, shows_chance
-from acuity.study.report.batch_figure import batch_alt, batch_panel
+from acuity.study.report.batch_figure import batch_alt, batch_panel, cell_kinds
 from acuity.study.report.cost_figure import cost_panel, pruning_panel
 from acuity.study.report.importance_figure import importance_alt, importance_figure
 from acuity.study.report.methods import Paragraph
@@ -84,6 +84,12 @@ def _render(template: str, contents: ReportContents, **more: Any) -> str:
         name=contents.registered.experiment.name,
         experiment=contents.registered.experiment,
         labels=contents.answer.labels,
+        splits={at.split for each in contents.answer.labels for at in each.by_resolution if at.auc is not None},
+        batch_cells=cell_kinds(
+            contents.summaries,
+            architectures=contents.registered.experiment.search.architectures,
+            resolutions=contents.registered.experiment.search.resolutions,
+        ),
         chance_shown=shows_chance(auc_limits(contents.answer.labels)),
         test_uses=contents.answer.test_uses,
         confirmed=contents.stored is not None,

@@ -1,4 +1,4 @@
-"""Style of figures: sized for a journal column, readable with colour blindness and in grey print."""
+"""Style of figures: one font size, sized for a journal column, readable with colour blindness and in grey print."""
 
 import io
 import itertools
@@ -17,13 +17,13 @@ from acuity.study.colours import GREY, SERIES
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
-    "axes.titlesize": 8.5,
+    "axes.titlesize": 7.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -6,8 +6,10 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -29,6 +31,7 @@ from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
 from acuity.study.report import methods as methods_module
 from acuity.study.report.auc_figure import auc_alt, auc_panel
+from acuity.study.report.batch_figure import cell_kinds
 from acuity.study.report.report import write_report
 from acuity.study.report.style import figure_style, inline_svg
 from acuity.study.results.answer import LabelAnswer, ResolutionAnswer, read_answer
@@ -266,6 +269,26 @@ def test_before_confirmation_the_report_is_marked_optimistic(
         assert "Search only: validation patients, optimistic, no verdict" in written
         assert "No result here is of test patients" in written
         assert "Confirmed on test patients" not in written
+    page = (tmp_path / "report.html").read_text()
+    assert "test patients, mean of the networks" not in page, "no figure or table has them"
+    assert "▲ and band" not in page
+
+
+def test_colours_of_the_batch_sizes_have_a_bar_and_figures_in_the_page_are_no_images(folder: Path) -> None:
+    """The page's policy blocks images, also those inside an SVG."""
+    page = (folder / "report.html").read_text()
+    bars = page.count(">AUC lost</text>")
+    assert bars == page.count(">Batch size (images)</text>") == 2, "one for each architecture"
+    assert "<image" not in page
+
+
+@pytest.mark.parametrize(("largest", "kinds"), [(64, {"tried", "not tried"}), (16, {"tried", "infeasible"})])
+def test_kinds_of_cells_are_those_that_the_batch_figure_draws(largest: int, kinds: set[str]) -> None:
+    tried = [(32, 16), (32, 32), (32, 64), (64, 16)]
+    batches = pd.DataFrame(tried, columns=["resolution", "batch"]).assign(architecture="test_resnet", auc=0.8)
+    cells = pd.DataFrame({"architecture": ["test_resnet"] * 2, "resolution": [32, 64], "feasible": [64, largest]})
+    summary = SimpleNamespace(batches=batches, cells=cells)
+    assert cell_kinds([summary], architectures=("test_resnet",), resolutions=(32, 64)) == kinds  # type: ignore[list-item]
 
 
 def test_report_of_an_experiment_without_a_complete_trial_is_refused(
