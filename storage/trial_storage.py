@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row, TextClause, text
 
 from acuity.storage.connection import autocommitted, execute_alone
+from acuity.storage.errors import MissingTrialError
 
 _FINISHED = frozenset(state for state in TrialState if state.is_finished())
 _NOW = "clock_timestamp() at time zone 'utc'"
@@ -218,14 +219,14 @@ class TrialStorage(_CachedStorage):
         return not (state is TrialState.RUNNING and row.state != "WAITING")
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """The trial; a finished one from memory. KeyError where there is none."""
+        """The trial; a finished one from memory. MissingTrialError where there is none."""
         with self._lock:
             cached = self._get_cached_trial(trial_id)
         if cached is not None:
             return cached
         rows = execute_alone(self._engine, _READ_TRIAL, {"trial_id": trial_id})
         if not rows:
-            raise KeyError(f"no trial with id {trial_id}")
+            raise MissingTrialError(trial_id)
         [row] = rows
         trial = _parse(json.loads(row.trial))
         with self._lock:
@@ -304,7 +305,7 @@ class TrialStorage(_CachedStorage):
     def _write(self, statement: TextClause, trial_id: int, **values: Any) -> Row[Any]:
         """Write data of an unfinished trial; returns the statement's row, with the state before it.
 
-        KeyError where there is no such trial, UpdateFinishedTrialError where it had ended.
+        MissingTrialError where there is no such trial, UpdateFinishedTrialError where it had ended.
         """
         return _updatable(execute_alone(self._engine, statement, {"trial_id": trial_id} | values), trial_id)
 
@@ -312,7 +313,7 @@ class TrialStorage(_CachedStorage):
 def _updatable(rows: Sequence[Row[Any]], trial_id: int) -> Row[Any]:
     """The only row; errors as in `TrialStorage._write`."""
     if not rows:
-        raise KeyError(f"no trial with id {trial_id}")
+        raise MissingTrialError(trial_id)
     [row] = rows
     if TrialState[row.state].is_finished():
         raise UpdateFinishedTrialError(f"Trial#{row.number} has already finished and can not be updated.")

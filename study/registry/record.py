@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from acuity.storage.checkpoints import Checkpoints, open_checkpoints
 from acuity.storage.database import Database
+from acuity.storage.errors import StorageError
 from acuity.storage.experiments import StoredExperiment, delete_experiment, read_experiment, save_experiment
 from acuity.study.config.loading import parse, to_table
 from acuity.study.config.paths import cache_folder, move_paths
@@ -77,14 +78,19 @@ def delete_registered(database: Database, registered: Registered) -> None:
 
 
 def with_current_budget(database: Database, registered: Registered) -> Registered:
-    """The same experiment with the `trials` of its last launch."""
+    """The same experiment with the `trials` of its last launch. StorageError where it was deleted meanwhile."""
     query = text(
         "select (definition #>> '{experiment,search,trials}')::integer from acuity.experiments where name = :name"
     )
     experiment = registered.experiment
     with database.autocommitted() as connection:
         trials = connection.scalars(query, {"name": experiment.name}).one_or_none()
-    if trials is None or trials == experiment.search.trials:
+    if trials is None:
+        raise StorageError(
+            f"experiment {experiment.name} is no longer in the database: it was deleted, or the database was restored "
+            "from an earlier backup. Launch it again"
+        )
+    if trials == experiment.search.trials:
         return registered
     return replace(registered, experiment=replace(experiment, search=replace(experiment.search, trials=trials)))
 

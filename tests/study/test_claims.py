@@ -15,6 +15,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from acuity.storage.database import Database, open_storage
+from acuity.storage.errors import StorageError
+from acuity.storage.experiments import delete_experiment
 from acuity.storage.trials import record_heartbeat
 from acuity.study.config.loading import parse
 from acuity.study.config.schema import Experiment
@@ -150,6 +152,23 @@ def test_running_workers_follow_the_budget_of_a_later_launch(database: Database)
     assert with_current_budget(database, at_start) == at_start
     launched(7)
     assert with_current_budget(database, at_start).experiment == launched(7).experiment
+
+
+def test_worker_of_a_deleted_experiment_says_so(database: Database) -> None:
+    """At its next claim, and where it reports to a trial."""
+    experiment = parse(tomllib.loads(EXPERIMENT), source="test")
+    registered = register_module.register(database, experiment, unfiltered(), training_images=1280)
+    claimed = claim(database, registered)
+    assert claimed is not None
+    delete_experiment(database, registered.experiment.name)
+    with pytest.raises(StorageError, match=r"experiment \w+ is no longer in the database: it was deleted"):
+        with_current_budget(database, registered)
+    for call in (
+        lambda: database.storage.set_trial_intermediate_value(claimed.trial_id, 1, 0.5),
+        lambda: release_trial(database, claimed, reason="its worker had to stop"),
+    ):
+        with pytest.raises(StorageError, match=rf"no longer has the trial with id {claimed.trial_id}: its experiment"):
+            call()
 
 
 def test_the_label_furthest_from_its_budget_is_next(database: Database) -> None:
