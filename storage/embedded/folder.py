@@ -141,6 +141,11 @@ def initialise_cluster(folder: Path, *, binaries: Path, account: str | None) -> 
     )
     if made.returncode != 0:
         reason = error_lines(made.stderr or made.stdout)
+        if "could not look up effective user ID" in reason:  # a container's user without a name, as on OpenShift
+            raise StorageError(
+                f"user {os.geteuid()} has no name on this host, which the embedded Postgres needs: add a line for it to "
+                f"/etc/passwd (acuity:x:{os.geteuid()}:{os.getegid()}::/:/bin/sh), or name a server with --storage"
+            )
         hint = f" Root's server runs as {account}, which must be able to reach that folder." if account else ""
         raise StorageError(
             f"{folder} cannot hold the embedded Postgres: {reason}.{hint} Name another folder with ACUITY_EMBEDDED_DIR"

@@ -363,6 +363,19 @@ def test_roots_server_runs_as_an_unprivileged_account(folder: Path) -> None:
     assert [path.stat().st_mode for path in folder.parents] == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="root alone may become another user")
+def test_user_without_a_name_learns_that_postgres_needs_one(empty_folder: Path) -> None:
+    """OpenShift and `docker run --user` give containers a number that /etc/passwd does not have."""
+    empty_folder.mkdir(mode=0o700)
+    os.chown(empty_folder, 54321, 54321)
+    reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may be in root's home
+    user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *reading]
+    command = [*user, sys.executable, "-c", _USER, str(empty_folder)]
+    started = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert "user 54321 has no name on this host, which the embedded Postgres needs" in started.stderr
+    assert "/etc/passwd (acuity:x:54321:54321::/:/bin/sh), or name a server with --storage" in started.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may become another user")
 def test_roots_server_runs_from_a_copy_where_its_account_cannot_reach_the_installed_programs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
