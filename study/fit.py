@@ -1,13 +1,12 @@
 """`acuity fit`: find the largest batch size of one network, or of every network that an experiment searches."""
 
 import itertools
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from typing import Any
 
 from acuity.objectives.device.allocator import return_large_blocks
 from acuity.objectives.device.device import Device, check_precision, limit_memory, open_device
+from acuity.objectives.device.processes import spawned_pool
 from acuity.objectives.training.batch_probe import BatchProbe, probe_batch
 from acuity.study.config.schema import Experiment
 
@@ -68,7 +67,7 @@ def probe_batches(settings: list[NetworkSetting], *, device_name: str, memory_gi
     device_name: as `open_device` takes it. memory_gib: the budget of a training step; None for that of a worker.
     InputError for an architecture that is unknown or takes no such images.
     """
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+    with spawned_pool(1, max_tasks_per_child=1) as processes:
         futures = [processes.submit(_probe, setting, device_name, memory_gib) for setting in settings]
         try:
             results = [future.result() for future in futures]

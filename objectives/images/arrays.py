@@ -11,7 +11,7 @@ import signal
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from acuity.objectives.device.processes import spawned_pool
 from acuity.objectives.errors import InputError, UnreadableImageError
 from acuity.objectives.images.decoding import decode_grey, read_file
 from acuity.objectives.images.resizing import Fit, area_average, fit_square, max_resolution
@@ -114,10 +115,7 @@ def run_jobs(jobs: Sequence[DecodingJob], *, processes: int) -> Iterator[tuple[D
     """
     if not jobs:
         return
-    # Spawned, not forked: the caller may hold CUDA, threads and database connections.
-    pool = ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
-    )
+    pool = spawned_pool(min(processes, len(jobs)), initializer=_start_process)
     try:
         futures = {pool.submit(decode_job, job): job for job in jobs}
         for future in as_completed(futures):

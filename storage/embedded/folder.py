@@ -143,8 +143,8 @@ def initialise_cluster(folder: Path, *, binaries: Path, account: str | None) -> 
         reason = error_lines(made.stderr or made.stdout)
         if "could not look up effective user ID" in reason:  # a container's user without a name, as on OpenShift
             raise StorageError(
-                f"user {os.geteuid()} has no name on this host, which the embedded Postgres needs: add a line for it to "
-                f"/etc/passwd (acuity:x:{os.geteuid()}:{os.getegid()}::/:/bin/sh), or name a server with --storage"
+                f"user {os.geteuid()} has no name on this host, which the embedded Postgres needs: add a line for it "
+                f"to /etc/passwd (acuity:x:{os.geteuid()}:{os.getegid()}::/:/bin/sh), or name a server with --storage"
             )
         hint = f" Root's server runs as {account}, which must be able to reach that folder." if account else ""
         raise StorageError(

@@ -51,6 +51,22 @@ def embedded(nothing_of_the_users: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return place / "server"
 
 
+def test_script_without_a_main_guard_runs_once(phantoms: Path, tmp_path: Path) -> None:
+    """Processes that decode images must not run the script too: docs/python.md has no `if __name__ == "__main__":`."""
+    file = write_tiny_experiment(tmp_path, phantoms, cache=tmp_path / "cache")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import acuity\n"
+        "print('begins', flush=True)\n"
+        f"experiment = acuity.Experiment.from_toml({str(file)!r})\n"
+        "experiment.prepare()\n"
+        "print('ends')\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line in ("begins", "ends")] == ["begins", "ends"]
+
+
 def test_import_loads_neither_torch_nor_optuna() -> None:
     script = (
         "import acuity, sys\n"
