@@ -9,13 +9,13 @@ class OutageError(StorageError):
     """The database could not be reached in time; the same call may succeed later."""
 
 
-class MissingTrialError(StorageError, KeyError):
-    """The database no longer has a trial. Optuna expects a KeyError."""
+class MissingError(StorageError, KeyError):
+    """The database no longer has a trial or a study. Optuna expects a KeyError."""
 
     __str__ = StorageError.__str__
 
-    def __init__(self, trial_id: int) -> None:
+    def __init__(self, what: str, row_id: int) -> None:
         super().__init__(
-            f"the database no longer has the trial with id {trial_id}: its experiment was deleted, or the database was "
+            f"the database no longer has the {what} with id {row_id}: its experiment was deleted, or the database was "
             "restored from an earlier backup. Launch the experiment again"
         )

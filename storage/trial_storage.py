@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row, TextClause, text
 
 from acuity.storage.connection import autocommitted, execute_alone
-from acuity.storage.errors import MissingTrialError
+from acuity.storage.errors import MissingError
 
 _FINISHED = frozenset(state for state in TrialState if state.is_finished())
 _NOW = "clock_timestamp() at time zone 'utc'"
@@ -219,14 +219,14 @@ class TrialStorage(_CachedStorage):
         return not (state is TrialState.RUNNING and row.state != "WAITING")
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """The trial; a finished one from memory. MissingTrialError where there is none."""
+        """The trial; a finished one from memory. MissingError where there is none."""
         with self._lock:
             cached = self._get_cached_trial(trial_id)
         if cached is not None:
             return cached
         rows = execute_alone(self._engine, _READ_TRIAL, {"trial_id": trial_id})
         if not rows:
-            raise MissingTrialError(trial_id)
+            raise MissingError("trial", trial_id)
         [row] = rows
         trial = _parse(json.loads(row.trial))
         with self._lock:
@@ -255,12 +255,12 @@ class TrialStorage(_CachedStorage):
             self._keep_finished(study_id, study, [_parse(json.loads(row[0])) for row in rows])
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
-        """Read the trials that may have changed; KeyError where there is no such study."""
+        """Read the trials that may have changed; MissingError where there is no such study."""
         with self._lock:
             study = self._studies.setdefault(study_id, _StudyInfo())
             rows = execute_alone(self._engine, _READ_STUDY, self._span(study_id, study))
             if not rows:
-                raise KeyError(f"no study with id {study_id}")
+                raise MissingError("study", study_id)
             trials = [_parse(json.loads(row[0])) for row in rows if row[0] is not None]
             self._add_trials_to_cache(study_id, trials)
             finished = {trial._trial_id for trial in trials if trial.state.is_finished()}
@@ -305,7 +305,7 @@ class TrialStorage(_CachedStorage):
     def _write(self, statement: TextClause, trial_id: int, **values: Any) -> Row[Any]:
         """Write data of an unfinished trial; returns the statement's row, with the state before it.
 
-        MissingTrialError where there is no such trial, UpdateFinishedTrialError where it had ended.
+        MissingError where there is no such trial, UpdateFinishedTrialError where it had ended.
         """
         return _updatable(execute_alone(self._engine, statement, {"trial_id": trial_id} | values), trial_id)
 
@@ -313,7 +313,7 @@ class TrialStorage(_CachedStorage):
 def _updatable(rows: Sequence[Row[Any]], trial_id: int) -> Row[Any]:
     """The only row; errors as in `TrialStorage._write`."""
     if not rows:
-        raise MissingTrialError(trial_id)
+        raise MissingError("trial", trial_id)
     [row] = rows
     if TrialState[row.state].is_finished():
         raise UpdateFinishedTrialError(f"Trial#{row.number} has already finished and can not be updated.")

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 
 from acuity.storage.database import Database
-from acuity.storage.errors import StorageError
+from acuity.storage.errors import MissingError, StorageError
 from acuity.storage.locks import hold_lock, study_lock
 
 _LONGEST_WAIT_S = 120.0
@@ -15,7 +16,7 @@ _LONGEST_IDLE_S = 60
 """The server ends the holder's transaction after this idle time, so that a stopped process does not stop the fleet."""
 _HEARTBEAT = text(
     "insert into public.trial_heartbeats (trial_id, heartbeat) "
-    "values (:trial_id, clock_timestamp() at time zone 'utc') "
+    "select trial_id, clock_timestamp() at time zone 'utc' from public.trials where trial_id = :trial_id "
     "on conflict (trial_id) do update set heartbeat = excluded.heartbeat"
 )
 # The number is counted by a statement of its own, after the study's row is locked against other programs' trials.
@@ -58,14 +59,17 @@ def start_trial(connection: Connection, study_id: int) -> tuple[int, int]:
     """Create a running trial without parameters, with its heartbeat; returns its id and its number.
 
     connection: the one that holds the study's claim lock, without other connections. A running trial without a
-    heartbeat would count as an orphan.
+    heartbeat would count as an orphan. MissingError where the study was deleted.
     """
-    trial_id, number = connection.execute(_START, {"study_id": study_id}).one()
+    try:
+        trial_id, number = connection.execute(_START, {"study_id": study_id}).one()
+    except IntegrityError:
+        raise MissingError("study", study_id) from None
     return int(trial_id), int(number)
 
 
 def record_heartbeat(database: Database, trial_id: int) -> None:
-    """Write the time of the database in UTC as the trial's heartbeat.
+    """Write the time of the database in UTC as the trial's heartbeat; nothing where the trial was deleted.
 
     Optuna's own method writes the session's local time. Behind PgBouncer the time zone of a session is not known.
     """

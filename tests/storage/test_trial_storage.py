@@ -114,7 +114,7 @@ def test_finished_trial_takes_no_data(database: Database, plain: RDBStorage) -> 
         storage.set_trial_user_attr(99999, "a", 1)
     with pytest.raises(KeyError, match="no longer has the trial with id 99999"):
         storage.get_trial(99999)
-    with pytest.raises(KeyError, match="no study with id 99999"):
+    with pytest.raises(KeyError, match="no longer has the study with id 99999"):
         storage.get_all_trials(99999)
 
 

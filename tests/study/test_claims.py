@@ -155,7 +155,7 @@ def test_running_workers_follow_the_budget_of_a_later_launch(database: Database)
 
 
 def test_worker_of_a_deleted_experiment_says_so(database: Database) -> None:
-    """At its next claim, and where it reports to a trial."""
+    """At its next claim, where it reports to a trial, and where it claims one meanwhile."""
     experiment = parse(tomllib.loads(EXPERIMENT), source="test")
     registered = register_module.register(database, experiment, unfiltered(), training_images=1280)
     claimed = claim(database, registered)
@@ -163,6 +163,10 @@ def test_worker_of_a_deleted_experiment_says_so(database: Database) -> None:
     delete_experiment(database, registered.experiment.name)
     with pytest.raises(StorageError, match=r"experiment \w+ is no longer in the database: it was deleted"):
         with_current_budget(database, registered)
+    studies = {claimed.label: claimed.study}
+    with pytest.raises(StorageError, match=rf"no longer has the study with id {claimed.study._study_id}: its experim"):
+        claim_trial(database, registered, studies, can_hold=lambda *_: True)
+    record_heartbeat(database, claimed.trial_id)
     for call in (
         lambda: database.storage.set_trial_intermediate_value(claimed.trial_id, 1, 0.5),
         lambda: release_trial(database, claimed, reason="its worker had to stop"),
