@@ -4,16 +4,18 @@ import contextlib
 import gzip
 import json
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 
-from acuity.study.dashboard import listener
-from acuity.study.dashboard.middleware import compressed, read_again
+from acuity.study.dashboard import listener, middleware
+from acuity.study.dashboard.middleware import compressed, read_again, share_large
 from support.dashboards import served
 from support.waiting import wait_until
 
@@ -143,6 +145,31 @@ def test_texts_are_compressed_for_clients_that_accept_it() -> None:
                 assert (answer.headers["Content-Encoding"] == "gzip") is expected
             assert (gzip.decompress(body) if expected else body) == trials
             assert (len(body) < len(trials) / 10) is expected
+
+
+def test_large_answer_is_computed_once_for_all_who_ask_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    everyone_has_asked = threading.Event()
+
+    def trials(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.append(environ["QUERY_STRING"])
+        everyone_has_asked.wait(timeout=0.5)
+        size = 10 if environ["QUERY_STRING"] == "after=9" else 2**20
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(size))])
+        return [b"x" * size]
+
+    def read(query: str) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/1?{query}") as answer:
+            return len(answer.read())
+
+    with served(share_large(trials)) as port, ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(read, ["after=0"] * 6)) == [2**20] * 6
+        everyone_has_asked.set()
+        assert [read("after=9"), read("after=9")] == [10, 10]
+        assert asked == ["after=0", "after=9", "after=9"], "small answers are always new"
+        monkeypatch.setattr(middleware, "_FRESH_S", 0.0)
+        read("after=0")
+        assert asked[-1] == "after=0", "an old answer is not sent again"
 
 
 def test_reading_is_repeated_once_after_an_error_and_a_change_never() -> None:
