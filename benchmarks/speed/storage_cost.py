@@ -127,7 +127,7 @@ def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> d
         for process in processes:
             process.join()
             assert process.exitcode == 0, f"see {home}/log"
-    marks = [json.loads(path.readurl_text()) for path in home.glob("*.json")]
+    marks = [json.loads(path.read_text()) for path in home.glob("*.json")]
     assert len(marks) == workers
     overheads = [
         1000 * (after[0] - before[0] - EPOCHS * EPOCH_S) for worker in marks for before, after in pairwise(worker[1:])
@@ -221,7 +221,7 @@ def _optuna_worker(url: str, home: str, number: int, wait_s: float) -> None:
 def _server_cpu(url: URL) -> Iterator[list[tuple[float, float]]]:
     """Sample (time, CPU seconds of all Postgres processes since their start) while the block runs."""
     folder = Path(str(url.query["host"]))
-    postmaster = int((folder / "postmaster.pid").readurl_text().split()[0])
+    postmaster = int((folder / "postmaster.pid").read_text().split()[0])
     samples: list[tuple[float, float]] = []
     done = threading.Event()
 
