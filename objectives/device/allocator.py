@@ -23,13 +23,12 @@ def return_large_blocks() -> None:
     """Let glibc map each block of 4 MiB or more by itself and return it when freed; let torch ask for huge pages.
 
     Call it before torch's first tensor. By default, glibc keeps freed blocks of up to 32 MiB in its heap, and the holes
-    count against RLIMIT_DATA: after one step that ran out of memory, even a batch of 3 did not fit. Images/s of one
-    core against glibc's default (test_resnet at 128 px, resnet10t at 96, densenet121 at 64; medians of 3): 0.99, 1.04
-    and 1.00 times; 0.62, 0.71 and 0.76 without huge pages and with blocks from 1 MiB on.
+    count against RLIMIT_DATA: after one step that ran out of memory, even a batch of 3 did not fit.
 
     glibc keeps up to 64 MiB at the end of its heap for smaller blocks. With its default of 128 KiB, each step returned
-    and faulted in again the pages of blocks of 1 to 4 MiB: twice the page faults of an epoch (test_resnet at 128 px,
-    500,000 against 250,000) and 9 % more CPU time. Only Linux with glibc is affected.
+    the pages of blocks of 1 to 4 MiB and faulted them in again: 1.6 to 2.9 times the page faults. A
+    step takes 0.91, 0.96 and 1.00 times the CPU time that it takes with glibc's defaults (test_resnet at 128 px,
+    resnet10t at 96, densenet121 at 64; benchmarks/speed/cpu_allocator.py). Only Linux with glibc is affected.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform != "linux":
