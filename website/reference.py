@@ -177,7 +177,7 @@ def _command(path: str, command: click.Command, *, left_out: set[str]) -> list[s
 
 def _options(command: click.Command) -> dict[str, str]:
     """Option -> its meaning. Arguments without a meaning are left out: the usage has them."""
-    context = click.Context(command)
+    context = click.Context(command, parent=click.Context(main.acuity, **main.acuity.context_settings))
     records = (parameter.get_help_record(context) for parameter in command.get_params(context))
     return {option: meaning for option, meaning in filter(None, records) if meaning}
 
