@@ -15,7 +15,7 @@ from acuity.storage.feasible_batches import FeasibleBatchKey, read_feasible_batc
 from acuity.study.registry.register import read_or_update
 from support.commands import acuity
 
-BUDGET_GIB = 0.25
+BUDGET_GIB = 0.3
 TIGHT_KEY = FeasibleBatchKey(
     device="",
     memory_budget_bytes=int(BUDGET_GIB * GIB),
