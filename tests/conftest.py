@@ -104,8 +104,9 @@ def environment(home: Path, database_url: str) -> dict[str, str]:
 @pytest.fixture
 def browser() -> "Iterator[Browser]":
     """Debian's Chromium, headless."""
-    from playwright.sync_api import sync_playwright  # the import takes half a second
+    from playwright.sync_api import expect, sync_playwright  # the import takes half a second
 
+    expect.set_options(timeout=60_000)  # optuna-dashboard's scripts take longer than the default of 5 s on busy cores
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
