@@ -10,8 +10,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
 from acuity.storage.connection import first_line
-from acuity.storage.database import OPTUNAS_TABLES, Database
+from acuity.storage.database import Database
 from acuity.storage.errors import StorageError
+from acuity.storage.tables import OPTUNAS_TABLES
 from acuity.storage.url import masked
 
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")

@@ -337,7 +337,7 @@ def test_idle_connections_cut_by_the_server_are_replaced_unnoticed(
     study.set_user_attr("after", 1)
 
 
-@pytest.mark.parametrize("step", ["acuity.storage.database._make_tables", "nothing"])
+@pytest.mark.parametrize("step", ["acuity.storage.database.make_tables", "nothing"])
 def test_outage_at_any_step_of_opening_is_an_outage_error(
     step: str,
     database_url: str,

@@ -12,11 +12,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 
-from acuity.storage.database import OPTUNAS_TABLES, Database, open_storage
+from acuity.storage.database import Database, open_storage
 from acuity.storage.errors import StorageError
 from acuity.storage.experiments import read_experiment, save_experiment
 from acuity.storage.schema.version import VERSION
 from acuity.storage.studies import create_study
+from acuity.storage.tables import OPTUNAS_TABLES
 
 PARAMETERS = {"resolution": 64, "architecture": "densenet121", "batch_size_exponent": 7, "learning_rate": 3e-4}
 DISTRIBUTIONS = {
