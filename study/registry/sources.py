@@ -12,7 +12,8 @@ def read_sources(experiment: Experiment) -> dict[str, str]:
 
     InputError where a module is not here.
     """
-    return {name: source_sha256(name) for name in own_functions(experiment)}
+    names = own_functions(experiment.training, experiment.search.architectures)
+    return {name: source_sha256(name) for name in names}
 
 
 def check_same_sources(registered: Registered) -> None:

@@ -1,16 +1,17 @@
-"""Check that every network of a search space takes images of every resolution, and the user's loss and augmentation."""
+"""Check that every network of a search space takes images of every resolution, and check the user's functions."""
 
 import contextlib
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import platformdirs
 
 from acuity.objectives.training.own_function import is_own_function
-from acuity.study.config.schema import Experiment
+from acuity.study.config.schema import Experiment, Training
 
 
 def check_networks(experiment: Experiment) -> None:
@@ -50,10 +51,9 @@ def check_networks(experiment: Experiment) -> None:
         check_training(smallest)
 
 
-def own_functions(experiment: Experiment) -> list[str]:
-    """Names "module:function" of the user's functions in the experiment."""
-    training = experiment.training
-    named = [*experiment.search.architectures, training.augmentation, training.loss, training.train]
+def own_functions(training: Training, architectures: Iterable[str]) -> list[str]:
+    """Names "module:function" of the user's functions in trainings of these architectures."""
+    named = [*architectures, training.augmentation, training.loss, training.train]
     return sorted({name for name in named if name is not None and is_own_function(name)})
 
 
@@ -63,7 +63,8 @@ def check_networks_once(experiment: Experiment) -> None:
     Nothing is recorded for networks with weights, whose files may be gone at the next call, nor for the user's
     functions.
     """
-    if experiment.training.pretrained or experiment.training.weights is not None or own_functions(experiment):
+    training = experiment.training
+    if training.pretrained or training.weights or own_functions(training, experiment.search.architectures):
         check_networks(experiment)
         return
     passed = Path(platformdirs.user_cache_dir("acuity")) / f"networks-{_digest(experiment)}.checked"

@@ -7,7 +7,7 @@ import torch
 
 from acuity.objectives.device.device import Device, memory_shortage
 from acuity.objectives.training.batch_probe import probe_batch
-from acuity.objectives.training.own_function import is_own_function, source_sha256
+from acuity.objectives.training.own_function import source_sha256
 from acuity.objectives.training.prediction import uses_channels_last
 from acuity.objectives.training.step_memory import (
     MAX_ELEMENTS,
@@ -20,6 +20,7 @@ from acuity.storage.database import Database
 from acuity.storage.feasible_batches import FeasibleBatchKey, find_or_measure, lower_feasible_batch, read_feasible_batch
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
+from acuity.study.search.networks import own_functions
 
 
 def memory_limit(
@@ -103,13 +104,7 @@ def _key(device: Device, experiment: Experiment, architecture: str, resolution: 
         precision=training.precision,
         channels_last=uses_channels_last(device.torch_device, training.precision),
         torch_version=torch.__version__,
-        source_sha256=_source_sha256(
-            tuple(
-                name
-                for name in (architecture, training.augmentation, training.loss, training.train)
-                if name is not None and is_own_function(name)
-            )
-        ),
+        source_sha256=_source_sha256(tuple(own_functions(training, [architecture]))),
     )
 
 
