@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from acuity.objectives.training.own_function import is_own_function
 from acuity.study.config.schema import Experiment
 from acuity.study.errors import UsageError
 from acuity.study.tracking.interface import TrackedRun, Tracker, Value
@@ -111,12 +112,14 @@ def tracked_trial(
         "epochs": training.epochs,
         "precision": training.precision,
         "weight_decay": training.weight_decay,
-        "augment": training.augmentation or training.augment,
-        "loss": training.loss or "weighted cross entropy",
         "initial_weights": "timm" if training.pretrained else "file" if training.weights else "random",
     }
-    if training.train is not None:
-        del fixed["augment"], fixed["loss"]  # the function's
+    if is_own_function(parameters["architecture"]):
+        fixed["initial_weights"] = "its function's"
+    if training.train is None:
+        fixed["augment"] = training.augmentation or training.augment
+        fixed["loss"] = training.loss or "weighted cross entropy"
+    else:
         fixed["train"] = training.train
     if training.network_input is not None:
         fixed["network_input"] = training.network_input

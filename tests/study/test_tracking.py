@@ -4,7 +4,7 @@ import re
 import socket
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -299,11 +299,17 @@ def test_the_folder_of_a_run_stays_below_the_trackers_folder(label: str) -> None
     assert path != replace(RUN, label=label + "x", name=f"{label}x trial 1").path()
 
 
-def test_a_training_function_is_a_parameter_in_place_of_the_parts_that_it_decides(
-    tmp_path: Path, phantoms: Path
-) -> None:
+def test_functions_of_the_user_are_parameters_in_place_of_what_they_decide(tmp_path: Path, phantoms: Path) -> None:
     experiment = experiment_with(phantoms, tmp_path, "")
     own = replace(experiment, training=replace(experiment.training, train="mine:train"))
-    run = tracked_trial(own, label="Nodule", number=1, is_confirmation=False, parameters={})
-    assert run.parameters["train"] == "mine:train"
-    assert not {"augment", "loss"} & run.parameters.keys()
+
+    def parameters(of: Experiment, architecture: str) -> Mapping[str, Value]:
+        chosen = {"architecture": architecture}
+        return tracked_trial(of, label="Nodule", number=1, is_confirmation=False, parameters=chosen).parameters
+
+    trained = parameters(own, "resnet34")
+    assert (trained["train"], trained["initial_weights"]) == ("mine:train", "random")
+    assert not {"augment", "loss"} & trained.keys()
+    built = parameters(experiment, "mine:net")
+    assert (built["initial_weights"], built["loss"]) == ("its function's", "weighted cross entropy")
+    assert "train" not in built
