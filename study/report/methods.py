@@ -70,7 +70,8 @@ def _data(registered: Registered, cohort: Demographics | None) -> str:
         how += ", 80 % for training and 20 % for validation, none for a test"
     if cohort is None:
         counts = f"[images] images of [patients] patients were divided {how}"
-        counts += "." if published else " [unless the index has a published split]."
+        is_known = published or data.paper_split or data.split_by == "image"  # they exclude a published split
+        counts += "." if is_known else " [unless the index has a published split]."
     else:
         images = sum(part.images for part in cohort.parts.values())
         patients = sum(part.patients for part in cohort.parts.values())

@@ -199,6 +199,9 @@ def test_methods_name_a_published_split_of_the_index_and_other_uses_of_the_test_
     assert "were divided by the publisher's split" in of_publisher
     assert "at random" not in of_publisher
     assert "[unless the index has a published split]" in methods_module._data(registered, None)
+    data = replace(registered.experiment.data, split_by="image")
+    by_image = replace(registered, experiment=replace(registered.experiment, data=data))
+    assert "published split" not in methods_module._data(by_image, None), "the two exclude each other"
     with open_storage(confirmed.url) as database:
         stored, answer = find_confirmation(database, "tiny"), read_answer(database, "tiny")
     assert answer.test_uses == 1
