@@ -93,12 +93,12 @@ def _draw_batches(
             corner, kind = (column - 0.5, row - 0.5), _cell_kind(lost, feasible, resolution, batch)
             if kind == "tried":
                 value = lost[resolution, batch]
-                depth = 1 - float(_SCALE(min(-value, _DEEPEST)))
-                colour = _COLOURS(1 - depth)
+                lightness = float(_SCALE(-value))
+                colour = _COLOURS(lightness)
                 axis.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
                 if len(resolutions) <= 9:
                     words = f"{abs(value):.3f}"[1:] if value > -0.9995 else ""
-                    tone = "white" if depth > 0.55 else "black"
+                    tone = "white" if lightness < 0.45 else "black"
                     axis.text(column, row, words, ha="center", va="center", color=tone)
             elif kind == "infeasible":
                 axis.add_patch(
