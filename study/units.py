@@ -15,7 +15,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_age(seconds: float) -> str:
-    """The time since an event: 45 s ago. The clocks of two hosts may differ, so that it is negative: 0 s ago."""
+    """The time since an event: 45 s ago. A negative time, by clocks of two hosts that differ, is 0 s ago."""
     return f"{format_duration(max(0.0, seconds))} ago"
 
 
