@@ -267,29 +267,27 @@ def test_host_that_does_not_answer_is_an_error_after_the_urls_timeout() -> None:
             pass
 
 
-def test_user_without_rights_gets_an_error_with_the_next_step(
-    empty_database_url: str, administrator: Callable[[str], None]
-) -> None:
+@pytest.fixture
+def guest(administrator: Callable[[str], None]) -> Iterator[Callable[[str], str]]:
+    """A role without rights, as a function: URL of a database -> the same with the role and its password."""
     administrator("create role guest login password 'guest'")
-    try:
-        url = _with(empty_database_url, username="guest", password="guest")
-        with pytest.raises(StorageError, match=r"tables cannot be made \(permission denied"), open_storage(url):
-            pass
-    finally:
-        administrator("drop role guest")
+    yield lambda url: _with(url, username="guest", password="guest")
+    administrator("drop role guest")
+
+
+def test_user_without_rights_gets_an_error_with_the_next_step(
+    empty_database_url: str, guest: Callable[[str], str]
+) -> None:
+    refused = pytest.raises(StorageError, match=r"tables cannot be made \(permission denied")
+    with refused, open_storage(guest(empty_database_url)):
+        pass
 
 
 @pytest.mark.usefixtures("database")
-def test_user_that_may_not_read_the_tables_learns_how_it_may(
-    database_url: str, administrator: Callable[[str], None]
-) -> None:
-    administrator("create role guest login password 'guest'")
-    try:
-        url = _with(database_url, username="guest", password="guest")
-        with pytest.raises(StorageError, match=r"may not read Acuity's tables.*grant-reader"), open_storage(url):
-            pass
-    finally:
-        administrator("drop role guest")
+def test_user_that_may_not_read_the_tables_learns_how_it_may(database_url: str, guest: Callable[[str], str]) -> None:
+    refused = pytest.raises(StorageError, match=r"may not read Acuity's tables.*grant-reader")
+    with refused, open_storage(guest(database_url)):
+        pass
 
 
 @pytest.mark.usefixtures("database")
