@@ -109,7 +109,8 @@ def map_tensors(function: Callable[[torch.Tensor], Any], state: Any) -> Any:
         return function(state)
     if isinstance(state, dict):
         mapped = copy(state)  # keeps the versions of the modules, an attribute of a network's state dict
-        mapped.update((key, map_tensors(function, value)) for key, value in state.items())
+        for key, value in state.items():  # update() of a Counter would count the pairs
+            mapped[key] = map_tensors(function, value)
         return mapped
     if isinstance(state, list | tuple):
         return type(state)(map_tensors(function, value) for value in state)

@@ -55,7 +55,7 @@ class CheckpointWriter:
         self._buffer_is_free = Event()
         self._buffer_is_free.set()
         self._has_room: bool | None = None
-        self._unwritten: Checkpoint | None = None  # its tensors change; their copies are in the buffer
+        self._unwritten: Checkpoint | None = None  # its tensors are those of the buffer
         self._writing: Future[None] | None = None
         # A new thread's current GPU is the first one, where a copy would create a context.
         start = partial(torch.cuda.set_device, device) if device.type == "cuda" else lambda: None
@@ -81,8 +81,8 @@ class CheckpointWriter:
             self._finish_write()
             return
         self._buffer_is_free.wait()  # the copy of an earlier epoch to the host takes less than an epoch
-        self._copy_to_buffer(checkpoint)
-        self._unwritten = checkpoint
+        self._unwritten = None  # else its buffer would be kept beside a new one
+        self._unwritten = self._copy_to_buffer(checkpoint)
         if now + epoch_s - self._written_at > self._interval_s and not is_writing:
             self._write_unwritten()
             self._written_at = now
@@ -137,18 +137,20 @@ class CheckpointWriter:
         state_bytes = sum(tensor.nbytes for tensor in _tensors(checkpoint))
         return spare_bytes(self._device) >= state_bytes * (1 if self._device.type == "cuda" else 3)
 
-    def _copy_to_buffer(self, checkpoint: Checkpoint) -> None:
+    def _copy_to_buffer(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Copy the tensors to the buffer; returns the checkpoint with these copies, in new dicts and lists."""
         sources = _tensors(checkpoint)
         if _layout(sources) != _layout(self._buffer):  # none yet, or the state of the user's training has grown
             self._buffer = []
             self._buffer = _allocate(sources, on_cpu=not self._has_room)
         _copy_tensors(sources, self._buffer)
+        copies = iter(self._buffer)
+        return _map_state(lambda _: next(copies), checkpoint)
 
     def _write_unwritten(self) -> None:
         assert self._unwritten is not None
-        copies = iter(self._buffer)
         self._buffer_is_free.clear()
-        self._submit(_map_state(lambda _: next(copies), self._unwritten))
+        self._submit(self._unwritten)
         self._unwritten = None
 
     def _submit(self, checkpoint: Checkpoint) -> None:
@@ -203,6 +205,7 @@ def _allocate(sources: list[torch.Tensor], *, on_cpu: bool) -> list[torch.Tensor
     return [torch.empty_like(tensor, device="cpu") for tensor in sources]
 
 
+@torch.no_grad()
 def _copy_tensors(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
     groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for source, target in zip(sources, targets, strict=True):

@@ -224,6 +224,32 @@ def test_state_that_grows_between_epochs_is_kept_whole(write: Write) -> None:
     assert run(load_checkpoint=lambda: saved[-1]).resumed_epochs == 3
 
 
+def test_state_is_kept_as_it_was_at_the_report(write: Write) -> None:
+    write(
+        "training.py",
+        "import torch\n"
+        "from collections import Counter\n"
+        "def train(network, task):\n"
+        "    state = task.state or {'losses': [], 'drops': Counter([2, 4]), 'weights': list(network.parameters())}\n"
+        "    assert state['drops'] == Counter([2, 4]), state\n"
+        "    assert len(state['losses']) == task.finished_epochs, state\n"
+        "    assert all(torch.equal(*pair) for pair in zip(state['weights'], network.parameters())), state\n"
+        "    for epoch in range(task.finished_epochs + 1, 5):\n"
+        "        state['losses'].append(torch.tensor(0.7))\n"
+        "        if task.report(epoch, state):\n"
+        "            return\n",
+    )
+    saved: list[bytes] = []
+    finished: list[int] = []
+    with pytest.raises(Interrupted):
+        run(
+            report=lambda epoch, _: bool(finished.append(epoch)),
+            should_stop=lambda: len(finished) == 2,
+            save_checkpoint=lambda data: saved.append(bytes(data)),
+        )
+    assert run(load_checkpoint=lambda: saved[-1]).resumed_epochs == 2
+
+
 LOOP = (
     "import torch, copy\n"
     "def train(network, task):\n"
