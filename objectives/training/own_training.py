@@ -113,11 +113,10 @@ class TrainingTask:
         self._name = name
         self._network = network
         self._epochs = epochs
-        self._shapes = _shapes(epochs.predictor.network)
+        self._shapes = _shapes(epochs.predictor.network.state_dict())
         self._must_return = False
-        self._failure: BaseException | None = None
-        self.validation_s = 0.0
-        """Seconds in report()."""
+        self._failure: BaseException | None = None  # of report()
+        self._report_s = 0.0
 
     def should_stop(self) -> bool:
         """Whether the worker must stop. The function then returns within 5 s, best after the present step."""
@@ -138,16 +137,11 @@ class TrainingTask:
         except BaseException as error:
             self._failure = error  # the function must not hide it
             raise
-        self.validation_s += time.perf_counter() - began
+        self._report_s += time.perf_counter() - began
         return self._must_return
 
-    @property
-    def failed(self) -> bool:
-        """For Acuity: whether report() raised."""
-        return self._failure is not None
-
-    def take_failure(self) -> BaseException:
-        """For Acuity: the error of report(), kept here no longer: with its traceback it is a cycle with this object."""
+    def _take_failure(self) -> BaseException:
+        """The error of report(), kept here no longer: with its traceback it is a cycle with this object."""
         assert self._failure is not None
         failure, self._failure = self._failure, None
         return failure
@@ -167,18 +161,18 @@ class TrainingTask:
             raise self._mistake(
                 f"gave report() {place}, must be a tensor, a number, a text, or a dict, list or tuple of them"
             )
-        network = self._epochs.predictor.network
+        network = self._epochs.predictor.network.state_dict()
         self._check(network)
         modes = [(module, module.training) for module in self._network.modules()]
         try:
-            self._epochs.finish(network.state_dict(), optimiser=dict(state), scheduler={})
+            self._epochs.finish(network, optimiser=dict(state), scheduler={})
         finally:
             for module, training in modes:
                 module.training = training
         self._must_return = self._epochs.are_over
         torch.manual_seed(derive_seed(self.seed, epoch=epoch + 1))
 
-    def _check(self, network: torch.nn.Module) -> None:
+    def _check(self, network: dict[str, torch.Tensor]) -> None:
         shapes = _shapes(network)
         if shapes != self._shapes:
             changed = sorted({name for name, _ in shapes.items() ^ self._shapes.items()})
@@ -186,7 +180,7 @@ class TrainingTask:
                 f"changed the tensors of the network ({changed[0]} first), must keep their names and shapes: change "
                 "the function of the architecture instead"
             )
-        devices = {tensor.device.type for tensor in network.state_dict().values()}
+        devices = {tensor.device.type for tensor in network.values()}
         if devices - {self.device.type}:
             raise self._mistake(
                 f"left the network on {', '.join(sorted(devices))} at report(), must be on {self.device.type}"
@@ -233,15 +227,15 @@ def _train(
     try:
         function(network, task)
     except (Exception, SystemExit) as error:  # the user's code; Lightning ends with SystemExit on SIGTERM
-        if task.failed:
-            raise task.take_failure() from None
+        if task._failure is not None:
+            raise task._take_failure() from None
         if isinstance(error, SystemExit) and task.should_stop():
             raise Interrupted from error
         if is_device_error(error):
             raise
         raise OwnFunctionError(f'train "{name}" raised {type(error).__name__}: {first_line(error)}') from error
-    if task.failed:
-        raise task.take_failure()
+    if task._failure is not None:
+        raise task._take_failure()
     if not epochs.are_over:
         if task.should_stop():
             raise Interrupted
@@ -249,7 +243,7 @@ def _train(
             f'train "{name}" returned after {len(epochs.aucs)} of {task.epochs} epochs, must call report() after each '
             "epoch and return only when report() or should_stop() is true"
         )
-    steps_s = time.perf_counter() - began - task.validation_s
+    steps_s = time.perf_counter() - began - task._report_s
     return (len(epochs.aucs) - finished) * len(task.images) / max(steps_s, 1e-9)
 
 
@@ -267,5 +261,5 @@ def _find_unstorable(value: Any, place: str) -> str | None:
     return next((found for where, part in parts if (found := _find_unstorable(part, where)) is not None), None)
 
 
-def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+def _shapes(network: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.items()}
