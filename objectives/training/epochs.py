@@ -64,12 +64,11 @@ class Epochs:
         epoch = len(self.aucs) + 1
         self.scores = self._predict(epoch)
         self.aucs.append(auc(self._targets, self.scores))
-        checkpoint = Checkpoint(self.identity, list(self.aucs), self._seconds, network, optimiser, scheduler)
         is_last = epoch >= self.hyperparameters.epochs
         if is_last:
-            self._write_last(checkpoint)
+            self._write_last(network, seconds=self._seconds)
         else:
-            self.writer.keep(checkpoint)
+            self.writer.keep(Checkpoint(self.identity, list(self.aucs), self._seconds, network, optimiser, scheduler))
         self.stopped = self.report(epoch, self.aucs[-1]) and not is_last
 
     def complete(self, network: dict[str, Any]) -> None:
@@ -78,7 +77,7 @@ class Epochs:
             return
         self.scores = self._predict(len(self.aucs))
         if not self.stopped:  # earlier attempts' checkpoints are removed when the trial ends
-            self._write_last(Checkpoint(self.identity, list(self.aucs), self.seconds_before, network, {}, {}))
+            self._write_last(network, seconds=self.seconds_before)
 
     def outcome(self, *, images_per_second: float, peak_memory_mib: float) -> Outcome:
         """The result of the training, after `complete`."""
@@ -112,10 +111,9 @@ class Epochs:
             raise Diverged(f"a prediction became NaN after epoch {epoch}: lower the learning rate{advice}")
         return scores
 
-    def _write_last(self, checkpoint: Checkpoint) -> None:
+    def _write_last(self, network: dict[str, Any], *, seconds: float) -> None:
         """Write the network alone: nothing is trained from this checkpoint any more."""
-        checkpoint = Checkpoint(**(vars(checkpoint) | {"optimiser": {}, "scheduler": {}}))
-        self.writer.write_last(checkpoint)
+        self.writer.write_last(Checkpoint(self.identity, list(self.aucs), seconds, network, {}, {}))
 
     @property
     def _targets(self) -> NDArray[np.float32]:

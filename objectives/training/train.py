@@ -139,6 +139,7 @@ def _train_epochs(
     hyperparameters, data = epochs.hyperparameters, epochs.data
     targets = torch.from_numpy(data.targets[data.training])
     batches = len(targets) // hyperparameters.batch_size
+    positive_weight = _positive_weight(data)
     captured = capture_training(
         learner,
         loader,
@@ -147,7 +148,7 @@ def _train_epochs(
         batch_shape=(batches, hyperparameters.batch_size),
         epochs=hyperparameters.epochs - len(epochs.aucs),
         augment=hyperparameters.augment,
-        positive_weight=_positive_weight(data),
+        positive_weight=positive_weight,
     )
     steps, steps_s = 0, 0.0
     network = learner.network.state_dict()  # once: it takes 1 ms, and steps change its tensors in place
@@ -159,7 +160,7 @@ def _train_epochs(
             targets,
             hyperparameters,
             captured=captured,
-            positive_weight=_positive_weight(data),
+            positive_weight=positive_weight,
             seed=seed,
             epoch=len(epochs.aucs) + 1,
             should_stop=epochs.should_stop,
