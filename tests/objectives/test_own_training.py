@@ -1,6 +1,6 @@
 """A training by the user's function: what it is given, how it is validated, kept and resumed, and what it must not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from acuity.objectives.training.own_function import OwnFunctionError
 from acuity.objectives.training.own_training_check import check_training
 from acuity.objectives.training.prediction import score_images
 from acuity.objectives.training.train import train
-from support.own_functions import own_package, page_modules
+from support.own_functions import Write, own_package
 from support.standin_gpu import standin_gpu
 from support.threads import one_thread
 
 BASE = Hyperparameters(
     "test_resnet", resolution=32, batch_size=16, learning_rate=3e-2, epochs=4, train="mypackage.training:train"
 )
-Write = Callable[[str, str], None]
 pytestmark = pytest.mark.filterwarnings("ignore:.*(srun|does not have many workers|LeafSpec)")  # Lightning's advice
 
 
@@ -38,8 +37,6 @@ def _one_thread() -> Iterator[None]:
 def write(tmp_path: Path) -> Iterator[Write]:
     """Write a module of mypackage, which has those of docs/extending.md."""
     with own_package(tmp_path) as write_module:
-        for name, source in page_modules().items():
-            write_module(name, source)
         yield write_module
 
 
@@ -114,7 +111,6 @@ def test_training_ends_where_the_report_says_so(module: str) -> None:
     assert outcome.epochs == 2
 
 
-@pytest.mark.usefixtures("write")
 def test_checkpoint_of_the_last_epoch_is_scored_without_a_call(write: Write) -> None:
     saved: list[bytes] = []
     whole = run(save_checkpoint=lambda data: saved.append(bytes(data)))
@@ -206,7 +202,6 @@ def test_state_that_grows_between_epochs_is_kept_whole(write: Write) -> None:
         "import torch\n"
         "def train(network, task):\n"
         "    for epoch in range(task.finished_epochs + 1, 5):\n"
-        "        seen = [] if task.state is None or epoch > task.finished_epochs + 1 else task.state['seen']\n"
         "        if task.state is not None:\n"
         "            assert torch.equal(task.state['seen'], torch.arange(3.0)), task.state\n"
         "            assert task.state['text'] == b'epoch 3'\n"

@@ -1,7 +1,7 @@
 """The user's network, augmentation and loss: trained, kept with the SHA-256 of their source, or refused."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,23 +19,14 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered
 from acuity.study.registry.sources import check_same_sources
 from acuity.study.search.networks import check_networks
-from support.own_functions import own_experiment, own_package, page_modules, registered_context, run_one
-
-Write = Callable[[str, str], None]
+from support.own_functions import Write, own_experiment, own_package, registered_context, run_one
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Iterator[Write]:
-    """Write a module of mypackage; the package is forgotten at the end of the test."""
+    """Write a module of mypackage, which has those of docs/extending.md."""
     with own_package(tmp_path / "packages") as write_module:
         yield write_module
-
-
-@pytest.fixture
-def page(write: Write) -> None:
-    """The modules of docs/extending.md."""
-    for name, source in page_modules().items():
-        write(name, source)
 
 
 ALL = {
@@ -44,7 +35,7 @@ ALL = {
 }
 
 
-@pytest.mark.usefixtures("page")
+@pytest.mark.usefixtures("write")
 def test_the_pages_network_augmentation_and_loss_train_a_trial(
     database: Database, tmp_path: Path, phantoms: Path
 ) -> None:
@@ -66,7 +57,6 @@ def test_the_pages_network_augmentation_and_loss_train_a_trial(
     assert re.fullmatch(r"[0-9a-f]{64}", sha256)
 
 
-@pytest.mark.usefixtures("page")
 def test_a_worker_with_another_source_or_without_the_module_refuses(
     database: Database, tmp_path: Path, phantoms: Path, write: Write
 ) -> None:
@@ -83,7 +73,6 @@ def test_a_worker_with_another_source_or_without_the_module_refuses(
         check_same_sources(registered)
 
 
-@pytest.mark.usefixtures("page")
 def test_a_loss_that_raises_in_a_trial_fails_it_with_its_message(
     database: Database, tmp_path: Path, phantoms: Path, write: Write
 ) -> None:
@@ -94,7 +83,6 @@ def test_a_loss_that_raises_in_a_trial_fails_it_with_its_message(
     assert "loss \"mypackage.steps:loss\" raised KeyError: 'weights of epoch 3'" in trial.user_attrs["reason"]
 
 
-@pytest.mark.usefixtures("page")
 def test_a_nan_from_an_augmentation_prunes_the_trial_and_names_it(
     database: Database, tmp_path: Path, phantoms: Path, write: Write
 ) -> None:
@@ -179,7 +167,7 @@ def test_a_wrong_name_is_a_mistake_of_the_file(
         own_experiment(phantoms, tmp_path, **change)
 
 
-@pytest.mark.usefixtures("page")
+@pytest.mark.usefixtures("write")
 def test_another_function_under_the_same_name_of_experiment_is_refused(
     database: Database, tmp_path: Path, phantoms: Path
 ) -> None:
@@ -205,7 +193,7 @@ def xrv_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CHEST = {"architecture": "mypackage.chest:xrv_densenet", "search": "max_batch_size = 4"}
 
 
-@pytest.mark.usefixtures("page")
+@pytest.mark.usefixtures("write")
 @pytest.mark.filterwarnings("ignore")  # of torchxrayvision's classes in the file
 def test_torchxrayvisions_network_starts_from_its_weights_in_its_range_of_grey_values(
     database: Database, tmp_path: Path, phantoms: Path, xrv_folder: Path
@@ -228,7 +216,7 @@ def test_torchxrayvisions_network_starts_from_its_weights_in_its_range_of_grey_v
     assert trial.state is TrialState.COMPLETE, trial.user_attrs
 
 
-@pytest.mark.usefixtures("page", "xrv_folder")
+@pytest.mark.usefixtures("write", "xrv_folder")
 def test_torchxrayvisions_network_without_its_file_and_network_says_where_the_file_belongs(
     tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

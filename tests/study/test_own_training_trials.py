@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +31,10 @@ from acuity.study.search.networks import check_networks
 from acuity.study.search.space import BELOW_THE_MEDIAN
 from acuity.study.worker.context import WorkerContext
 from support.confirmed_experiment import fill_search, work_here
-from support.own_functions import own_experiment, own_package, page_modules, registered_context, run_one
+from support.own_functions import Write, own_experiment, own_package, page_modules, registered_context, run_one
 from support.threads import one_thread
 from support.waiting import wait_until
 
-Write = Callable[[str, str], None]
 pytestmark = pytest.mark.filterwarnings("ignore:.*(srun|does not have many workers|LeafSpec)")  # Lightning's advice
 OWN = 'train = "mypackage.training:train"'
 
@@ -50,8 +49,6 @@ def _one_thread() -> Iterator[None]:
 def write(tmp_path: Path) -> Iterator[Write]:
     """Write a module of mypackage, which has those of docs/extending.md."""
     with own_package(tmp_path / "packages") as write_module:
-        for name, source in page_modules().items():
-            write_module(name, source)
         yield write_module
 
 

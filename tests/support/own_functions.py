@@ -23,18 +23,26 @@ from support.confirmed_experiment import EXPERIMENT, make_context
 _PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 _BLOCK = re.compile(r"```python\n# mypackage/(\w+\.py)\n(.*?)```", re.DOTALL)
 
+Write = Callable[[str, str], None]
+
 
 @contextmanager
-def own_package(root: Path) -> Iterator[Callable[[str, str], None]]:
-    """Yield a function that writes a module of mypackage in root; the package is forgotten at the end."""
+def own_package(root: Path) -> Iterator[Write]:
+    """Write mypackage of docs/extending.md in root; yields a function that writes a module of it.
+
+    The package is forgotten at the end.
+    """
     (root / "mypackage").mkdir(parents=True)
     (root / "mypackage" / "__init__.py").touch()
     sys.path.insert(0, str(root))
 
     def write_module(name: str, source: str) -> None:
         (root / "mypackage" / name).write_text(source, encoding="utf-8")
+        sys.modules.pop(f"mypackage.{name.removesuffix('.py')}", None)  # the next import reads the new source
 
     try:
+        for page_name, source in page_modules().items():
+            write_module(page_name, source)
         yield write_module
     finally:
         sys.path.remove(str(root))
