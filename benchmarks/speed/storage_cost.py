@@ -159,7 +159,7 @@ class _Marks:
         self.marks.append([time.time(), time.process_time()])
         if len(self.marks) < TRIALS + 2:
             return True
-        self.path.writeurl_text(json.dumps(self.marks))
+        self.path.write_text(json.dumps(self.marks))
         return False
 
 
