@@ -88,7 +88,7 @@ def compressed(app: Wsgi) -> Wsgi:
 def share_large(app: Wsgi) -> Wsgi:
     """Compute a large answer with a study's trials once for all who ask for it at the same time, or 5 s later.
 
-    Six visitors of a study of 10,000 trials waited for up to 40 s, since each answer takes 3 s of computation.
+    An answer with 10,000 trials takes 3 s of processor time (benchmarks/speed/dashboard.py).
     """
     kept: dict[tuple[str, ...], tuple[float, tuple[Any, ...], list[bytes]]] = {}
     computing: WeakValueDictionary[tuple[str, ...], threading.Lock] = WeakValueDictionary()
