@@ -1,13 +1,15 @@
 """An experiment whose studies have many finished trials, written by SQL."""
 
+import csv
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from acuity.storage.database import Database, open_storage
 
@@ -31,6 +33,22 @@ network_input = 64
 [workers]
 memory_budget_gib = 4
 """
+
+
+def write_labelled_phantoms(folder: Path, labels: Sequence[str]) -> None:
+    """Write Data_Entry.csv and images with random findings. Nothing is trained on them."""
+    from acuity.objectives.phantoms.generator import write_phantoms
+
+    index = write_phantoms(folder, images=300, size=128)
+    with index.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    draw = random.Random(0)
+    with index.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            found = [label for label in labels if draw.random() < 0.3]
+            writer.writerow(row | {"Finding Labels": "|".join(found) or "No Finding"})
 
 
 def register_filled(
@@ -77,6 +95,13 @@ def vacuum(database: Database) -> None:
     """Give the planner the sizes of the tables, which it would learn only after a minute."""
     with database.autocommitted() as connection:
         connection.execute(text("vacuum analyze"))
+
+
+def administer(url: URL, statement: str) -> None:
+    """Run a statement that no transaction may contain, such as `create database`."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(statement))
 
 
 def url_text(url: URL) -> str:

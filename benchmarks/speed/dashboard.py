@@ -20,17 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL
 
-from acuity.objectives.phantoms.generator import write_phantoms
 from acuity.storage.embedded.server import embedded_server
 
 sys.path.append(str(Path(__file__).parents[1]))
-from filled_studies import register_filled, url_text
+from child_process import cpu_with_children
+from filled_studies import administer, register_filled, url_text, write_labelled_phantoms
 from result_line import make_goal, print_result
 
-TRIALS, LABELS, EPOCHS = 10_000, 14, 10
+TRIALS, EPOCHS = 10_000, 10
+LABELS = tuple(f"L{number}" for number in range(14))
 VISITORS = (1, 6)
 LONGEST_CPU_S = 10.0
 
@@ -40,10 +40,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o711)
-        labels = _make_images(folder)
+        write_labelled_phantoms(folder, LABELS)
         with embedded_server(folder / "server") as url:
-            for database, few, size in (("one", labels[:1], TRIALS), ("many", labels, TRIALS // 10)):
-                _create(url, database)
+            for database, few, size in (("one", LABELS[:1], TRIALS), ("many", LABELS, TRIALS // 10)):
+                administer(url, f"create database {database}")
                 register_filled(url.set(database=database), folder, labels=few, size=size, epochs=EPOCHS)
             visits = [_visit(url.set(database="one"), "/api/studies/1?after=0", visitors) for visitors in VISITORS]
             overview = _visit(url.set(database="many"), "/", 1)
@@ -52,26 +52,6 @@ def main() -> None:
     cpu_s = max(visit["cpu_s"] for visit in visits)
     goal = make_goal("processor time, s", cpu_s, f"< {LONGEST_CPU_S:.0f}", met=cpu_s < LONGEST_CPU_S)
     print_result("dashboard", n=1, goals=[goal], trials=TRIALS, visits=visits, overview=overview)
-
-
-def _make_images(folder: Path) -> list[str]:
-    """Phantoms with 14 labels at random; returns the labels."""
-    index = write_phantoms(folder, images=400, size=128)
-    table = pd.read_csv(index)
-    labels = [f"L{number}" for number in range(LABELS)]
-    table["Finding Labels"] = [
-        "|".join(label for number, label in enumerate(labels) if (row * 7919 + number * 104729) % 3 == 0)
-        for row in range(len(table))
-    ]
-    table.to_csv(index, index=False)
-    return labels
-
-
-def _create(url: URL, database: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"create database {database}"))
-    engine.dispose()
 
 
 def _visit(url: URL, path: str, visitors: int) -> dict[str, Any]:
@@ -84,16 +64,16 @@ def _visit(url: URL, path: str, visitors: int) -> dict[str, Any]:
             return len(answer.read()), time.perf_counter() - began
 
     with _dashboard(url) as (address, process), ThreadPoolExecutor(visitors) as pool:
-        idle_mb, idle_cpu_s = _memory_mb(process, "VmHWM"), _cpu_s(process)
+        idle_mb, idle_cpu_s = _peak_mb(process), cpu_with_children(process)
         answers = list(pool.map(read, [address] * visitors))
         return {
             "path": path,
             "visitors": visitors,
             "slowest_s": round(max(seconds for _, seconds in answers), 2),
-            "cpu_s": round(_cpu_s(process) - idle_cpu_s, 2),
+            "cpu_s": round(cpu_with_children(process) - idle_cpu_s, 2),
             "sent_mb": round(answers[0][0] / 1e6, 2),
             "idle_mb": idle_mb,
-            "peak_mb": _memory_mb(process, "VmHWM"),
+            "peak_mb": _peak_mb(process),
         }
 
 
@@ -112,14 +92,9 @@ def _dashboard(url: URL) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def _memory_mb(process: int, key: str) -> int:
+def _peak_mb(process: int) -> int:
     fields = Path(f"/proc/{process}/status").read_text().split()
-    return int(fields[fields.index(f"{key}:") + 1]) // 1024
-
-
-def _cpu_s(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return int(fields[fields.index("VmHWM:") + 1]) // 1024
 
 
 if __name__ == "__main__":

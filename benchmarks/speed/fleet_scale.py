@@ -4,8 +4,7 @@ Simulated workers share 14 labels: threads of a few processes that run the real 
 heartbeats and reports. A training is 10 epochs of sleep. The sampler reads what TPE reads and draws at random, in both
 arms: TPE's arithmetic is the client's. Workers begin in the middle of a trial, so that claims are spread as in a long
 search. A window of 40 s is measured. The clock of a small fleet runs faster (`clock`): epochs, heartbeats and grace
-periods are shorter by this factor, so that the window holds enough trials. The kept run has the cells of 16 and 256
-workers alone.
+periods are shorter by this factor, so that the window holds enough trials.
 
 - acuity: `run_trials`; at the end of a cell the budgets are set a few trials above what runs, all workers hurry, and
   each label must end with exactly its budget;
@@ -16,6 +15,8 @@ The Postgres is Debian's 15 with fsync on and pg_stat_statements. PgBouncer is D
 Statements count begin and commit. Bytes are those of the sockets. CPU times are of all processes of Postgres, and of
 the simulated workers' processes, which share the cores.
 
+The kept run shows 256 workers, not 1,000. It has the cells 16/5/100 and 256/60/100 of both arms, at a load of 24.
+
 Run: python benchmarks/speed/fleet_scale.py [FILE]      all cells (40 minutes); a line of JSON for each to FILE
      python benchmarks/speed/fleet_scale.py FILE CELL…  cells such as acuity/64/5/100 or optuna/1000/60/100/pgbouncer
      python benchmarks/speed/fleet_scale.py result FILE the result of the cells in FILE
@@ -23,7 +24,6 @@ Run: python benchmarks/speed/fleet_scale.py [FILE]      all cells (40 minutes); 
 """
 
 import copy
-import csv
 import json
 import os
 import platform
@@ -55,7 +55,7 @@ from acuity.storage.embedded.account import process_user, server_account
 
 sys.path.append(str(Path(__file__).parents[1]))
 from child_process import cpu_with_children
-from filled_studies import ARCHITECTURES, RESOLUTIONS, register_filled, url_text
+from filled_studies import ARCHITECTURES, RESOLUTIONS, administer, register_filled, url_text, write_labelled_phantoms
 from result_line import make_goal, print_result
 
 LABELS = tuple(f"Finding {number}" for number in range(1, 15))
@@ -174,10 +174,10 @@ class _Server:
             stdout=self.log, stderr=self.log, cwd="/", **self.account,
         )  # fmt: skip
         self.url = URL.create("postgresql+psycopg2", "acuity", password, "127.0.0.1", self.port, "postgres")
-        _wait(lambda: self._administer("create extension pg_stat_statements"))
+        _wait(lambda: administer(self.url, "create extension pg_stat_statements"))
         self.bouncer = self._start_pgbouncer(password)
         self._templates: set[str] = set()
-        _make_images(self.folder)
+        write_labelled_phantoms(self.folder, LABELS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -189,11 +189,11 @@ class _Server:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Run a cell on a new database; returns its figures."""
         template = self._template(cell)
-        self._administer("drop database if exists cell with (force)")
-        self._administer(f"create database cell template {template}")
+        administer(self.url, "drop database if exists cell with (force)")
+        administer(self.url, f"create database cell template {template}")
         # The user is named acuity, so that plain Optuna would look for its tables in the schema acuity.
-        self._administer("alter database cell set search_path = public")
-        self._administer("checkpoint")
+        administer(self.url, "alter database cell set search_path = public")
+        administer(self.url, "checkpoint")
         url = self.url.set(database="cell", port=self.pooled_port if cell.pgbouncer else self.port)
         home = Path(tempfile.mkdtemp(dir=self.folder))
         fleet = _Fleet(cell, url_text(url), str(home))
@@ -242,7 +242,7 @@ class _Server:
         heartbeat_s, grace_s = max(1, round(HEARTBEAT_S / cell.clock)), max(2, round(GRACE_S / cell.clock))
         name = f"full_{cell.size}_{heartbeat_s}"
         if name not in self._templates:
-            self._administer(f"create database {name}")
+            administer(self.url, f"create database {name}")
             workers = f"heartbeat_s = {heartbeat_s}\ngrace_s = {grace_s}\n"
             url = self.url.set(database=name)
             register_filled(url, self.folder, labels=LABELS, size=cell.size, epochs=EPOCHS, workers=workers)
@@ -318,11 +318,6 @@ class _Server:
     def _call(self, program: str, *arguments: object) -> None:
         command = [self.programs / program, *map(str, arguments)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **self.account)
-
-    def _administer(self, statement: str) -> None:
-        engine = create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-        with engine.connect() as connection:
-            connection.execute(text(statement))
 
 
 class _Fleet:
@@ -571,22 +566,6 @@ def _optuna_workers(calls: _Calls, url: str, sleep_through: Callable[..., None],
         study.optimize(objective, callbacks=[lambda study, _: study.stop() if done.is_set() else None])
 
     return work
-
-
-def _make_images(folder: Path) -> None:
-    """Write a few images with random findings. Nothing is trained on them."""
-    from acuity.objectives.phantoms.generator import write_phantoms
-
-    index = write_phantoms(folder, images=300, size=128)
-    with index.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    draw = random.Random(0)
-    with index.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            found = [label for label in LABELS if draw.random() < 0.3]
-            writer.writerow(row | {"Finding Labels": "|".join(found) or "No Finding"})
 
 
 def _socket_bytes(port: int) -> tuple[int, int]:

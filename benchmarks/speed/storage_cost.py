@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, text
 
 from acuity.storage.database import Database, open_storage
 from acuity.storage.embedded.server import embedded_server
@@ -37,7 +37,7 @@ from acuity.storage.studies import create_study
 
 sys.path.append(str(Path(__file__).parents[1]))
 from child_process import cpu_with_children
-from filled_studies import ARCHITECTURES, RESOLUTIONS, fill_study, register_filled, url_text, vacuum
+from filled_studies import ARCHITECTURES, RESOLUTIONS, administer, fill_study, register_filled, url_text, vacuum
 from result_line import make_goal, print_result
 
 LABELS = ("Cardiomegaly", "Nodule", "Fibrosis")
@@ -58,7 +58,7 @@ def main() -> None:
         folder = Path(name)
         _make_images(folder)
         for size in sizes:
-            _administer(url, f"create database full_{size}")
+            administer(url, f"create database full_{size}")
             register_filled(url.set(database=f"full_{size}"), folder, labels=LABELS[:1], size=size, epochs=EPOCHS)
         cells = []
         print(f"{'trials':>7} {'workers':>8} {'':>8} {'ms a trial':>11} {'client CPU ms':>14} {'server CPU ms':>14}")
@@ -100,19 +100,12 @@ def _make_images(folder: Path) -> None:
     write_phantoms(folder, images=300, size=128)
 
 
-def _administer(url: URL, statement: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
-
-
 def _run_cell(url: URL, folder: Path, arm: str, *, size: int, workers: int) -> dict[str, Any]:
     """Overhead and CPU time of a trial, for a number of workers on a copy of a study of this size."""
-    _administer(url, "drop database if exists cell with (force)")
-    _administer(url, f"create database cell template full_{size}")
+    administer(url, "drop database if exists cell with (force)")
+    administer(url, f"create database cell template full_{size}")
     # The user is named acuity, so that plain Optuna would look for its tables in the schema acuity.
-    _administer(url, "alter database cell set search_path = public")
+    administer(url, "alter database cell set search_path = public")
     cell = url_text(url.set(database="cell"))
     home = Path(tempfile.mkdtemp(dir=folder))
     run = _acuity_worker if arm == "acuity" else _optuna_worker
@@ -245,8 +238,8 @@ def _time_answers(url: URL, size: int) -> dict[str, float]:
     from acuity.study.results.answer import read_answer
     from acuity.study.results.status import read_running_trials
 
-    _administer(url, "drop database if exists cell with (force)")
-    _administer(url, f"create database cell template full_{size}")
+    administer(url, "drop database if exists cell with (force)")
+    administer(url, f"create database cell template full_{size}")
     with open_storage(url_text(url.set(database="cell"))) as database:
         labels = _widen(database, size)
 
