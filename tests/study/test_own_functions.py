@@ -19,7 +19,8 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered
 from acuity.study.registry.sources import check_same_sources
 from acuity.study.search.networks import check_networks
-from support.own_functions import Write, own_experiment, own_package, registered_context, run_one
+from support.one_trial import registered_context, run_one
+from support.own_functions import Write, own_experiment, own_package
 
 
 @pytest.fixture

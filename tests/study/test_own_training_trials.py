@@ -31,7 +31,8 @@ from acuity.study.search.networks import check_networks
 from acuity.study.search.space import BELOW_THE_MEDIAN
 from acuity.study.worker.context import WorkerContext
 from support.confirmed_experiment import fill_search, work_here
-from support.own_functions import Write, own_experiment, own_package, page_modules, registered_context, run_one
+from support.one_trial import registered_context, run_one
+from support.own_functions import Write, own_experiment, own_package, page_modules
 from support.threads import one_thread
 from support.waiting import wait_until
 

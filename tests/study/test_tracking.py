@@ -3,7 +3,6 @@
 import re
 import socket
 import threading
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,21 +15,15 @@ from optuna.trial import TrialState
 
 from acuity.storage.database import Database
 from acuity.study.config.changes import changes_of_meaning
-from acuity.study.config.loading import parse
-from acuity.study.config.paths import resolve_paths
 from acuity.study.config.schema import Experiment
-from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import UsageError
-from acuity.study.registry.claims import claim_trial
-from acuity.study.registry.register import register
 from acuity.study.tracking import trackers as trackers_module
 from acuity.study.tracking.interface import TrackedRun, Value
 from acuity.study.tracking.sending import Sender
 from acuity.study.tracking.trackers import Trackers, check_trackers, open_trackers, tracked_trial
 from acuity.study.worker import attempt
-from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.context import WorkerContext
-from support.confirmed_experiment import EXPERIMENT, make_context
+from support.one_trial import registered_context, run_one, tiny_experiment
 
 PAGE = Path(__file__).parents[2] / "docs" / "tracking.md"
 RUN = TrackedRun("nih", "Nodule", "Nodule trial 1", "search", {"resolution": 64})
@@ -62,25 +55,18 @@ class Recorder:
 
 
 def experiment_with(phantoms: Path, folder: Path, tracking: str) -> Experiment:
-    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images") + tracking
-    return resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
+    return tiny_experiment(phantoms, folder, rest=tracking)
 
 
 def context_of(database: Database, experiment: Experiment, trackers: Trackers | None = None) -> WorkerContext:
-    image_set = open_image_set(experiment)
-    images = training_images(image_set, experiment.labels)
-    registered = register(database, experiment, image_set.identity, training_images=images)
-    context = make_context(database, registered, stop=threading.Event())
-    return replace(context, trackers=trackers or open_trackers(experiment))
+    return replace(registered_context(database, experiment), trackers=trackers or open_trackers(experiment))
 
 
-def run_one(context: WorkerContext) -> Any:
+def run_and_send(context: WorkerContext) -> Any:
     """Run a trial, wait until its run is sent, and return the trial."""
-    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
-    assert claim is not None
-    run_attempt(context, claim)
+    trial = run_one(context)
     context.trackers.close(timeout_s=240)
-    return context.database.storage.get_trial(claim.trial_id)
+    return trial
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -92,7 +78,7 @@ def test_a_trial_is_one_run_with_parameters_each_epochs_auc_and_attributes(
 ) -> None:
     recorder = Recorder()
     experiment = experiment_with(phantoms, tmp_path, "")
-    trial = run_one(context_of(database, experiment, Trackers([Sender("recorder", lambda: recorder)])))
+    trial = run_and_send(context_of(database, experiment, Trackers([Sender("recorder", lambda: recorder)])))
     assert trial.state is TrialState.COMPLETE
     first, *others, last = recorder.calls
     assert first[0] == "start"
@@ -117,7 +103,7 @@ def test_the_reason_of_a_failed_trial_is_not_sent(
     monkeypatch.setattr(attempt, "train_claimed", fail)
     recorder = Recorder()
     experiment = experiment_with(phantoms, tmp_path, "")
-    trial = run_one(context_of(database, experiment, Trackers([Sender("recorder", lambda: recorder)])))
+    trial = run_and_send(context_of(database, experiment, Trackers([Sender("recorder", lambda: recorder)])))
     assert trial.state is TrialState.FAIL
     assert recorder.calls[-1] == ("end", "failed")
     assert "00000013" not in repr(recorder.calls)
@@ -209,7 +195,7 @@ def test_an_mlflow_that_is_away_or_refuses_costs_no_trial(
     pytest.importorskip("mlflow", reason="needs pip install acuity-hpo[tracking-mlflow]")
     with service() as uri:
         experiment = experiment_with(phantoms, tmp_path, f'[tracking]\nmlflow = "{uri}"')
-        trial = run_one(context_of(database, experiment))
+        trial = run_and_send(context_of(database, experiment))
     assert trial.state is TrialState.COMPLETE
     (warning,) = warnings_of(caplog)
     assert warning.startswith(f"MLflow at {uri} does not take the runs (")
@@ -223,7 +209,7 @@ def test_tensorboard_shows_the_run_of_the_pages_example(database: Database, tmp_
 
     experiment = experiment_with(phantoms, tmp_path, '[tracking]\ntensorboard = "runs"')
     context = context_of(database, experiment)
-    trial = run_one(context)
+    trial = run_and_send(context)
     (file,) = (tmp_path / "runs" / "tiny").rglob("events.*")
     events = EventAccumulator(str(file.parent)).Reload()
     assert {event.step: pytest.approx(event.value) for event in events.Scalars("auc")} == trial.intermediate_values
@@ -243,7 +229,7 @@ def test_wandb_offline_keeps_the_run_without_command_host_or_paths(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     experiment = experiment_with(phantoms, tmp_path, '[tracking]\nwandb = "resolution"')
     context = context_of(database, experiment)
-    trial = run_one(context)
+    trial = run_and_send(context)
     assert trial.state is TrialState.COMPLETE
     (file,) = (tmp_path / "state").rglob("*.wandb")
     kept = file.read_bytes()

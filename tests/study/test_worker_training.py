@@ -1,7 +1,5 @@
 """A training step that runs out of memory: the end of the trial, and the limit in the fleet's table."""
 
-import threading
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,30 +17,19 @@ from acuity.objectives.training.step_memory import largest_batch
 from acuity.objectives.training.train import train
 from acuity.storage.database import Database
 from acuity.storage.trials import claim_study, write_attributes
-from acuity.study.config.loading import parse
-from acuity.study.config.paths import resolve_paths
-from acuity.study.dataset.image_set import open_image_set, training_images
 from acuity.study.errors import DeviceLostError, UsageError
 from acuity.study.registry import claims
 from acuity.study.registry.claims import claim_trial
 from acuity.study.registry.recovery import release_trial
-from acuity.study.registry.register import register
 from acuity.study.worker import attempt, batch_limit, heartbeat, loop
 from acuity.study.worker import training as claimed_training
-from acuity.study.worker.attempt import run_attempt
 from acuity.study.worker.context import WorkerContext
-from support.confirmed_experiment import EXPERIMENT, make_context
+from support.one_trial import registered_context, run_one, tiny_experiment
 
 
 def open_context(database: Database, folder: Path, phantoms: Path, *, search: str = "") -> WorkerContext:
     """search: more lines of that section."""
-    toml = EXPERIMENT.format(index=phantoms, images=phantoms.parent / "images")
-    toml = toml.replace("[training]", f"{search}\n[training]")
-    experiment = resolve_paths(parse(tomllib.loads(toml), source="test"), folder)
-    image_set = open_image_set(experiment)
-    training = training_images(image_set, experiment.labels)
-    registered = register(database, experiment, image_set.identity, training_images=training)
-    return make_context(database, registered, stop=threading.Event())
+    return registered_context(database, tiny_experiment(phantoms, folder, search=search))
 
 
 def room_for(
@@ -59,12 +46,6 @@ def room_for(
 
     monkeypatch.setattr(claimed_training, "train", train_in_little)
     return tried
-
-
-def run_one(context: WorkerContext) -> None:
-    claim = claim_trial(context.database, context.registered, context.studies, can_hold=lambda *_: True)
-    assert claim is not None
-    run_attempt(context, claim)
 
 
 def table(database: Database, columns: str, source: str) -> list[Any]:
