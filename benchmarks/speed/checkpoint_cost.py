@@ -155,6 +155,16 @@ def _simulated(started: list[float], *, epoch_s: float, on_the_path: bool) -> It
     def foreach_copy(_: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
         time.sleep(2 * sum(tensor.nbytes for tensor in sources) / GPU_BYTES_PER_S)
 
+    finish = Epochs.finish
+
+    def finish_with_whole_checkpoints(epochs: Epochs, network: dict[str, Any], **states: dict[str, Any]) -> None:
+        def write_last(_: dict[str, Any], *, seconds: float) -> None:
+            whole = Checkpoint(epochs.identity, list(epochs.aucs), seconds, network, **states)
+            epochs.writer.write_last(whole)
+
+        epochs._write_last = write_last
+        finish(epochs, network, **states)
+
     replaced = [
         (train, "_train_one_epoch", train_one_epoch),
         (Epochs, "_predict", predict),
@@ -163,7 +173,7 @@ def _simulated(started: list[float], *, epoch_s: float, on_the_path: bool) -> It
     ]
     if on_the_path:
         replaced.append((train, "CheckpointWriter", _WriterOnThePath))
-        replaced.append((Epochs, "_write_last", lambda epochs, state: epochs.writer.write_last(state)))
+        replaced.append((Epochs, "finish", finish_with_whole_checkpoints))
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     for owner, name, value in replaced:
         setattr(owner, name, value)
