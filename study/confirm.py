@@ -18,7 +18,7 @@ from acuity.storage.confirmations import (
 )
 from acuity.storage.database import Database
 from acuity.study.confirmation.nomination import nominate
-from acuity.study.confirmation.plan import check_retrainable, count_complete, find_finalists, needed_resolutions
+from acuity.study.confirmation.plan import check_retrainable, count_complete, find_finalists, find_need
 from acuity.study.confirmation.protocol import Protocol, build_protocol
 from acuity.study.confirmation.scoring import Scorer, score_label
 from acuity.study.confirmation.trials import (
@@ -82,7 +82,10 @@ def confirm(
     _warn_of_few_patients(cohort, console=console)
     if find_confirmation(database, experiment.name) is None:
         _ask_where_nothing_can_be_decided(cohort, margin=experiment.confirm.margin, ask=ask)
-    confirmations = [create_confirm_study(database, experiment, each, design=design) for each in nominations]
+    confirmations = [
+        create_confirm_study(database, experiment, nomination, design=design, patients=tested.patients)
+        for nomination, tested in zip(nominations, cohort, strict=True)
+    ]
     studies = open_confirm_studies(database, experiment)
     placements = place_workers(fleet)
     workers = len(placements) or fleet.workers or 0
@@ -134,9 +137,9 @@ def _ask_where_nothing_can_be_decided(
     cohort: tuple[LabelCohort, ...], *, margin: float, ask: Callable[[str], None]
 ) -> None:
     """Ask before the test patients are spent on a confirmation that has 80 % power for no label."""
-    smallest = {entry.label: entry.plan.margin if entry.plan.estimable else None for entry in cohort}
-    if any(each is not None and each <= margin for each in smallest.values()):
+    if any(entry.plan.estimable and entry.plan.reaches(margin) for entry in cohort):
         return
+    smallest = {entry.label: entry.plan.margin if entry.plan.estimable else None for entry in cohort}
     named = ", ".join(
         f"{label} {'not estimable' if each is None else f'{each:.3f}'}" for label, each in smallest.items()
     )
@@ -167,7 +170,8 @@ def _check_retrained(confirmations: list[LabelConfirmation], studies: dict[str, 
 def _unfinished_resolutions(confirmation: LabelConfirmation, studies: dict[str, optuna.Study]) -> list[int]:
     trials = studies[confirmation.nomination.label].get_trials(deepcopy=False)
     finished = find_finalists(confirmation.plan, trials)
-    return [resolution for resolution in needed_resolutions(confirmation.plan, trials) if resolution not in finished]
+    needed = find_need(confirmation.plan, trials).resolutions
+    return [resolution for resolution in needed if resolution not in finished]
 
 
 def _count_complete(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> int:

@@ -1,15 +1,21 @@
 """Replays a search on surrogates of recorded curves: simulated workers pay recorded seconds, epoch by epoch."""
 
 import heapq
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from optuna.trial import FrozenTrial, create_trial
 from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
-from acuity.study.confirmation.nomination import MAX_AUC_GAP
+from acuity.objectives.statistics.intervals import hanley_mcneil_variance
+from acuity.study.confirmation.nomination import MAX_AUC_GAP, Nominee
+from acuity.study.confirmation.plan import ConfirmationPlan, find_finalists, missing_trainings
+from acuity.study.dataset.design import Design
 
 
 class Strategy(Protocol):
@@ -30,25 +36,43 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Confirmation:
-    """How a resolution is confirmed."""
+    """How a label is confirmed."""
 
-    nominees: int
-    """Its best trials that are trained once more. The finalist has the highest mean of both AUCs."""
-    trainings: int
-    """Trainings of the finalist, its retraining as a nominee included."""
-    patients: float = 1.0
-    """Training patients of one training, in parts of those of the search."""
+    design: Design
+    nominees: int = 1
+    """Configurations of each resolution that are trained."""
+    leaves_out: bool = True
+    """Whether the resolutions below one that clearly loses on validation patients are left out."""
+
+    @property
+    def patients(self) -> float:
+        """Training patients of one training, in parts of those of the search.
+
+        Of all patients 64 % are training and 16 % validation patients. A cross-fitted network is trained on the
+        patients outside validation, without one fold.
+        """
+        folds = self.design.folds
+        return 1.0 if folds is None else 0.84 * (1 - 1 / folds) / 0.64
 
 
-# Of all patients 64 % are training and 16 % validation patients. A cross-fitted network is trained on the patients
-# outside validation, without one of K folds.
+def _cross_fitted(folds: int, *, min_folds: int) -> Confirmation:
+    return Confirmation(Design("cross-fitted", folds=folds, min_folds=min_folds, folds_sha256="of the folds"))
+
+
 CONFIRMATIONS = {
-    "before": Confirmation(nominees=3, trainings=5),
-    "held_out": Confirmation(nominees=1, trainings=5),
-    "5_folds": Confirmation(nominees=1, trainings=5, patients=0.84 * 4 / 5 / 0.64),
-    "3_folds": Confirmation(nominees=1, trainings=3, patients=0.84 * 2 / 3 / 0.64),
+    "before": Confirmation(Design("held-out", seeds=5), nominees=3, leaves_out=False),
+    "2_to_4_folds": _cross_fitted(4, min_folds=2),
+    "4_folds": _cross_fitted(4, min_folds=4),
+    "2_to_3_folds": _cross_fitted(3, min_folds=2),
 }
-"""3 nominees and 5 seeds on held-out patients, the same with 1 nominee, and one network of each fold, cross-fitted."""
+"""3 nominees and 5 seeds on held-out patients; the default; all its folds; one fold less."""
+_MARGIN = 0.02
+_NO_MARGIN = 0.499
+"""A loss is never clearly above it."""
+_TEST_PATIENTS = (10**6, 10**7)
+"""Positive and negative: as if test patients were unlimited."""
+_VALIDATION_PATIENTS = (60, 340)
+"""Positive and negative, roughly as in the recorded image sets."""
 
 
 @dataclass
@@ -125,31 +149,66 @@ def draw(surrogate: Surrogate, configuration: Configuration, rng: np.random.Gene
 
 
 def confirm(
-    trials: list[Trial], surrogate: Surrogate, *, rng: np.random.Generator, confirmation: Confirmation
+    trials: list[Trial],
+    surrogate: Surrogate,
+    *,
+    rng: np.random.Generator,
+    confirmation: Confirmation,
+    workers: int = 1,
 ) -> tuple[dict[int, Configuration], int, float]:
     """Confirm as `acuity confirm` does; returns each resolution's finalist, the reference and the cost in CPU seconds.
 
-    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. The reference has
-    the highest mean validation AUC over its trainings.
+    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. Which trainings
+    follow is decided by Acuity's plan of a confirmation, whenever the trainings that the workers took are finished. The
+    reference has the highest mean validation AUC over its trainings.
     """
+    nominees, configurations = _nominate(trials, count=confirmation.nominees)
+    plan = ConfirmationPlan(
+        confirmation.design,
+        margin=_MARGIN if confirmation.leaves_out else _NO_MARGIN,
+        nominees=nominees,
+        patients=_TEST_PATIENTS,
+    )
+    cost, trained = 0.0, list[FrozenTrial]()
+    while wanted := list(itertools.islice(missing_trainings(plan, trained), workers)):
+        for nominee, fold, repeat in wanted:
+            curve, seconds = draw(surrogate, configurations[nominee.number], rng)
+            cost += seconds * len(curve) * confirmation.patients
+            trained.append(_training(plan, nominee, fold, repeat, auc=curve[-1]))
+    finalists = find_finalists(plan, trained)
+    means = {
+        resolution: float(np.mean([run.value for run in finalist.runs])) for resolution, finalist in finalists.items()
+    }
+    return (
+        {resolution: configurations[finalist.nominee.number] for resolution, finalist in finalists.items()},
+        max(means, key=means.__getitem__),
+        cost,
+    )
+
+
+def _nominate(trials: list[Trial], *, count: int) -> tuple[tuple[Nominee, ...], list[Configuration]]:
+    """The nominees of each confirmed resolution, and the configuration of each nominee's number."""
     best: dict[int, list[Trial]] = {}
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
     top = max(of_resolution[0].auc for of_resolution in best.values())
     near_best = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP}
-    cost, finalists, means = 0.0, {}, {}
+    chosen = [trial for at in sorted(near_best | {min(best), max(best)}) for trial in best[at][:count]]
+    nominees = tuple(
+        Nominee(number, trial.configuration.resolution, trial.auc, {}, 16, 16, seconds=1.0)
+        for number, trial in enumerate(chosen)
+    )
+    return nominees, [trial.configuration for trial in chosen]
 
-    def train(configuration: Configuration) -> float:
-        nonlocal cost
-        curve, seconds = draw(surrogate, configuration, rng)
-        cost += seconds * len(curve) * confirmation.patients
-        return curve[-1]
 
-    for resolution in sorted(near_best | {min(best), max(best)}):
-        nominees = best[resolution][: confirmation.nominees]
-        first = [train(trial.configuration) for trial in nominees]
-        chosen = max(range(len(nominees)), key=lambda i: nominees[i].auc + first[i])
-        finalists[resolution] = nominees[chosen].configuration
-        others = [train(finalists[resolution]) for _ in range(confirmation.trainings - 1)]
-        means[resolution] = float(np.mean([first[chosen], *others]))
-    return finalists, max(means, key=means.__getitem__), cost
+def _training(plan: ConfirmationPlan, nominee: Nominee, fold: int | None, repeat: int, *, auc: float) -> FrozenTrial:
+    positive, negative = _VALIDATION_PATIENTS
+    attributes = {
+        "nominee": nominee.number,
+        "repeat": repeat,
+        "folds_sha256": plan.design.folds_sha256,
+        "auc_se": math.sqrt(hanley_mcneil_variance(auc, positive_patients=positive, negative_patients=negative)),
+    }
+    if fold is not None:
+        attributes["fold"] = fold
+    return create_trial(value=auc, user_attrs=attributes)

@@ -225,14 +225,19 @@ def _run(task: tuple[str, int, int]) -> list[dict[str, Any]]:
     )
     return [
         {"label": name, "strategy": strategy, "workers": workers, "units": units, "repetition": repetition}
-        | _judge(label, [trial for trial in trials if trial.label == name and trial.spent <= units * unit_s], rng)
+        | _judge(
+            label,
+            [trial for trial in trials if trial.label == name and trial.spent <= units * unit_s],
+            rng,
+            workers=max(1, workers // len(_labels)),
+        )
         for units in UNITS
         for name, label in _labels.items()
     ]
 
 
-def _judge(label: Label, trials: list[Trial], rng: np.random.Generator) -> dict[str, Any]:
-    """Judge the nominee of a label's trials, before and after a confirmation."""
+def _judge(label: Label, trials: list[Trial], rng: np.random.Generator, *, workers: int) -> dict[str, Any]:
+    """Judge the nominee of a label's trials, before and after a confirmation by so many workers."""
     complete = [trial for trial in trials if trial.complete]
     row: dict[str, Any] = {"trials": len(trials), "curve_regret": _curve_regret(label, complete)}
     if not complete:
@@ -247,9 +252,11 @@ def _judge(label: Label, trials: list[Trial], rng: np.random.Generator) -> dict[
     row["regret"] = label.best - float(label.surrogate.truth([nominee])[0])
     tried = {trial.configuration.resolution for trial in trials}
     for name, confirmation in CONFIRMATIONS.items():
-        finalists, reference, cost = confirm(trials, label.surrogate, rng=rng, confirmation=confirmation)
+        finalists, reference, cost = confirm(
+            trials, label.surrogate, rng=rng, confirmation=confirmation, workers=workers
+        )
         true_aucs = dict(zip(finalists, label.surrogate.truth(list(finalists.values())).tolist(), strict=True))
-        named = _named(true_aucs, reference)
+        named = _named(true_aucs)
         row |= {
             f"{name}_final_regret": label.best - true_aucs[reference],
             f"{name}_reference": reference in label.references,
@@ -260,17 +267,13 @@ def _judge(label: Label, trials: list[Trial], rng: np.random.Generator) -> dict[
     return row
 
 
-def _named(true_aucs: dict[int, float], reference: int) -> int:
+def _named(true_aucs: dict[int, float]) -> int:
     """The verdict with unlimited test patients: tested against every larger resolution, as Acuity does."""
 
     def adequate(resolution: int) -> bool:
-        largest = max(auc for at, auc in true_aucs.items() if at >= resolution)
-        return true_aucs[resolution] > largest - MARGIN
+        return true_aucs[resolution] > max(auc for at, auc in true_aucs.items() if at >= resolution) - MARGIN
 
-    start = reference if adequate(reference) else max(true_aucs)
-    lowest = min(true_aucs) if start == reference else reference + 1
-    descending = [at for at in sorted(true_aucs, reverse=True) if lowest <= at <= start]
-    return list(itertools.takewhile(adequate, descending))[-1]
+    return list(itertools.takewhile(adequate, sorted(true_aucs, reverse=True)))[-1]
 
 
 def _curve_regret(label: Label, complete: list[Trial]) -> float:

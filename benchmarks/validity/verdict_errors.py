@@ -10,13 +10,17 @@ Of all patients 20 % are test patients and 16 % validation patients (Acuity's sp
 test patients. The cross-fitted design tests on the 84 % outside validation; its variance over seeds is estimated on
 validation patients. A named resolution is too small if a larger one is better by the margin or more.
 
+A design with `min_folds` trains further folds as `acuity confirm` does: until the variance over networks on validation
+patients and the number of patients give the power. All designs leave out the resolutions below one that clearly loses
+on validation patients.
+
 Three starts of the tests are judged on the same AUCs: the resolution with the highest AUC on validation patients in the
 search, whose networks have other seeds; the largest resolution; and the highest mean AUC of the confirmed networks on
 validation patients. These networks are tested, too, so that chance favours the last start. The rule before ("reference
-alone", held-out) tests against that start alone. Cost is in trainings at the largest resolution
-on the held-out training patients, where a training takes time in proportion to pixels and patients.
+alone", held-out) tests against that start alone. Cost is in trainings at the largest resolution on the held-out
+training patients, where a training takes time in proportion to pixels and patients. It is a mean over repetitions.
 
-Run: python benchmarks/validity/verdict_errors.py [--repetitions 1000] [--out FILE] (5 minutes on one free core). Cells
+Run: python benchmarks/validity/verdict_errors.py [--repetitions 1000] [--out FILE] (10 minutes on one free core). Cells
 in FILE are not simulated again.
 """
 
@@ -34,10 +38,12 @@ from typing import Any
 import numpy as np
 from coverage import MARGIN, SHAPES, Scenario, draw
 from numpy.typing import NDArray
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from acuity.objectives.statistics.delong import combine, covariance, degrees_of_freedom, delong_components
 from acuity.objectives.statistics.difference import AucPair, t_statistic
+from acuity.objectives.statistics.intervals import satterthwaite_degrees
+from acuity.objectives.statistics.power import CORRELATION, estimate_power
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal, print_result
@@ -46,8 +52,8 @@ Floats = NDArray[np.float64]
 LEVEL = 0.05
 POSITIVES = (2500, 716, 157, 40)
 """Expected numbers of positive patients in the test part."""
-SEED_SDS = (0.020, 0.008)
-"""SD of one AUC over seeds: measured on NIH's radiographs, and implied by Sabottke & Spieler."""
+SEED_SDS = (0.020, 0.008, 0.004)
+"""SD of one AUC over seeds: measured on NIH's radiographs, implied by Sabottke & Spieler, and half of that."""
 RESOLUTIONS = (32, 64, 96, 128)
 _KEYS = ("design", "shape", "positives", "seed_sd", "repetitions")
 _FOLD_SHARE = 0.2
@@ -65,29 +71,31 @@ class Design:
     folds: int
     """1: held-out."""
     networks_per_fold: int
-
-    @property
-    def networks(self) -> int:
-        return self.folds * self.networks_per_fold
+    min_folds: int | None = None
+    """Folds that are trained at least. By default all of them."""
 
     @property
     def patients(self) -> float:
-        """Number of tested patients in parts of the held-out test patients."""
+        """Number of patients of all folds in parts of the held-out test patients."""
         return 1.0 if self.folds == 1 else (1 - _VALIDATION) / _TEST
 
-    def cost(self, *, nominees: int = 1) -> float:
+    def cost(self, *, folds: int, resolutions: Sequence[int] = RESOLUTIONS, nominees: int = 1) -> float:
         """Trainings at the largest resolution on the held-out training patients."""
-        pixels = sum(resolution**2 for resolution in RESOLUTIONS) / max(RESOLUTIONS) ** 2
+        pixels = sum(resolution**2 for resolution in resolutions) / max(RESOLUTIONS) ** 2
         held_out = 1 - _TEST - _VALIDATION
         trained_on = held_out if self.folds == 1 else (1 - _VALIDATION) * (1 - 1 / self.folds)
-        return pixels * (self.networks + nominees - 1) * trained_on / held_out
+        return pixels * (folds * self.networks_per_fold + nominees - 1) * trained_on / held_out
 
 
 DESIGNS = (
     Design("held-out, 5 seeds", 1, 5),
     Design("held-out, 3 seeds", 1, 3),
     Design("cross-fitted, 3 folds x 1", 3, 1),
+    Design("cross-fitted, 2 to 3 folds x 1", 3, 1, 2),
+    Design("cross-fitted, 4 folds x 1", 4, 1),
+    Design("cross-fitted, 2 to 4 folds x 1", 4, 1, 2),
     Design("cross-fitted, 5 folds x 1", 5, 1),
+    Design("cross-fitted, 2 to 5 folds x 1", 5, 1, 2),
     Design("cross-fitted, 3 folds x 2", 3, 2),
     Design("cross-fitted, 3 folds x 3", 3, 3),
 )
@@ -146,25 +154,34 @@ def normal_limit(shape: str, draws: int = 20) -> Limit:
 def simulate(
     design: Design, shape: str, *, positives: int, seed_sd: float, repetitions: int
 ) -> dict[str, dict[str, float]]:
-    """Share of repetitions in which each rule names a too small and the right resolution, and any at all."""
+    """Share of repetitions in which each rule names a too small and the right resolution, and any at all.
+
+    Under "trainings" are the mean numbers of trained folds and the mean cost.
+    """
     limit, true_aucs = normal_limit(shape), np.array(SHAPES[shape])
     generator = np.random.default_rng(1)
     size = positives / limit.positive_patients
-    tested, validation = size * design.patients, size * _VALIDATION / _TEST
-    count, networks = len(RESOLUTIONS), design.networks
+    size_of_fold, validation = size * design.patients / design.folds, size * _VALIDATION / _TEST
+    count = len(RESOLUTIONS)
     rules = [*RULES[:-1], *(RULES[-1:] if design == BEFORE else ())]
     rows = {rule: dict.fromkeys(("too_small", "right", "named"), 0.0) for rule in rules}
     root = np.linalg.cholesky(limit.shared)
     losses = np.array([true_aucs[each:].max() - true_aucs[each] for each in range(count)])
     right = int(np.flatnonzero(losses < MARGIN - 1e-9)[0])
+    trainings = {"folds": 0.0, "cost": 0.0}
     for _ in range(repetitions):
         skill = _skill(generator, design, seed_sd)
-        validation_aucs = skill + _interactions(generator, limit, networks, size=validation)
-        on_validation = (
-            true_aucs + root @ generator.standard_normal(count) / math.sqrt(validation) + validation_aucs.mean(1)
-        )
+        validation_aucs = skill + _interactions(generator, limit, skill.shape[1], size=validation)
+        folds = _trained_folds(design, limit, validation_aucs, size_of_fold=size_of_fold)
+        networks, tested = folds * design.networks_per_fold, folds * size_of_fold
+        skill, validation_aucs = skill[:, :networks], validation_aucs[:, :networks]
+        level = true_aucs + root @ generator.standard_normal(count) / math.sqrt(validation)
+        on_validation = level + validation_aucs.mean(1)
+        in_search = level + _search_noise(generator, limit, seed_sd, size=validation)
+        smallest = _smallest_needed(limit, on_validation, validation_aucs, in_search, size=validation)
+        trainings["folds"] += folds / repetitions
+        trainings["cost"] += design.cost(folds=folds, resolutions=RESOLUTIONS[smallest:]) / repetitions
         # A fold's patients are few, so that the interaction does not average out over folds as over networks.
-        size_of_fold = tested / design.folds
         test_noise = _interactions(generator, limit, networks, size=size_of_fold)
         aucs = true_aucs + root @ generator.standard_normal(count) / math.sqrt(tested) + (skill + test_noise).mean(1)
         aucs = np.minimum(aucs, 1 - 1e-6)
@@ -179,17 +196,55 @@ def simulate(
             networks,
             (round(limit.positive_patients * tested), round(limit.negative_patients * tested)),
         )
-        in_search = on_validation - validation_aucs.mean(1) + _search_noise(generator, limit, seed_sd, size=validation)
         same = int(on_validation.argmax())
         starts = dict(zip(RULES, (int(in_search.argmax()), count - 1, same, same), strict=True))
         for rule in rules:
             judge = _smallest_against_reference if rule == RULES[-1] else _smallest
-            named = judge(pairs, starts[rule])
+            named = judge(pairs, max(starts[rule], smallest), smallest)
             if named is not None:
                 rows[rule]["named"] += 1 / repetitions
                 rows[rule]["right"] += (named == right) / repetitions
                 rows[rule]["too_small"] += (losses[named] >= MARGIN - 1e-9) / repetitions
-    return rows
+    return rows | {"trainings": trainings}
+
+
+def _trained_folds(design: Design, limit: Limit, validation_aucs: Floats, *, size_of_fold: float) -> int:
+    """The number of folds after which the two most variable resolutions have the power, as in `find_need`."""
+    for folds in range(design.min_folds or design.folds, design.folds):
+        variances = np.sort(validation_aucs[:, : folds * design.networks_per_fold].var(axis=1, ddof=1))
+        positive, negative = (
+            round(patients * folds * size_of_fold) for patients in (limit.positive_patients, limit.negative_patients)
+        )
+        if _has_power(positive, negative, folds * design.networks_per_fold, round(math.sqrt(variances[-2:].mean()), 4)):
+            return folds
+    return design.folds
+
+
+@cache
+def _has_power(positive: int, negative: int, networks: int, seed_sd: float) -> bool:
+    return estimate_power(positive, negative, seed_sd=seed_sd, seeds=networks).reaches(MARGIN)
+
+
+def _smallest_needed(
+    limit: Limit, on_validation: Floats, validation_aucs: Floats, in_search: Floats, *, size: float
+) -> int:
+    """Position of the smallest resolution that `find_need` does not leave out."""
+    patient_variances = (np.diag(limit.shared) + limit.interaction) / size
+    networks = validation_aucs.shape[1]
+    seed_variances = validation_aucs.var(axis=1, ddof=1) / networks
+    for position in range(len(on_validation) - 2, 0, -1):
+        for larger in range(position + 1, len(on_validation)):
+            first, second = patient_variances[position], patient_variances[larger]
+            of_patients = first + second - 2 * CORRELATION * math.sqrt(first * second)
+            of_seeds = seed_variances[position], seed_variances[larger]
+            degrees = satterthwaite_degrees(
+                (of_patients, math.inf), *((variance, networks - 1) for variance in of_seeds)
+            )
+            loss = on_validation[larger] - on_validation[position] - MARGIN
+            is_clear = loss > stdtrit(degrees, 0.975) * math.sqrt(of_patients + sum(of_seeds))
+            if is_clear and in_search[:position].max() < in_search[position:].max():
+                return position
+    return 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +280,10 @@ class _Pairs:
         return float(stdtr(degrees, -statistic))
 
 
-def _smallest(pairs: _Pairs, reference: int) -> int | None:
-    """The rule of `find_smallest_noninferior`, from p values alone."""
+def _smallest(pairs: _Pairs, reference: int, smallest: int) -> int | None:
+    """The rule of `find_smallest_noninferior`, from p values alone. smallest: the position that is confirmed last."""
     last = len(pairs.aucs) - 1
-    named, failed = _step_down(pairs, range(reference, -1, -1))
+    named, failed = _step_down(pairs, range(reference, smallest - 1, -1))
     if named is None and failed == "worse" and reference < last:
         named, failed_above = _step_down(pairs, range(last - 1, reference, -1))
         failed = failed_above or failed
@@ -250,10 +305,10 @@ def _step_down(pairs: _Pairs, positions: Sequence[int]) -> tuple[int | None, str
     return named, None
 
 
-def _smallest_against_reference(pairs: _Pairs, reference: int) -> int | None:
+def _smallest_against_reference(pairs: _Pairs, reference: int, smallest: int) -> int | None:
     """The rule before: smaller resolutions against the reference alone."""
     named = reference
-    for position in range(reference - 1, -1, -1):
+    for position in range(reference - 1, smallest - 1, -1):
         p_value = pairs.p_value(position, reference)
         if p_value <= LEVEL:
             named = position
@@ -337,21 +392,21 @@ def main() -> None:
         if key not in done:
             found = simulate(design, shape, positives=positives, seed_sd=seed_sd, repetitions=asked.repetitions)
             done[key] = dict(zip(_KEYS, key, strict=True)) | {
-                rule: {name: round(share, 4) for name, share in shares.items()} for rule, shares in found.items()
+                name: {key: round(value, 4) for key, value in values.items()} for name, values in found.items()
             }
             if asked.out:
                 with asked.out.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")
         cell = done[key]
         cells.append(cell)
-        shares = [f"{share:.3f}" for rule in sorted(cell.keys() - set(_KEYS)) for share in cell[rule].values()]
+        shares = [f"{share:.3f}" for name in sorted(cell.keys() - set(_KEYS)) for share in cell[name].values()]
         print(f"| {shape} | {positives} | {seed_sd:g} | {design.name} | {' | '.join(shares)} |", flush=True)
     print_result(
         "verdict_errors",
         n=asked.repetitions,
         goals=_goals(cells),
-        costs={"before": round(BEFORE.cost(nominees=_NOMINEES_BEFORE), 2)}
-        | {design.name: round(design.cost(), 2) for design in DESIGNS},
+        costs={"before": round(BEFORE.cost(folds=1, nominees=_NOMINEES_BEFORE), 2)}
+        | {design.name: round(design.cost(folds=design.folds), 2) for design in DESIGNS},
         cells=cells,
     )
 

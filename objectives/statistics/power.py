@@ -32,6 +32,10 @@ class PowerEstimate:
     """
     estimable: bool
 
+    def reaches(self, margin: float) -> bool:
+        """Whether the test of an equally good resolution has the power at this margin."""
+        return self.margin is not None and self.margin <= margin
+
 
 def estimate_power(
     positive_patients: int,

@@ -270,8 +270,11 @@ class Confirm:
     """"cross-fitted": each patient outside validation is a test patient of networks that were trained without them.
     "held-out": the test part alone. The default is "held-out" with a published split or a split by image, else
     "cross-fitted"."""
-    folds: Annotated[int, Field(ge=3, le=MAX_FOLDS)] = 5
-    """Number of folds of a cross-fitted confirmation. Each finalist is trained once for each fold."""
+    folds: Annotated[int, Field(ge=3, le=MAX_FOLDS)] = 4
+    """Number of folds of a cross-fitted confirmation. Each finalist is trained at most once for each fold."""
+    min_folds: Annotated[int, Field(ge=2)] = 2
+    """Number of folds that are trained at least. The others are trained one after another. The trainings of a label end
+    where the spread over its networks and its patients leave 80 % power to find an equally good resolution adequate."""
     seeds: Annotated[int, Field(ge=3)] = 5
     """Trainings per finalist of a held-out confirmation. Their spread is part of every confidence interval."""
     nominees: Annotated[int, Field(ge=1, le=100)] = 1
@@ -280,6 +283,10 @@ class Confirm:
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require_unique("confirm.resolutions", self.resolutions or ())
+        if self.min_folds > self.folds:
+            raise ValueError(
+                f"confirm.min_folds is {self.min_folds}, must be at most {self.folds}, the number of folds"
+            )
         return self
 
 

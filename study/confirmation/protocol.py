@@ -56,6 +56,11 @@ class LabelProtocol:
     skipped: tuple[SkippedResolution, ...]
     """Searched resolutions that are not confirmed."""
 
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds whose patients test the networks, ascending. None of them if held-out."""
+        return tuple(sorted({run.fold for each in self.finalists for run in each.runs if run.fold is not None}))
+
     def finalist(self, resolution: int) -> Finalist:
         """The finalist of a resolution."""
         return next(each for each in self.finalists if each.resolution == resolution)

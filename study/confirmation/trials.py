@@ -37,10 +37,13 @@ class LabelConfirmation:
 
 
 def create_confirm_study(
-    database: Database, experiment: Experiment, nomination: Nomination, *, design: Design
+    database: Database, experiment: Experiment, nomination: Nomination, *, design: Design, patients: tuple[int, int]
 ) -> LabelConfirmation:
-    """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept."""
-    plan = ConfirmationPlan(design, margin=experiment.confirm.margin, nominees=nomination.nominees)
+    """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept.
+
+    patients: numbers of positive and negative patients that the design tests.
+    """
+    plan = ConfirmationPlan(design, experiment.confirm.margin, nominees=nomination.nominees, patients=patients)
     label = nomination.label
     study = create_study(
         database, confirm_study_name(experiment.name, label), experiment=experiment.name, label=label, confirm=True

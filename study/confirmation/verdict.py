@@ -157,7 +157,7 @@ def _evaluate(
             resolution: [table for table, run in zip(each, runs[resolution], strict=True) if run.fold == fold]
             for resolution, each in of_part.items()
         }
-        for fold in design.fold_numbers()
+        for fold in protocol.folds
     )
     validation = {
         resolution: [table[table["part"] == "validation"] for table in each] for resolution, each in tables.items()

@@ -41,13 +41,13 @@ def verdict_sentence(
     named = f"The reference is {reference.resolution} px (AUC {reference.auc:.3f})."
     skipped = map(_skipped_resolution, protocol.skipped)
     if verdict.verdict == "undecided":
-        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, design), named, *skipped])
+        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, protocol, design), named, *skipped])
     assert verdict.resolution is not None
     if verdict.against is None:
         sentences = [f"{protocol.label} needs {verdict.resolution} px, the largest confirmed resolution."]
     else:
         sentences = [_shown(protocol, verdict), *_better_resolutions(comparisons, verdict)]
-    return " ".join([*sentences, *_next_smaller_resolution(failed, design), named, *skipped])
+    return " ".join([*sentences, *_next_smaller_resolution(failed, protocol, design), named, *skipped])
 
 
 def _reason(verdict: NoninferiorityVerdict, *, reference: AucEstimate) -> str:
@@ -91,7 +91,9 @@ def _better_resolutions(comparisons: Sequence[Comparison], verdict: Noninferiori
             )
 
 
-def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
+def _next_smaller_resolution(
+    failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design
+) -> Iterator[str]:
     """The result of the next smaller resolution than the verdict's."""
     if not failed:
         yield "No smaller resolution was confirmed."
@@ -102,17 +104,17 @@ def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], design: Desig
             f"{test.reference} px)."
         )
     else:
-        yield from _undecided(failed, design)
+        yield from _undecided(failed, protocol, design)
 
 
-def _undecided(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
+def _undecided(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design) -> Iterator[str]:
     """The comparison that is open, and what would decide it."""
     test = decisive_test(failed)
     yield (
         f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
         f"(difference {signed(test.difference)}, could be {signed(test.difference_low)})."
     )
-    options = [*_more_patients(failed), *_more_networks(failed, design)]
+    options = [*_more_patients(failed), *_more_networks(failed, protocol, design)]
     if options:
         yield f"About {' or '.join(options)} would decide it."
     else:
@@ -125,14 +127,14 @@ def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
         yield counted(more, "more positive patient")
 
 
-def _more_networks(failed: Sequence[NoninferiorityTest], design: Design) -> Iterator[str]:
+def _more_networks(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design) -> Iterator[str]:
     more = networks_to_decide(failed)
     if more is None or more > _MOST_NETWORKS:
         return
     if design.folds is None:
         yield counted(more, "more seed")
-    elif (folds := design.folds + more) <= MAX_FOLDS:
-        yield f"{folds} folds in place of {design.folds}"
+    elif (folds := len(protocol.folds) + more) <= MAX_FOLDS:
+        yield f"{folds} trained folds in place of {len(protocol.folds)}"
 
 
 def _skipped_resolution(skipped: SkippedResolution) -> str:

@@ -36,6 +36,8 @@ class LabelCohort:
     parts: dict[str, PartCounts]
     test_patients: int
     """Patients that the confirmation's design tests: the test part, or all patients outside validation."""
+    patients: tuple[int, int]
+    """Numbers of positive and negative patients among them."""
     plan: PowerEstimate
 
 
@@ -60,10 +62,14 @@ def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort
             negative_patients=len(set(patients[rows[target[rows] == 0]])),
         )
     tested = [parts[part] for part in (("test",) if design.folds is None else ("training", "test"))]
-    plan = estimate_power(
+    positive, negative = (
         sum(each.positive_patients for each in tested),
         sum(each.negative_patients for each in tested),
-        seeds=design.networks,
     )
-    test_patients = sum(each.patients for each in tested)
-    return LabelCohort(label=label, parts=parts, test_patients=test_patients, plan=plan)
+    return LabelCohort(
+        label=label,
+        parts=parts,
+        test_patients=sum(each.patients for each in tested),
+        patients=(positive, negative),
+        plan=estimate_power(positive, negative, seeds=design.networks),
+    )

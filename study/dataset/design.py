@@ -17,30 +17,36 @@ class Design:
     """Networks of each finalist if held-out. None if cross-fitted, which has one for each fold."""
     folds: int | None = None
     """None if held-out, like the next field."""
+    min_folds: int | None = None
+    """Number of folds that are trained at least."""
     folds_sha256: str | None = None
     """SHA-256 of the patients and their folds."""
 
     @property
     def networks(self) -> int:
-        """Number of networks of each finalist."""
+        """The largest number of networks of a finalist."""
         networks = self.folds or self.seeds
         assert networks is not None
         return networks
 
     @property
-    def networks_per_fold(self) -> int:
-        """Number of networks of each finalist in each of `fold_numbers`."""
-        return self.networks if self.folds is None else 1
+    def min_networks(self) -> int:
+        """The smallest number of networks of a finalist."""
+        return self.min_folds or self.networks
 
     def fold_numbers(self) -> Iterator[int | None]:
         """The folds, from 0. A held-out confirmation has the one "fold" None."""
         yield from (None,) if self.folds is None else range(self.folds)
 
+    def networks_by_fold(self, networks: int) -> dict[int | None, int]:
+        """Number of networks in each fold, for a number of networks of a finalist: one in each of the first folds."""
+        return {None: networks} if self.folds is None else dict.fromkeys(range(networks), 1)
+
     def describe(self) -> str:
         """The design in a few words, for tables."""
         if self.folds is None:
             return f"held-out test patients, {self.seeds} seeds"
-        return f"cross-fitted on {self.folds} folds, one network for each"
+        return f"cross-fitted, one network for each of {_at_least(self.min_folds, self.folds)} folds"
 
 
 def choose_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | None = None) -> Design:
@@ -62,4 +68,8 @@ def planned_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | 
     is_held_out = bool(image_set.selection.published) or data.split_by == "image" or data.paper_split
     if (confirm.design or ("held-out" if is_held_out else "cross-fitted")) == "held-out":
         return Design("held-out", seeds=seeds or confirm.seeds)
-    return Design("cross-fitted", folds=confirm.folds)
+    return Design("cross-fitted", folds=confirm.folds, min_folds=confirm.min_folds)
+
+
+def _at_least(least: int | None, most: int) -> str:
+    return str(most) if least in (None, most) else f"{least} to {most}"

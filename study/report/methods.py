@@ -276,15 +276,34 @@ def _trainings(protocol: Protocol) -> str:
         text = (
             "The confirmation was cross-fitted. The training and test parts were divided by patient, "
             f"stratified over all labels, into {design.folds} folds (SHA-256 {(design.folds_sha256 or '')[:16]}). Each "
-            f"finalist was trained {design.networks} times, once without each fold, and "
-            "tested on the patients of that fold. Validation patients were in no fold."
+            "network was trained without one fold and tested on the patients of that fold. Validation patients were "
+            f"in no fold. {_trained_folds(protocol)}"
         )
     if skipped:
         text += (
-            " If the validation AUC of a resolution was below that of a larger one by the margin and two standard "
-            "errors, no smaller resolution was retrained further."
+            " If a resolution lost more than the margin against a larger one on validation patients (one-sided test at "
+            "2.5 %), no smaller resolution was retrained further."
         )
     return text
+
+
+def _trained_folds(protocol: Protocol) -> str:
+    """In how many folds the finalists of each label were trained, and what decided it."""
+    design, counts = protocol.design, {label.label: len(label.folds) for label in protocol.labels}
+    if design.min_folds == design.folds:
+        return "Each finalist was trained once without each fold."
+    same = len(set(counts.values())) == 1
+    numbers = (
+        f"{next(iter(counts.values()))} folds"
+        if same
+        else ", ".join(f"{count} folds for {label}" for label, count in counts.items())
+    )
+    return (
+        f"The folds were trained one after another, at least {design.min_folds}, until an equally good resolution "
+        "would have been non-inferior with 80 % power. The power followed from the numbers of patients and from the "
+        "variance between networks on validation patients (two-stage design: Stein, Ann Math Stat 1945;16:243-258). "
+        f"Each finalist was trained in {numbers}."
+    )
 
 
 def _statistics(protocol: Protocol | None) -> str:

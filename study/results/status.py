@@ -40,7 +40,7 @@ class ConfirmationProgress:
     complete: int
     running: int
     planned: int
-    """Number of trainings if none diverges or fails. It falls where results show that some are not needed."""
+    """Number of trainings if none diverges or fails, as far as is known. Results of trainings lower or raise it."""
     design: dict[str, Any]
     """Kind, seeds, folds and their SHA-256 (acuity.study.dataset.design.Design)."""
 
@@ -85,7 +85,8 @@ def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
 def _covers(design: dict[str, Any], progress: ConfirmationProgress) -> bool:
     """Whether a frozen protocol's design has the planned test patients and at least the planned networks."""
     planned = progress.design
-    return bool(design["folds_sha256"] == planned["folds_sha256"] and (planned["seeds"] or 0) <= (design["seeds"] or 0))
+    enough = all((planned[number] or 0) <= (design[number] or 0) for number in ("seeds", "min_folds"))
+    return enough and bool(design["folds_sha256"] == planned["folds_sha256"])
 
 
 _RUNNING_TRIALS = text(

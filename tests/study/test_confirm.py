@@ -245,7 +245,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     trained = record_training_rows(monkeypatch)
     fleet_here(monkeypatch)
     printed = run(database, crossed)
-    assert "Confirmation: cross-fitted on 3 folds, one network for each. At most 6 trainings" in printed
+    assert "Confirmation: cross-fitted, one network for each of 2 to 3 folds. At most 6 trainings" in printed
     assert "Cardiomegaly retrained 6/6; done" in printed
     assert "the test patients have been used once" in printed
     assert trainings(database) == 6
@@ -255,7 +255,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     image_set = open_image_set(crossed.experiment)
     folds = open_folds(image_set, 3)
     assert folds.path.is_file()
-    assert protocol.design == Design("cross-fitted", folds=3, folds_sha256=folds.sha256)
+    assert protocol.design == Design("cross-fitted", folds=3, min_folds=2, folds_sha256=folds.sha256)
     (label,) = protocol.labels
     assert [[run.fold for run in finalist.runs] for finalist in label.finalists] == [[0, 1, 2], [0, 1, 2]]
 
@@ -302,6 +302,27 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     (entry,) = json.loads(json.dumps(read_answer(database, "tiny").to_json()))["labels"]
     assert entry["confirmation"]["design"]["kind"] == "held-out"
     assert entry["confirmation"]["patients"] == len(set(patients.iloc[image_set.split.rows("test")]))
+
+
+def test_confirmation_with_enough_power_leaves_folds_out_of_training_and_test(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a margin of .45 these few patients give the power with two of the three folds."""
+    fleet_here(monkeypatch)
+    crossed = cross_fit(searched, margin=0.45)
+    assert "retrained 4/4; done" in run(database, crossed)
+    assert trainings(database) == 4
+    image_set = open_image_set(crossed.experiment)
+    folds, patients = open_folds(image_set, 3), image_set.index.table["patient"]
+    tested = {patients.iloc[row] for fold in (0, 1) for row in folds.test_rows(fold)}
+    (entry,) = json.loads(json.dumps(read_answer(database, "tiny").to_json()))["labels"]
+    assert entry["confirmation"]["patients"] == len(tested)
+    assert entry["best"]["seeds"] == 2
+    with database.engine.connect() as connection:
+        assert set(connection.scalars(text("select fold from acuity.scores"))) == {0, 1}
+    # All folds on request are another use of the test patients.
+    assert "used twice" in run(database, with_confirm(crossed, min_folds=3))
+    assert trainings(database) == 6
 
 
 def record_training_rows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:

@@ -16,9 +16,8 @@ from support.terminal import Terminal
 
 
 def cohort(label: str, positive_patients: int) -> LabelCohort:
-    return LabelCohort(
-        label, {}, 21 * positive_patients, estimate_power(positive_patients, 20 * positive_patients, seeds=5)
-    )
+    patients = positive_patients, 20 * positive_patients
+    return LabelCohort(label, {}, sum(patients), patients, estimate_power(*patients, seeds=5))
 
 
 def asked(*cohorts: LabelCohort, margin: float) -> list[str]:

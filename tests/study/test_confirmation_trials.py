@@ -68,7 +68,7 @@ def registered(database: Database) -> Registered:
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
     nomination, design = Nomination("Mass", nominees, {32: 3, 64: 2}, ()), Design("held-out", seeds=seeds)
-    create_confirm_study(database, registered.experiment, nomination, design=design)
+    create_confirm_study(database, registered.experiment, nomination, design=design, patients=(40, 400))
 
 
 def take(database: Database, registered: Registered, *, largest: int = 999) -> Claim | None:
@@ -269,9 +269,11 @@ def plan_folds(
     *,
     design: Design = FOLDS,
     nominees: tuple[Nominee, ...] = (nominee(1, 32), nominee(5, 64), nominee(8, 128, auc=0.8)),
+    patients: tuple[int, int] = (40, 400),
 ) -> None:
     trials = {each.resolution: 3 for each in nominees}
-    create_confirm_study(database, registered.experiment, Nomination("Mass", nominees, trials, ()), design=design)
+    nomination = Nomination("Mass", nominees, trials, ())
+    create_confirm_study(database, registered.experiment, nomination, design=design, patients=patients)
 
 
 def attempts(database: Database, registered: Registered, *states: TrialState) -> list[tuple[int, int, int]]:
@@ -284,12 +286,14 @@ def attempts(database: Database, registered: Registered, *states: TrialState) ->
     ]
 
 
-def tell_auc(aucs: dict[int, float], *, auc_se: float = 0.01) -> Callable[[Database, Claim, optuna.Trial], None]:
-    """A training that ends with the AUC of its resolution, which differs a little over folds."""
+def tell_auc(
+    aucs: dict[int, float], *, auc_se: float = 0.01, step: float = 0.001
+) -> Callable[[Database, Claim, optuna.Trial], None]:
+    """A training that ends with the AUC of its resolution, which differs a little from fold to fold."""
 
     def run(database: Database, claim: Claim, trial: optuna.Trial) -> None:
         database.storage.set_trial_user_attr(claim.trial_id, "auc_se", auc_se)
-        claim.study.tell(trial, aucs[trial.params["resolution"]] + 0.001 * claim.inherited["fold"])
+        claim.study.tell(trial, aucs[trial.params["resolution"]] + step * claim.inherited["fold"])
 
     return run
 
@@ -358,3 +362,42 @@ def test_all_resolutions_are_trained_where_the_loss_is_not_clear_or_a_smaller_on
     plan_folds(database, registered, nominees=(nominee(1, 32, auc=auc_of_32), nominee(5, 64), nominee(8, 128, auc=0.8)))
     work(database_url, registered, tell_auc({32: 0.69, 64: 0.70, 128: 0.80}, auc_se=auc_se))
     assert {px for px, _, _ in attempts(database, registered, TrialState.COMPLETE)} == {32, 64, 128}
+
+
+@pytest.mark.parametrize(
+    ("patients", "step", "folds"),
+    [((9000, 90000), 0.001, 2), ((9000, 90000), 0.008, 4), ((160, 1600), 0.001, 4)],
+    ids=["networks vary little", "networks vary much", "few patients"],
+)
+def test_folds_are_trained_until_the_networks_and_patients_give_the_power(
+    database: Database,
+    database_url: str,
+    registered: Registered,
+    patients: tuple[int, int],
+    step: float,
+    folds: int,
+) -> None:
+    design = replace(FOLDS, folds=4, min_folds=2)
+    plan_folds(database, registered, design=design, patients=patients)
+    work(database_url, registered, tell_auc({32: 0.79, 64: 0.80, 128: 0.80}, step=step))
+    expected = [(px, fold, 1) for px in (32, 64, 128) for fold in range(folds)]
+    assert sorted(attempts(database, registered)) == expected
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    chosen = find_finalists(read_plan(study), study.trials)
+    assert [run.user_attrs["fold"] for run in chosen[32].runs] == list(range(folds))
+    (progress,) = read_confirmation_progress(database, registered.experiment)
+    assert (progress.complete, progress.planned) == (3 * folds, 3 * folds)
+    plan_folds(database, registered, design=replace(design, min_folds=4), patients=patients)
+    work(database_url, registered, tell_auc({32: 0.79, 64: 0.80, 128: 0.80}, step=step))
+    assert len(attempts(database, registered, TrialState.COMPLETE)) == 12, "more folds on request keep the first ones"
+
+
+def test_resolution_that_was_not_needed_with_fewer_folds_is_not_trained_with_more(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """64 px clearly loses with two folds. The spread of the networks then asks for the others, at 64 and 128 px."""
+    plan_folds(database, registered, design=replace(FOLDS, folds=4, min_folds=2), patients=(9000, 90000))
+    work(database_url, registered, tell_auc({32: 0.59, 64: 0.60, 128: 0.80}, step=0.008))
+    assert sorted(attempts(database, registered, TrialState.COMPLETE)) == [
+        (px, fold, 1) for px in (64, 128) for fold in range(4)
+    ]

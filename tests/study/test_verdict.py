@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -275,7 +275,7 @@ def test_results_are_json_and_the_bootstrap_agrees() -> None:
 def cross_fitted(
     resolutions: Sequence[int], *, reference: int, folds: int = 3
 ) -> tuple[LabelProtocol, dict[int, list[pd.DataFrame]], Design]:
-    """A protocol with one network a fold, and its tables: fold k has its own 60 test patients, a third positive.
+    """A protocol with networks of 3 of 4 folds, and its tables: fold k has its own 60 test patients, a third positive.
 
     Networks of fold k score all images higher by k, so that scores of two folds do not compare.
     """
@@ -296,14 +296,14 @@ def cross_fitted(
     return (
         LabelProtocol("Mass", reference, finalists, ()),
         tables,
-        Design("cross-fitted", folds=folds, folds_sha256="of the folds"),
+        Design("cross-fitted", folds=4, min_folds=3, folds_sha256="of the folds"),
     )
 
 
 def test_cross_fitted_aucs_and_intervals_agree_with_pairs_within_folds() -> None:
     label, tables, design = cross_fitted([32, 64], reference=64)
     found = conclude_label(label, tables, design, margin=0.1)
-    assert found["design"] == {"kind": "cross-fitted", "seeds": None, "folds": 3, "folds_sha256": "of the folds"}
+    assert found["design"] == asdict(design)
     assert (found["images"], found["patients"], found["positive_patients"]) == (180, 180, 60)
     pooled_components = {px: [components_by_pairs([frame]) for frame in frames] for px, frames in tables.items()}
     for each in found["by_resolution"]:
@@ -335,7 +335,7 @@ def test_undecided_cross_fitted_label_names_the_number_of_folds_that_would_decid
             frame.loc[of_validation, "score"] = expit(moved[of_validation])
     verdict = conclude_label(label, tables, design, margin=0.1)["smallest_adequate"]
     assert verdict["verdict"] == "undecided"
-    assert f"{3 + verdict['more_networks']} folds in place of 3 would decide it" in verdict["sentence"]
+    assert f"{3 + verdict['more_networks']} trained folds in place of 3 would decide it" in verdict["sentence"]
     assert "Whether 32 px loses less than 0.1 AUC against 64 px is open" in verdict["sentence"]
 
 
