@@ -46,13 +46,16 @@ def hanley_mcneil_variance(auc: float, *, positive_patients: int, negative_patie
 def satterthwaite_degrees(*parts: tuple[float, float]) -> float:
     """Degrees of freedom of a sum of independent variance estimates.
 
-    parts: (variance, degrees of freedom) of each estimate. If all variances are 0, the first part's degrees of freedom
-    are returned. Satterthwaite, Biometrics Bulletin 1946;2:110-114.
+    Satterthwaite, Biometrics Bulletin 1946;2:110-114.
+
+    parts: (variance, degrees of freedom) of each estimate. A known variance has infinitely many degrees of freedom. If
+    all variances are 0, the first part's degrees of freedom are returned.
     """
     total = sum(variance for variance, _ in parts)
     if total == 0:
         return float(parts[0][1])
-    return total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    spread = sum(variance**2 / degrees for variance, degrees in parts)
+    return total**2 / spread if spread else math.inf
 
 
 def _score_limit(auc: float, *, quantile: float, positive_patients: int, negative_patients: int) -> float:

@@ -181,10 +181,14 @@ def _notes(answer: Answer) -> list[RenderableType]:
 
 def _designs(confirmed: list[LabelAnswer]) -> str:
     """How the labels' test patients were tested: one confirmation has one design."""
-    design = (confirmed[0].confirmation or {})["design"]
-    if design["folds"] is None:
+    found = [entry.confirmation or {} for entry in confirmed]
+    folds = found[0]["design"]["folds"]
+    if folds is None:
         return "held-out"
-    return f"cross-fitted: all patients outside validation, in {design['folds']} folds"
+    trained = sorted({at["seeds"] for each in found for at in each["by_resolution"]})
+    if trained == [folds]:
+        return f"cross-fitted: all patients outside validation, in {folds} folds"
+    return f"cross-fitted: {' or '.join(map(str, trained))} of {folds} folds of the patients outside validation"
 
 
 def _differences_table(found: dict[str, Any]) -> Table:

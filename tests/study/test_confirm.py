@@ -318,6 +318,8 @@ def test_confirmation_with_enough_power_leaves_folds_out_of_training_and_test(
     (entry,) = json.loads(json.dumps(read_answer(database, "tiny").to_json()))["labels"]
     assert entry["confirmation"]["patients"] == len(tested)
     assert entry["best"]["seeds"] == 2
+    shown = as_text(answer_table(read_answer(database, "tiny")))
+    assert "cross-fitted: 2 of 3 folds of the patients outside validation" in " ".join(shown.split())
     with database.engine.connect() as connection:
         assert set(connection.scalars(text("select fold from acuity.scores"))) == {0, 1}
     # All folds on request are another use of the test patients.

@@ -401,3 +401,11 @@ def test_resolution_that_was_not_needed_with_fewer_folds_is_not_trained_with_mor
     assert sorted(attempts(database, registered, TrialState.COMPLETE)) == [
         (px, fold, 1) for px in (64, 128) for fold in range(4)
     ]
+
+
+def test_networks_without_any_spread_need_no_further_folds(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    plan_folds(database, registered, design=replace(FOLDS, folds=4, min_folds=2), patients=(9000, 90000))
+    work(database_url, registered, tell_auc({32: 1.0, 64: 1.0, 128: 1.0}, step=0.0))
+    assert len(attempts(database, registered, TrialState.COMPLETE)) == 3 * 2
