@@ -22,7 +22,7 @@ from acuity.study.config.template import PRESETS
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("acuity-demo"), show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="By default one per GPU, else two.")
 def demo(folder: Path, workers: int | None) -> None:
-    """Run a small experiment on synthetic radiographs that need a known resolution. It takes a few minutes."""
+    """Run a small experiment on synthetic radiographs that need a known resolution. It takes two to three minutes."""
     from acuity.study.demo import run_demo
 
     run_demo(folder, storage_url=named_storage(), workers=workers)
