@@ -11,8 +11,8 @@ test patients. The cross-fitted design tests on the 84 % outside validation; its
 validation patients. A named resolution is too small if a larger one is better by the margin or more.
 
 A design with `min_folds` trains further folds as `acuity confirm` does: until the variance over networks on validation
-patients and the number of patients give the power. All designs leave out the resolutions below one that clearly loses
-on validation patients.
+patients and the number of patients give every open test its power. All designs leave out the resolutions below one that
+clearly loses on validation patients.
 
 Three starts of the tests are judged on the same AUCs: the resolution with the highest AUC on validation patients in the
 search, whose networks have other seeds; the largest resolution; and the highest mean AUC of the confirmed networks on
@@ -171,14 +171,14 @@ def simulate(
     trainings = {"folds": 0.0, "cost": 0.0}
     for _ in range(repetitions):
         skill = _skill(generator, design, seed_sd)
-        validation_aucs = skill + _interactions(generator, limit, skill.shape[1], size=validation)
-        folds = _trained_folds(design, limit, validation_aucs, size_of_fold=size_of_fold)
+        level = true_aucs + root @ generator.standard_normal(count) / math.sqrt(validation)
+        validation_aucs = level[:, None] + skill + _interactions(generator, limit, skill.shape[1], size=validation)
+        in_search = level + _search_noise(generator, limit, seed_sd, size=validation)
+        folds, smallest = _need(
+            design, limit, validation_aucs, in_search, size_of_fold=size_of_fold, validation=validation
+        )
         networks, tested = folds * design.networks_per_fold, folds * size_of_fold
         skill, validation_aucs = skill[:, :networks], validation_aucs[:, :networks]
-        level = true_aucs + root @ generator.standard_normal(count) / math.sqrt(validation)
-        on_validation = level + validation_aucs.mean(1)
-        in_search = level + _search_noise(generator, limit, seed_sd, size=validation)
-        smallest = _smallest_needed(limit, on_validation, validation_aucs, in_search, size=validation)
         trainings["folds"] += folds / repetitions
         trainings["cost"] += design.cost(folds=folds, resolutions=RESOLUTIONS[smallest:]) / repetitions
         # A fold's patients are few, so that the interaction does not average out over folds as over networks.
@@ -196,7 +196,7 @@ def simulate(
             networks,
             (round(limit.positive_patients * tested), round(limit.negative_patients * tested)),
         )
-        same = int(on_validation.argmax())
+        same = int(validation_aucs.mean(1).argmax())
         starts = dict(zip(RULES, (int(in_search.argmax()), count - 1, same, same), strict=True))
         for rule in rules:
             judge = _smallest_against_reference if rule == RULES[-1] else _smallest
@@ -208,16 +208,37 @@ def simulate(
     return rows | {"trainings": trainings}
 
 
-def _trained_folds(design: Design, limit: Limit, validation_aucs: Floats, *, size_of_fold: float) -> int:
-    """The number of folds after which the two most variable resolutions have the power, as in `find_need`."""
-    for folds in range(design.min_folds or design.folds, design.folds):
-        variances = np.sort(validation_aucs[:, : folds * design.networks_per_fold].var(axis=1, ddof=1))
-        positive, negative = (
-            round(patients * folds * size_of_fold) for patients in (limit.positive_patients, limit.negative_patients)
+def _need(
+    design: Design, limit: Limit, validation_aucs: Floats, in_search: Floats, *, size_of_fold: float, validation: float
+) -> tuple[int, int]:
+    """The number of trained folds and the position of the smallest needed resolution, as in `find_need`."""
+    smallest = 0
+    for folds in range(design.min_folds or design.folds, design.folds + 1):
+        aucs = validation_aucs[:, : folds * design.networks_per_fold]
+        loses = _clear_losses(limit, aucs, size=validation)
+        smallest = max(
+            (
+                position
+                for position in range(smallest, len(aucs) - 1)
+                if loses[position] and in_search[smallest : position + 1].max() <= in_search[position:].max()
+            ),
+            default=smallest,
         )
-        if _has_power(positive, negative, folds * design.networks_per_fold, round(math.sqrt(variances[-2:].mean()), 4)):
-            return folds
-    return design.folds
+        if folds < design.folds and _are_enough(aucs[smallest:], loses[smallest:], limit, tested=folds * size_of_fold):
+            return folds, smallest
+    return design.folds, smallest
+
+
+def _are_enough(aucs: Floats, loses: Sequence[bool], limit: Limit, *, tested: float) -> bool:
+    variances = aucs.var(axis=1, ddof=1)
+    patients = round(limit.positive_patients * tested), round(limit.negative_patients * tested)
+    return all(
+        loses[position]
+        or _has_power(
+            *patients, aucs.shape[1], round(math.sqrt((variances[position] + variances[position + 1 :].max()) / 2), 4)
+        )
+        for position in range(len(aucs) - 1)
+    )
 
 
 @cache
@@ -225,26 +246,24 @@ def _has_power(positive: int, negative: int, networks: int, seed_sd: float) -> b
     return estimate_power(positive, negative, seed_sd=seed_sd, seeds=networks).reaches(MARGIN)
 
 
-def _smallest_needed(
-    limit: Limit, on_validation: Floats, validation_aucs: Floats, in_search: Floats, *, size: float
-) -> int:
-    """Position of the smallest resolution that `find_need` does not leave out."""
+def _clear_losses(limit: Limit, aucs: Floats, *, size: float) -> list[bool]:
+    """For each resolution whether it clearly loses on validation patients against a larger one."""
     patient_variances = (np.diag(limit.shared) + limit.interaction) / size
-    networks = validation_aucs.shape[1]
-    seed_variances = validation_aucs.var(axis=1, ddof=1) / networks
-    for position in range(len(on_validation) - 2, 0, -1):
-        for larger in range(position + 1, len(on_validation)):
-            first, second = patient_variances[position], patient_variances[larger]
-            of_patients = first + second - 2 * CORRELATION * math.sqrt(first * second)
-            of_seeds = seed_variances[position], seed_variances[larger]
-            degrees = satterthwaite_degrees(
-                (of_patients, math.inf), *((variance, networks - 1) for variance in of_seeds)
-            )
-            loss = on_validation[larger] - on_validation[position] - MARGIN
-            is_clear = loss > stdtrit(degrees, 0.975) * math.sqrt(of_patients + sum(of_seeds))
-            if is_clear and in_search[:position].max() < in_search[position:].max():
-                return position
-    return 0
+    networks, means = aucs.shape[1], aucs.mean(axis=1)
+    seed_variances = aucs.var(axis=1, ddof=1) / networks
+
+    def is_clear(position: int, larger: int) -> bool:
+        loss = means[larger] - means[position] - MARGIN
+        if loss <= 0:
+            return False
+        first, second = patient_variances[position], patient_variances[larger]
+        of_patients = first + second - 2 * CORRELATION * math.sqrt(first * second)
+        of_seeds = seed_variances[position], seed_variances[larger]
+        degrees = satterthwaite_degrees((of_patients, math.inf), *((variance, networks - 1) for variance in of_seeds))
+        return bool(loss > stdtrit(degrees, 0.975) * math.sqrt(of_patients + sum(of_seeds)))
+
+    count = len(aucs)
+    return [any(is_clear(position, larger) for larger in range(position + 1, count)) for position in range(count)]
 
 
 @dataclass(frozen=True, eq=False)

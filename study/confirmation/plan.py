@@ -155,10 +155,10 @@ def find_need(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> Need:
     that a resolution loses more than the margin against a larger one, no smaller resolution is needed, unless one of
     them had a higher AUC in the search and so may become the reference.
 
-    Networks of a cross-fitted design: the folds are trained one after another. Enough are trained once an equally good
-    resolution would be found adequate with 80 % power, with these networks and the patients of these folds. For this
-    the variance over seeds is that of the two most variable resolutions. It is independent of the mean AUCs, if the
-    AUCs are normally distributed, so that this does not raise the error of the tests (Stein, Ann Math Stat
+    Networks of a cross-fitted design: the folds are trained one after another. Enough are trained once every test that
+    is open would have 80 % power if both resolutions were equally good, with these networks and the patients of these
+    folds. The tests of a resolution that clearly loses are not open. The variance over seeds is independent of the mean
+    AUCs, if the AUCs are normally distributed, so that this does not raise the error of the tests (Stein, Ann Math Stat
     1945;16:243-258; benchmarks/validity/verdict_errors.py).
     """
     return _find_need(plan, _TrialsByNominee(plan, trials))
@@ -177,16 +177,22 @@ def _find_need(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> Need:
 
 
 def _are_enough(plan: ConfirmationPlan, finalists: Sequence[TrainedFinalist], *, networks: int) -> bool:
-    """Whether the test of the two finalists that vary most over networks has its power at the margin.
+    """Whether every open test of the finalists, in ascending order of resolution, has its power at the margin.
 
     A single finalist is not tested, so that all folds are trained for its AUC.
     """
     if len(finalists) < 2:
         return False
-    variances = sorted(float(np.var(_aucs(finalist), ddof=1)) for finalist in finalists)
     positive, negative = (round(count * networks / plan.design.networks) for count in plan.patients)
-    power = estimate_power(positive, negative, seed_sd=math.sqrt(np.mean(variances[-2:])), seeds=networks)
-    return power.reaches(plan.margin)
+    variances = [float(np.var(_aucs(finalist), ddof=1)) for finalist in finalists]
+    for position, finalist in enumerate(finalists[:-1]):
+        larger = finalists[position + 1 :]
+        if any(_clearly_loses(finalist, each, margin=plan.margin) for each in larger):
+            continue
+        seed_sd = math.sqrt((variances[position] + max(variances[position + 1 :])) / 2)
+        if not estimate_power(positive, negative, seed_sd=seed_sd, seeds=networks).reaches(plan.margin):
+            return False
+    return True
 
 
 def _needed_resolutions(

@@ -46,7 +46,13 @@ class Design:
         """The design in a few words, for tables."""
         if self.folds is None:
             return f"held-out test patients, {self.seeds} seeds"
-        return f"cross-fitted, one network for each of {_at_least(self.min_folds, self.folds)} folds"
+        return f"cross-fitted, one network for each of {self.networks_in_words} folds"
+
+    @property
+    def networks_in_words(self) -> str:
+        """The number of networks of a finalist, such as "4" or "2 to 4"."""
+        least, most = self.min_networks, self.networks
+        return str(most) if least == most else f"{least} to {most}"
 
 
 def choose_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | None = None) -> Design:
@@ -69,7 +75,3 @@ def planned_design(experiment: Experiment, image_set: ImageSet, *, seeds: int | 
     if (confirm.design or ("held-out" if is_held_out else "cross-fitted")) == "held-out":
         return Design("held-out", seeds=seeds or confirm.seeds)
     return Design("cross-fitted", folds=confirm.folds, min_folds=confirm.min_folds)
-
-
-def _at_least(least: int | None, most: int) -> str:
-    return str(most) if least in (None, most) else f"{least} to {most}"

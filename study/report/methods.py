@@ -302,6 +302,8 @@ def _trained_folds(protocol: Protocol) -> str:
         f"The folds were trained one after another, at least {design.min_folds}, until an equally good resolution "
         "would have been non-inferior with 80 % power. The power followed from the numbers of patients and from the "
         "variance between networks on validation patients (two-stage design: Stein, Ann Math Stat 1945;16:243-258). "
+        "It was not required of a resolution that lost more than the margin on validation patients (one-sided test at "
+        "2.5 %). "
         f"Each finalist was trained in {numbers}."
     )
 

@@ -39,7 +39,7 @@ labels = ["Mass"]
 data = { index = "a.csv", images = "images" }
 training = { epochs = 5 }
 [search]
-resolutions = [32, 64, 128]
+resolutions = [32, 64, 96, 128]
 architectures = ["test_resnet"]
 trials = 12
 min_complete_per_resolution = 2
@@ -392,14 +392,18 @@ def test_folds_are_trained_until_the_networks_and_patients_give_the_power(
     assert len(attempts(database, registered, TrialState.COMPLETE)) == 12, "more folds on request keep the first ones"
 
 
-def test_resolution_that_was_not_needed_with_fewer_folds_is_not_trained_with_more(
-    database: Database, database_url: str, registered: Registered
+@pytest.mark.parametrize(("auc_of_96", "folds"), [(0.60, 2), (0.80, 4)], ids=["96 px clearly loses", "96 px is open"])
+def test_only_open_tests_ask_for_more_folds_and_a_resolution_that_is_not_needed_stays_so(
+    database: Database, database_url: str, registered: Registered, auc_of_96: float, folds: int
 ) -> None:
-    """64 px clearly loses with two folds. The spread of the networks then asks for the others, at 64 and 128 px."""
-    plan_folds(database, registered, design=replace(FOLDS, folds=4, min_folds=2), patients=(9000, 90000))
-    work(database_url, registered, tell_auc({32: 0.59, 64: 0.60, 128: 0.80}, step=0.008))
+    """64 px clearly loses with two folds, so that 32 px is not needed. The networks vary much."""
+    nominees = (nominee(1, 32), nominee(5, 64), nominee(6, 96, auc=0.75), nominee(8, 128, auc=0.8))
+    design = replace(FOLDS, folds=4, min_folds=2)
+    plan_folds(database, registered, design=design, nominees=nominees, patients=(9000, 90000))
+    work(database_url, registered, tell_auc({32: 0.59, 64: 0.60, 96: auc_of_96, 128: 0.80}, step=0.008))
+    needed = (96, 128) if auc_of_96 == 0.60 else (64, 96, 128)
     assert sorted(attempts(database, registered, TrialState.COMPLETE)) == [
-        (px, fold, 1) for px in (64, 128) for fold in range(4)
+        (px, fold, 1) for px in needed for fold in range(folds)
     ]
 
 
