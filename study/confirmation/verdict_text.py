@@ -141,7 +141,7 @@ def _skipped_resolution(skipped: SkippedResolution) -> str:
     reasons = {
         "no_complete_trial": "no complete trial",
         "below_best": f"validation AUC {skipped.validation_auc or 0:.3f}, more than {MAX_AUC_GAP:g} below the best",
-        "not_named": "not named under [confirm] resolutions",
+        "not_named": "the experiment names other resolutions to confirm",
         "not_needed": "a larger resolution loses more than the margin on validation patients",
     }
     return f"{skipped.resolution} px was not confirmed ({reasons[skipped.reason]})."

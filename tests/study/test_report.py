@@ -157,6 +157,8 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
     ):
         assert said in methods, said
     assert "a finding is rare" not in methods, "Cardiomegaly and Nodule may be common"
+    results = page[page.index("Results.</b>") : page.index("Protocol, code and data.</b>")]
+    assert "<mark>" not in results, "the author has nothing to add to the results"
     assert "[source and how they were made]" in methods
 
 

@@ -181,7 +181,7 @@ def test_sentence_and_json_name_the_skipped_resolutions_with_the_reason() -> Non
     sentence = found["smallest_adequate"]["sentence"]
     assert "16 px was not confirmed (validation AUC 0.658, more than 0.05 below the best)." in sentence
     assert "128 px was not confirmed (no complete trial)." in sentence
-    assert "256 px was not confirmed (not named under [confirm] resolutions)." in sentence
+    assert "256 px was not confirmed (the experiment names other resolutions to confirm)." in sentence
     assert found["skipped"][1] == {"resolution": 128, "reason": "no_complete_trial", "validation_auc": None}
 
 
