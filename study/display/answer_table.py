@@ -188,7 +188,8 @@ def _designs(confirmed: list[LabelAnswer]) -> str:
     trained = sorted({at["seeds"] for each in found for at in each["by_resolution"]})
     if trained == [folds]:
         return f"cross-fitted: all patients outside validation, in {folds} folds"
-    return f"cross-fitted: {' or '.join(map(str, trained))} of {folds} folds of the patients outside validation"
+    numbers = str(trained[0]) if len(trained) == 1 else f"{trained[0]} to {trained[-1]}"
+    return f"cross-fitted: {numbers} of {folds} folds of the patients outside validation"
 
 
 def _differences_table(found: dict[str, Any]) -> Table:
