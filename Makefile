@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Processes of `make test`: twice the usual two cores, since tests wait most of the time for workers and databases.
+PROCESSES ?= 4
 RUNS := .venv/.installed
 DEVELOPS := .venv/.installed-dev
 BUILT := .venv/built
@@ -26,7 +28,7 @@ demo: install
 	$(BIN)/acuity demo
 
 test: install-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
 slow: install-dev
 	$(BIN)/pytest -m '(slow or browser) and not standin' --ignore tests/system/test_gpu_benchmark.py

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import URL
 
 from acuity.objectives.phantoms.generator import write_phantoms
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 _TEMPLATE = "acuity_template"
 _MEMORY = Path("/dev/shm")
 _numbers = itertools.count()
+# An example's duration is no claim of a test, and on busy cores it passes any limit.
+settings.register_profile("acuity", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("acuity")
+
+
+def pytest_configure() -> None:
+    """Set what libraries read when they are imported. Commands that tests start inherit it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads weights; without a network each try would wait half a minute
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The processes share the cores already. OpenMP's threads spin while they wait, which costs the other processes.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,13 +48,20 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_users() -> Iterator[Path]:
-    """Keep tests away from the user's storage; returns the folder of the tests' embedded server."""
+    """Keep tests away from the user's storage and home; returns the folder of the tests' embedded server.
+
+    Each process of a parallel run has its folder, so no file or server is shared between them.
+    """
     # Not in pytest's temporary folder: the account of root's server cannot reach it, and a socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="acuity-test-", dir=_MEMORY if _has_room(_MEMORY) else None))
     folder.chmod(0o711)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ACUITY_STORAGE", raising=False)
         patch.setenv("ACUITY_EMBEDDED_DIR", str(folder / "server"))
+        for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+            patch.delenv(f"XDG_{kind}_HOME", raising=False)
+        (folder / "home").mkdir()
+        patch.setenv("HOME", str(folder / "home"))
         yield folder
     shutil.rmtree(folder)
 

@@ -93,7 +93,7 @@ def wait(writing: CheckpointWriter) -> None:
         writing._writing.exception(timeout=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     epoch_s=st.floats(0.01, 100), interval_s=st.floats(0.1, 100), epochs=st.integers(1, 40), part=st.floats(0.01, 0.99)
 )

@@ -100,7 +100,7 @@ def test_agrees_with_mlstatkit(levels: int | None) -> None:
     assert ours.aucs[0] / covariance(ours)[0, 0] ** 0.5 == pytest.approx(z, abs=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), patients=st.integers(6, 40), levels=st.sampled_from([None, 3, 10]))
 def test_agrees_with_the_textbook_formula_for_patients_with_several_images(
     seed: int, patients: int, levels: int | None

@@ -56,7 +56,7 @@ def test_duplicates_of_an_array_are_computed_once(tmp_path: Path, monkeypatch: p
     assert find_cached_duplicates(np.lib.format.open_memmap(path, mode="r")) == [[1, 2]], "the array was built again"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     images=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 30)), min_size=2, max_size=80),
     old=st.just(0) | st.integers(0, 80),

@@ -74,7 +74,7 @@ def test_a_view_that_no_image_has_and_filters_that_leave_nothing_are_refused(ind
         apply_filters(index, Filters(views=("L",), ages=(0, 120)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     patients=st.lists(st.integers(0, 12), min_size=1, max_size=60),
     views=st.sampled_from([None, ("PA",), ("AP", "PA")]),

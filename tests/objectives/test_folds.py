@@ -47,7 +47,7 @@ def patients_of(index: ImageIndex, rows: np.ndarray) -> set[str]:
     return set(index.table["patient"].iloc[rows])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(30, 120))
 def test_patient_outside_validation_is_in_one_fold_and_no_network_of_the_fold_sees_them(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, patients: int

@@ -257,7 +257,7 @@ def test_published_nih_table_is_read_as_counted() -> None:
 _CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan, "-1": np.nan, "True": 1.0, "nan": np.nan}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=st.lists(st.lists(st.sampled_from(sorted(_CELLS)), min_size=2, max_size=2), min_size=1, max_size=12))
 def test_any_label_columns_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
     path = tmp_path_factory.mktemp("table") / "index.csv"

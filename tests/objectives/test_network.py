@@ -93,7 +93,6 @@ def test_files_that_would_run_code_or_hold_no_weights_are_refused(tmp_path):
 
 
 def test_error_for_an_unreachable_hub_names_both_alternatives(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         InputError, match=r"test_resnet cannot be downloaded .*: set pretrained = false, or weights = PATH"

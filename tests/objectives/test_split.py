@@ -82,7 +82,7 @@ def test_patients_with_many_images_are_spread_over_the_parts(tmp_path: Path) -> 
     np.testing.assert_allclose(shares, FRACTIONS, atol=0.06)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 40).map(str), st.sampled_from(["", "Mass", "Edema", "Edema|Mass"])),
@@ -106,7 +106,7 @@ def test_no_patient_is_in_two_parts_and_every_image_is_in_one(
     assert np.abs(counts - counts.sum() * np.array(FRACTIONS)).max() <= 1 + 0.15 * counts.sum()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     first=st.lists(st.tuples(st.integers(0, 30).map(str), st.sampled_from(["", "Mass"])), min_size=1, max_size=60),
     later=st.lists(

@@ -50,7 +50,7 @@ def test_claims_of_a_study_exclude_each_other_and_twelve_do_not_deadlock_on_five
 
 def test_claims_of_several_studies_do_not_deadlock_on_four_connections(database: Database) -> None:
     """Each claim holds a connection and uses another one. The pool is that of a PgBouncer with 4 connections."""
-    engine = create_engine(database.url, pool_size=4, max_overflow=0, pool_timeout=10)
+    engine = create_engine(database.url, pool_size=4, max_overflow=0, pool_timeout=60)
     pooled = replace(database, engine=engine)
 
     def use_second_connection(study_id: int) -> None:

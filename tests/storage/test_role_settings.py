@@ -47,7 +47,7 @@ def test_heartbeats_and_reports_of_a_trial_that_meet_all_take_effect(isolated: D
 
     def write(writer: int) -> None:
         for step in range(25):
-            together.wait(timeout=20)
+            together.wait(timeout=60)
             if writer % 2:
                 record_heartbeat(isolated, trial_id)
             else:

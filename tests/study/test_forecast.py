@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import create_trial
@@ -83,7 +83,6 @@ def test_a_running_trial_gives_the_time_left_after_its_first_epoch(database: Dat
     assert left(2) == "about 63 min"
 
 
-@settings(deadline=None)
 @given(known=KNOWN, trials=st.floats(0.1, 1e4), more=st.floats(0, 1e4), workers=st.integers(1, 64))
 def test_the_time_left_grows_with_the_trials_and_falls_with_the_workers(
     known: tuple[dict[int, float], dict[int, float]], trials: float, more: float, workers: int

@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 def test_a_mistake_is_one_line_and_nothing_is_stored(
     folder: Path, database_url: str, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "weights"))
     make, named = MISTAKES[mistake]
     make(folder)
     launched = launch(folder, database_url)

@@ -127,12 +127,12 @@ with shared_gpu_of_job(2) as variables:
     try:
         assert other.stdout is not None
         pipes = other.stdout.readline().strip()
-        wait_until(lambda: "get_default" in calls.read_text(), 30)
+        wait_until(lambda: "get_default" in calls.read_text())
         time.sleep(3)
         assert "quit" not in calls.read_text()
         assert first.poll() is None
         other.kill()
-        printed, _ = first.communicate(timeout=30)
+        printed, _ = first.communicate(timeout=60)
         assert printed.strip() == pipes
         assert first.returncode == 0
         assert "quit" in calls.read_text()

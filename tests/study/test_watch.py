@@ -126,7 +126,7 @@ def test_it_waits_for_workers_that_start_later(
         time.sleep(1)
         assert watching.poll() is None
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(timeout=10) == 0
+        assert watching.wait(timeout=60) == 0
 
 
 def test_a_launch_shows_its_workers_and_the_speed_of_their_trials(running: Registered, database: Database) -> None:

@@ -25,7 +25,7 @@ class Terminal:
         os.close(inside)
         self.shown = ""
 
-    def wait_for(self, words: str, seconds: float = 20) -> None:
+    def wait_for(self, words: str, seconds: float = 60) -> None:
         """Read until the words appear. Then the text before them is dropped."""
         deadline = time.monotonic() + seconds
         while words not in self.shown:
@@ -40,7 +40,7 @@ class Terminal:
     def wait(self) -> int:
         while self._read():
             pass
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)
 
     def close(self) -> None:
         if self.process.poll() is None:

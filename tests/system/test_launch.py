@@ -103,7 +103,7 @@ def test_an_experiment_runs_from_its_file_to_the_answer(
 def test_a_changed_file_under_an_old_name_is_refused_with_the_difference(
     experiment: Path, environment: dict[str, str]
 ) -> None:
-    acuity("launch", str(experiment), "--workers", "2", environment=environment)
+    acuity("launch", str(experiment), "--workers", "0", environment=environment)
     experiment.write_text(experiment.read_text().replace("epochs = 2", "epochs = 3"))
     refused = acuity("launch", str(experiment), environment=environment, status=1)
     assert "training.epochs: 2 -> 3" in refused.stderr
