@@ -13,7 +13,7 @@ from scipy.special import expit
 from surrogate import Configuration, Surrogate
 
 from acuity.objectives.statistics.intervals import hanley_mcneil_variance
-from acuity.study.confirmation.nomination import MAX_AUC_GAP, Nominee
+from acuity.study.confirmation.nomination import Nominee, is_near_best
 from acuity.study.confirmation.plan import ConfirmationPlan, find_finalists, missing_trainings
 from acuity.study.dataset.design import Design
 
@@ -158,9 +158,9 @@ def confirm(
 ) -> tuple[dict[int, Configuration], int, float]:
     """Confirm as `acuity confirm` does; returns each resolution's finalist, the reference and the cost in CPU seconds.
 
-    Confirmed are the resolutions within MAX_AUC_GAP of the best AUC, the smallest and the largest. Which trainings
-    follow is decided by Acuity's plan of a confirmation, whenever the trainings that the workers took are finished. The
-    reference has the highest mean validation AUC over its trainings.
+    Confirmed are the smallest and the largest resolution, and those that `is_near_best`. Which trainings follow is
+    decided by Acuity's plan of a confirmation, whenever the trainings that the workers took are finished. The reference
+    has the highest mean validation AUC over its trainings.
     """
     nominees, configurations = _nominate(trials, count=confirmation.nominees)
     plan = ConfirmationPlan(
@@ -191,8 +191,8 @@ def _nominate(trials: list[Trial], *, count: int) -> tuple[tuple[Nominee, ...], 
     best: dict[int, list[Trial]] = {}
     for trial in sorted((trial for trial in trials if trial.complete), key=lambda trial: -trial.auc):
         best.setdefault(trial.configuration.resolution, []).append(trial)
-    top = max(of_resolution[0].auc for of_resolution in best.values())
-    near_best = {at for at, of_resolution in best.items() if of_resolution[0].auc >= top - MAX_AUC_GAP}
+    top = _auc_and_se(max(of_resolution[0].auc for of_resolution in best.values()))
+    near_best = {at for at, of_resolution in best.items() if is_near_best(_auc_and_se(of_resolution[0].auc), top)}
     chosen = [trial for at in sorted(near_best | {min(best), max(best)}) for trial in best[at][:count]]
     nominees = tuple(
         Nominee(number, trial.configuration.resolution, trial.auc, {}, 16, 16, seconds=1.0)
@@ -202,13 +202,17 @@ def _nominate(trials: list[Trial], *, count: int) -> tuple[tuple[Nominee, ...], 
 
 
 def _training(plan: ConfirmationPlan, nominee: Nominee, fold: int | None, repeat: int, *, auc: float) -> FrozenTrial:
-    positive, negative = _VALIDATION_PATIENTS
     attributes = {
         "nominee": nominee.number,
         "repeat": repeat,
         "folds_sha256": plan.design.folds_sha256,
-        "auc_se": math.sqrt(hanley_mcneil_variance(auc, positive_patients=positive, negative_patients=negative)),
+        "auc_se": _auc_and_se(auc)[1],
     }
     if fold is not None:
         attributes["fold"] = fold
     return create_trial(value=auc, user_attrs=attributes)
+
+
+def _auc_and_se(auc: float) -> tuple[float, float]:
+    positive, negative = _VALIDATION_PATIENTS
+    return auc, math.sqrt(hanley_mcneil_variance(auc, positive_patients=positive, negative_patients=negative))

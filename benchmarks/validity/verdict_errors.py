@@ -43,7 +43,7 @@ from scipy.special import stdtr, stdtrit
 from acuity.objectives.statistics.delong import combine, covariance, degrees_of_freedom, delong_components
 from acuity.objectives.statistics.difference import AucPair, t_statistic
 from acuity.objectives.statistics.intervals import satterthwaite_degrees
-from acuity.objectives.statistics.power import CORRELATION, estimate_power
+from acuity.objectives.statistics.power import difference_variance, estimate_power
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal, print_result
@@ -257,7 +257,7 @@ def _clear_losses(limit: Limit, aucs: Floats, *, size: float) -> list[bool]:
         if loss <= 0:
             return False
         first, second = patient_variances[position], patient_variances[larger]
-        of_patients = first + second - 2 * CORRELATION * math.sqrt(first * second)
+        of_patients = difference_variance(first, second)
         of_seeds = seed_variances[position], seed_variances[larger]
         degrees = satterthwaite_degrees((of_patients, math.inf), *((variance, networks - 1) for variance in of_seeds))
         return bool(loss > stdtrit(degrees, 0.975) * math.sqrt(of_patients + sum(of_seeds)))

@@ -20,6 +20,11 @@ SEED_SD = 0.020
 the ratio of two AUCs in Sabottke & Spieler (.012 to .015) implies .008 for larger numbers of patients."""
 
 
+def difference_variance(first: float, second: float) -> float:
+    """Variance over patients of the difference of two AUCs from their variances, with the assumed correlation."""
+    return first + second - 2 * CORRELATION * math.sqrt(first * second)
+
+
 @dataclass(frozen=True)
 class PowerEstimate:
     """Precision and power for the test patients of a label."""

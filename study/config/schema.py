@@ -263,7 +263,8 @@ class Confirm:
 
     __pydantic_config__ = _STRICT
     resolutions: Annotated[tuple[Resolution, ...], Field(min_length=1)] | None = None
-    """Resolutions to confirm. By default those within 0.05 AUC of the search's best, the smallest and the largest."""
+    """Resolutions to confirm. By default the smallest, the largest, and all that are not clearly more than 0.05 AUC
+    below the search's best."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """Non-inferiority margin: the AUC that an adequate resolution may lose against a larger one."""
     design: Literal["cross-fitted", "held-out"] | None = None

@@ -1,12 +1,15 @@
 """Nomination: the configurations of the search that the confirmation retrains."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import norm
 
+from acuity.objectives.statistics.power import difference_variance
 from acuity.storage.database import Database
 from acuity.study.errors import UsageError
 from acuity.study.registry.names import study_name
@@ -15,7 +18,9 @@ from acuity.study.registry.record import Registered
 from acuity.study.units import counted
 
 MAX_AUC_GAP = 0.05
-"""A resolution is confirmed if its best AUC is at most this much below the best AUC of the search."""
+"""A resolution is confirmed unless its best AUC is clearly more than this below the best AUC of the search."""
+_LEVEL_OF_GAP = 0.025
+"""Level of the one-sided test of a gap on validation patients."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class SkippedResolution:
 
     resolution: int
     reason: Literal["no_complete_trial", "below_best", "not_named", "not_needed"]
-    """"below_best": its best AUC is more than MAX_AUC_GAP below the best AUC of the search. "not_named": [confirm]
-    names other resolutions. "not_needed": on validation patients, a resolution between it and the largest loses more
-    than the margin, so that the tests stop there."""
+    """"below_best": its best AUC is clearly more than MAX_AUC_GAP below the best AUC of the search. "not_named":
+    [confirm] names other resolutions. "not_needed": on validation patients, a resolution between it and the largest
+    loses more than the margin, so that the tests stop there."""
     validation_auc: float | None
     """Its best AUC in the search."""
 
@@ -112,22 +117,23 @@ def nominate_label(
     """Nominate configurations of one label from its finished trials.
 
     nominees: number of configurations of each resolution.
-    only: the resolutions to confirm. By default these are the resolutions within MAX_AUC_GAP of the best AUC, the
-    smallest and the largest with a complete trial. A few validation patients can put the largest resolution far below
-    the best AUC by chance, and the verdict must exclude a gain there. UsageError where a resolution to confirm has no
-    complete trial.
+    only: the resolutions to confirm. By default these are the smallest and the largest with a complete trial, and those
+    that `is_near_best`. A few validation patients can put a resolution far below the best AUC by chance. UsageError
+    where a resolution to confirm has no complete trial.
     """
     complete: dict[int, list[FrozenTrial]] = {resolution: [] for resolution in sorted(resolutions)}
     for trial in trials:
         if trial.state is TrialState.COMPLETE:
             complete[trial.params["resolution"]].append(trial)
-    best = {resolution: max(map(_auc, runs)) for resolution, runs in complete.items() if runs}
+    best_trials = {resolution: max(runs, key=_auc) for resolution, runs in complete.items() if runs}
+    best = {resolution: _auc(run) for resolution, run in best_trials.items()}
     if not best:
         raise UsageError(
             f"label {label}: {counted(len(trials), 'trial')}, none of them complete; `acuity trials` prints the "
             "reasons. Remove the cause, or search again under another name with other networks or resolutions"
         )
-    near_best = [resolution for resolution, auc in best.items() if auc >= max(best.values()) - MAX_AUC_GAP]
+    top = _auc_and_se(max(best_trials.values(), key=_auc))
+    near_best = [resolution for resolution, run in best_trials.items() if is_near_best(_auc_and_se(run), top)]
     confirmed = sorted({*(only or (*near_best, min(best), max(best)))})
     missing = [resolution for resolution in confirmed if resolution not in best]
     if missing:
@@ -154,6 +160,20 @@ def nominate_label(
             if resolution not in confirmed
         ),
     )
+
+
+def is_near_best(resolution: tuple[float, float], best: tuple[float, float]) -> bool:
+    """Whether validation patients do not show that a resolution's AUC is more than MAX_AUC_GAP below the best.
+
+    Each is an AUC with its standard error over patients. The one-sided test at 2.5 % ignores the variance over seeds.
+    """
+    (auc, se), (top, top_se) = resolution, best
+    standard_error = math.sqrt(difference_variance(se**2, top_se**2))
+    return bool(top - auc - MAX_AUC_GAP <= float(norm.isf(_LEVEL_OF_GAP)) * standard_error)
+
+
+def _auc_and_se(trial: FrozenTrial) -> tuple[float, float]:
+    return _auc(trial), trial.user_attrs["auc_se"]
 
 
 def _auc(trial: FrozenTrial) -> float:

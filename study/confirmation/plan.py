@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t as student
 
 from acuity.objectives.statistics.intervals import satterthwaite_degrees
-from acuity.objectives.statistics.power import CORRELATION, estimate_power
+from acuity.objectives.statistics.power import difference_variance, estimate_power
 from acuity.study.confirmation.nomination import Nominee
 from acuity.study.dataset.design import Design
 from acuity.study.errors import UsageError
@@ -225,8 +225,7 @@ def _clearly_loses(finalist: TrainedFinalist, larger: TrainedFinalist, *, margin
     (auc, patient_variance, seed_variance), (other, other_patient_variance, other_seed_variance) = map(
         _validation_auc, (finalist, larger)
     )
-    of_patients = patient_variance + other_patient_variance
-    of_patients -= 2 * CORRELATION * math.sqrt(patient_variance * other_patient_variance)
+    of_patients = difference_variance(patient_variance, other_patient_variance)
     degrees = satterthwaite_degrees(
         (of_patients, math.inf),
         (seed_variance, len(finalist.runs) - 1),

@@ -244,7 +244,8 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
     at_resolutions = (
         f"At each of {_list(named)} px,"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
-        else f"At each resolution within {MAX_AUC_GAP:g} AUC of the label's best, at the smallest and at the largest,"
+        else "At the smallest and the largest resolution, and at each that was not shown on validation patients to be "
+        f"more than {MAX_AUC_GAP:g} AUC below the label's best (one-sided test at 2.5 %),"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     nominees = experiment.confirm.nominees

@@ -10,7 +10,7 @@ from acuity.study.errors import UsageError
 RESOLUTIONS = (32, 64, 128, 256)
 
 
-def trial(resolution: int, auc: float | None, *, number: int = 0) -> FrozenTrial:
+def trial(resolution: int, auc: float | None, *, number: int = 0, auc_se: float = 0.01) -> FrozenTrial:
     """A finished trial. Without an AUC it is pruned."""
     made = create_trial(
         state=TrialState.PRUNED if auc is None else TrialState.COMPLETE,
@@ -20,7 +20,7 @@ def trial(resolution: int, auc: float | None, *, number: int = 0) -> FrozenTrial
             "resolution": CategoricalDistribution(RESOLUTIONS),
             "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
         },
-        user_attrs={"batch_size": 32, "feasible_batch_size": 64, "seconds": 2.0},
+        user_attrs={"batch_size": 32, "feasible_batch_size": 64, "seconds": 2.0, "auc_se": auc_se},
     )
     made.number = number
     return made
@@ -56,6 +56,13 @@ def test_largest_resolution_is_confirmed_also_if_it_is_far_below_the_best() -> N
     nomination = nominate_label("Effusion", search, resolutions=RESOLUTIONS, only=None)
     assert nomination.resolutions == (32, 64, 256)
     assert nomination.skipped == (SkippedResolution(128, "below_best", 0.66),)
+
+
+def test_resolution_whose_few_validation_patients_do_not_show_the_gap_is_confirmed() -> None:
+    """The AUC of .90 is .06 below the best, with standard errors of .04 or .003 at both."""
+    for auc_se, confirmed in ((0.04, (32, 64, 128)), (0.003, (32, 128))):
+        search = [trial(px, auc, auc_se=auc_se) for px, auc in ((32, 0.50), (64, 0.90), (128, 0.96))]
+        assert nominate_label("Nodule", search, resolutions=RESOLUTIONS, only=None).resolutions == confirmed
 
 
 def test_three_best_configurations_of_each_resolution_are_nominated_and_the_earlier_of_equals() -> None:
