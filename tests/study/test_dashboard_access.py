@@ -88,7 +88,7 @@ def refusal(database_url: str, *arguments: str, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=300,  # ends a dashboard that serves
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ def running_dashboard(*arguments: str, environment: Mapping[str, str]) -> Iterat
         yield server.stderr.readline()
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
         server.stderr.close()
 
 
@@ -43,5 +43,5 @@ def served(app: Wsgi, *, writable: bool = False) -> Iterator[int]:
         yield int(server.effective_port)
     finally:
         stopped.set()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
