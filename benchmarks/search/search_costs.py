@@ -56,7 +56,7 @@ class Criterion:
         return float(units[at - 1] + share * (units[at] - units[at - 1]))
 
 
-BEFORE, DEFAULT = "before", "2_to_4_folds"
+BEFORE, DEFAULT = "before", "3_to_4_folds"
 """Names of confirmations: three nominees and five seeds, and the default."""
 CRITERIA = (
     *(

@@ -268,14 +268,14 @@ class Confirm:
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """Non-inferiority margin: the AUC that an adequate resolution may lose against a larger one."""
     design: Literal["cross-fitted", "held-out"] | None = None
-    """"cross-fitted": each patient outside validation is a test patient of networks that were trained without them.
+    """"cross-fitted": the patients outside validation are test patients of networks that were trained without them.
     "held-out": the test part alone. The default is "held-out" with a published split or a split by image, else
     "cross-fitted"."""
     folds: Annotated[int, Field(ge=3, le=MAX_FOLDS)] = 4
     """Number of folds of a cross-fitted confirmation. Each finalist is trained at most once for each fold."""
-    min_folds: Annotated[int, Field(ge=2)] = 2
-    """Number of folds that are trained at least. The others are trained one after another. The trainings of a label end
-    where the spread over its networks and its patients leave 80 % power to find an equally good resolution adequate."""
+    min_folds: Annotated[int, Field(ge=2)] = 3
+    """Number of folds that are trained at least. The others follow one after another. Training ends once an equally
+    good resolution would be shown with 80 % power."""
     seeds: Annotated[int, Field(ge=3)] = 5
     """Trainings per finalist of a held-out confirmation. Their spread is part of every confidence interval."""
     nominees: Annotated[int, Field(ge=1, le=100)] = 1
@@ -286,7 +286,8 @@ class Confirm:
         _require_unique("confirm.resolutions", self.resolutions or ())
         if self.min_folds > self.folds:
             raise ValueError(
-                f"confirm.min_folds is {self.min_folds}, must be at most {self.folds}, the number of folds"
+                f"confirm.min_folds is {self.min_folds}, must be at most {self.folds}, the number of folds: lower it, "
+                "or raise confirm.folds"
             )
         return self
 

@@ -165,7 +165,8 @@ def nominate_label(
 def is_near_best(resolution: tuple[float, float], best: tuple[float, float]) -> bool:
     """Whether validation patients do not show that a resolution's AUC is more than MAX_AUC_GAP below the best.
 
-    Each is an AUC with its standard error over patients. The one-sided test at 2.5 % ignores the variance over seeds.
+    Each is an AUC with its standard error over patients. The one-sided test at 2.5 % ignores the variance over seeds,
+    and that the best AUC is the best of many. So it leaves out a resolution in more than 2.5 %.
     """
     (auc, se), (top, top_se) = resolution, best
     standard_error = math.sqrt(difference_variance(se**2, top_se**2))

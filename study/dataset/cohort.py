@@ -35,7 +35,7 @@ class LabelCohort:
     label: str
     parts: dict[str, PartCounts]
     test_patients: int
-    """Patients that the confirmation's design tests: the test part, or all patients outside validation."""
+    """Patients that the confirmation's design tests at most: the test part, or all patients outside validation."""
     patients: tuple[int, int]
     """Numbers of positive and negative patients among them."""
     plan: PowerEstimate

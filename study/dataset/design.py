@@ -14,7 +14,7 @@ class Design:
 
     kind: Literal["cross-fitted", "held-out"]
     seeds: int | None = None
-    """Networks of each finalist if held-out. None if cross-fitted, which has one for each fold."""
+    """Networks of each finalist if held-out. None if cross-fitted, which has at most one for each fold."""
     folds: int | None = None
     """None if held-out, like the next field."""
     min_folds: int | None = None

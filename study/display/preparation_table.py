@@ -34,11 +34,15 @@ def preparation_table(preparation: Preparation) -> Group:
     note = (
         "positive: images (patients). Tested patients: those of the confirmation (positive ones). AUC ±: half the "
         "width of the 95 % interval for an AUC of 0.8 on them. Smallest margin: the smallest margin at which an "
-        "equally good resolution is shown to be "
-        f"non-inferior to one larger resolution, with 80 % power and "
-        f"{preparation.design.networks} networks. Confirmation: {preparation.design.describe()}."
+        "equally good resolution is shown to be non-inferior to one larger resolution, with 80 % power and "
+        f"{preparation.design.networks} networks{_of_folds(preparation)}. "
+        f"Confirmation: {preparation.design.describe()}."
     )
     return Group(Text(facts), *warnings, Text(), table, Text(), Text(note, style="italic"))
+
+
+def _of_folds(preparation: Preparation) -> str:
+    return "" if preparation.design.folds is None else ", if all folds are trained"
 
 
 def _facts(preparation: Preparation) -> Iterator[str]:

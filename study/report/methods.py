@@ -245,7 +245,7 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
         f"At each of {_list(named)} px,"
         if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
         else "At the smallest and the largest resolution, and at each that was not shown on validation patients to be "
-        f"more than {MAX_AUC_GAP:g} AUC below the label's best (one-sided test at 2.5 %),"
+        f"more than {MAX_AUC_GAP:g} AUC below the label's best (one-sided test at 2.5 %, variance over patients),"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
     nominees = experiment.confirm.nominees
@@ -291,7 +291,7 @@ def _trainings(protocol: Protocol) -> str:
 def _trained_folds(protocol: Protocol) -> str:
     """In how many folds the finalists of each label were trained, and what decided it."""
     design, counts = protocol.design, {label.label: len(label.folds) for label in protocol.labels}
-    if design.min_folds == design.folds:
+    if design.min_networks == design.networks:
         return "Each finalist was trained once without each fold."
     same = len(set(counts.values())) == 1
     numbers = (
@@ -300,11 +300,11 @@ def _trained_folds(protocol: Protocol) -> str:
         else ", ".join(f"{count} folds for {label}" for label, count in counts.items())
     )
     return (
-        f"The folds were trained one after another, at least {design.min_folds}, until an equally good resolution "
-        "would have been non-inferior with 80 % power. The power followed from the numbers of patients and from the "
-        "variance between networks on validation patients (two-stage design: Stein, Ann Math Stat 1945;16:243-258). "
-        "It was not required of a resolution that lost more than the margin on validation patients (one-sided test at "
-        "2.5 %). "
+        f"Between {design.min_folds} and {design.folds} folds were trained, one after another. Training ended once an "
+        "equally good resolution would have been non-inferior with 80 % power. The power followed from the numbers of "
+        "patients and from the variance between networks on validation patients, for an assumed AUC of 0.8 and a "
+        "correlation of 0.8 (a sequential form of Stein's two-stage test, Ann Math Stat 1945;16:243-258). It was not "
+        "required of a resolution that lost more than the margin on validation patients (one-sided test at 2.5 %). "
         f"Each finalist was trained in {numbers}."
     )
 

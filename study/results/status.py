@@ -83,7 +83,7 @@ def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
 
 
 def _covers(design: dict[str, Any], progress: ConfirmationProgress) -> bool:
-    """Whether a frozen protocol's design has the planned test patients and at least the planned networks."""
+    """Whether a frozen protocol's design has the planned test patients and asks for at least the planned networks."""
     planned = progress.design
     enough = all((planned[number] or 0) <= (design[number] or 0) for number in ("seeds", "min_folds"))
     return enough and bool(design["folds_sha256"] == planned["folds_sha256"])

@@ -25,6 +25,7 @@ from acuity.objectives.index.image_index import ImageIndex, read_index
 from acuity.objectives.phantoms.generator import write_phantoms
 from acuity.objectives.split.file import read_split_file, write_split_file
 from acuity.objectives.split.split import exclude_rows
+from acuity.objectives.statistics import power
 from acuity.objectives.statistics.metrics import auc
 from acuity.storage.confirmations import count_test_uses, find_confirmation, freeze_protocol, save_results
 from acuity.storage.database import Database
@@ -245,7 +246,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     trained = record_training_rows(monkeypatch)
     fleet_here(monkeypatch)
     printed = run(database, crossed)
-    assert "Confirmation: cross-fitted, one network for each of 2 to 3 folds. At most 6 trainings" in printed
+    assert "Confirmation: cross-fitted, one network for each of 3 folds. At most 6 trainings" in printed
     assert "Cardiomegaly retrained 6/6; done" in printed
     assert "the test patients have been used once" in printed
     assert trainings(database) == 6
@@ -255,7 +256,7 @@ def test_cross_fitted_confirmation_tests_each_patient_outside_validation_once_an
     image_set = open_image_set(crossed.experiment)
     folds = open_folds(image_set, 3)
     assert folds.path.is_file()
-    assert protocol.design == Design("cross-fitted", folds=3, min_folds=2, folds_sha256=folds.sha256)
+    assert protocol.design == Design("cross-fitted", folds=3, min_folds=3, folds_sha256=folds.sha256)
     (label,) = protocol.labels
     assert [[run.fold for run in finalist.runs] for finalist in label.finalists] == [[0, 1, 2], [0, 1, 2]]
 
@@ -309,7 +310,8 @@ def test_confirmation_with_enough_power_leaves_folds_out_of_training_and_test(
 ) -> None:
     """At a margin of .45 these few patients give the power with two of the three folds."""
     fleet_here(monkeypatch)
-    crossed = cross_fit(searched, margin=0.45)
+    monkeypatch.setattr(power, "MIN_POSITIVE_PATIENTS", 2)
+    crossed = cross_fit(searched, margin=0.45, min_folds=2)
     assert "retrained 4/4; done" in run(database, crossed)
     assert trainings(database) == 4
     image_set = open_image_set(crossed.experiment)

@@ -366,8 +366,8 @@ def test_all_resolutions_are_trained_where_the_loss_is_not_clear_or_a_smaller_on
 
 @pytest.mark.parametrize(
     ("patients", "step", "folds"),
-    [((9000, 90000), 0.001, 2), ((9000, 90000), 0.008, 4), ((160, 1600), 0.001, 4)],
-    ids=["networks vary little", "networks vary much", "few patients"],
+    [((9000, 90000), 0.001, 2), ((9000, 90000), 0.008, 4), ((160, 1600), 0.001, 4), ((9000, 16), 0.001, 4)],
+    ids=["networks vary little", "networks vary much", "few patients", "few negative patients"],
 )
 def test_folds_are_trained_until_the_networks_and_patients_give_the_power(
     database: Database,
@@ -405,6 +405,16 @@ def test_only_open_tests_ask_for_more_folds_and_a_resolution_that_is_not_needed_
     assert sorted(attempts(database, registered, TrialState.COMPLETE)) == [
         (px, fold, 1) for px in needed for fold in range(folds)
     ]
+
+
+def test_clear_loss_asks_for_more_folds_until_the_patients_are_enough_for_a_verdict(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """Two folds have 25 of the 50 positive patients, three folds have 38. A verdict needs 30."""
+    nominees = (nominee(1, 32), nominee(8, 128, auc=0.8))
+    plan_folds(database, registered, design=replace(FOLDS, folds=4, min_folds=2), nominees=nominees, patients=(50, 900))
+    work(database_url, registered, tell_auc({32: 0.55, 128: 0.95}))
+    assert len(attempts(database, registered, TrialState.COMPLETE)) == 2 * 3
 
 
 def test_networks_without_any_spread_need_no_further_folds(

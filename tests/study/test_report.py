@@ -139,8 +139,7 @@ def test_methods_section_has_every_number_that_the_checklists_require(page: str)
         "the configuration with the highest validation AUC was retrained with other seeds",
         "divided by patient, stratified over all labels, into 3 folds (SHA-256",
         "Each network was trained without one fold and tested on the patients of that fold",
-        "at least 2, until an equally good resolution would have been non-inferior with 80 % power",
-        "Each finalist was trained in 3 folds.",
+        "Each finalist was trained once without each fold.",
         "training patients is not part of the variance",
         "Finalists (12 networks)",
         "at a margin of 0.05 AUC",
@@ -171,6 +170,17 @@ def test_methods_of_a_held_out_confirmation_name_the_test_part_and_the_seeds(con
     assert "Each finalist was trained 5 times on the training patients and tested on the test part." in choice
     assert "fold" not in choice + methods_module._statistics(held_out)
     assert "AUCs are means over seeds." in methods_module._statistics(held_out)
+
+
+def test_methods_of_folds_that_follow_one_after_another_say_what_ended_them(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    protocol = read_protocol(stored.protocol)
+    sequential = replace(protocol, design=replace(protocol.design, folds=4, min_folds=3))
+    choice = methods_module._choice(confirmed.registered.experiment, sequential)
+    assert "Between 3 and 4 folds were trained, one after another." in choice
+    assert "Each finalist was trained in 3 folds." in choice
 
 
 def test_methods_leave_to_the_author_what_functions_of_the_user_do(confirmed) -> None:
