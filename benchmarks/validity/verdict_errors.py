@@ -38,12 +38,11 @@ from typing import Any
 import numpy as np
 from coverage import MARGIN, SHAPES, Scenario, draw
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
 from acuity.objectives.statistics.delong import combine, covariance, degrees_of_freedom, delong_components
 from acuity.objectives.statistics.difference import AucPair, t_statistic
-from acuity.objectives.statistics.intervals import satterthwaite_degrees
-from acuity.objectives.statistics.power import difference_variance, estimate_power
+from acuity.objectives.statistics.enough_folds import ValidationAucs, clearly_loses, have_power
 
 sys.path.append(str(Path(__file__).parents[1]))
 from result_line import make_goal, print_result
@@ -212,60 +211,29 @@ def _need(
     design: Design, limit: Limit, validation_aucs: Floats, in_search: Floats, *, size_of_fold: float, validation: float
 ) -> tuple[int, int]:
     """The number of trained folds and the position of the smallest needed resolution, as in `find_need`."""
+    patient_variances = (np.diag(limit.shared) + limit.interaction) / validation
     smallest = 0
     for folds in range(design.min_folds or design.folds, design.folds + 1):
-        aucs = validation_aucs[:, : folds * design.networks_per_fold]
-        loses = _clear_losses(limit, aucs, size=validation)
-        smallest = max(
-            (
-                position
-                for position in range(smallest, len(aucs) - 1)
-                if loses[position] and in_search[smallest : position + 1].max() <= in_search[position:].max()
-            ),
-            default=smallest,
-        )
-        if folds < design.folds and _are_enough(aucs[smallest:], loses[smallest:], limit, tested=folds * size_of_fold):
+        networks = folds * design.networks_per_fold
+        aucs = [
+            ValidationAucs(row, float(variance))
+            for row, variance in zip(validation_aucs[:, :networks], patient_variances, strict=True)
+        ]
+        smallest = _smallest_needed(aucs, in_search, smallest)
+        tested = folds * size_of_fold
+        patients = round(limit.positive_patients * tested), round(limit.negative_patients * tested)
+        if folds < design.folds and have_power(aucs[smallest:], patients=patients, margin=MARGIN):
             return folds, smallest
     return design.folds, smallest
 
 
-def _are_enough(aucs: Floats, loses: Sequence[bool], limit: Limit, *, tested: float) -> bool:
-    variances = aucs.var(axis=1, ddof=1)
-    patients = round(limit.positive_patients * tested), round(limit.negative_patients * tested)
-    if not estimate_power(*patients, seeds=aucs.shape[1]).estimable:
-        return False
-    return all(
-        loses[position]
-        or _has_power(
-            *patients, aucs.shape[1], round(math.sqrt((variances[position] + variances[position + 1 :].max()) / 2), 4)
-        )
-        for position in range(len(aucs) - 1)
-    )
-
-
-@cache
-def _has_power(positive: int, negative: int, networks: int, seed_sd: float) -> bool:
-    return estimate_power(positive, negative, seed_sd=seed_sd, seeds=networks).reaches(MARGIN)
-
-
-def _clear_losses(limit: Limit, aucs: Floats, *, size: float) -> list[bool]:
-    """For each resolution whether it clearly loses on validation patients against a larger one."""
-    patient_variances = (np.diag(limit.shared) + limit.interaction) / size
-    networks, means = aucs.shape[1], aucs.mean(axis=1)
-    seed_variances = aucs.var(axis=1, ddof=1) / networks
-
-    def is_clear(position: int, larger: int) -> bool:
-        loss = means[larger] - means[position] - MARGIN
-        if loss <= 0:
-            return False
-        first, second = patient_variances[position], patient_variances[larger]
-        of_patients = difference_variance(first, second)
-        of_seeds = seed_variances[position], seed_variances[larger]
-        degrees = satterthwaite_degrees((of_patients, math.inf), *((variance, networks - 1) for variance in of_seeds))
-        return bool(loss > stdtrit(degrees, 0.975) * math.sqrt(of_patients + sum(of_seeds)))
-
-    count = len(aucs)
-    return [any(is_clear(position, larger) for larger in range(position + 1, count)) for position in range(count)]
+def _smallest_needed(aucs: Sequence[ValidationAucs], in_search: Floats, smallest: int) -> int:
+    """Position of the largest resolution that clearly loses, unless a smaller one was the best of the search."""
+    for position in range(len(aucs) - 2, smallest, -1):
+        loses = any(clearly_loses(aucs[position], larger, margin=MARGIN) for larger in aucs[position + 1 :])
+        if loses and in_search[smallest:position].max() < in_search[position:].max():
+            return position
+    return smallest
 
 
 @dataclass(frozen=True, eq=False)

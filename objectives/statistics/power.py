@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from scipy.special import expit, logit
-from scipy.stats import t as student
+from scipy.special import expit, logit, stdtrit
 
 from acuity.objectives.statistics.intervals import hanley_mcneil_variance, satterthwaite_degrees
 
@@ -71,14 +70,14 @@ def estimate_power(
     seed_variance = seed_sd**2 / seeds
     degrees = min(positive_patients, negative_patients) - 1
     logit_half_width = float(
-        student.ppf(1 - level / 2, satterthwaite_degrees((patient_variance, degrees), (seed_variance, seeds - 1)))
+        stdtrit(satterthwaite_degrees((patient_variance, degrees), (seed_variance, seeds - 1)), 1 - level / 2)
     )
     logit_half_width *= math.sqrt(patient_variance + seed_variance) / (auc * (1 - auc))
     difference_variance = 2 * (1 - correlation) * patient_variance
     difference_degrees = satterthwaite_degrees(
         (difference_variance, degrees), (seed_variance, seeds - 1), (seed_variance, seeds - 1)
     )
-    standard_errors = float(student.ppf(1 - level, difference_degrees) + student.ppf(power, difference_degrees))
+    standard_errors = float(stdtrit(difference_degrees, 1 - level) + stdtrit(difference_degrees, power))
     return PowerEstimate(
         positive_patients=positive_patients,
         auc_half_width=float(expit(logit(auc) + logit_half_width) - expit(logit(auc) - logit_half_width)) / 2,

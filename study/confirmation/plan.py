@@ -1,25 +1,19 @@
 """Plan of a label's confirmation: which trainings are missing or surplus, and which nominee is the finalist."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import t as student
 
-from acuity.objectives.statistics.intervals import satterthwaite_degrees
-from acuity.objectives.statistics.power import difference_variance, estimate_power
+from acuity.objectives.statistics.enough_folds import ValidationAucs, clearly_loses, have_power
 from acuity.study.confirmation.nomination import Nominee
 from acuity.study.dataset.design import Design
 from acuity.study.errors import UsageError
 
 _MAX_FAILURES = 3
 """A nominee with this many diverged or failed trainings is not retrained again."""
-_LEVEL_OF_LOSS = 0.025
-"""Level of the one-sided test by which a loss on validation patients ends the trainings below a resolution."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class ConfirmationPlan:
 
     def trainings(self) -> int:
         """The largest number of trainings if none fails."""
-        return self._trainings(dict.fromkeys(self.resolutions(), self.design.networks))
+        return self._trainings(Need(tuple(self.resolutions()), self.design.networks))
 
     def trainings_needed(self, trials: Sequence[FrozenTrial]) -> int:
         """Number of trainings if none fails and these trials make no others necessary."""
@@ -51,11 +45,11 @@ class ConfirmationPlan:
             for resolution in self.resolutions()
             if resolution not in need.resolutions
         )
-        return others + self._trainings(dict.fromkeys(need.resolutions, need.networks))
+        return others + self._trainings(need)
 
-    def _trainings(self, networks: Mapping[int, int]) -> int:
+    def _trainings(self, need: "Need") -> int:
         resolutions = self.resolutions()
-        return sum(len(resolutions[resolution]) + count - 1 for resolution, count in networks.items())
+        return sum(len(resolutions[resolution]) + need.networks - 1 for resolution in need.resolutions)
 
 
 @dataclass(frozen=True)
@@ -168,30 +162,11 @@ def _find_need(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> Need:
     for networks in range(design.min_networks, design.networks):
         needed = _needed_resolutions(plan, runs, needed, networks=networks)
         finalists = [_trained(plan, resolutions[resolution], runs, networks=networks) for resolution in needed]
-        trained = [finalist for finalist in finalists if finalist is not None]
-        if len(trained) < len(needed) or _are_enough(plan, trained, networks=networks):
+        trained = [_on_validation(finalist) for finalist in finalists if finalist is not None]
+        positive, negative = (round(count * networks / design.networks) for count in plan.patients)
+        if len(trained) < len(needed) or have_power(trained, patients=(positive, negative), margin=plan.margin):
             return Need(needed, networks)
     return Need(_needed_resolutions(plan, runs, needed, networks=design.networks), design.networks)
-
-
-def _are_enough(plan: ConfirmationPlan, finalists: Sequence[TrainedFinalist], *, networks: int) -> bool:
-    """Whether every open test of the finalists, in ascending order of resolution, has its power at the margin.
-
-    They are not enough where the patients of these folds are too few for a verdict. A single finalist is not tested, so
-    that all folds are trained for its AUC.
-    """
-    positive, negative = (round(count * networks / plan.design.networks) for count in plan.patients)
-    if len(finalists) < 2 or not estimate_power(positive, negative, seeds=networks).estimable:
-        return False
-    variances = [float(np.var(_aucs(finalist), ddof=1)) for finalist in finalists]
-    for position, finalist in enumerate(finalists[:-1]):
-        larger = finalists[position + 1 :]
-        if any(_clearly_loses(finalist, each, margin=plan.margin) for each in larger):
-            continue
-        seed_sd = math.sqrt((variances[position] + max(variances[position + 1 :])) / 2)
-        if not estimate_power(positive, negative, seed_sd=seed_sd, seeds=networks).reaches(plan.margin):
-            return False
-    return True
 
 
 def _needed_resolutions(
@@ -200,49 +175,25 @@ def _needed_resolutions(
     """The needed resolutions of some, by finalists with this number of networks, ascending."""
     resolutions = plan.resolutions()
     descending = sorted(among, reverse=True)
-    larger: list[TrainedFinalist] = []
+    larger: list[ValidationAucs] = []
     for number, resolution in enumerate(descending):
         finalist = _trained(plan, resolutions[resolution], runs, networks=networks)
         if finalist is None:
             break
         smaller = [nominee for each in descending[number + 1 :] for nominee in resolutions[each]]
         best = max(nominee.auc for each in descending[: number + 1] for nominee in resolutions[each])
-        if any(_clearly_loses(finalist, each, margin=plan.margin) for each in larger) and all(
+        aucs = _on_validation(finalist)
+        if any(clearly_loses(aucs, each, margin=plan.margin) for each in larger) and all(
             nominee.auc < best for nominee in smaller
         ):
             return tuple(sorted(descending[: number + 1]))
-        larger.append(finalist)
+        larger.append(aucs)
     return tuple(sorted(descending))
 
 
-def _clearly_loses(finalist: TrainedFinalist, larger: TrainedFinalist, *, margin: float) -> bool:
-    """Whether a one-sided test shows that the validation AUC is below the larger resolution's by more than the margin.
-
-    The standard error has the variances over patients (DeLong's of single networks, with the correlation of two
-    resolutions assumed) and over seeds.
-    """
-    (auc, patient_variance, seed_variance), (other, other_patient_variance, other_seed_variance) = map(
-        _validation_auc, (finalist, larger)
-    )
-    of_patients = difference_variance(patient_variance, other_patient_variance)
-    degrees = satterthwaite_degrees(
-        (of_patients, math.inf),
-        (seed_variance, len(finalist.runs) - 1),
-        (other_seed_variance, len(larger.runs) - 1),
-    )
-    standard_error = math.sqrt(of_patients + seed_variance + other_seed_variance)
-    return other - auc - margin > float(student.isf(_LEVEL_OF_LOSS, degrees)) * standard_error
-
-
-def _validation_auc(finalist: TrainedFinalist) -> tuple[float, float, float]:
-    """Mean validation AUC, and its variances over samples of patients and over seeds."""
-    aucs = _aucs(finalist)
-    patient_variance = float(np.mean([run.user_attrs["auc_se"] ** 2 for run in finalist.runs]))
-    return float(aucs.mean()), patient_variance, float(aucs.var(ddof=1)) / len(aucs)
-
-
-def _aucs(finalist: TrainedFinalist) -> NDArray[np.float64]:
-    return np.array([run.value for run in finalist.runs], dtype=np.float64)
+def _on_validation(finalist: TrainedFinalist) -> ValidationAucs:
+    variances = [run.user_attrs["auc_se"] ** 2 for run in finalist.runs]  # DeLong's
+    return ValidationAucs(np.array([run.value for run in finalist.runs], dtype=np.float64), float(np.mean(variances)))
 
 
 def _trained(

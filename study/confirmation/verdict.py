@@ -100,7 +100,7 @@ def conclude_label(
     negative patients, in each fold of a cross-fitted design.
     """
     of_part = {resolution: [table[table["part"] == part] for table in each] for resolution, each in tables.items()}
-    evaluated = _evaluate(protocol, tables, of_part, design=design, part=part)
+    evaluated = _evaluate(protocol, tables, of_part, part=part)
     estimates, images = evaluated.estimate(), evaluated.images
     verdict = find_smallest_noninferior(estimates, reference=protocol.reference, margin=margin)
     comparisons = compare_pairs(estimates)
@@ -119,7 +119,6 @@ def conclude_label(
             "sentence": verdict_sentence(
                 protocol,
                 verdict,
-                design=design,
                 reference=estimate_auc(estimates, protocol.reference),
                 comparisons=comparisons,
             )
@@ -146,11 +145,10 @@ def _evaluate(
     tables: ScoreTables,
     of_part: Mapping[int, Sequence[pd.DataFrame]],
     *,
-    design: Design,
     part: str,
 ) -> _Evaluated:
     runs = {finalist.resolution: finalist.runs for finalist in protocol.finalists}
-    if design.folds is None or part != "test":
+    if not protocol.folds or part != "test":
         return _Evaluated((_stack(of_part),), validation=None)
     of_folds = (
         {

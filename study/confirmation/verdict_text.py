@@ -18,7 +18,6 @@ from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITI
 from acuity.study.config.schema import MAX_FOLDS
 from acuity.study.confirmation.nomination import MAX_AUC_GAP, SkippedResolution
 from acuity.study.confirmation.protocol import LabelProtocol
-from acuity.study.dataset.design import Design
 from acuity.study.units import counted, signed
 
 _LEVEL = 0.05
@@ -30,7 +29,6 @@ def verdict_sentence(
     protocol: LabelProtocol,
     verdict: NoninferiorityVerdict,
     *,
-    design: Design,
     reference: AucEstimate,
     comparisons: Sequence[Comparison],
 ) -> str:
@@ -41,13 +39,13 @@ def verdict_sentence(
     named = f"The reference is {reference.resolution} px (AUC {reference.auc:.3f})."
     skipped = map(_skipped_resolution, protocol.skipped)
     if verdict.verdict == "undecided":
-        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, protocol, design), named, *skipped])
+        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, protocol), named, *skipped])
     assert verdict.resolution is not None
     if verdict.against is None:
         sentences = [f"{protocol.label} needs {verdict.resolution} px, the largest confirmed resolution."]
     else:
         sentences = [_shown(protocol, verdict), *_better_resolutions(comparisons, verdict)]
-    return " ".join([*sentences, *_next_smaller_resolution(failed, protocol, design), named, *skipped])
+    return " ".join([*sentences, *_next_smaller_resolution(failed, protocol), named, *skipped])
 
 
 def _reason(verdict: NoninferiorityVerdict, *, reference: AucEstimate) -> str:
@@ -91,9 +89,7 @@ def _better_resolutions(comparisons: Sequence[Comparison], verdict: Noninferiori
             )
 
 
-def _next_smaller_resolution(
-    failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design
-) -> Iterator[str]:
+def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
     """The result of the next smaller resolution than the verdict's."""
     if not failed:
         yield "No smaller resolution was confirmed."
@@ -104,17 +100,17 @@ def _next_smaller_resolution(
             f"{test.reference} px)."
         )
     else:
-        yield from _undecided(failed, protocol, design)
+        yield from _undecided(failed, protocol)
 
 
-def _undecided(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design) -> Iterator[str]:
+def _undecided(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
     """The comparison that is open, and what would decide it."""
     test = decisive_test(failed)
     yield (
         f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
         f"(difference {signed(test.difference)}, could be {signed(test.difference_low)})."
     )
-    options = [*_more_patients(failed), *_more_networks(failed, protocol, design)]
+    options = [*_more_patients(failed), *_more_networks(failed, protocol)]
     if options:
         yield f"About {' or '.join(options)} would decide it."
     else:
@@ -127,11 +123,11 @@ def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
         yield counted(more, "more positive patient")
 
 
-def _more_networks(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, design: Design) -> Iterator[str]:
+def _more_networks(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
     more = networks_to_decide(failed)
     if more is None or more > _MOST_NETWORKS:
         return
-    if design.folds is None:
+    if not protocol.folds:
         yield counted(more, "more seed")
     elif (folds := len(protocol.folds) + more) <= MAX_FOLDS:
         yield f"{folds} trained folds in place of {len(protocol.folds)}"

@@ -16,7 +16,7 @@ class Design:
     seeds: int | None = None
     """Networks of each finalist if held-out. None if cross-fitted, which has at most one for each fold."""
     folds: int | None = None
-    """None if held-out, like the next field."""
+    """None if held-out, like the next two fields."""
     min_folds: int | None = None
     """Number of folds that are trained at least."""
     folds_sha256: str | None = None

@@ -196,6 +196,19 @@ def test_out_of_memory_in_the_function_is_raised_as_it_is(write: Write) -> None:
         check_training(BASE)
 
 
+def run_and_stop(*, after: int) -> bytes:
+    """Run a training that its worker stops after some epochs; returns the checkpoint."""
+    saved: list[bytes] = []
+    finished: list[int] = []
+    with pytest.raises(Interrupted):
+        run(
+            report=lambda epoch, _: bool(finished.append(epoch)),
+            should_stop=lambda: len(finished) == after,
+            save_checkpoint=lambda data: saved.append(bytes(data)),
+        )
+    return saved[-1]
+
+
 def test_state_that_grows_between_epochs_is_kept_whole(write: Write) -> None:
     write(
         "training.py",
@@ -208,15 +221,8 @@ def test_state_that_grows_between_epochs_is_kept_whole(write: Write) -> None:
         "        if task.report(epoch, {'seen': torch.arange(float(epoch)), 'text': b'epoch %d' % epoch}):\n"
         "            return\n",
     )
-    saved: list[bytes] = []
-    finished: list[int] = []
-    with pytest.raises(Interrupted):
-        run(
-            report=lambda epoch, _: bool(finished.append(epoch)),
-            should_stop=lambda: len(finished) == 3,
-            save_checkpoint=lambda data: saved.append(bytes(data)),
-        )
-    assert run(load_checkpoint=lambda: saved[-1]).resumed_epochs == 3
+    checkpoint = run_and_stop(after=3)
+    assert run(load_checkpoint=lambda: checkpoint).resumed_epochs == 3
 
 
 def test_state_is_kept_as_it_was_at_the_report(write: Write) -> None:
@@ -234,15 +240,8 @@ def test_state_is_kept_as_it_was_at_the_report(write: Write) -> None:
         "        if task.report(epoch, state):\n"
         "            return\n",
     )
-    saved: list[bytes] = []
-    finished: list[int] = []
-    with pytest.raises(Interrupted):
-        run(
-            report=lambda epoch, _: bool(finished.append(epoch)),
-            should_stop=lambda: len(finished) == 2,
-            save_checkpoint=lambda data: saved.append(bytes(data)),
-        )
-    assert run(load_checkpoint=lambda: saved[-1]).resumed_epochs == 2
+    checkpoint = run_and_stop(after=2)
+    assert run(load_checkpoint=lambda: checkpoint).resumed_epochs == 2
 
 
 LOOP = (
