@@ -1,9 +1,9 @@
 """Locks of the fleet: rows of the table acuity.locks. A role that only reads can lock none of them."""
 
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import SystemRandom
 
 from sqlalchemy import Connection, Engine, text
 
@@ -63,7 +63,7 @@ def hold_lock(
             continue
         if time.monotonic() > deadline:
             break
-        time.sleep(random.uniform(0, pause_s))
+        time.sleep(SystemRandom().uniform(0, pause_s))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     yield None
 

@@ -1,8 +1,8 @@
 """Make the tables of Optuna and Acuity in a database, and open Optuna's storage on them."""
 
-import random
 import time
 import warnings
+from random import SystemRandom
 
 import optuna
 from optuna.storages import RDBStorage
@@ -75,7 +75,7 @@ def make_tables(url: URL) -> str:
                     f"{masked(url)}: another process has been making its tables for {_LONGEST_MAKING_S:.0f} s. "
                     "Try again"
                 )
-            time.sleep(random.uniform(0.05, 0.2))
+            time.sleep(SystemRandom().uniform(0.05, 0.2))
     finally:
         engine.dispose()
 

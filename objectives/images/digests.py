@@ -1,8 +1,8 @@
 """SHA-256 of the cache's arrays, by shard: a damaged or exchanged pixel is found without reading whole arrays."""
 
 import hashlib
-import random
 from collections.abc import Sequence
+from random import SystemRandom
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def find_changed_rows(pixels: np.ndarray, digests: Sequence[str]) -> range | Non
     shards = range(count_shards(pixels))
     if len(digests) != len(shards):
         return range(len(pixels))
-    for shard in random.sample(shards, k=min(_SAMPLED_SHARDS, len(shards))):
+    for shard in SystemRandom().sample(shards, k=min(_SAMPLED_SHARDS, len(shards))):
         if _digest(pixels, shard) != digests[shard]:
             return _rows(pixels, shard)
     return None

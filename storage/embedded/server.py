@@ -8,7 +8,6 @@ free. Process ids are not used, since they are recycled.
 import fcntl
 import logging
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import psycopg2
@@ -83,7 +83,7 @@ def _restarting(folder: Path, account: str | None) -> Iterator[None]:
 
     def watch() -> None:
         pause_s = _WATCH_S
-        while not done.wait(pause_s * random.uniform(0.5, 1.5)):
+        while not done.wait(pause_s * SystemRandom().uniform(0.5, 1.5)):
             try:
                 if not _is_held(folder, EMBEDDED_LOCK):
                     logger.warning("the embedded Postgres in %s has ended; one of its users starts it again", folder)

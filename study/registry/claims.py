@@ -5,9 +5,9 @@ A change of a study's number of trials needs the study's claim lock.
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import Any
 
 import optuna
@@ -105,7 +105,7 @@ def claim_trial(
         counts = database.counts.read(connection, ids.values())
     started = {label: counts[study_id].started for label, study_id in ids.items()}
     open_labels = [label for label, trials in started.items() if trials < budget]
-    random.shuffle(open_labels)  # else workers that start together compete for the first of equal labels
+    SystemRandom().shuffle(open_labels)  # else workers that start together compete for the first of equal labels
     for label in sorted(open_labels, key=started.__getitem__):
         claim = None
         study, has_waiting = studies[label], counts[ids[label]].waiting > 0

@@ -2,12 +2,12 @@
 
 import logging
 import math
-import random
 import time
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import optuna
@@ -71,7 +71,7 @@ def run_worker(
         context = WorkerContext(
             database=database,
             registered=registered,
-            studies=open_studies(database, registered, sampler_seed=random.SystemRandom().randrange(2**31)),
+            studies=open_studies(database, registered, sampler_seed=SystemRandom().randrange(2**31)),
             image_set=image_set,
             device=share,
             checkpoints=checkpoints_of(registered),
@@ -120,7 +120,7 @@ def run_trials(context: WorkerContext) -> bool:
             # Other workers run the last trials. This worker waits, in case one of them dies.
             idle_since = min(idle_since, time.monotonic())
             pause_s = idle_pause_s(time.monotonic() - idle_since, grace_s=context.experiment.workers.grace_s)
-            context.stop.wait(pause_s * random.uniform(0.5, 1.5))
+            context.stop.wait(pause_s * SystemRandom().uniform(0.5, 1.5))
     if not context.stop.is_set():
         notes.write_all(context)
     if failing:

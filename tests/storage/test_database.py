@@ -22,6 +22,7 @@ from sqlalchemy import URL, create_engine, event, make_url, text
 
 from acuity.storage.connection import OUTAGES
 from acuity.storage.database import Database, open_storage, retry_outages
+from acuity.storage.embedded import server as server_module
 from acuity.storage.embedded.server import embedded_server
 from acuity.storage.errors import OutageError, StorageError
 from acuity.storage.experiments import save_experiment
@@ -29,6 +30,7 @@ from acuity.storage.studies import create_study
 from acuity.storage.trials import claim_study, record_heartbeat, write_attributes
 from acuity.storage.url import parse_url
 from support.postgres import query
+from support.waiting import wait_until
 
 _ROOT = Path(__file__).parents[2]
 
@@ -447,7 +449,10 @@ def test_connections_to_a_standby_are_dropped_after_a_failover(database: Databas
     assert len(outages) == 1
 
 
-def test_restarted_server_serves_the_storage_that_was_open(nothing_of_the_users: Path) -> None:
+def test_restarted_server_serves_the_storage_that_was_open(
+    nothing_of_the_users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_WATCH_S", 600.0)  # else a watcher starts the server before it is missed
     folder = Path(tempfile.mkdtemp(prefix="restart-", dir=nothing_of_the_users))
     folder.chmod(0o711)
     outages: list[None] = []
@@ -455,7 +460,9 @@ def test_restarted_server_serves_the_storage_that_was_open(nothing_of_the_users:
         url = stack.enter_context(embedded_server(folder / "server"))
         database = stack.enter_context(open_storage(url.render_as_string(hide_password=False)))
         study = optuna.create_study(storage=database.storage)
-        os.kill(int((folder / "server" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
+        pid = folder / "server" / "data" / "postmaster.pid"
+        os.kill(int(pid.read_text().split()[0]), signal.SIGINT)
+        wait_until(lambda: not pid.exists())
 
         def restart() -> None:
             if not outages:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import stat
@@ -146,6 +147,25 @@ class User:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def test_watcher_of_the_server_leaves_the_users_random_numbers_alone(
+    nothing_of_the_users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[None] = []
+    is_held = server_module._is_held
+
+    def look(folder: Path, lock: str) -> bool:
+        looks.append(None)
+        return is_held(folder, lock)
+
+    monkeypatch.setattr(server_module, "_WATCH_S", 0.01)
+    monkeypatch.setattr(server_module, "_is_held", look)
+    with embedded_server(nothing_of_the_users / "random"):
+        before = random.getstate()
+        looks.clear()
+        wait_until(lambda: len(looks) > 3)
+        assert random.getstate() == before
 
 
 @pytest.mark.usefixtures("server")
