@@ -158,10 +158,10 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
     more = ""
     if any(own):
         more += (
-            f" It then trained {_range(own)} more combinations at the smallest resolution whose AUC exceeded 0.5 by "
-            f"{DETECTABLE_GAIN:g} and by {DETECTABLE_SHARE:.0%} of the largest excess at any resolution. Where no "
-            f"resolution did, this was {max(search.resolutions)} px. While no trial of the label had ended, these "
-            "trials were spread over the resolutions."
+            f" It then trained {_range(own)} more combinations at one resolution. This was the smallest resolution "
+            f"with an AUC of at least {0.5 + DETECTABLE_GAIN:g}, and with at least {DETECTABLE_SHARE:.0%} of the "
+            f"largest excess over 0.5 at any resolution. If there was none, it was {max(search.resolutions)} px. While "
+            "no trial of the label had ended, these trials were spread over the resolutions."
         )
     if minimum > 1:
         more += (
@@ -303,8 +303,9 @@ def _trained_folds(protocol: Protocol) -> str:
         f"Between {design.min_folds} and {design.folds} folds were trained, one after another. Training ended once an "
         "equally good resolution would have been non-inferior with 80 % power. The power followed from the numbers of "
         "patients and from the variance between networks on validation patients, for an assumed AUC of 0.8 and a "
-        "correlation of 0.8 (a sequential form of Stein's two-stage test, Ann Math Stat 1945;16:243-258). It was not "
-        "required of a resolution that lost more than the margin on validation patients (one-sided test at 2.5 %). "
+        "correlation of 0.8 (a sequential form of Stein's two-stage test, Ann Math Stat 1945;16:243-258). This "
+        "power was not required for a resolution that lost more than the margin on validation patients (one-sided "
+        "test at 2.5 %). "
         f"Each finalist was trained in {numbers}."
     )
 
@@ -341,9 +342,9 @@ def _variance(protocol: Protocol) -> str:
     return (
         "AUCs are means over the folds of the AUC within each fold (LeDell et al., Electron J Stat 2015;9:1583-1607). "
         "Their variance has two terms. The first is the sum of the folds' patient-clustered DeLong variances, divided "
-        "by the squared number of folds. The second is the variance between networks divided by their number. It was "
-        "estimated on the validation patients, which all networks scored. The overlap of the folds' training patients "
-        "is not part of the variance."
+        "by the squared number of trained folds. The second is the variance between networks divided by their number. "
+        "It was estimated on the validation patients, which all networks scored. The overlap of the folds' training "
+        "patients is not part of the variance."
     )
 
 
