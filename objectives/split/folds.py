@@ -49,7 +49,7 @@ class Folds:
 
 
 def folds_path(split_path: Path, count: int) -> Path:
-    """The folds' file beside the split's file: nih.split.csv -> nih.split.folds-5.csv."""
+    """The folds' file beside the split's file: nih.split.csv -> nih.split.folds-4.csv."""
     return split_path.with_name(f"{split_path.stem}.folds-{count}{split_path.suffix}")
 
 
