@@ -31,13 +31,11 @@ test: install-dev
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
 slow: install-dev
-	$(BIN)/pytest -m '(slow or browser) and not standin' --ignore tests/system/test_gpu_benchmark.py
+	$(BIN)/pytest -n 2 --dist worksteal -m '(slow or browser) and not standin' --ignore tests/system/test_gpu_benchmark.py
 
 # A process for each file, since the stand-in GPU changes PyTorch's global state.
 standin: install-dev
-	failed=; for file in $$(grep -rl --include='test_*.py' 'mark\.standin' tests); do \
-		$(BIN)/pytest -m standin $$file || failed=1; \
-	done; test -z "$$failed"
+	grep -rl --include='test_*.py' 'mark\.standin' tests | xargs -P 2 -n 1 $(BIN)/pytest -m standin
 
 gpu: install
 	$(BIN)/python benchmarks/gpu.py

@@ -60,7 +60,7 @@ def test_browser_shows_the_studies_the_history_and_the_trials(address: str, page
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/dashboard")
     page.get_by_text("1. nih/Effusion").click()
-    expect(page.get_by_text("Hyperparameter Importance")).to_be_visible()
+    expect(page.get_by_role("heading", name="Hyperparameter Importance")).to_be_visible()
     expect(page.locator("#plot-history .scatterlayer").first).to_be_attached()
     page.locator("a[href$='/trials']").first.click()
     expect(page.get_by_text("12 Trials")).to_be_visible()

@@ -187,7 +187,7 @@ def make_fleet(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             epochs = {settings["epochs"]}
             [workers]
             heartbeat_s = 1
-            grace_s = 3
+            grace_s = 5
             memory_budget_gib = 2
             max_retries = {settings["max_retries"]}
             storage_patience_min = {settings["patience_min"]}
@@ -370,7 +370,7 @@ def test_training_continues_during_an_outage_and_no_report_is_lost(
         with held_down(folder):
             os.kill(postmaster(folder), how)
             trained = fleet.epochs_trained()
-            time.sleep(5)  # longer than the grace period
+            time.sleep(8)  # longer than the grace period
             assert fleet.epochs_trained() > trained
         restart(folder)
         for worker in workers:
