@@ -7,7 +7,7 @@ import optuna
 from rich.console import Console
 
 from acuity.objectives.device.device import open_for_scoring
-from acuity.objectives.split.folds import check_label_in_folds
+from acuity.objectives.split.folds import check_label_in_folds, count_patients
 from acuity.objectives.statistics.power import MIN_NEGATIVE_PATIENTS, MIN_POSITIVE_PATIENTS
 from acuity.storage.confirmations import (
     StoredConfirmation,
@@ -74,17 +74,19 @@ def confirm(
             f"--seeds is {seeds}, but the confirmation is cross-fitted: set [confirm] folds, or "
             '[confirm] design = "held-out"'
         )
+    patients: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(experiment.labels, ())
     if design.folds is not None:
         folds = open_folds(image_set, design.folds)
         for label in experiment.labels:
             check_label_in_folds(image_set.index, folds, label)
+            patients[label] = count_patients(image_set.index, folds, label)
     cohort = count_cohort(image_set, experiment.labels, design)
     _warn_of_few_patients(cohort, console=console)
     if find_confirmation(database, experiment.name) is None:
         _ask_where_nothing_can_be_decided(cohort, margin=experiment.confirm.margin, ask=ask)
     confirmations = [
-        create_confirm_study(database, experiment, nomination, design=design, patients=tested.patients)
-        for nomination, tested in zip(nominations, cohort, strict=True)
+        create_confirm_study(database, experiment, nomination, design=design, patients=patients[nomination.label])
+        for nomination in nominations
     ]
     studies = open_confirm_studies(database, experiment)
     placements = place_workers(fleet)

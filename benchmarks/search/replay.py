@@ -71,7 +71,7 @@ _MARGIN = 0.02
 _NO_MARGIN = 0.499
 """A loss is never clearly above it."""
 _TEST_PATIENTS = (10**6, 10**7)
-"""Positive and negative: as if test patients were unlimited."""
+"""Positive and negative patients of a fold: as if test patients were unlimited."""
 _VALIDATION_PATIENTS = (60, 340)
 """Positive and negative, roughly as in the recorded image sets."""
 
@@ -168,7 +168,7 @@ def confirm(
         confirmation.design,
         margin=_MARGIN if confirmation.leaves_out else _NO_MARGIN,
         nominees=nominees,
-        patients=_TEST_PATIENTS,
+        patients=(_TEST_PATIENTS,) * confirmation.design.networks,
     )
     cost, trained = 0.0, list[FrozenTrial]()
     while wanted := list(itertools.islice(missing_trainings(plan, trained), workers)):

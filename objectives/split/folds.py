@@ -93,14 +93,24 @@ def read_or_make_folds(
 
 def check_label_in_folds(index: ImageIndex, folds: Folds, label: str) -> None:
     """InputError if a fold has fewer than 2 positive or 2 negative patients: its AUC has no standard error."""
-    target, patients = index.target(label), index.table["patient"]
-    for value, word in ((1, "positive"), (0, "negative")):
-        counts = [patients[(target == value) & (folds.fold == fold)].nunique() for fold in range(folds.count)]
+    for counts, word in zip(
+        zip(*count_patients(index, folds, label), strict=True), ("positive", "negative"), strict=True
+    ):
         if min(counts) < 2:
             raise InputError(
                 f"label {label}: patients with a {word} image in the {folds.count} folds: "
                 f"{', '.join(map(str, counts))}; each needs at least 2. Lower [confirm] folds, or leave the label out"
             )
+
+
+def count_patients(index: ImageIndex, folds: Folds, label: str) -> tuple[tuple[int, int], ...]:
+    """Numbers of patients with a positive and with a negative image of the label, in each fold."""
+    target, patients = index.target(label), index.table["patient"]
+
+    def count(fold: int, value: int) -> int:
+        return int(patients[(target == value) & (folds.fold == fold)].nunique())
+
+    return tuple((count(fold, 1), count(fold, 0)) for fold in range(folds.count))
 
 
 def _read(path: Path, names: tuple[str, ...], *, validation: set[str]) -> SplitFile | None:

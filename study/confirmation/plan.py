@@ -23,8 +23,8 @@ class ConfirmationPlan:
     design: Design
     margin: float
     nominees: tuple[Nominee, ...]
-    patients: tuple[int, int]
-    """Numbers of positive and negative patients that the design tests in all its folds."""
+    patients: tuple[tuple[int, int], ...]
+    """Numbers of positive and negative patients of each fold. Empty if held-out."""
 
     def resolutions(self) -> dict[int, list[Nominee]]:
         """The nominees of each resolution, in ascending order of resolution."""
@@ -35,21 +35,11 @@ class ConfirmationPlan:
 
     def trainings(self) -> int:
         """The largest number of trainings if none fails."""
-        return self._trainings(Need(tuple(self.resolutions()), self.design.networks))
+        return sum(len(nominees) + self.design.networks - 1 for nominees in self.resolutions().values())
 
     def trainings_needed(self, trials: Sequence[FrozenTrial]) -> int:
-        """Number of trainings if none fails and these trials make no others necessary."""
-        need = find_need(self, trials)
-        others = sum(
-            count_complete(self, trials, resolution)
-            for resolution in self.resolutions()
-            if resolution not in need.resolutions
-        )
-        return others + self._trainings(need)
-
-    def _trainings(self, need: "Need") -> int:
-        resolutions = self.resolutions()
-        return sum(len(resolutions[resolution]) + need.networks - 1 for resolution in need.resolutions)
+        """Number of complete trainings and of those still needed, if none fails and no result changes the need."""
+        return count_complete(self, trials) + _count_incomplete(self, _TrialsByNominee(self, trials))
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ def parse_plan(plan: dict[str, Any]) -> ConfirmationPlan:
     return ConfirmationPlan(
         design=Design(**plan["design"]),
         margin=plan["margin"],
-        patients=tuple(plan["patients"]),
+        patients=tuple((positive, negative) for positive, negative in plan["patients"]),
         nominees=tuple(Nominee(**nominee) for nominee in plan["nominees"]),
     )
 
@@ -126,15 +116,10 @@ def find_finalists(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> dic
     }
 
 
-def count_complete(plan: ConfirmationPlan, trials: Sequence[FrozenTrial], resolution: int | None = None) -> int:
-    """Number of complete trainings of the plan's nominees, at one resolution or at all."""
+def count_complete(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> int:
+    """Number of complete trainings of the plan's nominees."""
     runs = _TrialsByNominee(plan, trials)
-    return sum(
-        len(runs.complete(nominee, fold))
-        for nominee in plan.nominees
-        for fold in plan.design.fold_numbers()
-        if resolution in (None, nominee.resolution)
-    )
+    return sum(len(runs.complete(nominee, fold)) for nominee in plan.nominees for fold in plan.design.fold_numbers())
 
 
 def find_need(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> Need:
@@ -163,8 +148,9 @@ def _find_need(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> Need:
         needed = _needed_resolutions(plan, runs, needed, networks=networks)
         finalists = [_trained(plan, resolutions[resolution], runs, networks=networks) for resolution in needed]
         trained = [_on_validation(finalist) for finalist in finalists if finalist is not None]
-        positive, negative = (round(count * networks / design.networks) for count in plan.patients)
-        if len(trained) < len(needed) or have_power(trained, patients=(positive, negative), margin=plan.margin):
+        tested = plan.patients[:networks]  # of the folds in `Design.networks_by_fold`
+        patients = sum(positive for positive, _ in tested), sum(negative for _, negative in tested)
+        if len(trained) < len(needed) or have_power(trained, patients=patients, margin=plan.margin):
             return Need(needed, networks)
     return Need(_needed_resolutions(plan, runs, needed, networks=design.networks), design.networks)
 
@@ -220,6 +206,21 @@ def _wanted(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> Iterator[tuple[
             yield from ((finalist, fold, count) for fold, count in design.networks_by_fold(need.networks).items())
         else:
             yield from ((nominee, first_fold, 1) for nominee in runs.retrainable(nominees))
+
+
+def _count_incomplete(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> int:
+    """Number of trainings of the needed resolutions that are not complete. None where no nominee is retrainable."""
+    design, need, incomplete = plan.design, _find_need(plan, runs), 0
+    for resolution in need.resolutions:
+        nominees = plan.resolutions()[resolution]
+        retrainable, finalist = runs.retrainable(nominees), _finalist(plan, nominees, runs)
+        if finalist is not None:
+            by_fold = design.networks_by_fold(need.networks)
+            incomplete += sum(max(0, count - len(runs.complete(finalist, fold))) for fold, count in by_fold.items())
+        elif retrainable:
+            first_fold = next(design.fold_numbers())
+            incomplete += sum(not runs.complete(nominee, first_fold) for nominee in retrainable) + need.networks - 1
+    return incomplete
 
 
 def _finalist(plan: ConfirmationPlan, nominees: list[Nominee], runs: "_TrialsByNominee") -> Nominee | None:

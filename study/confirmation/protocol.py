@@ -37,6 +37,8 @@ class Finalist:
     learning_rate: float
     trials: int
     """Number of finished trials of the search at this resolution."""
+    nominees: int
+    """Number of configurations of this resolution that were retrained. The finalist is the best of them."""
     runs: tuple[Run, ...]
 
     @property
@@ -60,6 +62,12 @@ class LabelProtocol:
     def folds(self) -> tuple[int, ...]:
         """The folds whose patients test the networks, ascending. None of them if held-out."""
         return tuple(sorted({run.fold for each in self.finalists for run in each.runs if run.fold is not None}))
+
+    @property
+    def nominated(self) -> tuple[int, ...]:
+        """The resolutions that were nominated, ascending: those of the finalists, and those that were not needed."""
+        not_needed = (each.resolution for each in self.skipped if each.reason == "not_needed")
+        return tuple(sorted({*(finalist.resolution for finalist in self.finalists), *not_needed}))
 
     def finalist(self, resolution: int) -> Finalist:
         """The finalist of a resolution."""
@@ -122,7 +130,12 @@ def _label_protocol(
     nomination: Nomination, trained: dict[int, TrainedFinalist], checkpoint_study: str
 ) -> LabelProtocol:
     finalists = tuple(
-        _finalist(each, checkpoint_study, trials=nomination.trials[resolution])
+        _finalist(
+            each,
+            checkpoint_study,
+            trials=nomination.trials[resolution],
+            nominees=sum(nominee.resolution == resolution for nominee in nomination.nominees),
+        )
         for resolution, each in sorted(trained.items())
     )
     reference = max(finalists, key=lambda each: (each.validation_auc, -each.resolution))
@@ -143,7 +156,7 @@ def _label_protocol(
     )
 
 
-def _finalist(trained: TrainedFinalist, checkpoint_study: str, *, trials: int) -> Finalist:
+def _finalist(trained: TrainedFinalist, checkpoint_study: str, *, trials: int, nominees: int) -> Finalist:
     nominee = trained.nominee
     return Finalist(
         resolution=nominee.resolution,
@@ -152,6 +165,7 @@ def _finalist(trained: TrainedFinalist, checkpoint_study: str, *, trials: int) -
         feasible_batch_size=nominee.feasible_batch_size,
         learning_rate=nominee.parameters["learning_rate"],
         trials=trials,
+        nominees=nominees,
         runs=tuple(_run(run, checkpoint_study) for run in trained.runs),
     )
 

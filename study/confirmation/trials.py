@@ -37,11 +37,16 @@ class LabelConfirmation:
 
 
 def create_confirm_study(
-    database: Database, experiment: Experiment, nomination: Nomination, *, design: Design, patients: tuple[int, int]
+    database: Database,
+    experiment: Experiment,
+    nomination: Nomination,
+    *,
+    design: Design,
+    patients: tuple[tuple[int, int], ...],
 ) -> LabelConfirmation:
     """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept.
 
-    patients: numbers of positive and negative patients that the design tests.
+    patients: numbers of positive and negative patients of each fold. Empty if held-out.
     """
     plan = ConfirmationPlan(design, experiment.confirm.margin, nominees=nomination.nominees, patients=patients)
     label = nomination.label
@@ -51,7 +56,8 @@ def create_confirm_study(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
         study.set_metric_names(["validation AUC"])
-    _store_plan(study, plan)
+    with claim_study(database, study._study_id):  # a worker stores the plan that it read under this lock
+        _store_plan(study, plan)
     return LabelConfirmation(nomination, plan)
 
 
@@ -72,15 +78,15 @@ def claim_confirm_trial(
 ) -> Claim | None:
     """Enqueue missing trainings, then claim a training that fits on this device. None where no training fits."""
     for label, study in studies.items():
-        if not _has_waiting_or_missing_trainings(study):  # without the lock, which also fills Optuna's cache
-            continue
+        if not (_has_waiting_or_missing_trainings(study) or _has_old_number(study)):
+            continue  # without the lock. These calls also fill Optuna's cache.
         with claim_study(database, study._study_id):
             plan, trials = read_plan(study), study.get_trials(deepcopy=False)
             for trial in surplus_trainings(plan, trials):
                 cancel_trial(database, trial, reason="the plan no longer contains it")
             for nominee, fold, repeat in missing_trainings(plan, trials):
                 _enqueue_run(database, registered, study, plan.design, nominee, fold=fold, repeat=repeat)
-            if study.user_attrs["plan"]["trainings"] != plan.trainings_needed(trials):
+            if _has_old_number(study):
                 _store_plan(study, plan)
             claim = claim_waiting_trial(database, registered, label, study, can_hold=can_hold)
         if claim is not None:
@@ -109,6 +115,12 @@ def _store_plan(study: optuna.Study, plan: ConfirmationPlan) -> None:
     """Store the plan with the number of trainings that it needs as far as is known, for the status."""
     trainings = plan.trainings_needed(study.get_trials(deepcopy=False))
     study.set_user_attr("plan", asdict(plan) | {"trainings": trainings})
+
+
+def _has_old_number(study: optuna.Study) -> bool:
+    """Whether trainings have changed the number of trainings that is stored with the plan."""
+    stored = study.user_attrs["plan"]
+    return bool(stored["trainings"] != parse_plan(stored).trainings_needed(study.get_trials(deepcopy=False)))
 
 
 def read_plan(study: optuna.Study) -> ConfirmationPlan:

@@ -36,8 +36,6 @@ class LabelCohort:
     parts: dict[str, PartCounts]
     test_patients: int
     """Patients that the confirmation's design tests at most: the test part, or all patients outside validation."""
-    patients: tuple[int, int]
-    """Numbers of positive and negative patients among them."""
     plan: PowerEstimate
 
 
@@ -70,6 +68,5 @@ def _count_label(image_set: ImageSet, label: str, design: Design) -> LabelCohort
         label=label,
         parts=parts,
         test_patients=sum(each.patients for each in tested),
-        patients=(positive, negative),
         plan=estimate_power(positive, negative, seeds=design.networks),
     )

@@ -239,21 +239,22 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
             "The search is not confirmed. The configurations below have the highest AUC on the validation patients. "
             "The same patients chose them, so their AUCs are optimistic. No result here is of test patients."
         )
-    confirmed = {tuple(finalist.resolution for finalist in label.finalists) for label in protocol.labels}
-    named = experiment.confirm.resolutions
+    nominated = {label.nominated for label in protocol.labels}
+    named = tuple(sorted(experiment.confirm.resolutions or ()))  # the file may have changed since
+    were_named = any(each.reason == "not_named" for label in protocol.labels for each in label.skipped)
     at_resolutions = (
-        f"At each of {_list(named)} px,"
-        if named and confirmed == {tuple(sorted(named))}  # the file may have changed since
+        f"At each of {_list(next(iter(nominated)))} px,"
+        if were_named or nominated == {named}
         else "At the smallest and the largest resolution, and at each that was not shown on validation patients to be "
         f"more than {MAX_AUC_GAP:g} AUC below the label's best (one-sided test at 2.5 %, variance over patients),"
     )
     networks = sum(len(finalist.runs) for label in protocol.labels for finalist in label.finalists)
-    nominees = experiment.confirm.nominees
+    nominees = [finalist.nominees for label in protocol.labels for finalist in label.finalists]
     chosen = (
         "the configuration with the highest validation AUC was retrained with other seeds"
-        if nominees == 1
-        else f"the {nominees} best configurations were retrained with another seed, and the one with the best mean "
-        "validation AUC of its search and its retraining was retrained further"
+        if max(nominees) == 1
+        else f"the {_range(nominees)} best configurations were retrained with another seed, and the one with the best "
+        "mean validation AUC of its search and its retraining was retrained further"
     )
     return (
         f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the "

@@ -41,8 +41,8 @@ class ConfirmationProgress:
     running: int
     planned: int
     """Number of trainings if none diverges or fails, as far as is known. Results of trainings lower or raise it."""
-    design: dict[str, Any]
-    """Kind, seeds, folds and their SHA-256 (acuity.study.dataset.design.Design)."""
+    plan: dict[str, Any]
+    """The stored plan (acuity.study.confirmation.plan.ConfirmationPlan)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class ExperimentStatus:
     confirmation: list[ConfirmationProgress]
     """One entry for each label whose confirmation has begun."""
     confirmed: bool
-    """Whether a protocol is frozen with the planned test patients and at least the planned networks."""
+    """Whether the protocol of every label is frozen and has results, with the planned nominees, margin and test
+    patients and with at least the planned networks."""
 
     @property
     def finished(self) -> int:
@@ -78,15 +79,35 @@ def read_status(database: Database, experiment: Experiment) -> ExperimentStatus:
         progress=read_progress(database, experiment),
         running=read_running_trials(database, experiment),
         confirmation=confirmation,
-        confirmed=stored is not None and all(_covers(stored.protocol["design"], entry) for entry in confirmation),
+        confirmed=stored is not None
+        and len(confirmation) == len(experiment.labels)
+        and all(_covers(stored.protocol, entry) for entry in confirmation),
     )
 
 
-def _covers(design: dict[str, Any], progress: ConfirmationProgress) -> bool:
-    """Whether a frozen protocol's design has the planned test patients and asks for at least the planned networks."""
-    planned = progress.design
+def _covers(protocol: dict[str, Any], progress: ConfirmationProgress) -> bool:
+    """Whether a frozen protocol has the label as it is planned now, with at least the planned networks."""
+    plan, label = progress.plan, next((each for each in protocol["labels"] if each["label"] == progress.label), None)
+    if label is None or protocol["margin"] != plan["margin"]:
+        return False
+    design, planned = protocol["design"], plan["design"]
     enough = all((planned[number] or 0) <= (design[number] or 0) for number in ("seeds", "min_folds"))
-    return enough and bool(design["folds_sha256"] == planned["folds_sha256"])
+    return enough and design["folds_sha256"] == planned["folds_sha256"] and _has_nominees(label, plan["nominees"])
+
+
+def _has_nominees(label: dict[str, Any], nominees: list[dict[str, Any]]) -> bool:
+    """Whether the finalists of a protocol were chosen among these nominees, and no other resolution was needed."""
+    not_needed = {each["resolution"] for each in label["skipped"] if each["reason"] == "not_needed"}
+    by_resolution: dict[int, list[tuple[Any, ...]]] = {}
+    for each in nominees:
+        configuration = each["parameters"]["architecture"], each["parameters"]["learning_rate"], each["batch_size"]
+        by_resolution.setdefault(each["resolution"], []).append(configuration)
+    for finalist in label["finalists"]:
+        configurations = by_resolution.pop(finalist["resolution"], [])
+        of_finalist = finalist["architecture"], finalist["learning_rate"], finalist["batch_size"]
+        if of_finalist not in configurations or len(configurations) != finalist["nominees"]:
+            return False
+    return by_resolution.keys() <= not_needed
 
 
 _RUNNING_TRIALS = text(
@@ -116,7 +137,7 @@ def read_running_trials(database: Database, experiment: Experiment) -> list[Runn
 
 _CONFIRMATIONS = text(
     """
-    select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE' and folds.of_plan),
+    select s.study_name, a.value_json, count(*) filter (where t.state = 'COMPLETE' and trained.of_plan),
         count(*) filter (where t.state = 'RUNNING')
     from public.studies s
     join public.study_user_attributes a on a.study_id = s.study_id and a.key = 'plan'
@@ -125,8 +146,12 @@ _CONFIRMATIONS = text(
         select a.value_json::jsonb #>> '{design,folds_sha256}' is not distinct from (
             select f.value_json::jsonb #>> '{}' from public.trial_user_attributes f
             where f.trial_id = t.trial_id and f.key = 'folds_sha256'
+        ) and exists (
+            select from public.trial_user_attributes f
+            join jsonb_array_elements(a.value_json::jsonb -> 'nominees') n on n -> 'number' = f.value_json::jsonb
+            where f.trial_id = t.trial_id and f.key = 'nominee'
         ) as of_plan
-    ) folds on true
+    ) trained on true
     where s.study_name = any(:names)
     group by s.study_name, a.value_json
     """
@@ -144,7 +169,7 @@ def read_confirmation_progress(database: Database, experiment: Experiment) -> li
             complete=complete,
             running=running,
             planned=max(plan["trainings"], complete),
-            design=plan["design"],
+            plan=plan,
         )
         for name, label in names.items()
         if name in rows

@@ -77,12 +77,12 @@ def _experiment_row(database: Database, name: str) -> tuple[object, ...]:
     searched = len(status.progress) == len(experiment.labels) and all(
         entry.finished >= budget for entry in status.progress
     )
-    if status.confirmed:
+    if not searched:
+        state = "searching"
+    elif status.confirmed:
         state = "confirmed"
-    elif status.confirmation:
-        state = "confirming"
     else:
-        state = "searched" if searched else "searching"
+        state = "confirming" if status.confirmation else "searched"
     return (
         name,
         len(experiment.labels),

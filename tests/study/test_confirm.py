@@ -329,6 +329,24 @@ def test_confirmation_with_enough_power_leaves_folds_out_of_training_and_test(
     assert trainings(database) == 6
 
 
+def test_a_further_fold_is_trained_where_the_first_folds_have_few_of_the_positive_patients(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter or a label that comes later can put most positive patients into the last fold."""
+    crossed = cross_fit(searched, margin=0.45, min_folds=2)
+    image_set = open_image_set(crossed.experiment)
+    index, made = image_set.index, open_folds(image_set, 3)
+    content = read_split_file(made.path, names=("1", "2", "3"))
+    assert content is not None
+    positive = sorted(set(index.table["patient"][index.target("Cardiomegaly") == 1]) & content.parts.keys())
+    parts = content.parts | {patient: min(number // 2, 2) for number, patient in enumerate(positive)}
+    write_split_file(made.path, replace(content, parts=parts))
+    monkeypatch.setattr(power, "MIN_POSITIVE_PATIENTS", 5)  # two folds have 4, and two thirds of all are more than 5
+    assert len(positive) > 8
+    fleet_here(monkeypatch)
+    assert "retrained 6/6; done" in run(database, crossed)
+
+
 def record_training_rows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any]]:
     """The fold and the training rows of each training from now on."""
     recorded: list[tuple[int, Any]] = []
@@ -528,7 +546,8 @@ LABEL = LabelProtocol(
     "Cardiomegaly",
     reference=32,
     finalists=tuple(
-        Finalist(resolution, "test_resnet", 24, 24, 1e-3, trials=2, runs=runs_of(resolution)) for resolution in (16, 32)
+        Finalist(resolution, "test_resnet", 24, 24, 1e-3, trials=2, nominees=1, runs=runs_of(resolution))
+        for resolution in (16, 32)
     ),
     skipped=(),
 )

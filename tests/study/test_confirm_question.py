@@ -17,7 +17,7 @@ from support.terminal import Terminal
 
 def cohort(label: str, positive_patients: int) -> LabelCohort:
     patients = positive_patients, 20 * positive_patients
-    return LabelCohort(label, {}, sum(patients), patients, estimate_power(*patients, seeds=5))
+    return LabelCohort(label, {}, sum(patients), estimate_power(*patients, seeds=5))
 
 
 def asked(*cohorts: LabelCohort, margin: float) -> list[str]:

@@ -1,20 +1,25 @@
 """Trainings of a confirmation on Postgres: racing workers, finalists, replaced failures, changed plans."""
 
+import math
 import threading
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from acuity.storage.confirmations import freeze_protocol, save_results
 from acuity.storage.database import Database, open_storage
 from acuity.study.config.loading import parse
+from acuity.study.confirmation import trials as trials_module
 from acuity.study.confirmation.nomination import Nomination, Nominee
 from acuity.study.confirmation.plan import check_retrainable, find_finalists, missing_trainings
+from acuity.study.confirmation.protocol import build_protocol
 from acuity.study.confirmation.trials import (
     claim_confirm_trial,
     create_confirm_study,
@@ -28,8 +33,13 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.record import Registered
 from acuity.study.registry.recovery import release_trial
+from acuity.study.registry.register import register
 from acuity.study.registry.studies import make_studies
-from acuity.study.results.status import ConfirmationProgress, read_confirmation_progress, read_running_trials
+from acuity.study.results.status import (
+    read_confirmation_progress,
+    read_running_trials,
+    read_status,
+)
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
 
@@ -68,7 +78,7 @@ def registered(database: Database) -> Registered:
 
 def plan(database: Database, registered: Registered, *, seeds: int, nominees: tuple[Nominee, ...] = NOMINEES) -> None:
     nomination, design = Nomination("Mass", nominees, {32: 3, 64: 2}, ()), Design("held-out", seeds=seeds)
-    create_confirm_study(database, registered.experiment, nomination, design=design, patients=(40, 400))
+    create_confirm_study(database, registered.experiment, nomination, design=design, patients=())
 
 
 def take(database: Database, registered: Registered, *, largest: int = 999) -> Claim | None:
@@ -76,10 +86,16 @@ def take(database: Database, registered: Registered, *, largest: int = 999) -> C
     return claim_confirm_trial(database, registered, studies, can_hold=lambda _, batch_size: batch_size <= largest)
 
 
-def work(url: str, registered: Registered, run: Callable[[Database, Claim, optuna.Trial], None]) -> None:
-    """Claim and end trials as a worker does, until no training is left."""
+def work(
+    url: str,
+    registered: Registered,
+    run: Callable[[Database, Claim, optuna.Trial], None],
+    *,
+    trainings: float = math.inf,
+) -> None:
+    """Claim and end trials as a worker does, until no training is left, or after this number of trainings."""
     with open_storage(url) as database:
-        while True:
+        while trainings > 0:
             studies = open_confirm_studies(database, registered.experiment)
             claim = claim_confirm_trial(database, registered, studies, can_hold=lambda *_: True)
             if claim is None:
@@ -90,6 +106,7 @@ def work(url: str, registered: Registered, run: Callable[[Database, Claim, optun
             trial = optuna.Trial(claim.study, claim.trial_id)
             suggest(trial, registered.experiment, registered.exponents)
             run(database, claim, trial)
+            trainings -= 1
 
 
 def tell(database: Database, claim: Claim, trial: optuna.Trial) -> None:
@@ -128,10 +145,8 @@ def test_racing_workers_train_each_nominee_once_and_each_finalist_to_its_seeds(
 
 
 def test_status_counts_the_trainings(database: Database, database_url: str, registered: Registered) -> None:
-    planned = ConfirmationProgress(
-        "Mass", complete=0, running=0, planned=11, design=asdict(Design("held-out", seeds=4))
-    )
-    assert read_confirmation_progress(database, registered.experiment) == [planned]
+    (planned,) = read_confirmation_progress(database, registered.experiment)
+    assert (planned.label, planned.complete, planned.running, planned.planned) == ("Mass", 0, 0, 11)
     claim = take(database, registered)
     assert claim is not None
     assert read_confirmation_progress(database, registered.experiment) == [replace(planned, running=1)]
@@ -271,9 +286,18 @@ def plan_folds(
     nominees: tuple[Nominee, ...] = (nominee(1, 32), nominee(5, 64), nominee(8, 128, auc=0.8)),
     patients: tuple[int, int] = (40, 400),
 ) -> None:
+    """patients: numbers of positive and negative patients of all folds together."""
     trials = {each.resolution: 3 for each in nominees}
     nomination = Nomination("Mass", nominees, trials, ())
-    create_confirm_study(database, registered.experiment, nomination, design=design, patients=patients)
+    create_confirm_study(
+        database, registered.experiment, nomination, design=design, patients=of_folds(patients, design.networks)
+    )
+
+
+def of_folds(patients: tuple[int, int], folds: int) -> tuple[tuple[int, int], ...]:
+    """The patients in folds that are as equal as possible, the smaller folds first."""
+    positive, negative = ([(count + fold) // folds for fold in range(folds)] for count in patients)
+    return tuple(zip(positive, negative, strict=True))
 
 
 def attempts(database: Database, registered: Registered, *states: TrialState) -> list[tuple[int, int, int]]:
@@ -423,3 +447,113 @@ def test_networks_without_any_spread_need_no_further_folds(
     plan_folds(database, registered, design=replace(FOLDS, folds=4, min_folds=2), patients=(9000, 90000))
     work(database_url, registered, tell_auc({32: 1.0, 64: 1.0, 128: 1.0}, step=0.0))
     assert len(attempts(database, registered, TrialState.COMPLETE)) == 3 * 2
+
+
+def test_plan_of_a_new_confirmation_is_not_replaced_by_the_plan_that_a_worker_read_before(
+    database: Database, database_url: str, registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker stores the number of trainings with its plan, while `acuity confirm` stores another plan."""
+    design = replace(FOLDS, folds=4, min_folds=2)
+    plan_folds(database, registered, design=design)
+    work(database_url, registered, tell_auc({32: 0.79, 64: 0.80, 128: 0.80}), trainings=6)
+    later = threading.Thread(target=store_plan, args=(database_url, registered, replace(design, min_folds=4)))
+    surplus_trainings = trials_module.surplus_trainings
+
+    def surplus_of_the_plan_read_before(*arguments: Any) -> Any:
+        later.start()
+        later.join(timeout=1)
+        return surplus_trainings(*arguments)
+
+    monkeypatch.setattr(trials_module, "surplus_trainings", surplus_of_the_plan_read_before)
+    take(database, registered)
+    later.join()
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    assert read_plan(study).design.min_folds == 4
+
+
+def store_plan(url: str, registered: Registered, design: Design) -> None:
+    with open_storage(url) as database:
+        plan_folds(database, registered, design=design)
+
+
+def progress_of(database: Database, registered: Registered) -> tuple[int, int]:
+    """Numbers of complete and of planned trainings that the status shows."""
+    (progress,) = read_confirmation_progress(database, registered.experiment)
+    return progress.complete, progress.planned
+
+
+@pytest.mark.parametrize("lost", [(5,), (5, 7)], ids=["one of two nominees", "all nominees of a resolution"])
+def test_status_has_nothing_left_where_a_nominee_cannot_be_retrained(
+    database: Database, database_url: str, registered: Registered, lost: tuple[int, ...]
+) -> None:
+    """Otherwise `acuity status --watch` waits for trainings that no worker starts."""
+
+    def run(database: Database, claim: Claim, trial: optuna.Trial) -> None:
+        if claim.inherited["nominee"] in lost:
+            claim.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            tell(database, claim, trial)
+
+    work(database_url, registered, run)
+    complete, planned = progress_of(database, registered)
+    assert complete == planned == len(runs(database, registered))
+
+
+def test_status_counts_no_trainings_of_earlier_nominees_or_of_more_seeds_in_place_of_missing_ones(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    one, other = (nominee(1, 32), nominee(5, 64)), (nominee(3, 32), nominee(7, 64))
+    plan(database, registered, seeds=5, nominees=one)
+    work(database_url, registered, tell, trainings=5)
+    plan(database, registered, seeds=3, nominees=one)
+    assert progress_of(database, registered) == (5, 5 + 3), "64 px has 5 trainings, 32 px has none"
+    plan(database, registered, seeds=3, nominees=other)
+    assert progress_of(database, registered) == (0, 6)
+
+
+def freeze(database: Database, registered: Registered, nominees: tuple[Nominee, ...], design: Design) -> None:
+    """Freeze the protocol of the complete trainings and store results without a label."""
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    protocol = build_protocol(
+        registered,
+        (Nomination("Mass", nominees, {each.resolution: 3 for each in nominees}, ()),),
+        {"Mass": find_finalists(read_plan(study), study.trials)},
+        {"Mass": (study.study_name, study._study_id)},
+        design=design,
+    )
+    register(database, registered.experiment, registered.identity, training_images=1000)
+    stored = freeze_protocol(
+        database,
+        "nih",
+        protocol.to_table(),
+        split_sha256=protocol.split_sha256,
+        test_patients_sha256=protocol.split_sha256,
+        margin=protocol.margin,
+        labels=["Mass"],
+    )
+    save_results(database, stored.id, {"labels": []})
+
+
+def test_status_is_confirmed_only_by_a_protocol_of_the_same_plan(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """32 px is not needed. Otherwise `status --watch` ends, and `list` says confirmed, before the later trainings."""
+    nominees = (nominee(1, 32), nominee(5, 64), nominee(8, 128, auc=0.8))
+    plan_folds(database, registered)
+    work(database_url, registered, tell_auc({32: 0.69, 64: 0.70, 96: 0.70, 128: 0.80}))
+    freeze(database, registered, nominees, FOLDS)
+    experiment = registered.experiment
+    assert read_status(database, experiment).confirmed
+    other_margin = replace(experiment, confirm=replace(experiment.confirm, margin=0.01))
+    with_another_label = replace(experiment, labels=("Mass", "Nodule"))
+    assert not read_status(database, with_another_label).confirmed
+    for changed, later in (
+        (experiment, (*nominees, nominee(9, 96))),
+        (experiment, (*nominees[:2], nominee(9, 128, auc=0.8, batch_size=16))),
+        (experiment, (*nominees, nominee(9, 128, batch_size=16))),
+        (other_margin, nominees),
+    ):
+        plan_folds(database, replace(registered, experiment=changed), nominees=later)
+        assert not read_status(database, experiment).confirmed, later
+        plan_folds(database, registered)
+        assert read_status(database, experiment).confirmed

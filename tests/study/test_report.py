@@ -22,6 +22,7 @@ from acuity.storage.database import Database, open_storage
 from acuity.study.cli.main import acuity
 from acuity.study.config.loading import parse
 from acuity.study.config.paths import resolve_paths
+from acuity.study.confirmation.nomination import SkippedResolution
 from acuity.study.confirmation.protocol import read_protocol
 from acuity.study.dataset.demographics import read_demographics
 from acuity.study.dataset.design import Design
@@ -181,6 +182,26 @@ def test_methods_of_folds_that_follow_one_after_another_say_what_ended_them(conf
     choice = methods_module._choice(confirmed.registered.experiment, sequential)
     assert "Between 3 and 4 folds were trained, one after another." in choice
     assert "Each finalist was trained in 3 folds." in choice
+
+
+def test_methods_name_resolutions_and_nominees_of_the_protocol_and_not_of_the_file_since(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        stored = find_confirmation(database, "tiny")
+    assert stored is not None
+    experiment, protocol = confirmed.registered.experiment, read_protocol(stored.protocol)
+    assert experiment.confirm.resolutions == (16, 32)
+    first, *others = protocol.labels
+    not_needed = replace(
+        first,
+        finalists=first.finalists[1:],
+        reference=32,
+        skipped=(SkippedResolution(16, "not_needed", 0.6), SkippedResolution(64, "not_named", 0.7)),
+    )
+    assert "At each of 16 and 32 px, the configuration with the highest" in methods_module._choice(
+        experiment, replace(protocol, labels=(not_needed, *others))
+    ), "16 px was named, although no further training of it was needed"
+    later = replace(experiment, confirm=replace(experiment.confirm, nominees=3))
+    assert "the configuration with the highest validation AUC was" in methods_module._choice(later, protocol)
 
 
 def test_methods_leave_to_the_author_what_functions_of_the_user_do(confirmed) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import Confirmed
 from acuity.storage.database import open_storage
 from acuity.study.cli.main import acuity
 from acuity.study.errors import UsageError
+from acuity.study.results import tables as tables_module
 from acuity.study.results.tables import read_auc_by_resolution, read_experiments, read_trials
 
 
@@ -27,6 +29,16 @@ def test_the_list_has_a_confirmed_experiment_with_its_counts(confirmed: Confirme
     expected |= {"finished": budget, "trials": budget, "running": 0}
     assert {key: row[key] for key in expected} == expected
     assert row["last_sign"] >= row["created"]
+
+
+def test_an_experiment_with_more_trials_to_run_than_at_its_confirmation_is_searching(
+    confirmed: Confirmed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = confirmed.registered.experiment
+    raised = replace(confirmed.registered, experiment=replace(experiment, search=replace(experiment.search, trials=99)))
+    monkeypatch.setattr(tables_module, "from_stored", lambda _: raised)
+    with open_storage(confirmed.url) as database:
+        assert read_experiments(database)["state"].tolist() == ["searching"]
 
 
 def test_status_without_a_name_prints_the_list(confirmed: Confirmed) -> None:

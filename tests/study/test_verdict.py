@@ -27,7 +27,8 @@ def protocol(
     resolutions: Sequence[int], *, reference: int, seeds: int = 3, skipped: Sequence[SkippedResolution] = ()
 ) -> LabelProtocol:
     finalists = tuple(
-        Finalist(resolution, "resnet34", 32, 64, 1e-3, trials=12, runs=(RUN,) * seeds) for resolution in resolutions
+        Finalist(resolution, "resnet34", 32, 64, 1e-3, trials=12, nominees=1, runs=(RUN,) * seeds)
+        for resolution in resolutions
     )
     return LabelProtocol("Mass", reference, finalists, skipped=tuple(skipped))
 
@@ -280,7 +281,7 @@ def cross_fitted(
     Networks of fold k score all images higher by k, so that scores of two folds do not compare.
     """
     finalists = tuple(
-        Finalist(px, "resnet34", 32, 64, 1e-3, 12, tuple(replace(RUN, fold=fold) for fold in range(folds)))
+        Finalist(px, "resnet34", 32, 64, 1e-3, 12, 1, tuple(replace(RUN, fold=fold) for fold in range(folds)))
         for px in resolutions
     )
     tables: dict[int, list[pd.DataFrame]] = {}
