@@ -159,7 +159,8 @@ def _are_retrained(confirmations: list[LabelConfirmation], studies: dict[str, op
 def _check_retrained(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> None:
     """UsageError where a resolution is not retrained, or where none of its nominees can be retrained."""
     for each in confirmations:
-        check_retrainable(each.plan, studies[each.nomination.label].get_trials(deepcopy=False))
+        label = each.nomination.label
+        check_retrainable(each.plan, studies[label].get_trials(deepcopy=False), label=label)
         for resolution in _unfinished_resolutions(each, studies):
             batches = [nominee.batch_size for nominee in each.plan.nominees if nominee.resolution == resolution]
             raise UsageError(

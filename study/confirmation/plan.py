@@ -1,7 +1,7 @@
 """Plan of a label's confirmation: which trainings are missing or surplus, and which nominee is the finalist."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class ConfirmationPlan:
     nominees: tuple[Nominee, ...]
     patients: tuple[tuple[int, int], ...]
     """Numbers of positive and negative patients of each fold. Empty if held-out."""
+    forgiven: tuple[int, ...] = ()
+    """Numbers of failed trainings that do not count."""
 
     def resolutions(self) -> dict[int, list[Nominee]]:
         """The nominees of each resolution, in ascending order of resolution."""
@@ -67,6 +69,7 @@ def parse_plan(plan: dict[str, Any]) -> ConfirmationPlan:
         margin=plan["margin"],
         patients=tuple((positive, negative) for positive, negative in plan["patients"]),
         nominees=tuple(Nominee(**nominee) for nominee in plan["nominees"]),
+        forgiven=tuple(plan["forgiven"]),
     )
 
 
@@ -92,17 +95,31 @@ def surplus_trainings(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> 
     return [trial for trial in trials if trial.state is TrialState.WAITING and trial._trial_id not in kept]
 
 
-def check_retrainable(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> None:
+def check_retrainable(plan: ConfirmationPlan, trials: Sequence[FrozenTrial], *, label: str) -> None:
     """UsageError where every nominee of a needed resolution has reached the largest number of failures."""
     runs = _TrialsByNominee(plan, trials)
     needed = _find_need(plan, runs).resolutions
     for resolution, nominees in plan.resolutions().items():
         if resolution in needed and not runs.retrainable(nominees):
-            reason = next((run.user_attrs.get("reason") for run in runs.all(nominees[0])[::-1]), "no reason is known")
+            last = max(runs.failures(nominees[0]), key=lambda run: run.number)
+            again = "remove the cause and confirm again, or " if last.state is TrialState.FAIL else ""
             raise UsageError(
-                f"no nominee at {resolution} px could be retrained ({reason}): raise [confirm] nominees, leave that "
+                f"no nominee of {label} at {resolution} px could be retrained "
+                f"({last.user_attrs.get('reason', 'no reason is known')}): {again}raise [confirm] nominees, leave that "
                 "resolution out of [confirm] resolutions, or widen the search"
             )
+
+
+def forgive_failures(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> ConfirmationPlan:
+    """The plan that retrains nominees again at resolutions where every nominee has failed too often.
+
+    The user may have removed the cause. A training that diverged counts: it has no cause outside the training. Where a
+    nominee is left, it stays the finalist.
+    """
+    runs = _TrialsByNominee(plan, trials)
+    lost = [each for nominees in plan.resolutions().values() if not runs.retrainable(nominees) for each in nominees]
+    failed = [run.number for nominee in lost for run in runs.failures(nominee) if run.state is TrialState.FAIL]
+    return replace(plan, forgiven=tuple(failed))
 
 
 def find_finalists(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> dict[int, TrainedFinalist]:
@@ -249,15 +266,13 @@ class _TrialsByNominee:
     """Trials of the plan's design by nominee and fold, ordered by repeat: of each training only the last attempt."""
 
     def __init__(self, plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> None:
+        self._forgiven = frozenset(plan.forgiven)
         self._runs: dict[tuple[int, int | None], list[FrozenTrial]] = {}
         for trial in sorted(trials, key=lambda trial: (trial.user_attrs.get("repeat", 0), trial.number)):
             attributes = trial.user_attrs
             of_design = attributes.get("folds_sha256") == plan.design.folds_sha256
             if "nominee" in attributes and "requeued" not in attributes and of_design:
                 self._runs.setdefault((attributes["nominee"], attributes.get("fold")), []).append(trial)
-
-    def all(self, nominee: Nominee) -> list[FrozenTrial]:
-        return [run for (number, _), runs in self._runs.items() if number == nominee.number for run in runs]
 
     def of(self, nominee: Nominee, fold: int | None) -> list[FrozenTrial]:
         return self._runs.get((nominee.number, fold), [])
@@ -271,10 +286,12 @@ class _TrialsByNominee:
         found = (run for run in self.of(nominee, fold) if run.state in order)
         return sorted(found, key=lambda run: order.index(run.state))
 
+    def failures(self, nominee: Nominee) -> list[FrozenTrial]:
+        """The nominee's diverged and failed trainings that count."""
+        trainings = (run for (number, _), runs in self._runs.items() if number == nominee.number for run in runs)
+        ended = (run for run in trainings if run.state in (TrialState.PRUNED, TrialState.FAIL))
+        return [run for run in ended if run.number not in self._forgiven]
+
     def retrainable(self, nominees: list[Nominee]) -> list[Nominee]:
         """The nominees with fewer than the largest number of failures."""
-
-        def failures(nominee: Nominee) -> int:
-            return sum(run.state in (TrialState.PRUNED, TrialState.FAIL) for run in self.all(nominee))
-
-        return [nominee for nominee in nominees if failures(nominee) < _MAX_FAILURES]
+        return [nominee for nominee in nominees if len(self.failures(nominee)) < _MAX_FAILURES]

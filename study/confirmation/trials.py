@@ -19,7 +19,13 @@ from acuity.storage.studies import create_study
 from acuity.storage.trials import claim_study
 from acuity.study.config.schema import Experiment
 from acuity.study.confirmation.nomination import Nomination, Nominee
-from acuity.study.confirmation.plan import ConfirmationPlan, missing_trainings, parse_plan, surplus_trainings
+from acuity.study.confirmation.plan import (
+    ConfirmationPlan,
+    forgive_failures,
+    missing_trainings,
+    parse_plan,
+    surplus_trainings,
+)
 from acuity.study.dataset.design import Design
 from acuity.study.registry.claims import CanHold, Claim, claim_waiting_trial
 from acuity.study.registry.names import confirm_study_name
@@ -46,6 +52,8 @@ def create_confirm_study(
 ) -> LabelConfirmation:
     """Create a label's confirm study, or open the existing one, and store the plan. Existing trainings are kept.
 
+    Where every nominee of a resolution has failed too often, this plan retrains them again.
+
     patients: numbers of positive and negative patients of each fold. Empty if held-out.
     """
     plan = ConfirmationPlan(design, experiment.confirm.margin, nominees=nomination.nominees, patients=patients)
@@ -57,6 +65,7 @@ def create_confirm_study(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since Optuna 3.2
         study.set_metric_names(["validation AUC"])
     with claim_study(database, study._study_id):  # a worker stores the plan that it read under this lock
+        plan = forgive_failures(plan, study.get_trials(deepcopy=False))
         _store_plan(study, plan)
     return LabelConfirmation(nomination, plan)
 

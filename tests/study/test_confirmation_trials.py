@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from acuity.storage.confirmations import freeze_protocol, save_results
 from acuity.storage.database import Database, open_storage
+from acuity.storage.trials import claim_study
 from acuity.study.config.loading import parse
 from acuity.study.confirmation import trials as trials_module
 from acuity.study.confirmation.nomination import Nomination, Nominee
@@ -32,7 +33,7 @@ from acuity.study.dataset.design import Design
 from acuity.study.errors import UsageError
 from acuity.study.registry.claims import Claim
 from acuity.study.registry.record import Registered
-from acuity.study.registry.recovery import release_trial
+from acuity.study.registry.recovery import fail_trial, release_trial
 from acuity.study.registry.register import register
 from acuity.study.registry.studies import make_studies
 from acuity.study.results.status import (
@@ -219,8 +220,8 @@ def test_resolution_without_retrainable_nominee_is_reported_and_the_others_are_r
     assert not has_unfinished_trainings(open_confirm_studies(database, registered.experiment)), (
         "another worker would find no training"
     )
-    with pytest.raises(UsageError, match=r"no nominee at 32 px could be retrained \(the loss became NaN\)"):
-        check_retrainable(read_plan(study), study.trials)
+    with pytest.raises(UsageError, match=r"no nominee of Mass at 32 px could be retrained \(the loss became NaN\)"):
+        check_retrainable(read_plan(study), study.trials, label="Mass")
 
 
 def test_trainings_that_a_later_plan_does_not_contain_are_not_run(
@@ -557,3 +558,49 @@ def test_status_is_confirmed_only_by_a_protocol_of_the_same_plan(
         assert not read_status(database, experiment).confirmed, later
         plan_folds(database, registered)
         assert read_status(database, experiment).confirmed
+
+
+def test_reason_of_a_nominee_that_cannot_be_retrained_is_that_of_its_last_failure(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """The first fold diverges three times, and the other folds are complete."""
+    plan_folds(database, registered, nominees=(nominee(1, 32), nominee(5, 64)))
+    tell_folds = tell_auc({32: 0.79, 64: 0.80})
+
+    def run(database: Database, claim: Claim, trial: optuna.Trial) -> None:
+        if (trial.params["resolution"], claim.inherited["fold"]) == (32, 0):
+            database.storage.set_trial_user_attr(claim.trial_id, "reason", "the loss became NaN")
+            claim.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            tell_folds(database, claim, trial)
+
+    work(database_url, registered, run)
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    with pytest.raises(UsageError, match=r"of Mass at 32 px could be retrained \(the loss became NaN\): raise"):
+        check_retrainable(read_plan(study), study.trials, label="Mass")
+    plan_folds(database, registered, nominees=(nominee(1, 32), nominee(5, 64)))
+    assert not has_unfinished_trainings({"Mass": study}), "another confirmation would diverge again"
+
+
+def test_a_nominee_whose_trainings_failed_is_retrained_by_the_next_confirmation(
+    database: Database, database_url: str, registered: Registered
+) -> None:
+    """A full disk, for example, is no reason to confirm another configuration."""
+    nominees = (nominee(1, 32), nominee(5, 64))
+    plan_folds(database, registered, nominees=nominees)
+
+    def fail(database: Database, claim: Claim, _: optuna.Trial) -> None:
+        with claim_study(database, claim.study._study_id):
+            trial = database.storage.get_trial(claim.trial_id)
+            fail_trial(database, claim.study, trial, reason="OSError: no space left on device")
+
+    work(database_url, registered, fail)
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    with pytest.raises(UsageError, match=r"\(OSError: no space .*\): remove the cause and confirm again, or raise"):
+        check_retrainable(read_plan(study), study.trials, label="Mass")
+    for _ in range(2):  # the second confirmation finds everything trained
+        plan_folds(database, registered, nominees=nominees)
+        work(database_url, registered, tell_auc({32: 0.79, 64: 0.80}))
+        check_retrainable(read_plan(study), study.trials, label="Mass")
+        assert list(find_finalists(read_plan(study), study.trials)) == [32, 64]
+        assert progress_of(database, registered) == (6, 6)
