@@ -72,8 +72,8 @@ def _shown(protocol: LabelProtocol, verdict: NoninferiorityVerdict) -> str:
     return (
         f"{protocol.label} needs {test.resolution} px: shown to lose less than {test.margin:g} AUC against every "
         f"larger confirmed resolution (closest: {test.reference} px, difference {signed(test.difference)}, at least "
-        f"{signed(test.difference_low)}; p = {test.p_value:.2g}; best of {protocol.finalist(test.resolution).trials} "
-        "trials)."
+        f"{signed(test.difference_low)}; p = {test.p_value:.2g}; best of "
+        f"{counted(protocol.finalist(test.resolution).trials, 'trial')})."
     )
 
 

@@ -29,6 +29,7 @@ from acuity.study.confirmation.protocol import read_protocol
 from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set
 from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered, checkpoints_of
+from acuity.study.report import export as export_module
 from acuity.study.report.export import export_network
 from acuity.study.report.exported_network import choose_network
 from acuity.study.results.answer import read_answer
@@ -109,6 +110,10 @@ def test_description_has_the_confirmed_numbers_and_no_patient_or_file_name(confi
     assert not [name for name in chosen.scores["patient"] if name in texts]
     assert str(registered.experiment.data.index.parent) not in texts
     assert "research only, not for clinical use" in texts.lower()
+    of_one_trial = description | {"network": description["network"] | {"trials_searched": 1}}
+    assert "; the best of 1 trial. Made with" in export_module._card(chosen, of_one_trial, None)
+    before = export_module._card(chosen, of_one_trial | {"confirmation": None}, None)
+    assert "This is the best of 1 trial on the validation patients" in before
 
 
 def _search(

@@ -132,6 +132,13 @@ def test_smallest_noninferior_resolution_is_shown() -> None:
     assert "32 px is shown to lose more than 0.02 (\N{MINUS SIGN}0." in verdict["sentence"]
 
 
+def test_sentence_has_the_singular_for_one_trial() -> None:
+    label = protocol([32, 64], reference=64)
+    once = replace(label, finalists=tuple(replace(each, trials=1) for each in label.finalists))
+    found = conclude_label(once, {32: seeds_of(100, gap=1.5), 64: seeds_of(100, gap=1.5, base=1)}, HELD_OUT, margin=0.1)
+    assert "; best of 1 trial)." in found["smallest_adequate"]["sentence"]
+
+
 def test_largest_resolution_is_the_verdict_where_all_smaller_resolutions_are_worse() -> None:
     tables = {32: seeds_of(100, gap=0.2), 64: seeds_of(100, gap=2.0)}
     found = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)
