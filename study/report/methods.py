@@ -260,7 +260,20 @@ def _choice(experiment: Experiment, protocol: Protocol | None) -> str:
         f"{at_resolutions} {chosen}. {_trainings(protocol)} The reference resolution of a label was the one with the "
         f"highest mean validation AUC over its retrainings. Finalists ({networks} networks), seeds, reference, margin "
         "and test patients were fixed in a protocol before the verdict was computed. Each network scored its test "
-        "patients once. No networks were averaged."
+        f"patients once. No networks were averaged.{_not_confirmed(experiment, protocol)}"
+    )
+
+
+def _not_confirmed(experiment: Experiment, protocol: Protocol) -> str:
+    """A sentence about the labels that were added after the confirmation."""
+    confirmed = {label.label for label in protocol.labels}
+    others = [label for label in experiment.labels if label not in confirmed]
+    if not others:
+        return ""
+    return (
+        f" {_list(others)} {'was' if len(others) == 1 else 'were'} not confirmed. The AUCs of "
+        f"{'this label' if len(others) == 1 else 'these labels'} are of the validation patients that chose the "
+        "configurations, so they are optimistic."
     )
 
 

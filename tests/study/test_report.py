@@ -31,6 +31,8 @@ from acuity.study.errors import UsageError
 from acuity.study.registry.record import Registered
 from acuity.study.registry.register import register
 from acuity.study.report import methods as methods_module
+from acuity.study.report import page as page_module
+from acuity.study.report import report as report_module
 from acuity.study.report.auc_figure import auc_alt, auc_panel
 from acuity.study.report.batch_figure import cell_kinds
 from acuity.study.report.report import write_report
@@ -202,6 +204,24 @@ def test_methods_name_resolutions_and_nominees_of_the_protocol_and_not_of_the_fi
     ), "16 px was named, although no further training of it was needed"
     later = replace(experiment, confirm=replace(experiment.confirm, nominees=3))
     assert "the configuration with the highest validation AUC was" in methods_module._choice(later, protocol)
+
+
+def test_report_says_which_labels_were_added_after_the_confirmation(confirmed) -> None:
+    with open_storage(confirmed.url) as database:
+        contents = report_module._gather(database, confirmed.registered)
+    first, second = contents.answer.labels
+    added = replace(second, reference=None, smallest_adequate=None, confirmation=None)
+    later = replace(contents, answer=replace(contents.answer, labels=(first, added)))
+    with figure_style():
+        written = page_module.render_page(later), page_module.render_markdown(later)
+    for text_of_report in written:
+        assert f"Confirmed on test patients: {first.label}. No" in text_of_report
+        assert f"Search only, optimistic, no verdict: {second.label}." in text_of_report
+    assert contents.stored is not None
+    experiment, protocol = confirmed.registered.experiment, read_protocol(contents.stored.protocol)
+    without_second = replace(protocol, labels=protocol.labels[:1])
+    assert f"{second.label} was not confirmed." in methods_module._choice(experiment, without_second)
+    assert "not confirmed" not in methods_module._choice(experiment, protocol)
 
 
 def test_methods_leave_to_the_author_what_functions_of_the_user_do(confirmed) -> None:
