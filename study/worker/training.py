@@ -66,13 +66,13 @@ def train_claimed(
         if held and (claim.is_confirmation or is_fixed or batch_size < 4):
             write_trial_attributes(context, claim, planned)  # the next attempt inherits these attributes
             raise UsageError(held)
+        if claim.is_confirmation:
+            _record_limit(context, configuration, limit=batch_size // 2)
+            raise TooLargeError(f"out of memory on {context.device.name} at the nominee's batch size")
         if batch_size < 4:
             raise InfeasibleError(f"out of memory with a batch of {batch_size} on {context.device.name}")
-        if claim.is_confirmation or is_fixed:
-            _record_limit(context, configuration, limit=batch_size // 2)
-        if claim.is_confirmation:
-            raise TooLargeError(f"out of memory on {context.device.name} at the nominee's batch size")
         if is_fixed:
+            _record_limit(context, configuration, limit=batch_size // 2)
             raise InfeasibleError(f"out of memory with the batch of {batch_size} on {context.device.name}")
         logger.warning("%s: out of memory with a batch of %d; retrying with half of it", trial_name(claim), batch_size)
         batch_size //= 2

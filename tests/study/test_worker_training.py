@@ -17,6 +17,9 @@ from acuity.objectives.training.step_memory import largest_batch
 from acuity.objectives.training.train import train
 from acuity.storage.database import Database
 from acuity.storage.trials import claim_study, write_attributes
+from acuity.study.confirmation.nomination import Nomination, Nominee
+from acuity.study.confirmation.trials import claim_confirm_trial, create_confirm_study, open_confirm_studies
+from acuity.study.dataset.design import Design
 from acuity.study.errors import DeviceLostError, UsageError
 from acuity.study.registry import claims
 from acuity.study.registry.claims import claim_trial
@@ -96,6 +99,26 @@ def test_network_that_does_not_fit_although_the_memory_is_free_is_infeasible(
     ended = table(database, "state, reason", "acuity.all_trials where state <> 'WAITING'")
     assert [state for state, _ in ended] == ["PRUNED"]
     assert ended[0].reason.startswith("out of memory with a batch of ")
+
+
+@pytest.mark.parametrize("batch_size", [3, 12])
+def test_nominee_whose_batch_runs_out_of_memory_is_left_to_a_larger_device(
+    database: Database, tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    context = open_context(database, tmp_path, phantoms)
+    parameters = {"resolution": 16, "architecture": "test_resnet", "learning_rate": 1e-3, "batch_size_exponent": 2}
+    nominee = Nominee(0, 16, 0.7, parameters, batch_size, 64, seconds=1.0)
+    nomination = Nomination("Nodule", (nominee,), {16: 1}, ())
+    design = Design("held-out", seeds=3)
+    create_confirm_study(database, context.experiment, nomination, design=design, patients=())
+    studies = open_confirm_studies(database, context.experiment)
+    claim = claim_confirm_trial(database, context.registered, studies, can_hold=lambda *_: True)
+    assert claim is not None
+    room_for(monkeypatch, batch_size - 1)
+    attempt.run_attempt(context, claim)
+    ended = table(database, "state, requeued", "acuity.all_trials where confirm and state <> 'WAITING'")
+    assert ended == [("FAIL", True)], "another attempt at it waits, and it is no failure of the nominee"
+    assert table(database, "largest", "acuity.feasible_batches") == [(batch_size // 2,)]
 
 
 def test_gpu_memory_that_other_programs_hold_is_found_by_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
