@@ -18,7 +18,7 @@ from acuity.storage.confirmations import (
 )
 from acuity.storage.database import Database
 from acuity.study.confirmation.nomination import nominate
-from acuity.study.confirmation.plan import check_retrainable, count_complete, find_finalists, find_need
+from acuity.study.confirmation.plan import check_retrainable, count_done, find_finalists, find_need
 from acuity.study.confirmation.protocol import Protocol, build_protocol
 from acuity.study.confirmation.scoring import Scorer, score_label
 from acuity.study.confirmation.trials import (
@@ -94,7 +94,7 @@ def confirm(
     is_retrained = _are_retrained(confirmations, studies)
     if not is_retrained and not has_unfinished_trainings(studies):
         _check_retrained(confirmations, studies)
-    console.print(plan_table(confirmations, done=_count_complete(confirmations, studies), workers=workers))
+    console.print(plan_table(confirmations, done=_count_done(confirmations, studies), workers=workers))
     if fleet.cluster is not None and not is_retrained:
         submission = submit_workers(
             experiment, storage=database.url, workers=workers, device=fleet.device, per_gpu=fleet.per_gpu
@@ -177,9 +177,9 @@ def _unfinished_resolutions(confirmation: LabelConfirmation, studies: dict[str, 
     return [resolution for resolution in needed if resolution not in finished]
 
 
-def _count_complete(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> int:
+def _count_done(confirmations: list[LabelConfirmation], studies: dict[str, optuna.Study]) -> int:
     return sum(
-        count_complete(each.plan, studies[each.nomination.label].get_trials(deepcopy=False)) for each in confirmations
+        count_done(each.plan, studies[each.nomination.label].get_trials(deepcopy=False)) for each in confirmations
     )
 
 

@@ -41,7 +41,8 @@ class ConfirmationPlan:
 
     def trainings_needed(self, trials: Sequence[FrozenTrial]) -> int:
         """Number of complete trainings and of those still needed, if none fails and no result changes the need."""
-        return count_complete(self, trials) + _count_incomplete(self, _TrialsByNominee(self, trials))
+        runs = _TrialsByNominee(self, trials)
+        return _count_complete(self, runs) + _count_incomplete(self, runs, _find_need(self, runs))
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,10 @@ def find_finalists(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> dic
     }
 
 
-def count_complete(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> int:
-    """Number of complete trainings of the plan's nominees."""
-    runs = _TrialsByNominee(plan, trials)
-    return sum(len(runs.complete(nominee, fold)) for nominee in plan.nominees for fold in plan.design.fold_numbers())
+def count_done(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> int:
+    """Number of complete trainings among `ConfirmationPlan.trainings`."""
+    runs, need = _TrialsByNominee(plan, trials), Need(tuple(plan.resolutions()), plan.design.networks)
+    return min(_count_complete(plan, runs), plan.trainings() - _count_incomplete(plan, runs, need))
 
 
 def find_need(plan: ConfirmationPlan, trials: Sequence[FrozenTrial]) -> Need:
@@ -225,9 +226,14 @@ def _wanted(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> Iterator[tuple[
             yield from ((nominee, first_fold, 1) for nominee in runs.retrainable(nominees))
 
 
-def _count_incomplete(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> int:
-    """Number of trainings of the needed resolutions that are not complete. None where no nominee is retrainable."""
-    design, need, incomplete = plan.design, _find_need(plan, runs), 0
+def _count_complete(plan: ConfirmationPlan, runs: "_TrialsByNominee") -> int:
+    """Number of complete trainings of the plan's nominees."""
+    return sum(len(runs.complete(nominee, fold)) for nominee in plan.nominees for fold in plan.design.fold_numbers())
+
+
+def _count_incomplete(plan: ConfirmationPlan, runs: "_TrialsByNominee", need: Need) -> int:
+    """Number of the needed trainings that are not complete. None where no nominee is retrainable."""
+    design, incomplete = plan.design, 0
     for resolution in need.resolutions:
         nominees = plan.resolutions()[resolution]
         retrainable, finalist = runs.retrainable(nominees), _finalist(plan, nominees, runs)

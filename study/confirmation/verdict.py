@@ -245,13 +245,19 @@ def _validation_se(validation: Sequence[pd.DataFrame]) -> float | None:
 
 
 def _ratio(estimates: ResolutionEstimates, reference: int) -> dict[str, Any] | None:
-    """Ratio of 64 px to 320 px as in the paper if both were confirmed, else of the smallest to the reference."""
+    """Ratio of 64 px to 320 px as in the paper if both were confirmed, else of the smallest to the reference.
+
+    None with one resolution, and where an AUC is 0.
+    """
     pair = (
         _PAPER_RESOLUTIONS
         if set(_PAPER_RESOLUTIONS) <= set(estimates.resolutions)
         else (estimates.resolutions[0], reference)
     )
-    return None if pair[0] == pair[1] else asdict(estimate_ratio(estimates, pair[0], reference=pair[1]))
+    has_zero = any(estimates.auc(each) == 0 or not any(estimates.seed_aucs[estimates.position(each)]) for each in pair)
+    if pair[0] == pair[1] or has_zero:
+        return None
+    return asdict(estimate_ratio(estimates, pair[0], reference=pair[1]))
 
 
 def _subgroups(evaluated: _Evaluated) -> list[dict[str, Any]]:

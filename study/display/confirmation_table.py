@@ -29,7 +29,7 @@ def plan_table(labels: list[LabelConfirmation], *, done: int, workers: int) -> G
     seconds = sum(map(_training_seconds, labels))
     cost = (
         f"Confirmation: {design.describe()}. At most {total} trainings ({design.networks_in_words} of each "
-        f"finalist, 1 of each other nominee; the largest resolution first), {min(done, total)} of them done; at the "
+        f"finalist, 1 of each other nominee; the largest resolution first), {done} of them done; at the "
         f"search's speed about {format_duration(seconds)} of training in all, {format_duration(seconds / workers)} "
         f"with {counted(workers, 'worker')}."
     )

@@ -19,7 +19,7 @@ from acuity.storage.trials import claim_study
 from acuity.study.config.loading import parse
 from acuity.study.confirmation import trials as trials_module
 from acuity.study.confirmation.nomination import Nomination, Nominee
-from acuity.study.confirmation.plan import check_retrainable, find_finalists, missing_trainings
+from acuity.study.confirmation.plan import check_retrainable, count_done, find_finalists, missing_trainings
 from acuity.study.confirmation.protocol import build_protocol
 from acuity.study.confirmation.trials import (
     claim_confirm_trial,
@@ -508,6 +508,9 @@ def test_status_counts_no_trainings_of_earlier_nominees_or_of_more_seeds_in_plac
     work(database_url, registered, tell, trainings=5)
     plan(database, registered, seeds=3, nominees=one)
     assert progress_of(database, registered) == (5, 5 + 3), "64 px has 5 trainings, 32 px has none"
+    study = open_confirm_studies(database, registered.experiment)["Mass"]
+    assert read_plan(study).trainings() == 6
+    assert count_done(read_plan(study), study.trials) == 3, "as `acuity confirm` prints before it trains"
     plan(database, registered, seeds=3, nominees=other)
     assert progress_of(database, registered) == (0, 6)
 

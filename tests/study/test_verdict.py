@@ -200,6 +200,15 @@ def test_reference_at_chance_has_no_verdict() -> None:
     assert "the reference of 32 px is not shown to be better than chance (AUC 0." in verdict["sentence"]
 
 
+def test_networks_that_order_every_pair_wrongly_have_results_without_a_ratio() -> None:
+    """Possible with few patients, as in an external image set: the ratio would divide by an AUC of 0."""
+    wrong = [table(np.where(np.arange(400) < 100, -1.0, 1.0), positives=100, seed=seed) for seed in (1, 2, 3)]
+    found = conclude_label(protocol([32, 64], reference=64), {32: wrong, 64: wrong}, HELD_OUT, margin=0.02)
+    assert found["reference"]["auc"] == 0
+    assert found["ratio"] is None
+    assert found["smallest_adequate"]["reason"] == "chance"
+
+
 def test_fewer_than_ten_negative_patients_are_not_estimable() -> None:
     tables = {32: seeds_of(111, gap=1.0, images=120), 64: seeds_of(111, gap=1.0, images=120)}
     verdict = conclude_label(protocol([32, 64], reference=64), tables, HELD_OUT, margin=0.02)["smallest_adequate"]
