@@ -53,7 +53,6 @@ FEWER = {
     "syne tune asha": 40,
     "syne tune bohb": 40,
     "acuity, labels alone": 40,
-    "acuity, turns from the largest": 40,
     "acuity, even first trials": 40,
     "gp": 10,
 }

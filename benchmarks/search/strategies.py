@@ -120,17 +120,6 @@ class Acuity(OptunaStudies):
             self.tried.append(EndedTrial(label, trial.params["resolution"], recipe_of(trial.params), auc))
 
 
-class TurnsFromTheLargest(Acuity):
-    """Acuity, but initial trials without parameters cycle through the resolutions from the largest."""
-
-    def first_trials(self, label: str) -> list[InitialTrial]:
-        resolutions = itertools.cycle(RESOLUTIONS[::-1])
-        return [
-            first if first.parameters else InitialTrial(first.part, {"resolution": next(resolutions)})
-            for first in super().first_trials(label)
-        ]
-
-
 class EvenFirst(Acuity):
     """Acuity, but every resolution runs the same six recipes of its label; no label gets another's recipe."""
 
@@ -261,9 +250,6 @@ STRATEGIES: dict[str, Callable[[Sequence[str], int, int], Strategy]] = {
         acuity_experiment(labels, seed=seed, learn_from=(ANOTHER,)), workers=workers, learnt=_another(seed)
     ),
     "acuity, labels alone": lambda labels, seed, workers: Alone(labels, seed, workers=workers),
-    "acuity, turns from the largest": lambda labels, seed, workers: TurnsFromTheLargest(
-        acuity_experiment(labels, seed=seed), workers=workers
-    ),
     "acuity, even first trials": lambda labels, seed, workers: EvenFirst(
         acuity_experiment(labels, seed=seed, minimum=_EVEN), workers=workers
     ),

@@ -47,9 +47,8 @@ def fail_trial(database: Database, study: optuna.Study, trial: FrozenTrial, *, r
         return
     part = trial.user_attrs.get("first")
     if part is not None:
-        parameters = trial.params or trial.system_attrs["fixed_params"]
-        replacement = {"resolution": parameters["resolution"]} if "resolution" in parameters else parameters
-        enqueue_trial(database, study, replacement, attributes={"first": part})
+        resolution = trial.system_attrs["fixed_params"]["resolution"]
+        enqueue_trial(database, study, {"resolution": resolution}, attributes={"first": part})
     _end(database, trial, {"reason": reason})
 
 

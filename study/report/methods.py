@@ -17,7 +17,7 @@ from acuity.study.dataset.demographics import Demographics
 from acuity.study.registry.record import Registered
 from acuity.study.results.answer import Answer
 from acuity.study.results.summary import SearchSummary
-from acuity.study.search.initial_design import DETECTABLE_GAIN, DETECTABLE_SHARE
+from acuity.study.search.recipes import count_own_rounds
 from acuity.study.units import counted, format_duration, format_times
 
 
@@ -154,16 +154,13 @@ def _search(registered: Registered, summaries: list[SearchSummary]) -> str:
             "the combination of architecture, learning rate and batch size that had been best in experiment "
             f"{_list(search.learn_from)} and for the other labels until then"
         )
-    own, minimum = [each.own for each in summaries], search.min_complete_per_resolution
-    more = ""
-    if any(own):
+    minimum, own, more = search.min_complete_per_resolution, count_own_rounds(search), ""
+    if own:
         more += (
-            f" It then trained {_range(own)} more combinations at one resolution. This was the smallest resolution "
-            f"with an AUC of at least {0.5 + DETECTABLE_GAIN:g}, and with at least {DETECTABLE_SHARE:.0%} of the "
-            f"largest excess over 0.5 at any resolution. If there was none, it was {max(search.resolutions)} px. While "
-            "no trial of the label had ended, these trials were spread over the resolutions."
+            f" It then trained {counted(own, 'other combination')} at every resolution. These were drawn for the "
+            "label, and no two resolutions had the same."
         )
-    if minimum > 1:
+    if minimum > own + 1:
         more += (
             f" Until every resolution had {minimum} trials, it then trained the combination that had been best for all "
             f"labels{' and in that experiment' if search.learn_from else ''} until then, by a ridge regression of AUC "

@@ -1,6 +1,5 @@
 """Summary of a label's search: feasible batch sizes, durations, pruning and parameter importance."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ from sqlalchemy import text
 
 from acuity.storage.database import Database
 from acuity.study.registry.record import Registered
-from acuity.study.search.initial_design import OWN
 from acuity.study.search.space import BELOW_THE_MEDIAN
 
 PARAMETERS = {
@@ -31,10 +29,8 @@ RELIABLE_IMPORTANCE_TRIALS = 50
 _TRIALS = text(
     """
     select state, value, resolution, architecture, batch_size_exponent, learning_rate, batch_size,
-        feasible_batch_size, batch_cap, epochs, seconds, device, reason,
-        exists (select from public.trial_user_attributes a
-            where a.trial_id = t.trial_id and a.key = 'first' and a.value_json = :own) as own
-    from acuity.all_trials t
+        feasible_batch_size, batch_cap, epochs, seconds, device, reason
+    from acuity.all_trials
     where experiment = :experiment and label = :label and not confirm and state in ('COMPLETE', 'PRUNED')
         and resolution is not null
     """
@@ -48,8 +44,6 @@ class SearchSummary:
     label: str
     trials: int
     """Number of finished trials."""
-    own: int
-    """Number of initial trials with one of the label's other recipes (the part "own" of the initial design)."""
     cells: pd.DataFrame
     """By architecture and resolution: feasible, cap, complete, and the median and quartiles of the complete trials'
     durations (seconds, seconds_low, seconds_high)."""
@@ -80,7 +74,7 @@ def summarise_search(
     """Summarise the finished trials of a label. The importance takes most of the time."""
     name = registered.experiment.name
     with database.engine.connect() as connection:
-        trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label, "own": json.dumps(OWN)})
+        trials = pd.read_sql(_TRIALS, connection, params={"experiment": name, "label": label})
     trials = trials.astype(
         {"value": float, "seconds": float, "epochs": float, "batch_size": float}
     )  # an empty column has the type object
@@ -91,7 +85,6 @@ def summarise_search(
     return SearchSummary(
         label=label,
         trials=len(trials),
-        own=int(trials["own"].sum()),
         cells=_cells(trials, complete),
         batches=_batches(complete),
         resolutions=pd.crosstab(trials["resolution"], trials["state"])

@@ -1,7 +1,6 @@
-"""Fill in an initial trial's open parameters when it starts."""
+"""Choose the missing recipe of an initial trial when it starts."""
 
 import optuna
-from optuna.trial import TrialState
 
 from acuity.storage.database import Database
 from acuity.study.config.schema import Experiment
@@ -39,9 +38,8 @@ def fix_parameters(
 
 def _initial_trial(trial: optuna.trial.FrozenTrial) -> InitialTrial | None:
     part, parameters = trial.user_attrs.get("first"), trial.system_attrs.get("fixed_params")
-    failed = trial.state is TrialState.FAIL
-    return None if part is None or parameters is None else InitialTrial(part, parameters, failed=failed)
+    return None if part is None or parameters is None else InitialTrial(part, parameters)
 
 
 def _has_all_parameters(trial: InitialTrial) -> bool:
-    return {"resolution", "architecture"} <= trial.parameters.keys()
+    return "architecture" in trial.parameters

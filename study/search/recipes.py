@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acuity.study.config.schema import Experiment
+from acuity.study.config.schema import Experiment, Search
 
 _RIDGE = 0.1
 """In trials: the effect of a recipe with one trial is shrunk to about nine tenths, against noise."""
@@ -54,15 +54,21 @@ def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
     return Recipe(parameters["architecture"], parameters["learning_rate"], parameters.get("batch_size_exponent"))
 
 
+def count_own_rounds(search: Search) -> int:
+    """Number of initial trials at each resolution with a recipe of the label that no other resolution has had."""
+    return search.min_complete_per_resolution // 2
+
+
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
-    """A label's own recipes, min_complete_per_resolution + 1 of them.
+    """A label's own recipes: enough for its initial trials with own recipes, and more than trials at one resolution.
 
     The own recipes of all labels are spread over the search space together. They differ from those of the experiments
     in learn_from.
     """
     search, position, labels = experiment.search, experiment.labels.index(label), len(experiment.labels)
     seed = [search.seed, *(zlib.crc32(name.encode()) for name in search.learn_from)]
-    spread = _latin_hypercube((search.min_complete_per_resolution + 1) * labels, seed)
+    count = 1 + max(search.min_complete_per_resolution, count_own_rounds(search) * len(search.resolutions))
+    spread = _latin_hypercube(count * labels, seed)
     low, high = (math.log(rate) for rate in search.learning_rate)
     lowest, highest = exponents
     return [

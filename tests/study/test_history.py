@@ -36,7 +36,6 @@ training = {{ epochs = 5 }}
 resolutions = [32, 64]
 architectures = ["test_resnet", "test_efficientnet"]
 trials = {trials}
-min_complete_per_resolution = 2
 learn_from = {learn_from}
 """
 EXPONENTS = (4, 6)
@@ -113,10 +112,11 @@ def pilot(database: Database) -> str:
 def test_experiment_begins_with_the_best_recipe_of_the_one_it_learns_from(database: Database, pilot: str) -> None:
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     assert [starts(database, again, "Nodule") for _ in range(2)] == [(GOOD, 32), (GOOD, 64)]
-    own, resolution = starts(database, again, "Nodule", auc=0.4)
-    assert own not in {GOOD, FAIR, POOR}, "it still tries an own recipe"
-    # The other resolution gets as many trials. GOOD has run there, and the own recipe was worse than FAIR.
-    assert starts(database, again, "Nodule") == (FAIR, 96 - resolution)
+    for expected in (32, 64):
+        own, resolution = starts(database, again, "Nodule", auc=0.4)
+        assert (own not in {GOOD, FAIR, POOR}, resolution) == (True, expected), "it still tries own recipes"
+    # GOOD has run there, and the own recipes were worse than FAIR.
+    assert [starts(database, again, "Nodule") for _ in range(2)] == [(FAIR, 32), (FAIR, 64)]
 
 
 @pytest.mark.usefixtures("pilot")
@@ -222,18 +222,6 @@ def test_methods_text_names_the_experiment_in_learn_from(database: Database, pil
     again = registered(database, "again", labels=["Nodule"], learn_from=[pilot])
     search = search_paragraph(database, again, "Nodule")
     assert "that had been best in experiment pilot and for the other labels" in search
-
-
-def test_methods_text_counts_the_own_recipes_that_were_tried_not_those_of_a_budget_raised_later(
-    database: Database,
-) -> None:
-    begun = registered(database, "nih", labels=["Mass"], trials=5)
-    for _ in range(5):
-        starts(database, begun, "Mass")
-    raised = registered(database, "nih", labels=["Mass"], trials=12)
-    assert "It then trained 1 more combinations at the smallest resolution" in search_paragraph(
-        database, raised, "Mass"
-    )
 
 
 def test_learn_from_cannot_be_changed_under_the_same_name(database: Database, pilot: str) -> None:

@@ -13,7 +13,7 @@ from acuity.study.registry.claims import Claim, claim_trial, open_studies
 from acuity.study.registry.record import Registered
 from acuity.study.registry.recovery import fail_trial, release_trial
 from acuity.study.registry.studies import make_studies
-from acuity.study.search.recipes import Recipe, recipe_of
+from acuity.study.search.recipes import Recipe
 from acuity.study.search.space import suggest
 from support.image_identities import unfiltered
 from support.silent_workers import requeue_silent
@@ -27,7 +27,6 @@ training = { epochs = 5 }
 resolutions = [32, 64]
 architectures = ["test_resnet", "test_efficientnet"]
 trials = 8
-min_complete_per_resolution = 2
 """
 
 
@@ -48,32 +47,30 @@ def start(database: Database, registered: Registered, label: str) -> tuple[Claim
     return claim, trial, Recipe(asked.architecture, asked.learning_rate, asked.batch_size_exponent), asked.resolution
 
 
-def test_own_recipes_run_where_the_finding_is_detectable_and_the_best_of_all_labels_everywhere(
+def test_every_resolution_has_a_recipe_of_its_label_and_then_the_best_of_all_labels(
     database: Database, registered: Registered
 ) -> None:
-    looked: dict[str, Recipe] = {}
-    for label, aucs in {"Effusion": {32: 0.80, 64: 0.85}, "Mass": {32: 0.55, 64: 0.56}}.items():
-        for resolution, auc in aucs.items():
-            claim, trial, looked[label], at = start(database, registered, label)
-            assert (at, claim.is_initial) == (resolution, True)
-            claim.study.tell(trial, auc)
-    own = {}
-    for label, expected, aucs in (("Effusion", 32, (0.9,)), ("Mass", 64, (0.5,))):
-        for auc in aucs:
+    aucs = {"Effusion": [0.80, 0.85, 0.70, 0.95], "Mass": [0.55, 0.56, 0.50, 0.50]}
+    ran: dict[str, list[tuple[Recipe, int]]] = {label: [] for label in aucs}
+    for label, values in aucs.items():
+        for auc in values:
             claim, trial, recipe, at = start(database, registered, label)
-            assert (at, recipe == looked[label]) == (expected, False)
-            own[label, auc] = recipe
+            assert claim.is_initial
+            ran[label].append((recipe, at))
             claim.study.tell(trial, auc)
-    claim, trial, recipe, at = start(database, registered, "Mass")
-    assert (recipe, at) == (own["Effusion", 0.9], 32), "64 px has its label's own recipe"
-    claim.study.tell(trial, 0.5)
-    assert not start(database, registered, "Mass")[0].is_initial, "each resolution has two initial trials"
+        first, again, small, large = ran[label]
+        assert [at for _, at in ran[label]] == [32, 64, 32, 64]
+        assert first[0] == again[0]
+        assert len({first[0], small[0], large[0]}) == 3
+    best = ran["Effusion"][3][0]
+    for expected in (32, 64):
+        claim, trial, recipe, at = start(database, registered, "Mass")
+        assert (recipe, at) == (best, expected)
+        claim.study.tell(trial, 0.5)
+    assert not start(database, registered, "Mass")[0].is_initial, "each resolution has three initial trials"
 
 
-def test_recipe_that_diverged_counts_as_an_auc_of_one_half(database: Database) -> None:
-    text = EXPERIMENT.replace("min_complete_per_resolution = 2", "min_complete_per_resolution = 3")
-    registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), unfiltered(), "mark")
-    make_studies(database, registered)
+def test_recipe_that_diverged_counts_as_an_auc_of_one_half(database: Database, registered: Registered) -> None:
     tried = []
     for auc in (0.7, 0.7, None, 0.6):
         claim, trial, recipe, _ = start(database, registered, "Effusion")
@@ -84,7 +81,7 @@ def test_recipe_that_diverged_counts_as_an_auc_of_one_half(database: Database) -
         tried.append(recipe)
     *_, looked, diverged, learnt = tried
     claim, trial, recipe, resolution = start(database, registered, "Effusion")
-    assert (recipe, resolution) == (learnt, 64), f"after {looked}, which 64 px has had, and before {diverged}"
+    assert (recipe, resolution) == (learnt, 32), f"after {looked}, which 32 px has had, and before {diverged}"
 
 
 def test_failed_initial_trial_is_replaced_by_another_recipe_at_its_resolution(
@@ -104,46 +101,24 @@ def test_failed_initial_trial_is_replaced_by_another_recipe_at_its_resolution(
     assert failed not in at_32
 
 
-def test_trial_of_a_worker_that_died_before_choosing_parameters_starts_as_it_was_enqueued(
+def test_trial_of_a_worker_that_died_before_choosing_a_recipe_runs_at_its_resolution(
     database: Database, registered: Registered
 ) -> None:
-    for _ in range(2):
-        claim, trial, looked, _ = start(database, registered, "Effusion")
-        claim.study.tell(trial, 0.8)
-    study = claim.study
-    (third,) = (trial for trial in study.get_trials() if trial.number == 2)
-    assert set(third.system_attrs["fixed_params"]) == {"architecture", "learning_rate", "batch_size_exponent"}
-    database.storage.set_trial_state_values(third._trial_id, TrialState.RUNNING)
-    requeue_silent(database, registered, {"Effusion": study}, grace_s=0)
-    claim, _, recipe, resolution = start(database, registered, "Effusion")
-    assert claim.attempt == 2
-    assert (recipe, resolution) == (recipe_of(third.system_attrs["fixed_params"]), 32)
-    assert recipe != looked
-
-
-def test_carried_recipe_of_a_worker_that_died_before_choosing_parameters_runs_at_its_resolution(
-    database: Database, registered: Registered
-) -> None:
-    for _ in range(3):
+    for _ in range(5):
         claim, trial, *_ = start(database, registered, "Mass")
         claim.study.tell(trial, 0.8)
     study = claim.study
-    (carried,) = (trial for trial in study.get_trials() if trial.number == 3)
+    (carried,) = (trial for trial in study.get_trials() if trial.number == 5)
+    assert carried.system_attrs["fixed_params"] == {"resolution": 64}
     database.storage.set_trial_state_values(carried._trial_id, TrialState.RUNNING)
     requeue_silent(database, registered, {"Mass": study}, grace_s=0)
-    assert start(database, registered, "Mass")[3] == 64
+    claim, *_, resolution = start(database, registered, "Mass")
+    assert (claim.attempt, resolution) == (2, 64)
 
 
-def test_preempted_own_trial_does_not_push_the_next_one_to_the_largest_resolution(database: Database) -> None:
-    text = EXPERIMENT.replace("[32, 64]", "[32, 64, 128]").replace("trials = 8", "trials = 12")
-    text = text.replace("min_complete_per_resolution = 2", "min_complete_per_resolution = 3")
-    registered = Registered(parse(tomllib.loads(text), source="test"), (4, 6), unfiltered(), "mark")
-    make_studies(database, registered)
-    for _ in range(3):
-        start(database, registered, "Mass")  # they never end
-    claim, _, recipe, first = start(database, registered, "Mass")
-    release_trial(database, claim, reason="a test's")
-    again, _, same, resolution = start(database, registered, "Mass")
-    assert (again.attempt, same, first, resolution) == (2, recipe, 32, 32)
-    assert start(database, registered, "Mass")[3] == 128
-    assert start(database, registered, "Mass")[3] == 64, "the one with the fewest"
+def test_preempted_trial_keeps_its_recipe(database: Database, registered: Registered) -> None:
+    for _ in range(4):
+        claim, _, recipe, _ = start(database, registered, "Mass")  # they never end
+        release_trial(database, claim, reason="a test's")
+        again, _, same, _ = start(database, registered, "Mass")
+        assert (again.attempt, same) == (2, recipe)
