@@ -35,8 +35,9 @@ def counted(count: int, noun: str) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, for people: +0.012, −0.012 with the minus sign U+2212."""
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    """A number with its sign, for people: +0.012, −0.012 with the minus sign U+2212, and 0.000 without a sign."""
+    rounded = f"{value:+.{digits}f}"
+    return rounded.replace("-", "\N{MINUS SIGN}") if float(rounded) else rounded[1:]
 
 
 def escape_markdown(text: object) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from acuity.study.units import escape_markdown, format_age, format_bytes, format_duration, format_times
+from acuity.study.units import escape_markdown, format_age, format_bytes, format_duration, format_times, signed
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (89.4, "89 s"), (90, "2 min"), (5400, "1.5 h")])
@@ -26,3 +26,11 @@ def test_markdown_shows_a_name_literally() -> None:
 
 def test_an_event_on_a_host_whose_clock_is_ahead_is_now() -> None:
     assert (format_age(60), format_age(-3)) == ("60 s ago", "0 s ago")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0124, "+0.012"), (-0.0124, "−0.012"), (-0.0004, "0.000"), (0.0004, "0.000"), (-0.0, "0.000"), (0.0, "0.000")],
+)
+def test_a_number_that_is_rounded_to_zero_has_no_sign(value: float, shown: str) -> None:
+    assert signed(value) == shown
