@@ -26,6 +26,7 @@ from acuity.study.confirmation.trials import (
     create_confirm_study,
     has_unfinished_trainings,
     open_confirm_studies,
+    read_plan,
 )
 from acuity.study.confirmation.verdict import conclude_label
 from acuity.study.dashboard.publishing import try_to_publish_label
@@ -160,6 +161,11 @@ def _check_retrained(confirmations: list[LabelConfirmation], studies: dict[str, 
     """UsageError where a resolution is not retrained, or where none of its nominees can be retrained."""
     for each in confirmations:
         label = each.nomination.label
+        if _unfinished_resolutions(each, studies) and read_plan(studies[label]) != each.plan:
+            raise UsageError(
+                f"{label} is not retrained as planned: another `acuity confirm` has changed its plan meanwhile. Wait "
+                "until that one has ended, then run this command again. Complete trainings are kept"
+            )
         check_retrainable(each.plan, studies[label].get_trials(deepcopy=False), label=label)
         for resolution in _unfinished_resolutions(each, studies):
             batches = [nominee.batch_size for nominee in each.plan.nominees if nominee.resolution == resolution]

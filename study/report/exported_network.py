@@ -8,7 +8,6 @@ import pandas as pd
 from sqlalchemy import text
 
 from acuity.objectives.device.device import open_for_scoring
-from acuity.objectives.statistics.metrics import auc
 from acuity.objectives.training.interface import Hyperparameters
 from acuity.objectives.training.prediction import score_images
 from acuity.storage.confirmations import find_confirmation, find_scores
@@ -154,6 +153,6 @@ def _score_validation(
     rows = data.validation
     scores = score_images(checkpoint, hyperparameters, data.images, rows, device=open_for_scoring(device).torch_device)
     targets = data.targets[rows].astype(np.int8)
-    check_validation_auc(auc(targets, scores), run, resolution=hyperparameters.resolution)
+    check_validation_auc(targets, scores, run, resolution=hyperparameters.resolution)
     patients = data.patients[rows].astype(str)
     return pd.DataFrame({"part": "validation", "patient": patients, "target": targets, "score": scores})

@@ -33,7 +33,7 @@ from acuity.study import confirm as confirm_module
 from acuity.study.confirm import confirm
 from acuity.study.confirmation import scoring as scores_module
 from acuity.study.confirmation.protocol import Finalist, LabelProtocol, Protocol, Run, read_protocol
-from acuity.study.confirmation.scoring import Scorer, score_external, score_label, unpack
+from acuity.study.confirmation.scoring import Scorer, check_validation_auc, score_external, score_label, unpack
 from acuity.study.dataset.design import Design, choose_design
 from acuity.study.dataset.image_set import ImageSet, open_folds, open_image_set
 from acuity.study.display.answer_table import answer_table, details_table, markdown_table
@@ -512,6 +512,59 @@ def test_missing_or_exchanged_network_is_rejected_before_test_patients_are_score
     with pytest.raises(UsageError, match="it is not the one that was trained"):
         run(database, searched)
     assert kept_scores(database) == []
+
+
+def test_another_confirmation_that_changes_the_plan_is_named_as_the_cause(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both confirm the same experiment at the same time, with other numbers of seeds."""
+    fleet_here(monkeypatch)
+    run_fleet = confirm_module.run_fleet
+
+    def confirm_elsewhere(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(confirm_module, "run_fleet", run_fleet)
+        run(database, searched, seeds=3)
+        run_fleet(*arguments, **options)
+
+    monkeypatch.setattr(confirm_module, "run_fleet", confirm_elsewhere)
+    with pytest.raises(UsageError, match="another `acuity confirm` has changed its plan meanwhile") as refused:
+        run(database, searched, seeds=4)
+    assert "then run this command again. Complete trainings are kept" in str(refused.value)
+    assert "used twice" in run(database, searched, seeds=4), "as the message says"
+    assert trainings(database) == 10
+
+
+def test_workers_that_were_stopped_are_named_where_the_plan_is_unchanged(
+    searched: Registered, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm_module, "run_fleet", lambda *_, **__: None)
+    with pytest.raises(UsageError, match="its workers were stopped"):
+        run(database, searched)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "pairs", "is_refused"),
+    [
+        (5, 5, 4, False),
+        (5, 5, 5, True),
+        (10, 40, 4, False),
+        (10, 40, 5, True),
+        (100, 100, 99, False),
+        (100, 100, 101, True),
+    ],
+)
+def test_few_pairs_in_another_order_are_the_rounding_of_another_device(
+    positives: int, negatives: int, pairs: int, is_refused: bool
+) -> None:
+    """In the training these pairs of a positive and a negative image were ordered wrongly, now no pair is."""
+    targets = np.repeat([1, 0], [positives, negatives])
+    scores = targets.astype(np.float64)
+    run = replace(runs_of(32)[0], validation_auc=1 - pairs / (positives * negatives))
+    if is_refused:
+        with pytest.raises(UsageError, match="it is not the one that was trained"):
+            check_validation_auc(targets, scores, run, resolution=32)
+    else:
+        check_validation_auc(targets, scores, run, resolution=32)
 
 
 def _cut_off(*_: Any, **__: Any) -> None:
