@@ -41,6 +41,9 @@ class NoninferiorityTest:
     negative patients in proportion. None if the test is decided, or if more patients alone cannot decide it."""
     more_networks: int | None
     """Number of additional networks of each resolution that would decide the test with these patients, as above."""
+    more_folds: int | None
+    """Number of untrained folds that would decide the test, as above. Each adds its share of the test patients and a
+    network of each resolution. None if the test is decided, or if these folds cannot decide it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ def check_noninferiority(
     margin: float,
     level: float = 0.05,
     level_of_worse: float | None = None,
+    untrained_folds: int = 0,
 ) -> NoninferiorityTest:
     """Test one-sided at `level` that a resolution's AUC is less than the margin below the AUC of a larger one.
 
-    level_of_worse: level of the opposite test, by default `level`. InputError for a margin that is not between 0 and
+    level_of_worse: level of the opposite test, by default `level`. untrained_folds: of a cross-fitted design, which has
+    one network of each resolution in each trained fold. InputError for a margin that is not between 0 and
     0.5.
     """
     if not 0 < margin < 0.5:
@@ -111,11 +116,19 @@ def check_noninferiority(
         more_networks=_additional(_with_more_networks, pair, margin=margin, level=level_to_decide)
         if undecided
         else None,
+        more_folds=next(
+            (
+                more
+                for more in range(1, untrained_folds + 1)
+                if undecided and _decides(_with_more_folds(pair, more), margin=margin, level=level_to_decide)
+            ),
+            None,
+        ),
     )
 
 
 def find_smallest_noninferior(
-    estimates: ResolutionEstimates, *, reference: int, margin: float, level: float = 0.05
+    estimates: ResolutionEstimates, *, reference: int, margin: float, level: float = 0.05, untrained_folds: int = 0
 ) -> NoninferiorityVerdict:
     """Test each resolution against every larger one, from the second largest down, up to the first that fails a test.
 
@@ -129,11 +142,12 @@ def find_smallest_noninferior(
     A resolution is worse if a test shows a larger loss than the margin, at the level divided by its number of tests.
     The largest resolution is the verdict where the next smaller one is worse.
 
-    A reference without a lower limit of its 95 % interval above 0.5 has no verdict.
+    A reference without a lower limit of its 95 % interval above 0.5 has no verdict. untrained_folds: as in
+    `check_noninferiority`.
     """
     if reason := _reason_without_verdict(estimates, reference=reference):
         return _without_verdict(estimates, reason=reason, margin=margin)
-    steps, shown, failed = _step_down(estimates, margin=margin, level=level)
+    steps, shown, failed = _step_down(estimates, margin=margin, level=level, untrained_folds=untrained_folds)
     undecided = not shown and outcome_of_tests(failed) == "undecided"
     tests = failed if undecided else shown
     decisive = decisive_test(tests) if tests else None
@@ -175,6 +189,11 @@ def networks_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
     return _needed_to_decide(tests, lambda test: test.more_networks)
 
 
+def folds_to_decide(tests: Sequence[NoninferiorityTest]) -> int | None:
+    """Number of untrained folds that would decide a resolution. None if it is decided, or if they cannot decide it."""
+    return _needed_to_decide(tests, lambda test: test.more_folds)
+
+
 def _needed_to_decide(
     tests: Sequence[NoninferiorityTest], additional: Callable[[NoninferiorityTest], int | None]
 ) -> int | None:
@@ -188,7 +207,7 @@ def _needed_to_decide(
 
 
 def _step_down(
-    estimates: ResolutionEstimates, *, margin: float, level: float
+    estimates: ResolutionEstimates, *, margin: float, level: float, untrained_folds: int
 ) -> tuple[tuple[NoninferiorityTest, ...], ...]:
     """All tests, the tests of the last resolution that is shown, and the tests of the first that is not."""
     steps: tuple[NoninferiorityTest, ...] = ()
@@ -203,6 +222,7 @@ def _step_down(
                 margin=margin,
                 level=level,
                 level_of_worse=level / len(larger),
+                untrained_folds=untrained_folds,
             )
             for each in larger
         )
@@ -239,14 +259,19 @@ def _without_verdict(estimates: ResolutionEstimates, *, reason: Reason, margin: 
     )
 
 
+def _decides(pair: AucPair, *, margin: float, level: float, power: float = 0.8) -> bool:
+    """Whether the test of a pair with this difference is decided with the power."""
+    statistic, degrees = t_statistic(pair, value=-margin)
+    return abs(statistic) >= float(stdtrit(degrees, 1 - level) + stdtrit(degrees, power))
+
+
 def _additional(
-    with_more: Callable[[AucPair, int], AucPair], pair: AucPair, *, margin: float, level: float, power: float = 0.8
+    with_more: Callable[[AucPair, int], AucPair], pair: AucPair, *, margin: float, level: float
 ) -> int | None:
     """The smallest additional number, of patients or networks, that decides the test for the estimated difference."""
 
     def decided(more: int) -> bool:
-        statistic, degrees = t_statistic(with_more(pair, more), value=-margin)
-        return abs(statistic) >= float(stdtrit(degrees, 1 - level) + stdtrit(degrees, power))
+        return _decides(with_more(pair, more), margin=margin, level=level)
 
     enough = 1
     while not decided(enough):
@@ -283,3 +308,9 @@ def _with_more_networks(pair: AucPair, more: int) -> AucPair:
         seed_variances=(first_variance * first / (first + more), second_variance * second / (second + more)),
         seeds=(first + more, second + more),
     )
+
+
+def _with_more_folds(pair: AucPair, more: int) -> AucPair:
+    """The pair with more folds: each has a network of each resolution, and as many patients as a trained fold."""
+    folds = pair.seeds[0]
+    return _with_more_networks(_with_more_patients(pair, round(pair.positive_patients * more / folds)), more)

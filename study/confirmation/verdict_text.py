@@ -10,6 +10,7 @@ from acuity.objectives.statistics.noninferiority import (
     NoninferiorityTest,
     NoninferiorityVerdict,
     decisive_test,
+    folds_to_decide,
     networks_to_decide,
     outcome_of_tests,
     patients_to_decide,
@@ -31,21 +32,27 @@ def verdict_sentence(
     *,
     reference: AucEstimate,
     comparisons: Sequence[Comparison],
+    untrained_folds: int = 0,
 ) -> str:
-    """The verdict on a label, its decisive test, the next smaller resolution, and the resolutions that were skipped."""
+    """The verdict on a label, its decisive test, the next smaller resolution, and the resolutions that were skipped.
+
+    untrained_folds: number of the design's folds that are not trained. Each would add test patients.
+    """
     if verdict.verdict == "not_estimable":
         return f"{protocol.label}: not estimable, {_reason(verdict, reference=reference)}."
     failed = _failed_tests(verdict)
     named = f"The reference is {reference.resolution} px (AUC {reference.auc:.3f})."
     skipped = map(_skipped_resolution, protocol.skipped)
     if verdict.verdict == "undecided":
-        return " ".join([f"{protocol.label}: undecided.", *_undecided(failed, protocol), named, *skipped])
+        open_test = _undecided(failed, protocol, untrained_folds=untrained_folds)
+        return " ".join([f"{protocol.label}: undecided.", *open_test, named, *skipped])
     assert verdict.resolution is not None
     if verdict.against is None:
         sentences = [f"{protocol.label} needs {verdict.resolution} px, the largest confirmed resolution."]
     else:
         sentences = [_shown(protocol, verdict), *_better_resolutions(comparisons, verdict)]
-    return " ".join([*sentences, *_next_smaller_resolution(failed, protocol), named, *skipped])
+    next_smaller = _next_smaller_resolution(failed, protocol, untrained_folds=untrained_folds)
+    return " ".join([*sentences, *next_smaller, named, *skipped])
 
 
 def _reason(verdict: NoninferiorityVerdict, *, reference: AucEstimate) -> str:
@@ -89,7 +96,9 @@ def _better_resolutions(comparisons: Sequence[Comparison], verdict: Noninferiori
             )
 
 
-def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
+def _next_smaller_resolution(
+    failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, *, untrained_folds: int
+) -> Iterator[str]:
     """The result of the next smaller resolution than the verdict's."""
     if not failed:
         yield "No smaller resolution was confirmed."
@@ -100,21 +109,31 @@ def _next_smaller_resolution(failed: Sequence[NoninferiorityTest], protocol: Lab
             f"{test.reference} px)."
         )
     else:
-        yield from _undecided(failed, protocol)
+        yield from _undecided(failed, protocol, untrained_folds=untrained_folds)
 
 
-def _undecided(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
+def _undecided(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol, *, untrained_folds: int) -> Iterator[str]:
     """The comparison that is open, and what would decide it."""
     test = decisive_test(failed)
     yield (
         f"Whether {test.resolution} px loses less than {test.margin:g} AUC against {test.reference} px is open "
-        f"(difference {signed(test.difference)}, could be {signed(test.difference_low)})."
+        f"(difference {signed(test.difference)}, at least {signed(test.difference_low)})."
     )
     options = [*_more_patients(failed), *_more_networks(failed, protocol)]
     if options:
         yield f"About {' or '.join(options)} would decide it."
     else:
         yield "Neither more patients alone nor more networks alone would decide it."
+    more = folds_to_decide(failed)
+    if more is None and untrained_folds and not options:
+        more = untrained_folds
+        adds = "fold adds both, but decides" if more == 1 else f"{more} folds add both, but decide"
+        yield f"The remaining {adds} it with less than 80 % power."
+    if more is not None:
+        yield (
+            f"`acuity confirm FILE` with min_folds = {len(protocol.folds) + more} under [confirm] trains "
+            f"{counted(more, 'more fold')}. This is another use of the test patients."
+        )
 
 
 def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
@@ -124,7 +143,7 @@ def _more_patients(failed: Sequence[NoninferiorityTest]) -> Iterator[str]:
 
 
 def _more_networks(failed: Sequence[NoninferiorityTest], protocol: LabelProtocol) -> Iterator[str]:
-    more = networks_to_decide(failed)
+    more = folds_to_decide(failed) or networks_to_decide(failed)
     if more is None or more > _MOST_NETWORKS:
         return
     if not protocol.folds:

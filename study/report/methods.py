@@ -354,8 +354,8 @@ def _variance(protocol: Protocol) -> str:
         "AUCs are means over the folds of the AUC within each fold (LeDell et al., Electron J Stat 2015;9:1583-1607). "
         "Their variance has two terms. The first is the sum of the folds' patient-clustered DeLong variances, divided "
         "by the squared number of trained folds. The second is the variance between networks divided by their number. "
-        "It was estimated on the validation patients, which all networks scored. The overlap of the folds' training "
-        "patients is not part of the variance."
+        "It was estimated on all validation patients, also for the AUCs by view, sex and age. The overlap of the "
+        "folds' training patients is not part of the variance."
     )
 
 

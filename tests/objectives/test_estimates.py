@@ -313,6 +313,26 @@ def test_no_number_of_patients_compensates_for_the_variance_over_seeds() -> None
     assert answer.more_positive_patients is None
 
 
+def test_untrained_folds_add_patients_and_networks() -> None:
+    estimates = make_estimates({64: 0.80, 128: 0.80}, se=0.03, seed_sd=0.015)
+    test = check_noninferiority(estimates, 64, reference=128, margin=0.02, untrained_folds=17)
+    assert test.outcome == "undecided"
+    assert test.more_positive_patients is None
+    assert test.more_folds is not None
+    assert test.more_networks is None or test.more_networks > test.more_folds
+
+    def standard_errors(folds: int) -> float:
+        """Number of standard errors in the margin less those of the test with 80 % power, by hand without logits."""
+        parts = (2 * 0.05 * 0.03**2 * 3 / folds, 400 * folds / 3 - 1), *2 * ((0.015**2 / folds, folds - 1),)
+        degrees = satterthwaite_degrees(*parts)
+        needed = student.ppf(0.95, degrees) + student.ppf(0.8, degrees)
+        return 0.02 / math.sqrt(sum(part for part, _ in parts)) - needed
+
+    assert standard_errors(3 + test.more_folds - 1) < 0 <= standard_errors(3 + test.more_folds)
+    fewer = check_noninferiority(estimates, 64, reference=128, margin=0.02, untrained_folds=test.more_folds - 1)
+    assert fewer.more_folds is None
+
+
 def test_fewer_than_30_positive_patients_are_not_estimable() -> None:
     answer = find_smallest_noninferior(
         make_estimates({64: 0.80, 128: 0.80}, se=1e-4, patients=29), reference=128, margin=0.02

@@ -340,20 +340,100 @@ def test_cross_fitted_aucs_and_intervals_agree_with_pairs_within_folds() -> None
     women = [auc_by_pairs(frame[frame["sex"] == "F"]) for frame in tables[32]]
     assert groups["F", 32]["auc"] == pytest.approx(np.mean(women))
     assert groups["F", 32]["positive_patients"] == 30
+    whole = next(each for each in found["by_resolution"] if each["resolution"] == 32)
+    assert groups["F", 32]["seed_sd"] == whole["seed_sd"], "over networks, on all validation patients"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def vary_by_fold(tables: dict[int, list[pd.DataFrame]], step: float) -> None:
+    """Raise the scores of positive validation patients by this step from fold to fold."""
+    for px, frames in tables.items():
+        for fold, frame in enumerate(frames):
+            of_validation = frame["part"] == "validation"
+            moved = logit(frame["score"]) + frame["target"] * (step * fold + 0.001 * px)
+            frame.loc[of_validation, "score"] = expit(moved[of_validation])
 
 
 def test_undecided_cross_fitted_label_names_the_number_of_folds_that_would_decide() -> None:
     label, tables, design = cross_fitted([32, 64], reference=64)
-    for px in (32, 64):  # networks differ more on validation patients than the test patients of a fold do
-        for fold, frame in enumerate(tables[px]):
-            of_validation = frame["part"] == "validation"
-            moved = logit(frame["score"]) + frame["target"] * (0.3 * fold + 0.001 * px)
-            frame.loc[of_validation, "score"] = expit(moved[of_validation])
+    vary_by_fold(tables, 0.3)  # networks differ more on validation patients than the test patients of a fold do
     verdict = conclude_label(label, tables, design, margin=0.1)["smallest_adequate"]
     assert verdict["verdict"] == "undecided"
     assert f"{3 + verdict['more_networks']} trained folds in place of 3 would decide it" in verdict["sentence"]
     assert "Whether 32 px loses less than 0.1 AUC against 64 px is open" in verdict["sentence"]
+
+
+def test_subgroup_without_validation_patients_has_the_auc_of_its_test_patients() -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    for frame in (frame for frames in tables.values() for frame in frames):
+        frame.loc[(frame["part"] == "validation") & (frame["sex"] == "F") & (frame["target"] == 1), "sex"] = "M"
+    found = conclude_label(label, tables, design, margin=0.1)
+    women = {each["resolution"]: each for each in found["subgroups"] if each["group"] == "F"}
+    assert women[32]["auc"] == pytest.approx(
+        np.mean([auc_by_pairs(frame[frame["sex"] == "F"]) for frame in tables[32]])
+    )
+    assert women[32]["auc_low"] < women[32]["auc"] < women[32]["auc_high"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "advice"),
+    [
+        (
+            4,
+            "The remaining fold adds both, but decides it with less than 80 % power. `acuity confirm FILE` with "
+            "min_folds = 4 under [confirm] trains 1 more fold. This is another use of the test patients.",
+        ),
+        (
+            5,
+            "The remaining 2 folds add both, but decide it with less than 80 % power. `acuity confirm FILE` with "
+            "min_folds = 5 under [confirm] trains 2 more folds.",
+        ),
+        (3, None),
+    ],
+    ids=["one fold is left", "two folds are left", "all folds are trained"],
+)
+def test_undecided_label_names_the_folds_that_are_not_trained(folds: int, advice: str | None) -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    verdict = conclude_label(label, tables, replace(design, folds=folds), margin=0.02)["smallest_adequate"]
+    assert verdict["verdict"] == "undecided"
+    sentence = verdict["sentence"]
+    assert "Neither more patients alone nor more networks alone would decide it." in sentence
+    assert ", at least \N{MINUS SIGN}0." in sentence
+    if advice is None:
+        assert "fold" not in sentence
+    else:
+        assert advice in sentence
+
+
+def test_folds_that_are_not_trained_count_with_their_patients_and_networks() -> None:
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    vary_by_fold(tables, 0.02)
+    sentences = [
+        conclude_label(label, tables, replace(design, folds=folds), margin=0.05)["smallest_adequate"]["sentence"]
+        for folds in (3, 20)
+    ]
+    assert "Neither more patients alone nor more networks alone would decide it." in sentences[0]
+    assert (
+        "About 14 trained folds in place of 3 would decide it. `acuity confirm FILE` with min_folds = 14 under "
+        "[confirm] trains 11 more folds. This is another use of the test patients." in sentences[1]
+    )
+
+
+def test_sentence_on_external_images_names_no_remaining_fold() -> None:
+    """A further fold adds no external patients."""
+    label, tables, design = cross_fitted([32, 64], reference=64)
+    external = {}
+    for px, frames in tables.items():
+        others = seeds_of(40, gap=1.0, images=120, jitter=0.5, base=7)
+        for seed, other in enumerate(others):
+            other["score"] = expit(logit(other["score"]) + other["target"] * (0.4 * seed + 0.001 * px))
+        external[px] = [
+            pd.concat([own[own["part"] == "validation"], other[other["part"] == "test"].assign(part="external")])
+            for own, other in zip(frames, others, strict=True)
+        ]
+    verdict = conclude_label(label, external, design, margin=0.02, part="external")["smallest_adequate"]
+    assert "Neither more patients alone nor more networks alone would decide it." in verdict["sentence"]
+    assert "fold" not in verdict["sentence"]
 
 
 def test_networks_of_a_cross_fitted_confirmation_all_score_external_images() -> None:
