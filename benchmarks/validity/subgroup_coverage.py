@@ -2,8 +2,8 @@
 
 The subgroup is a part of the patients, such as women. "own" takes the variance over seeds from the few validation
 patients of the subgroup. It gives no interval where these are all positive or all negative. Networks differ in skill
-overall and, in some cells, on the subgroup too. In one cell they differ more on it than overall, and the claim does not
-hold. Scores are binormal, with one image per patient and three folds.
+overall and, in some cells, on the subgroup too. In one cell they differ more than twice as
+much on it as overall, and the claim does not hold. Scores are binormal, with one image per patient and three folds.
 
 Run: python benchmarks/validity/subgroup_coverage.py [--repetitions 2000] (two minutes on one free core).
 """

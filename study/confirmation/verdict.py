@@ -81,7 +81,7 @@ class _Evaluated:
 
         The validation patients of a group are few, or of one kind. Intervals with the variance over seeds of these few
         are twice as wide and cover 98 to 99 %. With all validation patients they cover 96 to 97 %, and 93 % if networks
-        differ more on this group than overall (benchmarks/validity/subgroup_coverage.py).
+        differ more than twice as much on this group as overall (benchmarks/validity/subgroup_coverage.py).
         """
         folds = tuple(each.select(each.images[column].to_numpy(dtype=object) == group) for each in self.folds)
         return _Evaluated(folds, self.validation)
