@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from acuity.study.report.style import figure_style, series
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "search_report.json"
+RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = {
     "acuity": "Acuity",
     "optuna": "Optuna, its defaults",
@@ -29,13 +29,16 @@ WORKERS = (1, 8)
 
 def main() -> None:
     """Draw one row per number of workers: left the best trial, right the mean over all resolutions' best trials."""
-    result = json.loads(RESULTS.read_text())
+    others, result = (
+        json.loads((RESULTS / name).read_text()) for name in ("search_report.json", "search_report_designs.json")
+    )
     with figure_style():
         figure = Figure(figsize=(6.6, 4.6))
         panels = figure.subplots(len(WORKERS), len(QUANTITIES), sharex=True, sharey="col", squeeze=False)
         for row, workers in zip(panels, WORKERS, strict=True):
             for axis, (column, what) in zip(row, QUANTITIES.items(), strict=True):
-                _draw(axis, result[column][f"{workers} workers"])
+                key = f"{workers} workers"
+                _draw(axis, others[column][key] | result[column][key])
                 axis.set_title(f"{what}, {workers} worker{'s' if workers > 1 else ''}")
         for axis in panels[:, 0]:
             axis.set_ylabel("AUC below what there is")
