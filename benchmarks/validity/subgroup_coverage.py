@@ -2,8 +2,8 @@
 
 The subgroup is a part of the patients, such as women. "own" takes the variance over seeds from the few validation
 patients of the subgroup. It gives no interval where these are all positive or all negative. Networks differ in skill
-overall and, in some cells, on the subgroup too. In one cell they differ more than twice as
-much on it as overall, and the claim does not hold. Scores are binormal, with one image per patient and three folds.
+overall and, in some cells, on the subgroup too. In one cell they differ more than twice as much on it as overall, and
+the claim does not hold. Scores are binormal, with one image per patient and three folds.
 
 Run: python benchmarks/validity/subgroup_coverage.py [--repetitions 2000] (two minutes on one free core).
 """
@@ -100,7 +100,8 @@ def main() -> None:
     print("| subgroup | all: covered | width | own: estimated | covered | width |\n|---|---|---|---|---|---|")
     rows = {}
     for name, cell in CELLS.items():
-        of_all, of_own = (simulate(cell, each, repetitions=repetitions) for each in ("all", "own"))  # type: ignore[arg-type]
+        of_all = simulate(cell, "all", repetitions=repetitions)
+        of_own = simulate(cell, "own", repetitions=repetitions)
         rows[name] = {"all": of_all, "own": of_own}
         figures = of_all["covered"], of_all["width"], *of_own.values()
         print(f"| {name} | {' | '.join(f'{each:.3f}' for each in figures)} |", flush=True)

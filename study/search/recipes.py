@@ -60,7 +60,7 @@ def count_own_rounds(search: Search) -> int:
 
 
 def own_recipes(experiment: Experiment, exponents: tuple[int, int], label: str) -> list[Recipe]:
-    """A label's own recipes: enough for its initial trials with own recipes, and more than trials at one resolution.
+    """A label's own recipes: as many as its initial trials need, and more than it has trials at one resolution.
 
     The own recipes of all labels are spread over the search space together. They differ from those of the experiments
     in learn_from.
