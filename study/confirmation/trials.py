@@ -90,12 +90,13 @@ def claim_confirm_trial(
         if not (_has_waiting_or_missing_trainings(study) or _has_old_number(study)):
             continue  # without the lock. These calls also fill Optuna's cache.
         with claim_study(database, study._study_id):
-            plan, trials = read_plan(study), study.get_trials(deepcopy=False)
+            stored, trials = study.user_attrs["plan"], study.get_trials(deepcopy=False)
+            plan = parse_plan(stored)
             for trial in surplus_trainings(plan, trials):
                 cancel_trial(database, trial, reason="the plan no longer contains it")
             for nominee, fold, repeat in missing_trainings(plan, trials):
                 _enqueue_run(database, registered, study, plan.design, nominee, fold=fold, repeat=repeat)
-            if _has_old_number(study):
+            if stored["trainings"] != plan.trainings_needed(trials):
                 _store_plan(study, plan)
             claim = claim_waiting_trial(database, registered, label, study, can_hold=can_hold)
         if claim is not None:
